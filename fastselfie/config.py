@@ -1,0 +1,397 @@
+"""The configuration: typed, frozen, every key documented once, here.
+
+A YAML file and `key=value` overrides become one frozen `Config`. An unknown key or a wrong type
+is a `UserError` of one line that names the key, where it was written and the nearest valid name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fastselfie.errors import UserError
+
+# A value that a resumed run may change without becoming another experiment.
+_Free = "changes nothing that is learned"
+FREE: dict[str, Any] = {"resume": _Free}
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+class _Section(BaseModel):
+    # Strict: "3" is not 3. Values are validated as JSON, where a list may become a tuple.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class DataConfig(_Section):
+    """Where the images are, and what is done to them before the network sees them."""
+
+    train: str | None = Field(
+        None,
+        description="an image folder (one sub-folder a class, or train/ and test/ or val/ inside), "
+        "a folder of CIFAR-10 batches (binary or Python), or of IDX files (Fashion-MNIST, MNIST)",
+        json_schema_extra=FREE,
+    )
+    test: str | None = Field(
+        None,
+        description="held-out images, same kinds; null: the test part of data.train, else a split",
+        json_schema_extra=FREE,
+    )
+    held_out: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        0.1, description="share of each class held out when data.train has no test part"
+    )
+    limit: PositiveInt | None = Field(None, description="use only so many images of each split")
+    image_size: PositiveInt = Field(224, description="side of the square image, pixels")
+    crop: Literal["resized", "pad"] = Field(
+        "resized",
+        description="resized: random area and ratio, resized to image_size; pad: shift by data.pad",
+    )
+    area: tuple[float, float] = Field((0.08, 1.0), description="crop: resized, share of the area")
+    ratio: tuple[float, float] = Field((3 / 4, 4 / 3), description="crop: resized, width / height")
+    pad: Annotated[int, Field(ge=0)] = Field(4, description="crop: pad, pixels on each side")
+    pad_mode: Literal["zero", "reflect", "none"] = Field(
+        "zero",
+        description="what the shift uncovers; zero is the paper's, but its black bars give the "
+        "place of a patch away; none: no shift",
+    )
+    flip: bool = Field(True, description="flip half of the images horizontally")
+    mean: tuple[float, float, float] = Field(
+        (0.485, 0.456, 0.406), description="subtracted, per channel, in units of 0..1"
+    )
+    std: tuple[float, float, float] = Field(
+        (0.229, 0.224, 0.225), description="divided by, per channel, in units of 0..1"
+    )
+    loader: Literal["auto", "folder", "resident", "synthetic"] = Field(
+        "auto",
+        description="resident: the whole set on the device (small images); folder: Pillow and "
+        "worker processes; synthetic: random pixels, no files",
+        json_schema_extra=FREE,
+    )
+    workers: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="decoding processes; null: one a core", json_schema_extra=FREE
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> DataConfig:
+        if not 0 < self.area[0] <= self.area[1] <= 1:
+            raise ValueError(f"data.area is {list(self.area)}: it must rise within (0, 1]")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"data.ratio is {list(self.ratio)}: it must rise from above 0")
+        if self.pad >= self.image_size and self.crop == "pad":
+            raise ValueError(f"data.pad is {self.pad}: it must be below data.image_size")
+        return self
+
+
+class ModelConfig(_Section):
+    """The network. The defaults are the paper's: ResNet-50 at width 64, D = 16 x width = 1024."""
+
+    stem: Literal["imagenet", "cifar"] = Field(
+        "imagenet", description="imagenet: 7x7/2 conv and 3x3/2 max pool; cifar: 3x3/1 conv"
+    )
+    width: PositiveInt = Field(64, description="channels of the stem")
+    blocks: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = Field(
+        (3, 4, 6, 3), description="bottlenecks in each stage; P is the first three"
+    )
+    patch_size: PositiveInt = Field(32, description="side of a patch, pixels")
+    mask_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        0.25, description="M = floor(fraction x N) patches are masked"
+    )
+    positions: Literal["learned", "row_column"] = Field(
+        "row_column", description="one vector a location, or a row and a column vector summed"
+    )
+    position_std: Annotated[float, Field(gt=0.0)] = Field(
+        1.0,
+        description="of the initial position vectors; u has 1 too. The places must be told apart "
+        "from the start: with BERT's 0.02 the quickstart learns several times more slowly",
+    )
+    encoder_positions: bool = Field(
+        True, description="add positions to the visible patches; false is an ablation"
+    )
+    layers: PositiveInt = Field(3, description="attention pooling: transformer blocks")
+    heads: PositiveInt = Field(32, description="attention pooling: heads")
+    feed_forward: PositiveInt = Field(640, description="attention pooling: hidden width of the MLP")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.1, description="attention pooling: on the attention weights and before each residual"
+    )
+    logit_scale: Literal["inverse_sqrt", "none"] = Field(
+        "inverse_sqrt",
+        description="scores are divided by sqrt(D): raw ones spread by about 10 at step 0, "
+        "where the loss is then far above ln M",
+    )
+
+    @property
+    def embedding_width(self) -> int:
+        """D: the channels at the end of stage 3, a bottleneck's 4 x 4 x width."""
+        return 16 * self.width
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelConfig:
+        if self.embedding_width % self.heads:
+            raise ValueError(
+                f"model.heads is {self.heads}: it must divide 16 x model.width = "
+                f"{self.embedding_width}"
+            )
+        return self
+
+
+class StageConfig(_Section):
+    """What pretraining and finetuning share: SGD with Nesterov momentum under a cosine."""
+
+    steps: PositiveInt = Field(120_000, description="updates of the weights")
+    batch_size: PositiveInt = Field(1024, description="images an update, over all processes")
+    micro_batch_size: PositiveInt | None = Field(
+        None,
+        description="images a forward pass, a divisor of batch_size; null: as many as fit in "
+        "memory by the estimate of --dry-run. Batch norm sees this many",
+    )
+    lr: Annotated[float, Field(gt=0.0)] = Field(
+        0.1, description="maximum learning rate; the paper tunes it in [0.01, 0.4]"
+    )
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(100, description="linear warm-up")
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.9, description="Nesterov")
+    weight_decay: Annotated[float, Field(ge=0.0)] = Field(
+        1e-4, description="L2 on convolution and linear weights; not on norms, biases, positions"
+    )
+    clip_grad_norm: Annotated[float, Field(gt=0.0)] | None = Field(
+        None, description="clip the gradient's norm; null: off"
+    )
+    log_every: PositiveInt = Field(50, description="steps", json_schema_extra=FREE)
+    eval_every: PositiveInt = Field(5_000, description="steps", json_schema_extra=FREE)
+    save_every: PositiveInt = Field(1_000, description="steps", json_schema_extra=FREE)
+
+    @model_validator(mode="after")
+    def _check_micro(self) -> StageConfig:
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size is {self.micro_batch_size}: it must divide batch_size = "
+                f"{self.batch_size}"
+            )
+        return self
+
+
+class PretrainConfig(StageConfig):
+    """Selfie pretraining: the labels are not used."""
+
+    eval_images: PositiveInt = Field(
+        2_048, description="held-out images for the pretext accuracy", json_schema_extra=FREE
+    )
+    picture_steps: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0, 2_000, 10_000, 120_000),
+        description="steps at which the mask-prediction picture is taken; the last step always",
+        json_schema_extra=FREE,
+    )
+
+
+class FinetuneConfig(StageConfig):
+    """Finetuning a ResNet from P on few labels, and the supervised control from scratch."""
+
+    labels: Fraction = Field(0.1, description="share of the labels, class-balanced")
+    labels_per_class: PositiveInt | None = Field(
+        None, description="labels of each class instead of a share"
+    )
+    control: bool = Field(True, description="also train the same network from scratch")
+    scratch_lr: Annotated[float, Field(gt=0.0)] | None = Field(
+        None, description="the control's maximum learning rate; null: lr"
+    )
+
+
+class RuntimeConfig(_Section):
+    """How the machine is used. Nothing here changes what is computed, only how fast."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if one is seen")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 on sm_80 and newer, fp16 with a scaler below, fp32 on CPU"
+    )
+    channels_last: bool = Field(True, description="NHWC memory format of the convolutions")
+    threads: PositiveInt | None = Field(None, description="CPU threads of torch; null: its choice")
+
+
+class Config(_Section):
+    """One experiment."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+        ..., description="the run's folder is runs/NAME", json_schema_extra=FREE
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="seeds every draw")
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    runtime: RuntimeConfig = Field(RuntimeConfig(), json_schema_extra=FREE)
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side."""
+        return self.data.image_size // self.model.patch_size
+
+    @property
+    def patches(self) -> int:
+        """N, patches an image."""
+        return self.grid**2
+
+    @property
+    def masked(self) -> int:
+        """M = floor(mask_fraction x N)."""
+        return math.floor(self.model.mask_fraction * self.patches)
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if self.data.image_size % self.model.patch_size:
+            raise ValueError(
+                f"data.image_size is {self.data.image_size}: it must be a multiple of "
+                f"model.patch_size = {self.model.patch_size}"
+            )
+        if self.masked < 2:
+            raise ValueError(
+                f"model.mask_fraction is {self.model.mask_fraction}: it masks {self.masked} of "
+                f"{self.patches} patches, and a task needs at least 2"
+            )
+        return self
+
+    def to_yaml(self) -> str:
+        """The whole configuration, defaults included, as a file that `load_config` reads."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader with two traps removed: 1e-4 is a number, and a key stands once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                line = node.start_mark.line + 1
+                raise yaml.YAMLError(f"key '{key}' stands twice in the section at line {line}")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def parse_yaml(text: str, origin: str) -> Any:
+    """Parse YAML with the safe loader; a fault is a `UserError` that names `origin`."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read `path`, apply `key=value` overrides, validate.
+
+    Raises:
+        UserError: no such file, broken YAML, an unknown key, a value of the wrong type.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise UserError(f"{path}: cannot read the config: {reason}") from error
+    values = parse_yaml(text, str(path))
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a config is a mapping of keys, see configs/quickstart.yaml")
+    overridden = [_apply(values, override) for override in overrides]
+    try:
+        return Config.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        raise UserError(_one_line(error, path, overridden)) from None
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _apply(values: dict[str, Any], override: str) -> str:
+    """Set the dotted key of `key=value` in the nested `values`; return the key."""
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        raise UserError(f"'{override}' is not key=value, for example pretrain.steps=1000")
+    *sections, last = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise UserError(f"{key}: '{section}' is a value, not a section (command line)")
+    values[last] = parse_yaml(text, key)
+    return key
+
+
+def _one_line(error: ValidationError, path: Path, overridden: Sequence[str]) -> str:
+    """The first fault as one line; `extra_forbidden` gets the nearest valid name."""
+    faults = error.errors(include_url=False)
+    # A misspelt key is the likeliest cause of whatever else is wrong: name it first.
+    fault = min(faults, key=lambda f: f["type"] != "extra_forbidden")
+    key = ".".join(str(part) for part in fault["loc"])
+    from_line = any(key == o or key.startswith(o + ".") for o in overridden)
+    origin = "command line" if from_line else str(path)
+    if fault["type"] == "extra_forbidden":
+        nearest = _nearest(key)
+        text = f"unknown key '{key}' ({origin}): did you mean '{nearest}'?"
+    elif fault["type"] == "missing":
+        text = f"{origin}: the key '{key}' is missing"
+    elif fault["type"] == "value_error":
+        text = f"{origin}: {'.'.join([key, '']) if key in ('pretrain', 'finetune') else ''}"
+        text += fault["msg"].removeprefix("Value error, ")
+    else:
+        text = f"{key} is {json.dumps(fault['input'])} ({origin}): {_lower(fault['msg'])}"
+    return text if len(faults) == 1 else f"{text} (and {len(faults) - 1} more)"
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _nearest(key: str) -> str:
+    """The valid key most like `key`: the same section first, then the same name anywhere."""
+    known = [name for name, _ in _leaves(Config)]
+    section, _, name = key.rpartition(".")
+    siblings = [k for k in known if k.rpartition(".")[0] == section]
+    near = difflib.get_close_matches(key, siblings, n=1, cutoff=0.6)
+    namesakes = [k for k in known if k.rpartition(".")[2] == name]
+    return (near or namesakes or difflib.get_close_matches(key, known, n=1, cutoff=0.0))[0]
+
+
+def _leaves(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, bool]]:
+    """(dotted key, free to change on resume) of every section and value."""
+    for name, field in section.model_fields.items():
+        extra = field.json_schema_extra
+        free = isinstance(extra, dict) and extra.get("resume") == _Free
+        yield prefix + name, free
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            for key, inner in _leaves(field.annotation, f"{prefix}{name}."):
+                yield key, free or inner
+
+
+def differing_keys(
+    old: Mapping[str, Any], new: Mapping[str, Any], sections: Sequence[str]
+) -> list[str]:
+    """Dotted keys in `sections` whose values differ and that make another experiment.
+
+    Both mappings are `Config.model_dump(mode="json")`; `old` may come from an older version, so
+    a key that only one side has counts as differing.
+    """
+
+    def value(mapping: Any, key: str) -> Any:
+        for part in key.split("."):
+            mapping = mapping.get(part) if isinstance(mapping, Mapping) else None
+        return mapping
+
+    differing = []
+    for key, free in _leaves(Config):
+        before, after = value(old, key), value(new, key)
+        is_section = isinstance(before, Mapping) or isinstance(after, Mapping)
+        if key.split(".")[0] in sections and not free and not is_section and before != after:
+            differing.append(f"{key} ({json.dumps(before)} -> {json.dumps(after)})")
+    return differing

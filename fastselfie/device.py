@@ -1,0 +1,110 @@
+"""Which device and precision a run uses, and why: said aloud at the start of every run."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fastselfie.config import RuntimeConfig
+from fastselfie.errors import UserError
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The dtype of the matrix work. Parameters, statistics and losses stay float32.
+
+    name: fp32, bf16 or fp16. why: for the person who reads the log.
+    """
+
+    name: str
+    why: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.name]
+
+    @property
+    def scaled(self) -> bool:
+        """Whether gradients need a scaler: fp16's smallest normal number is 6e-5."""
+        return self.name == "fp16"
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, self.dtype, enabled=self.name != "fp32")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run computes. why: the reason for the device."""
+
+    device: torch.device
+    why: str
+    precision: Precision
+    channels_last: bool
+
+    def place(self, model: nn.Module) -> None:
+        """Move `model` to the device, its convolutions in the configured memory format."""
+        model.to(self.device)
+        if self.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def autocast(self) -> torch.autocast:
+        return self.precision.autocast(self.device)
+
+
+def choose_machine(runtime: RuntimeConfig) -> Machine:
+    """As the config says or, on auto, as the machine is. Sets torch's CPU threads.
+
+    Raises:
+        UserError: the machine has not what is asked for.
+    """
+    device, why = choose_device(runtime)
+    if runtime.threads is not None:
+        torch.set_num_threads(runtime.threads)
+    return Machine(device, why, choose_precision(runtime, device), runtime.channels_last)
+
+
+def choose_device(runtime: RuntimeConfig) -> tuple[torch.device, str]:
+    """The device and the reason.
+
+    Raises:
+        UserError: a GPU is asked for where torch sees none.
+    """
+    if runtime.device == "cpu":
+        return torch.device("cpu"), "runtime.device: cpu"
+    if torch.cuda.is_available():
+        index = torch.cuda.current_device()
+        return torch.device("cuda", index), torch.cuda.get_device_name(index)
+    cpu_build = torch.version.cuda is None and torch.version.hip is None
+    reason = "this torch is a CPU build" if cpu_build else "torch sees no GPU"
+    if runtime.device == "cuda":
+        raise UserError(f"runtime.device is cuda, but {reason}: see `fastselfie doctor`")
+    return torch.device("cpu"), reason
+
+
+def choose_precision(runtime: RuntimeConfig, device: torch.device) -> Precision:
+    """bf16 on sm_80 and newer, fp16 with a scaler below, fp32 on a CPU; the config overrides."""
+    if runtime.precision != "auto":
+        if device.type == "cpu" and runtime.precision == "fp16":
+            raise UserError("runtime.precision is fp16, which needs a GPU: use fp32 or bf16")
+        return Precision(runtime.precision, f"runtime.precision: {runtime.precision}")
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        name = "bf16" if major >= 8 else "fp16"
+        return Precision(name, f"sm_{major}{minor}")
+    return Precision("fp32", "on a CPU without AMX bf16 is slower")
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of memory that the device has; on a CPU what the machine or the cgroup allows."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
+            limit = file.read().strip()
+    except OSError:
+        return physical
+    return min(physical, int(limit)) if limit.isdigit() else physical
