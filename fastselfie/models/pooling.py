@@ -1,0 +1,70 @@
+"""Attention pooling A: `u, _ = Transformer(u0, h_1..h_K)` (paper, section 3.2).
+
+Post-norm transformer blocks as in BERT (Devlin et al., 2018); a learned u0 stands first in the
+sequence and its output u summarises the visible patches.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class PostNormBlock(nn.Module):
+    """Self-attention and an MLP with GELU, each followed by residual and layer norm.
+
+    Dropout on the attention weights and before each residual. Equals `nn.TransformerEncoderLayer`
+    but for that layer's dropout inside the MLP, which BERT does not have.
+
+    forward: (B, S, D) -> (B, S, D).
+    """
+
+    def __init__(self, width: int, heads: int, feed_forward: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm1 = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, feed_forward)
+        self.fc2 = nn.Linear(feed_forward, width)
+        self.norm2 = nn.LayerNorm(width)
+        for linear in (self.qkv, self.out, self.fc1, self.fc2):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm1(x + self._drop(self._attend(x)))
+        out: Tensor = self.norm2(x + self._drop(self.fc2(F.gelu(self.fc1(x)))))
+        return out
+
+    def _attend(self, x: Tensor) -> Tensor:
+        b, s, d = x.shape
+        q, k, v = self.qkv(x).view(b, s, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        out: Tensor = self.out(y.transpose(1, 2).reshape(b, s, d))
+        return out
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training)
+
+
+class AttentionPooling(nn.Module):
+    """forward: visible patches (B, K, D), positions already added -> their summary u (B, D)."""
+
+    def __init__(
+        self, width: int, layers: int, heads: int, feed_forward: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.u0 = nn.Parameter(torch.empty(width))
+        nn.init.normal_(self.u0, std=0.02)
+        self.blocks = nn.Sequential(
+            *(PostNormBlock(width, heads, feed_forward, dropout) for _ in range(layers))
+        )
+
+    def forward(self, visible: Tensor) -> Tensor:
+        first = self.u0.to(visible.dtype).expand(len(visible), 1, -1)
+        sequence: Tensor = self.blocks(torch.cat([first, visible], dim=1))
+        return sequence[:, 0]

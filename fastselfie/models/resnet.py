@@ -1,0 +1,161 @@
+"""ResNet v2 (pre-activation), after He et al., "Identity mappings in deep residual networks".
+
+Parameter names are those of timm's `resnetv2_50`, so weights load there and back. The first
+three stages without a classifier are the patch network P; all four with one are the network that
+is finetuned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Stem = Literal["imagenet", "cifar"]
+_EXPANSION = 4  # a bottleneck's output over its inner width
+
+
+def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+
+
+class _Stem(nn.Module):
+    """imagenet: 7x7/2 and max pool 3x3/2. cifar: 3x3/1. No norm: the first block begins with one.
+
+    A 32x32 patch and an 8x8 patch both leave P as 2x2.
+    """
+
+    def __init__(self, kind: Stem, width: int) -> None:
+        super().__init__()
+        large = kind == "imagenet"
+        self.conv = _convolution(3, width, 7, 2) if large else _convolution(3, width, 3)
+        self.pool = nn.MaxPool2d(3, 2, 1) if large else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.pool(self.conv(x))
+        return out
+
+
+class _Shortcut(nn.Module):
+    """A 1x1 convolution where shape changes; a module of its own for timm's parameter name."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv = _convolution(inputs, outputs, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(x)
+        return out
+
+
+class Bottleneck(nn.Module):
+    """norm, ReLU, 1x1; norm, ReLU, 3x3; norm, ReLU, 1x1; plus the input.
+
+    Where the shape changes, the shortcut starts from the normed and activated input.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        inner = outputs // _EXPANSION
+        self.norm1 = nn.BatchNorm2d(inputs)
+        self.conv1 = _convolution(inputs, inner, 1)
+        self.norm2 = nn.BatchNorm2d(inner)
+        self.conv2 = _convolution(inner, inner, 3, stride)
+        self.norm3 = nn.BatchNorm2d(inner)
+        self.conv3 = _convolution(inner, outputs, 1)
+        changes = stride != 1 or inputs != outputs
+        self.downsample = _Shortcut(inputs, outputs, stride) if changes else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(x))
+        shortcut = x if self.downsample is None else self.downsample(y)
+        y = self.conv1(y)
+        y = self.conv2(F.relu(self.norm2(y)))
+        y = self.conv3(F.relu(self.norm3(y)))
+        out: Tensor = y + shortcut
+        return out
+
+
+class _Stage(nn.Module):
+    def __init__(self, count: int, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(
+            *(
+                Bottleneck(inputs if i == 0 else outputs, outputs, stride if i == 0 else 1)
+                for i in range(count)
+            )
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.blocks(x)
+        return out
+
+
+class _Head(nn.Module):
+    """The classifier, a 1x1 convolution as in timm."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.fc = nn.Conv2d(width, classes, 1)
+        nn.init.normal_(self.fc.weight, std=0.01)
+        nn.init.zeros_(self.fc.bias)  # type: ignore[arg-type]
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        logits: Tensor = self.fc(pooled[:, :, None, None])
+        return logits.flatten(1)
+
+
+class ResNetV2(nn.Module):
+    """A pre-activation ResNet of bottlenecks.
+
+    blocks: bottlenecks in each stage, 3 entries for P and 4 for the classifier. classes: of the
+    head, or None for the pooled features.
+
+    forward: (B, 3, H, W) -> (B, D) or (B, classes). Ends with norm, ReLU and average pooling.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[int],
+        width: int = 64,
+        stem: Stem = "imagenet",
+        classes: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.stem = _Stem(stem, width)
+        stages, inputs = [], width
+        for index, count in enumerate(blocks):
+            outputs = width * _EXPANSION * 2**index
+            stages.append(_Stage(count, inputs, outputs, stride=1 if index == 0 else 2))
+            inputs = outputs
+        self.stages = nn.Sequential(*stages)
+        self.norm = nn.BatchNorm2d(inputs)
+        self.width = inputs
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.head = None if classes is None else _Head(inputs, classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, D): what the classifier sees."""
+        y: Tensor = F.relu(self.norm(self.stages(self.stem(x))))
+        return y.mean(dim=(2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = self.features(x)
+        return pooled if self.head is None else self.head(pooled)
+
+    def start_from(self, patch_network: ResNetV2) -> None:
+        """Copy P into the stem and the first stages; the rest keeps its initial values.
+
+        P's last norm stands where the next stage's first block begins, and is copied there
+        (batch statistics too): a pre-activation network cut in the middle has no norm of its own.
+        """
+        self.stem.load_state_dict(patch_network.stem.state_dict())
+        depth = len(patch_network.stages)
+        for index in range(depth):
+            self.stages[index].load_state_dict(patch_network.stages[index].state_dict())
+        following = self.stages.get_submodule(f"{depth}.blocks.0.norm1")
+        following.load_state_dict(patch_network.norm.state_dict())

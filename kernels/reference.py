@@ -1,0 +1,99 @@
+"""Every fused operation in plain torch: the specification that the fast paths are tested against.
+
+Right in float64 as in float32. Shapes: B images, N patches, M masked, K = N - M visible,
+D width, H W C pixels, P patch side.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def patchify(
+    images: Tensor,
+    flip: Tensor,
+    order: Tensor,
+    patch: int,
+    mean: Tensor,
+    std: Tensor,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Normalise, flip, cut into patches and put them in order.
+
+    With `patch` equal to H and an order of zeros this is the normalisation of whole images.
+
+    Args:
+        images: (B, H, W, C) uint8.
+        flip: (B,) bool, which images to mirror horizontally before they are cut.
+        order: (B, N) int64, the location that each output patch is taken from, numbered row by
+            row over the grid; need not name every location.
+        patch: P, which divides H and W.
+        mean, std: (C,) in units of 0..1.
+
+    Returns:
+        (B, N, C, P, P) in `dtype`, each patch channels-last in memory.
+
+    Raises:
+        ValueError: P does not divide H and W.
+    """
+    b, height, width, c = images.shape
+    if height % patch or width % patch:
+        raise ValueError(f"patch is {patch}: it must divide the image, {height} x {width}")
+    rows, columns = height // patch, width // patch
+    mirrored = torch.where(flip[:, None, None, None], images.flip(2), images)
+    cut = mirrored.view(b, rows, patch, columns, patch, c).transpose(2, 3)
+    patches = cut.reshape(b, rows * columns, patch, patch, c)
+    ordered = patches[torch.arange(b, device=images.device)[:, None], order]
+    # float32 before the cast: half precision cannot hold 255 levels / std exactly.
+    working = torch.promote_types(dtype, torch.float32)
+    scale = (1.0 / (255.0 * std.to(working))).to(images.device)
+    offset = (-mean.to(working) / std.to(working)).to(images.device)
+    return (ordered.to(working) * scale + offset).to(dtype).permute(0, 1, 4, 2, 3)
+
+
+def distractor_scores(
+    u: Tensor, h: Tensor, positions: Tensor, locations: Tensor, scale: float
+) -> Tensor:
+    """s_jk = scale * (u + position(j)) . h_k: how well candidate k fits masked location j.
+
+    Args:
+        u: (B, D), the summary of the visible patches.
+        h: (B, M, D), the masked patches; h_k belongs to location k. No position is added.
+        positions: (N, D), one vector a location.
+        locations: (B, M) int64, where the masked patches were.
+        scale: a factor, for example 1 / sqrt(D).
+
+    Returns:
+        (B, M, M), locations by candidates, float32 or wider.
+    """
+    if u.shape[-1] != h.shape[-1] or positions.shape[-1] != h.shape[-1]:
+        raise ValueError(
+            f"D differs: u has {u.shape[-1]}, h {h.shape[-1]}, positions {positions.shape[-1]}"
+        )
+    working = torch.promote_types(h.dtype, torch.float32)
+    v_bmd = u.to(working)[:, None] + positions.to(working)[locations]
+    return torch.einsum("bjd,bkd->bjk", v_bmd, h.to(working)) * scale
+
+
+def distractor_score(
+    u: Tensor, h: Tensor, positions: Tensor, locations: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The Selfie loss and how many locations were answered right.
+
+    Independent softmaxes over the candidates of each location, cross-entropy with the candidate
+    that was there (k = j), the mean over locations and images (paper, section 2).
+
+    Arguments as in `distractor_scores`.
+
+    Returns:
+        loss: () float32 or wider. correct: () int64, out of B x M.
+    """
+    with torch.autocast(h.device.type, enabled=False):
+        scores_bmm = distractor_scores(u, h, positions, locations, scale)
+        b, m, _ = scores_bmm.shape
+        target = torch.arange(m, device=h.device).expand(b, m)
+        loss = F.cross_entropy(scores_bmm.flatten(0, 1), target.flatten())
+        correct = (scores_bmm.argmax(dim=-1) == target).sum()
+    return loss, correct
