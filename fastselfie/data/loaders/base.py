@@ -1,0 +1,170 @@
+"""What every loader shares: the order of samples, the batch, and how a pass begins and ends.
+
+A loader only turns an index batch into pixels; which samples come when, how they are flipped and
+which patches are masked is decided here, once, from counter-based draws.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastselfie import rng
+from fastselfie.config import DataConfig
+from fastselfie.rng import IntArray
+
+Pixels = tuple[Tensor, Tensor]  # images (B, H, W, 3) uint8 and labels (B,) int64
+
+
+class Index(NamedTuple):
+    """Which samples make a batch: ids (B,) int64, and the epoch (B,) int64 that each is drawn in.
+
+    A batch may cross the end of an epoch, so the epoch belongs to the sample too.
+    """
+
+    samples: IntArray
+    epochs: IntArray
+
+
+@dataclass(frozen=True)
+class Batch:
+    """images (B, H, W, 3) uint8, labels (B,), flip (B,) bool, order (B, N): visible, then masked.
+
+    index: which samples they are.
+    """
+
+    images: Tensor
+    labels: Tensor
+    flip: Tensor
+    order: Tensor
+    index: Index
+
+    def split(self, size: int) -> Iterator[Batch]:
+        """Micro-batches of `size` images, views of this one."""
+        for start in range(0, len(self.images), size):
+            part = slice(start, start + size)
+            index = Index(self.index.samples[part], self.index.epochs[part])
+            yield Batch(
+                self.images[part], self.labels[part], self.flip[part], self.order[part], index
+            )
+
+
+class SampleStream:
+    """The endless concatenation of shuffled epochs.
+
+    Position p is sample p mod n of epoch p // n, so the whole state of a loader is one number:
+    how many samples were consumed. It depends on neither batch size nor process count.
+    """
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count = count
+        self.seed = seed
+        self._orders: dict[int, IntArray] = {}
+
+    def take(self, start: int, size: int) -> Index:
+        """The samples at positions [start, start + size)."""
+        positions = np.arange(start, start + size, dtype=np.int64)
+        epochs, offsets = positions // self.count, positions % self.count
+        samples = np.empty_like(positions)
+        for epoch in np.unique(epochs):
+            inside = epochs == epoch
+            samples[inside] = self._order(int(epoch))[offsets[inside]]
+        return Index(samples, epochs)
+
+    def _order(self, epoch: int) -> IntArray:
+        if epoch not in self._orders:
+            # Positions only grow, so the epoch before is all that can still be asked for.
+            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
+            self._orders[epoch] = rng.epoch_order(self.seed, epoch, self.count)
+        return self._orders[epoch]
+
+
+class Loader(ABC):
+    """Batches of augmented training images, or of evaluation images in order.
+
+    patches: N, for the order of each image's patches; 1 for whole images, which have none.
+    """
+
+    def __init__(self, count: int, data: DataConfig, seed: int, device: torch.device) -> None:
+        self.count = count
+        self.data = data
+        self.seed = seed
+        self.device = device
+
+    def __len__(self) -> int:
+        """Images in an epoch."""
+        return self.count
+
+    @abstractmethod
+    def load(self, plan: Iterator[Index], augment: bool) -> Generator[Pixels]:
+        """Images (B, H, W, 3) uint8 and labels (B,) int64 for each index, in order.
+
+        Images are cropped but not flipped. Closing the iterator frees what it holds.
+
+        Raises:
+            UserError: an image cannot be read.
+        """
+
+    def train(self, consumed: int, batch_size: int, patches: int = 1) -> Generator[Batch]:
+        """Endless augmented batches, from the sample at position `consumed` on."""
+        stream = SampleStream(self.count, self.seed)
+
+        def plan() -> Iterator[Index]:
+            position = consumed
+            while True:
+                yield stream.take(position, batch_size)
+                position += batch_size
+
+        return self._batches(plan, augment=True, patches=patches)
+
+    def evaluate(
+        self, batch_size: int, patches: int = 1, limit: int | None = None
+    ) -> Generator[Batch]:
+        """The first `limit` images once, in order, as they are; the last batch may be smaller."""
+        count = min(self.count, limit or self.count)
+
+        def plan() -> Iterator[Index]:
+            for start in range(0, count, batch_size):
+                samples = np.arange(start, min(start + batch_size, count), dtype=np.int64)
+                yield Index(samples, np.zeros_like(samples))
+
+        return self._batches(plan, augment=False, patches=patches)
+
+    def _batches(
+        self, plan: Callable[[], Iterator[Index]], *, augment: bool, patches: int
+    ) -> Generator[Batch]:
+        # The plan is walked twice: a loader reads ahead of what is delivered.
+        with closing(self.load(plan(), augment)) as loaded:
+            for (images, labels), index in zip(loaded, plan(), strict=False):
+                yield self._finish(images, labels, index, augment, patches)
+
+    def _finish(
+        self, images: Tensor, labels: Tensor, index: Index, augment: bool, patches: int
+    ) -> Batch:
+        samples, epochs = index
+        flip = np.zeros(len(samples), dtype=np.bool_)
+        if augment and self.data.flip:
+            flip = rng.flips(self.seed, epochs, samples)
+        if patches > 1:
+            order = rng.patch_orders(self.seed, epochs, samples, patches)
+        else:
+            order = np.zeros((len(samples), 1), dtype=np.int64)
+        return Batch(
+            self._send(images),
+            self._send(labels),
+            self._send(torch.from_numpy(flip)),
+            self._send(torch.from_numpy(order)),
+            index,
+        )
+
+    def _send(self, tensor: Tensor) -> Tensor:
+        if self.device.type == "cuda" and tensor.device.type == "cpu":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor

@@ -1,0 +1,93 @@
+"""Pillow in torch's DataLoader: the plain loader that the fast ones are compared with."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Generator, Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
+
+from fastselfie import rng
+from fastselfie.config import DataConfig
+from fastselfie.data.loaders.base import Index, Loader, Pixels
+from fastselfie.data.loaders.geometry import boxes, padded, read_box, shift_of
+from fastselfie.data.sources import Source
+from fastselfie.errors import UserError
+
+
+class FolderLoader(Loader):
+    """Each worker process decodes whole batches; batches arrive in order."""
+
+    def __init__(self, source: Source, data: DataConfig, seed: int, device: torch.device) -> None:
+        super().__init__(len(source), data, seed, device)
+        self.source = source
+        self.workers = (os.cpu_count() or 1) if data.workers is None else data.workers
+
+    def load(self, plan: Iterator[Index], augment: bool) -> Generator[Pixels]:
+        loader: DataLoader[Pixels] = DataLoader(
+            _Decode(self.source, self.data, self.seed, augment),  # type: ignore[arg-type]
+            sampler=_Plan(plan),
+            batch_size=None,  # an index is a whole batch already
+            num_workers=self.workers,
+            worker_init_fn=_quiet,
+        )
+        iterator = iter(loader)
+        try:
+            for item in iterator:
+                # A fault comes as a value: raised in a worker, its message is a traceback.
+                if isinstance(item, UserError):
+                    raise item
+                yield item
+        finally:
+            del iterator  # joins the workers, also when an epoch is left early
+
+
+class _Decode(TorchDataset[object]):
+    """An index to its images and labels, or to the `UserError` that prevents it."""
+
+    def __init__(self, source: Source, data: DataConfig, seed: int, augment: bool) -> None:
+        self.source = source
+        self.data = data
+        self.seed = seed
+        self.augment = augment
+
+    def __getitem__(self, index: Index) -> Pixels | UserError:
+        try:
+            return self._decode(index)
+        except UserError as error:
+            return error
+
+    def _decode(self, index: Index) -> Pixels:
+        size, pad = self.data.image_size, shift_of(self.data)
+        images = np.empty((len(index.samples), size, size, 3), dtype=np.uint8)
+        for row, (sample, epoch) in enumerate(zip(*index, strict=True)):
+            one = (np.asarray([sample]), np.asarray([epoch]))
+            image = self.source.image(int(sample))
+            sizes = np.asarray([image.size], dtype=np.int64)
+            box = boxes(self.data, self.seed, one, sizes, self.augment)[0]
+            images[row] = read_box(image, box, size)
+        if self.augment and pad:
+            y, x = rng.shifts(self.seed, index.epochs, index.samples, pad).T
+            whole = padded(images, pad, self.data.pad_mode)
+            for row in range(len(images)):
+                images[row] = whole[row, y[row] : y[row] + size, x[row] : x[row] + size]
+        return torch.from_numpy(images), torch.from_numpy(self.source.labels[index.samples])
+
+
+class _Plan(Sampler[Index]):
+    """A sampler that hands out whole index batches."""
+
+    def __init__(self, plan: Iterator[Index]) -> None:
+        self.plan = plan
+
+    def __iter__(self) -> Iterator[Index]:
+        return self.plan
+
+
+def _quiet(_: int) -> None:
+    # Ctrl-C reaches the whole process group; only the parent answers it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,253 @@
+"""Where images come from: one small interface over folders, CIFAR batches and IDX files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from fastselfie.config import DataConfig
+from fastselfie.data.cifar import class_names, is_cifar_folder, read_cifar_folder
+from fastselfie.data.idx import is_idx_folder, read_idx_folder
+from fastselfie.errors import UserError
+from fastselfie.rng import IntArray, Purpose, uniform
+
+_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"})
+_SYNTHETIC_IMAGES, _SYNTHETIC_CLASSES = 50_000, 10
+_TEST_NAMES = ("test", "val", "valid", "validation")
+
+
+class Source(Protocol):
+    """Labelled images, by number.
+
+    labels: (n,) int64, numbers of `classes`.
+    """
+
+    @property
+    def labels(self) -> IntArray: ...
+
+    @property
+    def classes(self) -> Sequence[str]: ...
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """What to call an image in a message: its path where it has one."""
+
+    def image(self, index: int) -> Image.Image:
+        """The decoded image, mode RGB. Raises `UserError` where it cannot be read."""
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """Images in memory: (n, H, W, 3) uint8."""
+
+    images: npt.NDArray[np.uint8]
+    labels: IntArray
+    classes: Sequence[str]
+    origin: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def name(self, index: int) -> str:
+        return f"{self.origin}, image {index}"
+
+    def image(self, index: int) -> Image.Image:
+        return Image.fromarray(self.images[index])
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """Image files; a class is a sub-folder."""
+
+    paths: Sequence[str]
+    labels: IntArray
+    classes: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, index: int) -> str:
+        return self.paths[index]
+
+    def image(self, index: int) -> Image.Image:
+        path = self.paths[index]
+        try:
+            with Image.open(path) as file:
+                rgb: Image.Image = file.convert("RGB")
+                return rgb
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{path}: unreadable image ({reason}): mend or remove it") from error
+        except Image.DecompressionBombError as error:
+            raise UserError(f"{path}: {error}: remove it") from error
+
+
+@dataclass(frozen=True)
+class NoSource:
+    """Stands for a set that is not there: the synthetic loader needs only its size."""
+
+    labels: IntArray
+    classes: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        return f"synthetic image {index}"
+
+    def image(self, index: int) -> Image.Image:
+        raise UserError(f"{self.name(index)} has no file: data.loader is synthetic")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A training part and a held-out part. `split` says where the second came from."""
+
+    train: Source
+    held_out: Source
+    split: str
+
+
+def select(source: Source, indices: IntArray) -> Source:
+    """The images of `source` at `indices`, in that order."""
+    if isinstance(source, ArraySource):
+        return ArraySource(
+            source.images[indices], source.labels[indices], source.classes, source.origin
+        )
+    if isinstance(source, FolderSource):
+        paths = [source.paths[i] for i in indices]
+        return FolderSource(paths, source.labels[indices], source.classes)
+    if isinstance(source, NoSource):
+        return NoSource(source.labels[indices], source.classes)
+    raise TypeError(f"cannot select from {type(source).__name__}")
+
+
+def open_dataset(data: DataConfig, seed: int = 0) -> Dataset:
+    """The training and the held-out images that `data` names.
+
+    Held out are, in this order: data.test; the test part beside data.train's training part;
+    data.held_out of each class.
+
+    Raises:
+        UserError: a missing or empty folder, other classes in the test part, a broken file.
+    """
+    if data.loader == "synthetic":
+        labels = np.arange(_SYNTHETIC_IMAGES, dtype=np.int64) % _SYNTHETIC_CLASSES
+        noise = NoSource(labels, [str(i) for i in range(_SYNTHETIC_CLASSES)])
+        return _limited_dataset(Dataset(noise, noise, "synthetic"), data.limit, seed)
+    if data.train is None:
+        raise UserError(
+            "data.train is not set: give an image folder (one sub-folder a class), for example "
+            "data.train=DIR, or data.loader=synthetic"
+        )
+    train = _open_part(Path(data.train), "train")
+    if train is None:
+        raise UserError(f"{data.train}: holds no training images")
+    if data.test is not None:
+        held_out, split = _open_part(Path(data.test), "test"), data.test
+        if held_out is None:
+            raise UserError(f"{data.test}: holds no test images")
+    else:
+        held_out, split = _open_part(Path(data.train), "test"), f"the test part of {data.train}"
+        if held_out is None:
+            kept, taken = _split(train.labels, data.held_out, seed)
+            train, held_out = select(train, kept), select(train, taken)
+            split = f"{data.held_out:.0%} of {data.train}"
+    if list(train.classes) != list(held_out.classes):
+        raise UserError(
+            f"{split}: its classes {_some(held_out.classes)} are not those of the training images, "
+            f"{_some(train.classes)}"
+        )
+    return _limited_dataset(Dataset(train, held_out, split), data.limit, seed)
+
+
+def _open_part(folder: Path, part: str) -> Source | None:
+    """The train or test part of a folder in any known layout; None if it has no such part."""
+    if not folder.exists():
+        raise UserError(f"{folder}: no such folder: give data.train=DIR, see `fastselfie doctor`")
+    if not folder.is_dir():
+        raise UserError(f"{folder}: not a folder: give the folder that holds the images")
+    if is_idx_folder(folder):
+        arrays = read_idx_folder(folder, part)
+        if arrays is None:
+            return None
+        count = int(arrays[1].max()) + 1
+        return ArraySource(*arrays, [str(i) for i in range(count)], str(folder))
+    if is_cifar_folder(folder):
+        arrays = read_cifar_folder(folder, part)
+        if arrays is None:
+            return None
+        return ArraySource(*arrays, class_names(folder, arrays[1]), str(folder))
+    nested = [folder / name for name in (("train",) if part == "train" else _TEST_NAMES)]
+    inner = next((path for path in nested if path.is_dir()), None)
+    if inner is not None:
+        return _open_image_folder(inner)
+    # A folder without train/ inside is itself the training part, and as data.test the test part.
+    has_parts = (folder / "train").is_dir()
+    return None if part == "test" and has_parts else _open_image_folder(folder)
+
+
+def _open_image_folder(folder: Path) -> FolderSource:
+    """One sub-folder a class, searched to any depth; the order does not depend on the machine."""
+    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    paths: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        for root, folders, files in os.walk(folder / name):
+            folders.sort()
+            found = [f for f in sorted(files) if os.path.splitext(f)[1].lower() in _EXTENSIONS]
+            paths += [os.path.join(root, f) for f in found]
+            labels += [label] * len(found)
+    if not paths:
+        loose = any(p.suffix.lower() in _EXTENSIONS for p in folder.iterdir())
+        hint = "move its images into one sub-folder a class" if loose else "it is empty"
+        raise UserError(f"{folder}: no images in sub-folders: {hint}")
+    return FolderSource(paths, np.asarray(labels, dtype=np.int64), classes)
+
+
+def _split(labels: IntArray, fraction: float, seed: int) -> tuple[IntArray, IntArray]:
+    """(kept, held out) indices, the same share of each class.
+
+    A class of one image is never split, so where every class has one the share is of the whole.
+    """
+    draws = uniform(seed, 0, np.arange(len(labels), dtype=np.int64), Purpose.SPLIT, 1)[:, 0]
+    taken = _lowest_of_each(draws, labels, fraction)
+    if len(taken) == 0:
+        taken = _lowest_of_each(draws, np.zeros_like(labels), fraction)
+    if len(taken) == 0:
+        raise UserError(f"{len(labels)} images are too few to hold out {fraction:.0%} of them")
+    kept = np.setdiff1d(np.arange(len(labels), dtype=np.int64), taken)
+    return kept, taken
+
+
+def _lowest_of_each(draws: npt.NDArray[np.float64], labels: IntArray, fraction: float) -> IntArray:
+    taken = [np.empty(0, dtype=np.int64)]
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        count = int(fraction * len(members))
+        taken.append(members[np.argsort(draws[members], kind="stable")[:count]])
+    return np.sort(np.concatenate(taken))
+
+
+def _limited_dataset(dataset: Dataset, limit: int | None, seed: int) -> Dataset:
+    train, held_out = (_limited(s, limit, seed) for s in (dataset.train, dataset.held_out))
+    return Dataset(train, held_out, dataset.split)
+
+
+def _limited(source: Source, limit: int | None, seed: int) -> Source:
+    if limit is None or limit >= len(source):
+        return source
+    draws = uniform(seed, 1, np.arange(len(source), dtype=np.int64), Purpose.SPLIT, 1)[:, 0]
+    return select(source, np.sort(np.argsort(draws, kind="stable")[:limit]))
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f", ... ({len(names)})" if len(names) > 3 else "")
