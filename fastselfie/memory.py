@@ -1,0 +1,90 @@
+"""How much memory a step takes, counted without running it, and how many images fit in a pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fastselfie.config import Config, StageConfig
+from fastselfie.device import Precision
+from fastselfie.models.selfie import Selfie, build_classifier
+
+# Weights, gradients and momentum, float32 each.
+_BYTES_A_PARAMETER = 12
+# The rest is for the allocator's waste, the convolutions' scratch space and the data.
+_USABLE = 0.6
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """parameters: of the model. fixed: bytes of weights, gradients, momentum. per_image: bytes
+    that one image's forward pass keeps for its backward pass."""
+
+    parameters: int
+    fixed: int
+    per_image: int
+
+    def total(self, images: int) -> int:
+        return self.fixed + images * self.per_image
+
+    def micro_batch(self, stage: StageConfig, memory: int) -> int:
+        """The images a forward pass: as configured, else the largest divisor that fits."""
+        if stage.micro_batch_size is not None:
+            return stage.micro_batch_size
+        divisors = [d for d in range(1, stage.batch_size + 1) if stage.batch_size % d == 0]
+        fitting = [d for d in divisors if self.total(d) <= _USABLE * memory]
+        return max(fitting, default=1)
+
+
+def estimate_pretraining(config: Config, precision: Precision) -> Estimate:
+    """Of the Selfie network on patches."""
+
+    def inputs(images: int) -> tuple[Tensor, ...]:
+        side = config.model.patch_size
+        patches = torch.empty(images, config.patches, 3, side, side, dtype=precision.dtype)
+        order = torch.zeros(images, config.patches, dtype=torch.int64)
+        return patches, order
+
+    return _estimate(lambda: Selfie(config), inputs, precision)
+
+
+def estimate_finetuning(config: Config, classes: int, precision: Precision) -> Estimate:
+    """Of the classifier on whole images."""
+
+    def inputs(images: int) -> tuple[Tensor, ...]:
+        side = config.data.image_size
+        return (torch.empty(images, 3, side, side, dtype=precision.dtype),)
+
+    return _estimate(lambda: build_classifier(config, classes), inputs, precision)
+
+
+def _estimate(
+    build: Callable[[], nn.Module],
+    inputs: Callable[[int], tuple[Tensor, ...]],
+    precision: Precision,
+) -> Estimate:
+    """Runs the forward pass on fake tensors, which have shapes and no memory."""
+    with FakeTensorMode():
+        model = build()
+        parameters = sum(p.numel() for p in model.parameters())
+        few, more = (_saved_bytes(model, inputs(n), precision) for n in (2, 4))
+    return Estimate(parameters, _BYTES_A_PARAMETER * parameters, (more - few) // 2)
+
+
+def _saved_bytes(model: nn.Module, inputs: tuple[Tensor, ...], precision: Precision) -> int:
+    """Bytes of the distinct storages that autograd keeps for the backward pass."""
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with hooks, precision.autocast(torch.device("cpu")):
+        output = model(*inputs)
+        del output
+    return sum(t.untyped_storage().nbytes() for t in kept.values())
