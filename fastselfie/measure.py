@@ -1,0 +1,66 @@
+"""`fastselfie evaluate`: what the networks of a finished run are worth on held-out images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastselfie.checkpoint import load_checkpoint, load_weights
+from fastselfie.data.loaders import build_loader
+from fastselfie.data.sources import open_dataset
+from fastselfie.device import choose_machine
+from fastselfie.errors import UserError
+from fastselfie.evaluate import (
+    Pixels,
+    classification_accuracy,
+    extract_features,
+    knn_accuracy,
+    linear_probe_accuracy,
+)
+from fastselfie.loop import LATEST
+from fastselfie.models.selfie import build_classifier
+from fastselfie.run import (
+    FINETUNED,
+    PRETRAIN,
+    SUPERVISED,
+    load_patch_network,
+    open_run,
+)
+
+
+def measure_run(run: Path, data: str | None) -> dict[str, dict[str, float]]:
+    """Measures of every network that the run left, by its name.
+
+    finetuned, supervised: loss, top1, top5. pretrain: knn and linear_probe on P's features of
+    whole images, fitted on the run's training images.
+
+    Raises:
+        UserError: not a run, one without checkpoints, or images that cannot be read.
+    """
+    config = open_run(run)
+    if data is not None:
+        config = config.model_copy(update={"data": config.data.model_copy(update={"test": data})})
+    machine = choose_machine(config.runtime)
+    found = [n for n in (PRETRAIN, FINETUNED, SUPERVISED) if (run / n / LATEST).exists()]
+    if not found:
+        raise UserError(f"{run}: holds no checkpoint yet: `fastselfie train` makes them")
+    dataset = open_dataset(config.data, config.seed)
+    held_out = build_loader(dataset.held_out, config.data, config.seed, machine.device)
+    pixels = Pixels(config, machine)
+    measures: dict[str, dict[str, float]] = {}
+    for name in found:
+        if name == PRETRAIN:
+            network = load_patch_network(config, run / name / LATEST)
+            machine.place(network)
+            train = build_loader(dataset.train, config.data, config.seed, machine.device)
+            bank = extract_features(network, train, pixels, machine)
+            queries = extract_features(network, held_out, pixels, machine)
+            measures[name] = {
+                "knn": knn_accuracy(*bank, *queries),
+                "linear_probe": linear_probe_accuracy(*bank, *queries),
+            }
+        else:
+            classifier = build_classifier(config, len(dataset.train.classes))
+            load_weights(classifier, load_checkpoint(run / name / LATEST)["model"], run / name)
+            machine.place(classifier)
+            measures[name] = classification_accuracy(classifier, held_out, pixels, machine)
+    return measures

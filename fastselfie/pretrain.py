@@ -1,0 +1,88 @@
+"""Selfie pretraining, from a set of images to a checkpoint of P, A and the positions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastselfie.config import Config
+from fastselfie.data.loaders import Batch, Loader, build_loader
+from fastselfie.data.sources import Dataset
+from fastselfie.device import Machine, total_memory
+from fastselfie.evaluate import Pixels, evaluating, pretext_accuracy
+from fastselfie.loop import Stage, fit
+from fastselfie.memory import estimate_pretraining
+from fastselfie.models.resnet import ResNetV2
+from fastselfie.models.selfie import Selfie
+from fastselfie.report.mask_prediction import filled, originals
+from fastselfie.step import TrainStep
+
+PICTURES = "pictures"
+_PICTURED = 6  # images in the mask-prediction picture
+
+
+def pretrain(
+    config: Config, dataset: Dataset, folder: Path, machine: Machine
+) -> tuple[ResNetV2, dict[str, float]]:
+    """Train on all images of the training part, without labels; return P and the last measures.
+
+    Writes log.jsonl, latest.pt and pictures/STEP.png in `folder`; goes on from latest.pt.
+
+    Raises:
+        UserError: see `fit` and the loaders.
+    """
+    torch.manual_seed(config.seed)
+    model = Selfie(config)
+    machine.place(model)
+    pixels = Pixels(config, machine)
+
+    def objective(batch: Batch) -> tuple[Tensor, Tensor, int]:
+        loss, correct = model(pixels.patches(batch), batch.order)
+        return loss, correct, len(batch.images) * model.masked
+
+    train = build_loader(dataset.train, config.data, config.seed, machine.device)
+    held_out = build_loader(dataset.held_out, config.data, config.seed, machine.device)
+    settings = config.pretrain
+    pictured = frozenset((*settings.picture_steps, settings.steps))
+
+    def evaluate(step: int) -> dict[str, float]:
+        if step in pictured:
+            _take_picture(model, held_out, pixels, machine, folder / PICTURES, step)
+        return pretext_accuracy(
+            model, held_out, pixels, machine, config.patches, settings.eval_images
+        )
+
+    micro_batch = estimate_pretraining(config, machine.precision).micro_batch(
+        settings, total_memory(machine.device)
+    )
+    step = TrainStep(model, objective, settings, machine, micro_batch)
+    stage = Stage(
+        kind="pretrain",
+        folder=folder,
+        config=config,
+        settings=settings,
+        sections=("seed", "data", "model", "pretrain"),
+        patches=config.patches,
+        also_at=pictured,
+    )
+    measures = fit(stage, step, train, evaluate)
+    return model.patch_network, measures
+
+
+def _take_picture(
+    model: Selfie, loader: Loader, pixels: Pixels, machine: Machine, folder: Path, step: int
+) -> None:
+    """The first held-out images as the model fills them now, and once as they are."""
+    patches = loader.data.image_size // pixels.patch_size
+    batches = loader.evaluate(_PICTURED, patches**2, _PICTURED)
+    batch = next(batches)
+    batches.close()
+    with evaluating(model), machine.autocast():
+        scores = model.scores(pixels.patches(batch), batch.order)
+    images, order = batch.images.cpu().numpy(), batch.order.cpu().numpy()
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen = scores.argmax(dim=-1).cpu().numpy()
+    filled(images, order, chosen, pixels.patch_size).save(folder / f"{step:07d}.png")
+    originals(images).save(folder / "original.png")

@@ -1,0 +1,69 @@
+"""The mask-prediction picture (paper, figure 4): holes filled with what the model chose.
+
+A white frame where the patch belongs there, a red one where it does not.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+
+from fastselfie.rng import IntArray
+
+_TILE = 104  # an image's side in the picture, pixels, about
+_GAP = 6
+_RIGHT, _WRONG = (255, 255, 255), (230, 0, 0)
+
+
+def filled(
+    images: npt.NDArray[np.uint8], order: IntArray, chosen: IntArray, patch: int
+) -> Image.Image:
+    """A column of images, each hole filled with the chosen candidate.
+
+    images: (B, H, W, 3) uint8. order: (B, N), masked locations last. chosen: (B, M), for each
+    masked location which candidate (0..M-1) was chosen. patch: P.
+    """
+    columns = images.shape[2] // patch
+    tiles = []
+    for image, locations, answer in zip(images, order[:, -chosen.shape[1] :], chosen, strict=True):
+        target = image.copy()
+        for hole, source in zip(locations, locations[answer], strict=True):
+            target[_region(int(hole), columns, patch)] = image[_region(int(source), columns, patch)]
+        tile, zoom = _enlarge(target)
+        draw = ImageDraw.Draw(tile)
+        for index, hole in enumerate(locations):
+            y, x = divmod(int(hole), columns)
+            side = patch * zoom
+            corner = (round(x * side), round(y * side))
+            box = (*corner, round((x + 1) * side) - 1, round((y + 1) * side) - 1)
+            draw.rectangle(box, outline=_RIGHT if answer[index] == index else _WRONG, width=2)
+        tiles.append(tile)
+    return _column(tiles)
+
+
+def originals(images: npt.NDArray[np.uint8]) -> Image.Image:
+    """A column of the images as they are, (B, H, W, 3) uint8."""
+    return _column([_enlarge(image)[0] for image in images])
+
+
+def _region(location: int, columns: int, patch: int) -> tuple[slice, slice]:
+    y, x = divmod(location, columns)
+    return slice(y * patch, (y + 1) * patch), slice(x * patch, (x + 1) * patch)
+
+
+def _enlarge(image: npt.NDArray[np.uint8]) -> tuple[Image.Image, float]:
+    """The image at about _TILE pixels, by a whole factor where it is smaller; and the factor."""
+    side = image.shape[0]
+    zoom = float(_TILE // side) if side <= _TILE else _TILE / side
+    how = Image.Resampling.NEAREST if zoom >= 1 else Image.Resampling.LANCZOS
+    size = round(side * zoom)
+    return Image.fromarray(image).resize((size, size), how), size / side
+
+
+def _column(tiles: list[Image.Image]) -> Image.Image:
+    width, height = tiles[0].size
+    column = Image.new("RGB", (width, len(tiles) * (height + _GAP) - _GAP), (255, 255, 255))
+    for index, tile in enumerate(tiles):
+        column.paste(tile, (0, index * (height + _GAP)))
+    return column
