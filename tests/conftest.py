@@ -1,0 +1,155 @@
+"""Fixtures: small configs, small sets of images in every layout, the command line in-process."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+try:
+    from fastselfie.cli import main
+    from fastselfie.config import Config
+    from fastselfie.device import Machine, choose_machine
+except ImportError as error:
+    raise pytest.UsageError(f"fastselfie is not installed ({error}): pip install -e .") from error
+
+REPOSITORY = Path(__file__).parent.parent
+
+# D = 64, 16 patches of 8x8 with 4 masked: a step takes milliseconds.
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "data": {"image_size": 32, "crop": "pad", "pad": 2, "pad_mode": "reflect", "workers": 0},
+    "model": {
+        "stem": "cifar",
+        "width": 4,
+        "blocks": [1, 1, 1, 1],
+        "patch_size": 8,
+        "positions": "learned",
+        "layers": 1,
+        "heads": 4,
+        "feed_forward": 32,
+    },
+    "pretrain": {
+        "steps": 4,
+        "batch_size": 8,
+        "warmup_steps": 1,
+        "log_every": 1,
+        "eval_every": 2,
+        "eval_images": 16,
+        "save_every": 2,
+        "picture_steps": [0],
+    },
+    "finetune": {
+        "labels": 0.5,
+        "steps": 2,
+        "batch_size": 8,
+        "warmup_steps": 1,
+        "log_every": 1,
+        "eval_every": 2,
+        "save_every": 1,
+    },
+}
+
+
+def tiny_config(**sections: dict[str, Any]) -> Config:
+    """TINY with some keys of some sections replaced."""
+    values = json.loads(json.dumps(TINY))
+    for name, changes in sections.items():
+        values[name] = {**values.get(name, {}), **changes}
+    return Config.model_validate_json(json.dumps(values))
+
+
+@pytest.fixture
+def tiny() -> Callable[..., Config]:
+    return tiny_config
+
+
+@pytest.fixture
+def machine() -> Machine:
+    return choose_machine(tiny_config().runtime)
+
+
+def picture(seed: int, width: int = 32, height: int = 32) -> Image.Image:
+    """A smooth picture: what JPEG keeps well and what no two patches of share."""
+    y, x = np.mgrid[0:height, 0:width] / max(width, height)
+    phases = np.random.default_rng(seed).uniform(0, 6, (3, 3))
+    waves = [np.sin(4 * x + p) + np.cos(5 * y + q) + np.sin(7 * x * y + r) for p, q, r in phases]
+    return Image.fromarray(np.uint8(127 + 40 * np.stack(waves, axis=-1)))
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """DIR/{train,test}/{cat,dog}/*.png: 8 and 4 images a class, 32x32."""
+    root = tmp_path / "images"
+    for part, count in (("train", 8), ("test", 4)):
+        for label, name in enumerate(("cat", "dog")):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                picture(1000 * label + 100 * (part == "test") + i).save(folder / f"{i}.png")
+    return root
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    header = b"\x00\x00\x08" + bytes([array.ndim]) + np.array(array.shape, ">u4").tobytes()
+    data = header + array.tobytes()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+@pytest.fixture
+def idx_folder(tmp_path: Path) -> Path:
+    """MNIST's layout: 40 training images (gzipped) and 20 test images (plain), 28x28, 4 classes."""
+    folder = tmp_path / "idx"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for part, count, suffix in (("train", 40, ".gz"), ("t10k", 20, "")):
+        images = random.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        write_idx(folder / f"{part}-images-idx3-ubyte{suffix}", images)
+        labels = (np.arange(count) % 4).astype(np.uint8)
+        write_idx(folder / f"{part}-labels-idx1-ubyte{suffix}", labels)
+    return folder
+
+
+class Result(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Result]:
+    """Runs `fastselfie ARGS` in this process."""
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["fastselfie", *map(str, arguments)])
+        status = 0
+        try:
+            main()
+        except SystemExit as left:
+            status = left.code if isinstance(left.code, int) else 1
+        captured = capsys.readouterr()
+        return Result(status, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def tiny_yaml(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(tiny_config().to_yaml(), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _deterministic() -> None:
+    torch.manual_seed(0)
