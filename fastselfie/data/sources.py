@@ -156,7 +156,8 @@ def open_dataset(data: DataConfig, seed: int = 0) -> Dataset:
         if held_out is None:
             raise UserError(f"{data.test}: holds no test images")
     else:
-        held_out, split = _open_part(Path(data.train), "test"), f"the test part of {data.train}"
+        held_out = _open_part(Path(data.train), "test", beside_train=True)
+        split = f"the test part of {data.train}"
         if held_out is None:
             kept, taken = _split(train.labels, data.held_out, seed)
             train, held_out = select(train, kept), select(train, taken)
@@ -169,8 +170,12 @@ def open_dataset(data: DataConfig, seed: int = 0) -> Dataset:
     return _limited_dataset(Dataset(train, held_out, split), data.limit, seed)
 
 
-def _open_part(folder: Path, part: str) -> Source | None:
-    """The train or test part of a folder in any known layout; None if it has no such part."""
+def _open_part(folder: Path, part: str, beside_train: bool = False) -> Source | None:
+    """The train or test part of a folder in any known layout; None if it has no such part.
+
+    An image folder without parts is the part that is asked for, unless it already is the training
+    part (beside_train).
+    """
     if not folder.exists():
         raise UserError(f"{folder}: no such folder: give data.train=DIR, see `fastselfie doctor`")
     if not folder.is_dir():
@@ -190,9 +195,8 @@ def _open_part(folder: Path, part: str) -> Source | None:
     inner = next((path for path in nested if path.is_dir()), None)
     if inner is not None:
         return _open_image_folder(inner)
-    # A folder without train/ inside is itself the training part, and as data.test the test part.
-    has_parts = (folder / "train").is_dir()
-    return None if part == "test" and has_parts else _open_image_folder(folder)
+    has_parts = part == "test" and (folder / "train").is_dir()
+    return None if beside_train or has_parts else _open_image_folder(folder)
 
 
 def _open_image_folder(folder: Path) -> FolderSource:

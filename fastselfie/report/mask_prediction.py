@@ -14,6 +14,7 @@ from fastselfie.rng import IntArray
 _TILE = 104  # an image's side in the picture, pixels, about
 _GAP = 6
 _RIGHT, _WRONG = (255, 255, 255), (230, 0, 0)
+_GROUND = (48, 54, 61)  # neither frame colour, and the page shows the columns on it
 
 
 def filled(
@@ -63,7 +64,7 @@ def _enlarge(image: npt.NDArray[np.uint8]) -> tuple[Image.Image, float]:
 
 def _column(tiles: list[Image.Image]) -> Image.Image:
     width, height = tiles[0].size
-    column = Image.new("RGB", (width, len(tiles) * (height + _GAP) - _GAP), (255, 255, 255))
+    column = Image.new("RGB", (width, len(tiles) * (height + _GAP) - _GAP), _GROUND)
     for index, tile in enumerate(tiles):
         column.paste(tile, (0, index * (height + _GAP)))
     return column

@@ -34,6 +34,9 @@ class FolderLoader(Loader):
             batch_size=None,  # an index is a whole batch already
             num_workers=self.workers,
             worker_init_fn=_quiet,
+            # Its own: otherwise opening it draws from the generator that dropout uses, and a
+            # resumed run would drop other units than a straight one.
+            generator=torch.Generator(),
         )
         iterator = iter(loader)
         try:

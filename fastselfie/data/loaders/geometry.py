@@ -36,8 +36,9 @@ def read_box(image: Image.Image, box: IntArray, size: int) -> npt.NDArray[np.uin
     left, top, width, height = (int(v) for v in box)
     if (left, top, width, height) == (0, 0, size, size) == (0, 0, *image.size):
         return np.array(image)
-    corners = (left, top, left + width, top + height)
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=corners))
+    # Cut first: resize(box=...) would let the filter see pixels outside the box.
+    inside = image.crop((left, top, left + width, top + height))
+    return np.asarray(inside.resize((size, size), Image.Resampling.BILINEAR))
 
 
 def padded(images: npt.NDArray[np.uint8], pad: int, mode: str) -> npt.NDArray[np.uint8]:

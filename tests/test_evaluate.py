@@ -1,0 +1,86 @@
+"""Measures against counting by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_config
+
+from fastselfie.data.loaders import build_loader
+from fastselfie.data.sources import open_dataset
+from fastselfie.evaluate import (
+    Pixels,
+    classification_accuracy,
+    evaluating,
+    extract_features,
+    knn_accuracy,
+    linear_probe_accuracy,
+    pretext_accuracy,
+)
+from fastselfie.models.selfie import Selfie, build_classifier
+
+
+@pytest.fixture
+def setting(image_folder, machine):
+    config = tiny_config(data={"train": str(image_folder)})
+    loader = build_loader(open_dataset(config.data).train, config.data, 0, machine.device)
+    return config, loader, Pixels(config, machine)
+
+
+def test_pretext_accuracy_is_the_share_of_places_answered_right(setting, machine):
+    config, loader, pixels = setting
+    model = Selfie(config)
+    measured = pretext_accuracy(model, loader, pixels, machine, config.patches, limit=10)
+    assert model.training
+    right = 0
+    model.eval()
+    for batch in loader.evaluate(1, config.patches, limit=10):
+        best = model.scores(pixels.patches(batch), batch.order)[0].argmax(dim=1)
+        right += sum(int(chosen) == place for place, chosen in enumerate(best))
+    assert measured["pretext_accuracy"] == right / 40
+    again = pretext_accuracy(model, loader, pixels, machine, config.patches, limit=10)
+    assert again == measured
+
+
+def test_classification_accuracy_counts_every_image_once(setting, machine):
+    config, loader, pixels = setting
+    network = build_classifier(config, 2)
+    with torch.no_grad():
+        network.head.fc.weight.zero_()
+        network.head.fc.bias.copy_(torch.tensor([1.0, 0.0]))
+    measured = classification_accuracy(network, loader, pixels, machine)
+    assert measured["top1"] == 0.5
+    assert measured["top5"] == 1.0
+    assert measured["heldout_loss"] == pytest.approx((np.log1p(np.e) - 1 + np.log1p(np.e)) / 2)
+
+
+def test_features_are_in_the_order_of_the_images(setting, machine):
+    config, loader, pixels = setting
+    network = Selfie(config).patch_network
+    features, labels = extract_features(network, loader, pixels, machine)
+    assert features.shape == (16, 64)
+    assert labels.tolist() == [0] * 8 + [1] * 8
+    with evaluating(network):
+        for i, batch in enumerate(loader.evaluate(1, limit=3)):
+            one = network.features(pixels.whole(batch))
+            assert torch.allclose(one[0], features[i], rtol=1e-4, atol=1e-5)
+
+
+def test_knn_votes_by_cosine():
+    bank = torch.tensor([[1.0, 0.0], [10.0, 1.0], [0.0, 1.0], [0.1, 2.0]])
+    labels = torch.tensor([0, 0, 1, 1])
+    queries = torch.tensor([[5.0, 0.2], [0.0, 0.1], [1.0, 0.9]])
+    assert knn_accuracy(bank, labels, queries, torch.tensor([0, 1, 0]), k=2) == 1.0
+    assert knn_accuracy(bank, labels, queries, torch.tensor([1, 0, 0]), k=2) == pytest.approx(1 / 3)
+
+
+def test_the_linear_probe_separates_what_a_line_separates():
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(800, 5, generator=random)
+    side = x @ torch.tensor([1.0, -2.0, 0.5, 0.0, 1.0])
+    clear = side.abs() > 0.5  # a fifth of its deviation: a margin that 300 examples find
+    x, y = x[clear][:400], (side[clear][:400] > 0).long()
+    assert linear_probe_accuracy(x[:300], y[:300], x[300:], y[300:]) == 1.0
+    noise = torch.randint(0, 2, (400,), generator=random)
+    assert linear_probe_accuracy(x[:300], noise[:300], x[300:], noise[300:]) < 0.65

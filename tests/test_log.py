@@ -1,0 +1,36 @@
+"""The log of a run, over kills and resumes."""
+
+from __future__ import annotations
+
+from fastselfie.log import RunLog, read_log
+
+
+def test_lines_come_back_and_a_cut_line_is_left_out(tmp_path):
+    with RunLog(tmp_path, "pretrain", 10, 0) as log:
+        log.write(1, loss=2.0)
+        log.write(2, loss=1.0)
+    assert [(x["step"], x["loss"]) for x in read_log(tmp_path / "log.jsonl")] == [
+        (1, 2.0),
+        (2, 1.0),
+    ]
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('{"step": 3, "lo')
+    assert len(read_log(tmp_path / "log.jsonl")) == 2
+
+
+def test_a_resumed_run_writes_its_lines_once(tmp_path):
+    with RunLog(tmp_path, "pretrain", 10, 0) as log:
+        for step in range(1, 6):
+            log.write(step, loss=float(step))
+    with RunLog(tmp_path, "pretrain", 10, 3) as log:
+        log.write(4, loss=40.0)
+    lines = read_log(tmp_path / "log.jsonl")
+    assert [(x["step"], x["loss"]) for x in lines] == [(1, 1), (2, 2), (3, 3), (4, 40)]
+
+
+def test_without_tensorboard_the_log_still_is(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
+    with RunLog(tmp_path, "pretrain", 10, 0) as log:
+        log.write(1, loss=2.0)
+    assert len(read_log(tmp_path / "log.jsonl")) == 1
+    assert not (tmp_path / "tensorboard").exists()

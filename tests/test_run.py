@@ -1,0 +1,240 @@
+"""`train` and `evaluate` from the command line, from images to the page, and their mistakes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+
+import pytest
+import yaml
+from conftest import REPOSITORY
+
+from fastselfie import loop
+from fastselfie.checkpoint import load_checkpoint
+
+
+@pytest.fixture
+def trained(cli, tiny_yaml, image_folder, tmp_path):
+    out = tmp_path / "run"
+    result = cli("train", tiny_yaml, f"data.train={image_folder}", "--out", out)
+    assert result.status == 0, result.err
+    return out, json.loads(result.out.splitlines()[-1])
+
+
+def test_a_run_leaves_its_figures_its_page_and_its_config(trained, image_folder):
+    out, figures = trained
+    assert {"pretext_accuracy", "finetuned_accuracy", "supervised_accuracy", "images_per_s",
+            "seconds"} <= set(figures)  # fmt: skip
+    assert 0 <= figures["pretext_accuracy"] <= 1
+    assert figures["images_per_s"] > 0
+    assert json.loads((out / "summary.json").read_text()) == figures
+    assert yaml.safe_load((out / "config.yaml").read_text())["data"]["train"] == str(image_folder)
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert page.count("<svg") >= 5
+    assert page.count('src="data:image/png;base64,') == 3  # step 0, step 4, the originals
+    assert not re.search(r'(src|href)="(?!data:|#)', page)  # nothing is fetched
+    assert sorted(p.name for p in (out / "pretrain" / "pictures").iterdir()) == [
+        "0000000.png", "0000004.png", "original.png"]  # fmt: skip
+    assert list((out / "pretrain" / "tensorboard").iterdir())
+
+
+def test_the_same_command_again_trains_nothing(trained, cli, tiny_yaml, image_folder):
+    out, figures = trained
+    stamp = (out / "pretrain" / "latest.pt").stat().st_mtime_ns
+    result = cli("train", tiny_yaml, f"data.train={image_folder}", "--out", out)
+    assert result.status == 0
+    again = json.loads(result.out.splitlines()[-1])
+    assert again["pretext_accuracy"] == figures["pretext_accuracy"]
+    assert again["finetuned_accuracy"] == figures["finetuned_accuracy"]
+    assert (out / "pretrain" / "latest.pt").stat().st_mtime_ns == stamp
+
+
+def test_evaluate_measures_every_network(trained, cli, image_folder):
+    out, figures = trained
+    result = cli("evaluate", out)
+    measures = json.loads(result.out.splitlines()[-1])
+    assert set(measures) == {"pretrain", "finetuned", "supervised"}
+    assert measures["finetuned"]["top1"] == pytest.approx(figures["finetuned_accuracy"])
+    assert set(measures["pretrain"]) == {"knn", "linear_probe"}
+    other = json.loads(cli("evaluate", out, "--data", image_folder / "train").out)
+    assert set(other) == set(measures)
+
+
+def test_stages_one_by_one(cli, tiny_yaml, image_folder, tmp_path):
+    command = ("train", tiny_yaml, f"data.train={image_folder}", "--out", tmp_path / "run")
+    early = cli(*command, "--stage", "finetune")
+    assert early.status == 2
+    assert "nothing is pretrained there" in early.err
+    assert cli(*command, "--stage", "pretrain").status == 0
+    figures = json.loads(cli(*command, "--stage", "finetune").out)
+    assert {"pretext_accuracy", "finetuned_accuracy", "supervised_accuracy"} <= set(figures)
+
+
+def test_never_moves_the_earlier_run_aside(trained, cli, tiny_yaml, image_folder):
+    out, _ = trained
+    command = ("train", tiny_yaml, f"data.train={image_folder}", "pretrain.lr=0.2", "--out", out)
+    refused = cli(*command)
+    assert refused.status == 2
+    assert "pretrain.lr (0.1 -> 0.2)" in refused.err
+    assert "--resume never" in refused.err
+    assert cli(*command, "--resume", "never", "--stage", "pretrain").status == 0
+    (aside,) = [p for p in out.parent.iterdir() if p.name.startswith("run.")]
+    assert load_checkpoint(aside / "finetuned" / "latest.pt")["step"] == 2
+    assert not (out / "finetuned").exists()
+
+
+def test_resume_from_another_run_and_from_a_checkpoint(trained, cli, tiny_yaml, image_folder):
+    out, figures = trained
+    command = ("train", tiny_yaml, f"data.train={image_folder}")
+    copy = cli(*command, "--resume", out, "--out", out.parent / "copy")
+    assert json.loads(copy.out)["finetuned_accuracy"] == figures["finetuned_accuracy"]
+    single = cli(*command, "--resume", out / "pretrain" / "latest.pt", "--out", out.parent / "one",
+                 "--stage", "pretrain")  # fmt: skip
+    assert json.loads(single.out)["pretext_accuracy"] == figures["pretext_accuracy"]
+    busy = cli(*command, "--resume", out, "--out", out.parent / "copy")
+    assert busy.status == 2
+    assert "has checkpoints of its own" in busy.err
+    gone = cli(*command, "--resume", out / "nothing", "--out", out.parent / "third")
+    assert gone.status == 2
+    assert not (out.parent / "third").exists()
+
+
+def mistakes():
+    return {
+        "no_data": (["data.train=null"], "data.train is not set"),
+        "missing": (["data.train=/no/such"], "/no/such: no such folder"),
+        "unknown_key": (["pretrain.stepz=3"], "did you mean 'pretrain.steps'?"),
+        "wrong_type": (["seed=yes"], "seed is true"),
+        "too_many_labels": (["finetune.labels_per_class=9"], "fewer than the 9 a class"),
+        "gpu": (["runtime.device=cuda"], "runtime.device is cuda, but this torch is a CPU build"),
+        "fp16": (["runtime.precision=fp16"], "fp16, which needs a GPU"),
+    }
+
+
+@pytest.mark.parametrize("name", mistakes())
+def test_a_mistake_is_one_line_and_status_2(cli, tiny_yaml, image_folder, tmp_path, name):
+    overrides, words = mistakes()[name]
+    out = tmp_path / "run"
+    result = cli("train", tiny_yaml, f"data.train={image_folder}", *overrides, "--out", out)
+    assert result.status == 2
+    last = result.err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert words in last
+    assert "Traceback" not in result.err
+    if name != "too_many_labels":  # that one is found after pretraining
+        assert not out.exists()
+
+
+def test_a_bad_image_ends_the_run_with_its_path(cli, tiny_yaml, image_folder, tmp_path):
+    (image_folder / "train" / "cat" / "2.png").write_bytes(b"\x89PNG cut")
+    result = cli("train", tiny_yaml, f"data.train={image_folder}", "--out", tmp_path / "run")
+    assert result.status == 2
+    assert "cat/2.png: unreadable image" in result.err
+    assert not (tmp_path / "run" / "pretrain" / "latest.pt").exists()
+
+
+def test_a_checkpoint_of_another_model_is_refused(trained, cli, tiny_yaml, image_folder):
+    out, _ = trained
+    result = cli("train", tiny_yaml, f"data.train={image_folder}", "model.width=8", "--out", out,
+                 "--stage", "finetune")  # fmt: skip
+    assert result.status == 2
+    assert "pretrain/latest.pt: its weights are of another model" in result.err
+
+
+def test_a_damaged_checkpoint_is_named(trained, cli, tiny_yaml, image_folder):
+    out, _ = trained
+    path = out / "pretrain" / "latest.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    result = cli("train", tiny_yaml, f"data.train={image_folder}", "--out", out)
+    assert result.status == 2
+    assert f"{path}: damaged" in result.err
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(
+    cli, tiny_yaml, image_folder, tmp_path, monkeypatch
+):
+    save = loop.save_checkpoint
+
+    def full_at_4(path, state):
+        if state["step"] == 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        save(path, state)
+
+    monkeypatch.setattr(loop, "save_checkpoint", full_at_4)
+    out = tmp_path / "run"
+    result = cli("train", tiny_yaml, f"data.train={image_folder}", "--out", out)
+    assert result.status == 2
+    assert re.search(r"latest\.pt: No space left on device: make room", result.err)
+    assert load_checkpoint(out / "pretrain" / "latest.pt")["step"] == 2
+
+
+def test_evaluate_refuses_what_is_no_run(cli, tmp_path):
+    result = cli("evaluate", tmp_path)
+    assert result.status == 2
+    assert "not a run" in result.err
+
+
+def test_dry_run_prints_the_plan_and_touches_nothing(cli, tiny_yaml, image_folder, tmp_path):
+    out = tmp_path / "run"
+    before = sorted(tmp_path.rglob("*"))
+    result = cli("train", tiny_yaml, f"data.train={image_folder}", "--out", out, "--dry-run")
+    assert result.status == 0
+    flat = " ".join(result.out.split())
+    for words in ("16 of 2 classes", "4 of 16 patches masked", "parameters of P", "4 steps x 8",
+                  "MiB an image", "batch_size: 8", "resident"):  # fmt: skip
+        assert words in flat
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_dry_run_without_data_says_how_to_make_it(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = cli("train", REPOSITORY / "configs" / "in224.yaml", "--dry-run")
+    assert result.status == 0
+    flat = " ".join(result.out.split())
+    assert "data.train is not set" in flat
+    assert "ILSVRC2012_img_train.tar" in flat
+    assert "8.54 M" in flat
+    assert "120,000 steps x 1,024 images" in flat
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_in224_steps_on_any_image_folder(cli, image_folder, tmp_path):
+    """The paper's network on a CPU, one step of two images."""
+    result = cli(
+        "train", REPOSITORY / "configs" / "in224.yaml", f"data.train={image_folder}",
+        "pretrain.steps=1", "pretrain.batch_size=2", "pretrain.eval_images=2", "data.workers=0",
+        "--stage", "pretrain", "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert result.status == 0, result.err
+    assert json.loads(result.out)["pretext_accuracy"] >= 0
+
+
+def test_synthetic_data_needs_no_folder(cli, tiny_yaml, tmp_path):
+    result = cli("train", tiny_yaml, "data.loader=synthetic", "data.limit=64", "--out",
+                 tmp_path / "run", "--stage", "pretrain")  # fmt: skip
+    assert result.status == 0, result.err
+
+
+def test_doctor_and_version(cli):
+    result = cli("doctor")
+    assert result.status == 0
+    for words in ("torch", "device", "disk", "shared memory", "matplotlib"):
+        assert words in result.out
+    assert cli("--version").out.strip() == "0.1.0"
+
+
+def test_waiting_threads_leave_their_core_to_others(cli, monkeypatch):
+    """Set before torch is loaded: see main."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    cli("--version")
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    cli("--version")
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
+def test_usage_mistakes_have_status_2(cli):
+    assert cli("train").status == 2
+    assert cli("tarin").status == 2

@@ -1,0 +1,223 @@
+"""Training as a whole: it learns, it repeats itself, it goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from contextlib import closing
+
+import pytest
+import torch
+from conftest import REPOSITORY, picture, tiny_config
+
+from fastselfie.checkpoint import load_checkpoint
+from fastselfie.data.loaders import build_loader
+from fastselfie.data.sources import open_dataset
+from fastselfie.errors import UserError
+from fastselfie.finetune import finetune
+from fastselfie.kernels.reference import patchify
+from fastselfie.log import read_log
+from fastselfie.models.selfie import Selfie
+from fastselfie.pretrain import pretrain
+from fastselfie.step import TrainStep
+
+GOLDEN = REPOSITORY / "tests" / "golden" / "losses.json"
+
+
+def run(folder, out, machine, **sections):
+    sections["data"] = {"train": str(folder), **sections.get("data", {})}
+    config = tiny_config(**sections)
+    dataset = open_dataset(config.data, config.seed)
+    return pretrain(config, dataset, out, machine)
+
+
+def losses(out):
+    return [line["loss"] for line in read_log(out / "log.jsonl") if "loss" in line]
+
+
+def golden_losses(folder, machine):
+    """Losses of 10 steps in float64, where every machine agrees to many digits."""
+    config = tiny_config(data={"train": str(folder)}, model={"dropout": 0.0})
+    model = Selfie(config).double()
+    loader = build_loader(open_dataset(config.data).train, config.data, 0, machine.device)
+    mean, std = torch.tensor(config.data.mean), torch.tensor(config.data.std)
+    seen = []
+
+    def objective(batch):
+        patches = patchify(batch.images, batch.flip, batch.order, 8, mean, std, torch.float64)
+        loss, correct = model(patches, batch.order)
+        seen.append(loss.item())
+        return loss, correct, len(batch.images) * model.masked
+
+    step = TrainStep(model, objective, config.pretrain, machine, 8)
+    with closing(loader.train(0, 8, config.patches)) as batches:
+        for number in range(10):
+            step(number, next(batches))
+    return seen
+
+
+def test_ten_golden_losses(image_folder, machine):
+    """Made by `python tests/test_training.py`, to be made again only where a change is meant."""
+    expected = json.loads(GOLDEN.read_text(encoding="utf-8"))["losses"]
+    # Rounding of 1e-16 grows with every update; 1e-9 leaves six digits for that and no more.
+    assert golden_losses(image_folder, machine) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_tiny_net_learns_eight_images_by_heart(tmp_path, machine):
+    for i in range(10):
+        (tmp_path / f"c{i % 2}").mkdir(exist_ok=True)
+        picture(i).save(tmp_path / f"c{i % 2}" / f"{i}.png")
+    _, _ = run(
+        tmp_path,
+        tmp_path / "out",
+        machine,
+        data={"held_out": 0.2, "pad_mode": "none", "flip": False},
+        model={"dropout": 0.0, "width": 8},
+        pretrain={"steps": 150, "lr": 0.05, "log_every": 10, "warmup_steps": 10, "eval_every": 150},
+    )
+    accuracy = [x["accuracy"] for x in read_log(tmp_path / "out" / "log.jsonl") if "accuracy" in x]
+    assert accuracy[-1] == 1.0
+
+
+def test_one_seed_gives_identical_losses(image_folder, tmp_path, machine):
+    for name in ("a", "b"):
+        run(image_folder, tmp_path / name, machine)
+    run(image_folder, tmp_path / "c", machine, pretrain={"lr": 0.2})
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    assert losses(tmp_path / "a") != losses(tmp_path / "c")
+
+
+@pytest.mark.parametrize("loader", ["resident", "folder"])
+def test_a_resumed_run_equals_a_straight_one(image_folder, tmp_path, machine, loader, monkeypatch):
+    """Stopped in the middle of an epoch (16 images, batches of 6) and bit for bit the same."""
+    options = {"data": {"loader": loader}, "pretrain": {"steps": 6, "batch_size": 6}}
+    network, final = run(image_folder, tmp_path / "straight", machine, **options)
+
+    class Stop(Exception):
+        pass
+
+    def fail_at(self, step, batch, original=TrainStep.__call__):
+        if step == 5:
+            raise Stop
+        original(self, step, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainStep, "__call__", fail_at)
+        with pytest.raises(Stop):
+            run(image_folder, tmp_path / "resumed", machine, **options)
+    assert load_checkpoint(tmp_path / "resumed" / "latest.pt")["step"] == 4
+    again, measured = run(image_folder, tmp_path / "resumed", machine, **options)
+    assert measured == final
+    assert losses(tmp_path / "resumed") == losses(tmp_path / "straight")
+    for name, value in network.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+
+def test_a_finished_stage_is_not_run_again(image_folder, tmp_path, machine, monkeypatch):
+    _, first = run(image_folder, tmp_path, machine)
+    monkeypatch.setattr(TrainStep, "__call__", lambda *_: pytest.fail("trained again"))
+    _, second = run(image_folder, tmp_path, machine)
+    assert second == first
+
+
+def test_another_config_is_not_resumed(image_folder, tmp_path, machine):
+    run(image_folder, tmp_path, machine)
+    with pytest.raises(
+        UserError, match=r"pretrain\.steps \(4 -> 9\), pretrain\.lr \(0\.1 -> 0\.3\)"
+    ):
+        run(image_folder, tmp_path, machine, pretrain={"lr": 0.3, "steps": 9})
+
+
+def test_micro_batches_add_up_to_the_batch(image_folder, machine):
+    """With batch norm in eval mode the gradients are those of one large pass."""
+    config = tiny_config(data={"train": str(image_folder)}, model={"dropout": 0.0})
+    loader = build_loader(open_dataset(config.data).train, config.data, 0, machine.device)
+    with closing(loader.train(0, 12, config.patches)) as batches:
+        batch = next(batches)
+    mean, std = torch.tensor(config.data.mean), torch.tensor(config.data.std)
+    weights = []
+    for micro in (12, 5):  # 5 leaves a smaller rest
+        torch.manual_seed(0)
+        model = Selfie(config).double().eval()
+
+        def objective(part, model=model):
+            patches = patchify(part.images, part.flip, part.order, 8, mean, std, torch.float64)
+            loss, correct = model(patches, part.order)
+            return loss, correct, len(part.images) * 4
+
+        step = TrainStep(model, objective, config.pretrain, machine, micro)
+        step(0, batch)
+        weights.append((torch.cat([p.flatten() for p in model.parameters()]), step.read()))
+    assert torch.allclose(weights[0][0], weights[1][0], rtol=1e-10, atol=1e-12)
+    assert weights[0][1].loss == pytest.approx(weights[1][1].loss, rel=1e-6)
+    assert weights[0][1].accuracy == weights[1][1].accuracy
+
+
+def test_gradients_are_clipped_to_the_asked_norm(image_folder, machine):
+    config = tiny_config(
+        data={"train": str(image_folder)},
+        pretrain={"clip_grad_norm": 0.01, "warmup_steps": 0, "lr": 1.0, "momentum": 0.0,
+                  "weight_decay": 0.0},
+    )  # fmt: skip
+    model = Selfie(config)
+    loader = build_loader(open_dataset(config.data).train, config.data, 0, machine.device)
+    mean, std = torch.tensor(config.data.mean), torch.tensor(config.data.std)
+
+    def objective(batch):
+        patches = patchify(batch.images, batch.flip, batch.order, 8, mean, std)
+        return *model(patches, batch.order), 1
+
+    before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+    with closing(loader.train(0, 8, config.patches)) as batches:
+        TrainStep(model, objective, config.pretrain, machine, 8)(0, next(batches))
+    after = torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert (after - before).norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_finetuning_starts_from_p_and_the_control_does_not(image_folder, tmp_path, machine):
+    config = tiny_config(data={"train": str(image_folder)})
+    dataset = open_dataset(config.data)
+    network, _ = pretrain(config, dataset, tmp_path / "pretrain", machine)
+    subset = tmp_path / "labels.txt"
+    for name, start in (("finetuned", network), ("supervised", None)):
+        measures = finetune(config, dataset, tmp_path / name, subset, machine, start)
+        assert 0 <= measures["top1"] <= measures["top5"] <= 1
+        assert math.isfinite(measures["heldout_loss"])
+        assert load_checkpoint(tmp_path / name / "latest.pt")["kind"] == name
+    assert len(subset.read_text().splitlines()) == 1 + 8
+    first = {n: read_log(tmp_path / n / "log.jsonl")[0]["heldout_loss"]
+             for n in ("finetuned", "supervised")}  # fmt: skip
+    assert first["finetuned"] != first["supervised"]
+
+
+def test_finetuning_one_class_is_refused(tmp_path, machine):
+    (tmp_path / "data" / "only").mkdir(parents=True)
+    for i in range(20):
+        picture(i).save(tmp_path / "data" / "only" / f"{i}.png")
+    config = tiny_config(data={"train": str(tmp_path / "data")})
+    dataset = open_dataset(config.data)
+    pretrain(config, dataset, tmp_path / "pretrain", machine)  # needs no classes
+    with pytest.raises(UserError, match="one class, 'only'"):
+        finetune(config, dataset, tmp_path / "f", tmp_path / "l.txt", machine, None)
+
+
+if __name__ == "__main__":
+    import tempfile
+    from pathlib import Path
+
+    from fastselfie.device import choose_machine
+
+    with tempfile.TemporaryDirectory() as root:
+        for part, count in (("train", 8), ("test", 4)):
+            for label, name in enumerate(("cat", "dog")):
+                folder = Path(root) / part / name
+                folder.mkdir(parents=True)
+                for i in range(count):
+                    image = picture(1000 * label + 100 * (part == "test") + i)
+                    image.save(folder / f"{i}.png")
+        torch.manual_seed(0)
+        values = golden_losses(Path(root), choose_machine(tiny_config().runtime))
+    about = "losses of 10 steps of the tiny net in float64; made by python tests/test_training.py"
+    GOLDEN.write_text(json.dumps({"about": about, "losses": values}, indent=1) + "\n")
+    sys.exit(0)
