@@ -1,10 +1,26 @@
-"""Maps the top-level folder kernels/ to the package fastselfie.kernels.
+"""Maps the top-level folder kernels/ to the package fastselfie.kernels, and builds the C++ there.
 
 A global package named `kernels` would shadow a well-known one. Everything else is in
 pyproject.toml. Sub-packages are listed by name: the wheel lacks what is not listed.
 """
 
+import os
+from glob import glob
+
+from pybind11.setup_helpers import Pybind11Extension, build_ext
 from setuptools import setup
+
+jpeg = Pybind11Extension(
+    "fastselfie.kernels.jpeg._jpeg",
+    # fuzz.cpp is a program of its own, see tests/kernels/jpeg.
+    sorted(path for path in glob("kernels/jpeg/*.cpp") if os.path.basename(path) != "fuzz.cpp"),
+    depends=glob("kernels/jpeg/*.hpp") + glob("kernels/jpeg/*.inl"),
+    libraries=["jpeg"],
+    cxx_std=17,
+    # Kernels for AVX2 and AVX-512 are in files of their own and chosen at run time. -Wno-psabi:
+    # vectors are passed only between inlined functions of one file.
+    extra_compile_args=["-O3", "-Wall", "-Wextra", "-Wno-psabi", "-fno-math-errno"],
+)
 
 setup(
     packages=[
@@ -14,6 +30,10 @@ setup(
         "fastselfie.models",
         "fastselfie.report",
         "fastselfie.kernels",
+        "fastselfie.kernels.jpeg",
     ],
     package_dir={"fastselfie.kernels": "kernels"},
+    package_data={"fastselfie.kernels.jpeg": ["_jpeg.pyi"]},
+    ext_modules=[jpeg],
+    cmdclass={"build_ext": build_ext},
 )

@@ -38,7 +38,8 @@ class DataConfig(_Section):
     train: str | None = Field(
         None,
         description="an image folder (one sub-folder a class, or train/ and test/ or val/ inside), "
-        "a folder of CIFAR-10 batches (binary or Python), or of IDX files (Fashion-MNIST, MNIST)",
+        "a .beton file of `fastselfie prepare`, a folder of CIFAR-10 batches (binary or Python), "
+        "or of IDX files (Fashion-MNIST, MNIST)",
         json_schema_extra=FREE,
     )
     test: str | None = Field(
@@ -70,14 +71,20 @@ class DataConfig(_Section):
     std: tuple[float, float, float] = Field(
         (0.229, 0.224, 0.225), description="divided by, per channel, in units of 0..1"
     )
-    loader: Literal["auto", "folder", "resident", "synthetic"] = Field(
+    loader: Literal["auto", "native", "folder", "resident", "ffcv", "dali", "synthetic"] = Field(
         "auto",
-        description="resident: the whole set on the device (small images); folder: Pillow and "
-        "worker processes; synthetic: random pixels, no files",
+        description="native: crops in the bitstream of a .beton file; resident: the whole set on "
+        "the device (small images); folder: Pillow and worker processes; ffcv, dali: those "
+        "libraries, installed as extras; synthetic: random pixels, no files",
         json_schema_extra=FREE,
     )
     workers: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="decoding processes; null: one a core", json_schema_extra=FREE
+        None, description="decoding threads or processes; null: one a core", json_schema_extra=FREE
+    )
+    on_error: Literal["raise", "skip"] = Field(
+        "raise",
+        description="an image that cannot be decoded: raise names it and stops; skip puts another "
+        "of its batch in its place, and counts",
     )
 
     @model_validator(mode="after")

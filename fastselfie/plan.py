@@ -40,7 +40,7 @@ def print_plan(config: Config, out: Path, console: Console) -> None:
         missing.append(f"data: {error}. {_HOW_TO_MAKE}")
     else:
         classes = len(dataset.train.classes)
-        loader, why = choose_loader(config.data, len(dataset.train), machine.device)
+        loader, why = choose_loader(config.data, dataset.train, machine.device)
         table.add_row("loader", f"{loader} ({why})")
         table.add_row("training images", f"{len(dataset.train):,} of {classes:,} classes")
         table.add_row("held out", f"{len(dataset.held_out):,} ({dataset.split})")

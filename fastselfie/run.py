@@ -123,7 +123,7 @@ def _copy_run(source: Path, out: Path) -> None:
 
 
 def _announce(config: Config, machine: Machine, dataset: Dataset) -> None:
-    loader, why = choose_loader(config.data, len(dataset.train), machine.device)
+    loader, why = choose_loader(config.data, dataset.train, machine.device)
     console.print(
         f"[bold]{config.name}[/]  device {machine.device} ({machine.why}), precision "
         f"{machine.precision.name} ({machine.precision.why}), loader {loader} ({why})"

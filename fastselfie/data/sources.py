@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from fastselfie.config import DataConfig
+from fastselfie.data.beton import IMAGE_MODES, BetonReader
 from fastselfie.data.cifar import class_names, is_cifar_folder, read_cifar_folder
 from fastselfie.data.idx import is_idx_folder, read_idx_folder
 from fastselfie.errors import UserError
@@ -42,6 +44,19 @@ class Source(Protocol):
 
     def image(self, index: int) -> Image.Image:
         """The decoded image, mode RGB. Raises `UserError` where it cannot be read."""
+
+
+def decode_image(file: str | io.BytesIO, name: str) -> Image.Image:
+    """Decode with Pillow to RGB; `name` is what a `UserError` calls the image."""
+    try:
+        with Image.open(file) as image:
+            rgb: Image.Image = image.convert("RGB")
+            return rgb
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{name}: unreadable image ({reason}): mend or remove it") from error
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{name}: {error}: remove it") from error
 
 
 @dataclass(frozen=True)
@@ -78,16 +93,34 @@ class FolderSource:
         return self.paths[index]
 
     def image(self, index: int) -> Image.Image:
-        path = self.paths[index]
-        try:
-            with Image.open(path) as file:
-                rgb: Image.Image = file.convert("RGB")
-                return rgb
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{path}: unreadable image ({reason}): mend or remove it") from error
-        except Image.DecompressionBombError as error:
-            raise UserError(f"{path}: {error}: remove it") from error
+        return decode_image(self.paths[index], self.paths[index])
+
+
+@dataclass(frozen=True)
+class BetonSource:
+    """Images of a .beton file, `indices` of them."""
+
+    reader: BetonReader
+    indices: IntArray
+    classes: Sequence[str]
+
+    @property
+    def labels(self) -> IntArray:
+        return self.reader.label[self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def name(self, index: int) -> str:
+        return f"{self.reader.path}: sample {self.indices[index]}"
+
+    def image(self, index: int) -> Image.Image:
+        sample = int(self.indices[index])
+        data = self.reader.image(sample)
+        if self.reader.mode[sample] == IMAGE_MODES["raw"]:
+            shape = (int(self.reader.height[sample]), int(self.reader.width[sample]), 3)
+            return Image.fromarray(data.reshape(shape))
+        return decode_image(io.BytesIO(data.data), self.name(index))
 
 
 @dataclass(frozen=True)
@@ -125,6 +158,8 @@ def select(source: Source, indices: IntArray) -> Source:
     if isinstance(source, FolderSource):
         paths = [source.paths[i] for i in indices]
         return FolderSource(paths, source.labels[indices], source.classes)
+    if isinstance(source, BetonSource):
+        return BetonSource(source.reader, source.indices[indices], source.classes)
     if isinstance(source, NoSource):
         return NoSource(source.labels[indices], source.classes)
     raise TypeError(f"cannot select from {type(source).__name__}")
@@ -178,25 +213,37 @@ def _open_part(folder: Path, part: str, beside_train: bool = False) -> Source | 
     """
     if not folder.exists():
         raise UserError(f"{folder}: no such folder: give data.train=DIR, see `fastselfie doctor`")
+    if folder.suffix == ".beton":
+        return None if beside_train else _open_beton(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: not a folder: give the folder that holds the images")
-    if is_idx_folder(folder):
-        arrays = read_idx_folder(folder, part)
-        if arrays is None:
-            return None
-        count = int(arrays[1].max()) + 1
-        return ArraySource(*arrays, [str(i) for i in range(count)], str(folder))
-    if is_cifar_folder(folder):
-        arrays = read_cifar_folder(folder, part)
-        if arrays is None:
-            return None
-        return ArraySource(*arrays, class_names(folder, arrays[1]), str(folder))
+    if is_idx_folder(folder) or is_cifar_folder(folder):
+        return _open_arrays(folder, part)
     nested = [folder / name for name in (("train",) if part == "train" else _TEST_NAMES)]
     inner = next((path for path in nested if path.is_dir()), None)
     if inner is not None:
         return _open_image_folder(inner)
     has_parts = part == "test" and (folder / "train").is_dir()
     return None if beside_train or has_parts else _open_image_folder(folder)
+
+
+def _open_arrays(folder: Path, part: str) -> ArraySource | None:
+    read = read_idx_folder if is_idx_folder(folder) else read_cifar_folder
+    arrays = read(folder, part)
+    if arrays is None:
+        return None
+    return ArraySource(*arrays, class_names(folder, arrays[1]), str(folder))
+
+
+def _open_beton(path: Path) -> BetonSource:
+    reader = BetonReader(path)
+    least, most = int(reader.label.min()), int(reader.label.max())
+    if least < 0:
+        raise UserError(f"{path}: a label is {least}: prepare it from a source with labels")
+    classes = reader.info.get("classes") or [str(i) for i in range(most + 1)]
+    if most >= len(classes):
+        raise UserError(f"{path}: a label is {most}, but it names {len(classes)} classes")
+    return BetonSource(reader, np.arange(len(reader), dtype=np.int64), classes)
 
 
 def _open_image_folder(folder: Path) -> FolderSource:

@@ -148,14 +148,15 @@ def test_workers_end_with_an_epoch_left_early(image_folder):
 
 
 def test_auto_says_why(image_folder):
-    data = tiny_config().data
-    assert choose_loader(data, 1000, CPU)[0] == "resident"
-    assert "MB on cpu" in choose_loader(data, 1000, CPU)[1]
-    assert choose_loader(data, 10**10, CPU)[0] == "folder"
-    assert choose_loader(tiny_config(data={"crop": "resized"}).data, 9, CPU)[0] == "folder"
-    assert choose_loader(tiny_config(data={"loader": "folder"}).data, 9, CPU)[1] == (
-        "data.loader: folder"
-    )
+    def choose(**data):
+        config = tiny_config(data={"train": str(image_folder), **data})
+        return choose_loader(config.data, open_dataset(config.data).train, CPU)
+
+    assert choose()[0] == "resident"
+    assert "MB on cpu" in choose()[1]
+    assert choose(crop="resized")[0] == "folder"
+    assert "fastselfie prepare" in choose(crop="resized")[1]
+    assert choose(loader="folder") == ("folder", "data.loader: folder")
 
 
 def test_resident_refuses_resized_crops(image_folder):

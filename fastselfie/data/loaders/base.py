@@ -7,7 +7,7 @@ which patches are masked is decided here, once, from counter-based draws.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,9 +18,19 @@ from torch import Tensor
 
 from fastselfie import rng
 from fastselfie.config import DataConfig
+from fastselfie.errors import UserError
 from fastselfie.rng import IntArray
 
-Pixels = tuple[Tensor, Tensor]  # images (B, H, W, 3) uint8 and labels (B,) int64
+
+class Pixels(NamedTuple):
+    """What a loader makes of an index: images (B, H, W, 3) uint8, labels (B,) int64.
+
+    failures: rows that could not be decoded, with a line that names the image and the reason.
+    """
+
+    images: Tensor
+    labels: Tensor
+    failures: Sequence[tuple[int, str]] = ()
 
 
 class Index(NamedTuple):
@@ -97,6 +107,7 @@ class Loader(ABC):
         self.data = data
         self.seed = seed
         self.device = device
+        self.skipped = 0  # images that on_error: skip replaced since the loader was made
 
     def __len__(self) -> int:
         """Images in an epoch."""
@@ -108,8 +119,7 @@ class Loader(ABC):
 
         Images are cropped but not flipped. Closing the iterator frees what it holds.
 
-        Raises:
-            UserError: an image cannot be read.
+        What cannot be decoded is among the failures, its pixels anything.
         """
 
     def train(self, consumed: int, batch_size: int, patches: int = 1) -> Generator[Batch]:
@@ -142,8 +152,26 @@ class Loader(ABC):
     ) -> Generator[Batch]:
         # The plan is walked twice: a loader reads ahead of what is delivered.
         with closing(self.load(plan(), augment)) as loaded:
-            for (images, labels), index in zip(loaded, plan(), strict=False):
-                yield self._finish(images, labels, index, augment, patches)
+            for pixels, index in zip(loaded, plan(), strict=False):
+                yield self._finish(*self._without_failures(pixels, index), augment, patches)
+
+    def _without_failures(self, pixels: Pixels, index: Index) -> tuple[Tensor, Tensor, Index]:
+        """Under on_error: skip, a failed row becomes a copy of the next good one of its batch.
+
+        The batch keeps its size, which compiled steps and other processes count on.
+        """
+        images, labels, failures = pixels
+        if not failures:
+            return images, labels, index
+        failed = np.asarray([row for row, _ in failures])
+        if self.data.on_error == "raise" or len(failed) == len(images):
+            raise UserError(failures[0][1])
+        good = np.setdiff1d(np.arange(len(images)), failed)
+        rows = np.arange(len(images))
+        rows[failed] = good[np.searchsorted(good, failed) % len(good)]
+        self.skipped += len(failed)
+        taken = torch.from_numpy(rows).to(images.device)
+        return images[taken], labels[taken], Index(index.samples[rows], index.epochs[rows])
 
     def _finish(
         self, images: Tensor, labels: Tensor, index: Index, augment: bool, patches: int

@@ -11,10 +11,9 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
-from fastselfie import rng
 from fastselfie.config import DataConfig
 from fastselfie.data.loaders.base import Index, Loader, Pixels
-from fastselfie.data.loaders.geometry import boxes, padded, read_box, shift_of
+from fastselfie.data.loaders.geometry import boxes, read_box, shift
 from fastselfie.data.sources import Source
 from fastselfie.errors import UserError
 
@@ -29,7 +28,7 @@ class FolderLoader(Loader):
 
     def load(self, plan: Iterator[Index], augment: bool) -> Generator[Pixels]:
         loader: DataLoader[Pixels] = DataLoader(
-            _Decode(self.source, self.data, self.seed, augment),  # type: ignore[arg-type]
+            _Decode(self.source, self.data, self.seed, augment),
             sampler=_Plan(plan),
             batch_size=None,  # an index is a whole batch already
             num_workers=self.workers,
@@ -40,17 +39,13 @@ class FolderLoader(Loader):
         )
         iterator = iter(loader)
         try:
-            for item in iterator:
-                # A fault comes as a value: raised in a worker, its message is a traceback.
-                if isinstance(item, UserError):
-                    raise item
-                yield item
+            yield from iterator
         finally:
             del iterator  # joins the workers, also when an epoch is left early
 
 
-class _Decode(TorchDataset[object]):
-    """An index to its images and labels, or to the `UserError` that prevents it."""
+class _Decode(TorchDataset[Pixels]):
+    """An index to its pixels. A fault is a value: raised in a worker, it is a traceback."""
 
     def __init__(self, source: Source, data: DataConfig, seed: int, augment: bool) -> None:
         self.source = source
@@ -58,27 +53,24 @@ class _Decode(TorchDataset[object]):
         self.seed = seed
         self.augment = augment
 
-    def __getitem__(self, index: Index) -> Pixels | UserError:
-        try:
-            return self._decode(index)
-        except UserError as error:
-            return error
-
-    def _decode(self, index: Index) -> Pixels:
-        size, pad = self.data.image_size, shift_of(self.data)
+    def __getitem__(self, index: Index) -> Pixels:
+        size = self.data.image_size
         images = np.empty((len(index.samples), size, size, 3), dtype=np.uint8)
+        failures = []
         for row, (sample, epoch) in enumerate(zip(*index, strict=True)):
-            one = (np.asarray([sample]), np.asarray([epoch]))
-            image = self.source.image(int(sample))
+            try:
+                image = self.source.image(int(sample))
+            except UserError as error:
+                failures.append((row, str(error)))
+                continue
             sizes = np.asarray([image.size], dtype=np.int64)
+            one = Index(np.asarray([sample]), np.asarray([epoch]))
             box = boxes(self.data, self.seed, one, sizes, self.augment)[0]
             images[row] = read_box(image, box, size)
-        if self.augment and pad:
-            y, x = rng.shifts(self.seed, index.epochs, index.samples, pad).T
-            whole = padded(images, pad, self.data.pad_mode)
-            for row in range(len(images)):
-                images[row] = whole[row, y[row] : y[row] + size, x[row] : x[row] + size]
-        return torch.from_numpy(images), torch.from_numpy(self.source.labels[index.samples])
+        if self.augment:
+            shift(images, self.data, self.seed, index)
+        labels = torch.from_numpy(self.source.labels[index.samples])
+        return Pixels(torch.from_numpy(images), labels, failures)
 
 
 class _Plan(Sampler[Index]):

@@ -47,6 +47,19 @@ def padded(images: npt.NDArray[np.uint8], pad: int, mode: str) -> npt.NDArray[np
     return np.pad(images, widths, mode="constant" if mode == "zero" else "reflect")
 
 
+def shift(
+    images: npt.NDArray[np.uint8], data: DataConfig, seed: int, index: tuple[IntArray, IntArray]
+) -> None:
+    """Pad and crop back, in place, as crop: pad asks: (B, H, W, 3). index: (samples, epochs)."""
+    pad, size = shift_of(data), data.image_size
+    if not pad:
+        return
+    samples, epochs = index
+    whole = padded(images, pad, data.pad_mode)
+    for row, (y, x) in enumerate(rng.shifts(seed, epochs, samples, pad)):
+        images[row] = whole[row, y : y + size, x : x + size]
+
+
 def shift_of(data: DataConfig) -> int:
     """Pixels that crop: pad shifts by at the most, each way."""
     return data.pad if data.crop == "pad" and data.pad_mode != "none" else 0

@@ -40,7 +40,7 @@ class ResidentLoader(Loader):
             y, x = self._send(torch.from_numpy(offsets)).unbind(1)
             size = self.data.image_size
             images = self.windows[rows, y, x].view(len(samples), size, size, 3)
-            yield images, self.labels[rows]
+            yield Pixels(images, self.labels[rows])
 
 
 def decode_all(source: Source, data: DataConfig) -> npt.NDArray[np.uint8]:

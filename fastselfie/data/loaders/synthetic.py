@@ -28,4 +28,4 @@ class SyntheticLoader(Loader):
         del augment  # noise is noise
         for samples, _ in plan:
             ids = self._send(torch.from_numpy(samples))
-            yield self.pool[ids % _POOL], ids % self.classes
+            yield Pixels(self.pool[ids % _POOL], ids % self.classes)

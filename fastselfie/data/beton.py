@@ -1,0 +1,270 @@
+"""FFCV's `.beton` dataset files, read and written with numpy alone.
+
+    FILE     header | field descriptors | metadata table | data | trailer | allocation table
+    data     one allocation an image; none crosses a multiple of page_size in the file
+    trailer  ours: crc32 of every image and of the tables, and a JSON note. Stock FFCV reads the
+             allocation table from `alloc_table_ptr` to the end of the file, so nothing may follow
+             it; what stands just before it FFCV never looks at, hence the trailer's place.
+
+The format is FFCV 1.0.2's, version 2, as read in its source: structures in `ffcv/types.py`, image
+metadata in `ffcv/fields/rgb_image.py`, writing in `ffcv/writer.py` and `ffcv/memory_allocator.py`,
+reading in `ffcv/reader.py` and `ffcv/memory_managers/`. All integers are little-endian.
+Shapes: `n` samples. Sizes and offsets are bytes from the start of the file.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from fastselfie.errors import UserError
+
+VERSION = 2
+IMAGE_MODES = {"jpg": 0, "raw": 1}
+
+_Bytes = NDArray[np.uint8]
+
+# FFCV declares the header and the metadata row with align=True and the image's own row without:
+# the same flags here give the same padding for any order of fields.
+HEADER = np.dtype(
+    [("version", "<u2"), ("num_fields", "<u2"), ("page_size", "<u4"), ("num_samples", "<u8"),
+     ("alloc_table_ptr", "<u8")], align=True)  # fmt: skip
+FIELD = np.dtype([("type_id", "u1"), ("name", "u1", (16,)), ("arguments", "u1", (1024,))])
+ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+IMAGE = np.dtype([("mode", "u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
+_SPAN = np.dtype([("ptr", "<u8"), ("size", "<u8")])
+INT_FIELD, IMAGE_FIELD = 1, 2
+# type_id -> one sample's metadata: Float, Int, RGBImage, Bytes, NDArray, JSON, TorchTensor.
+FIELD_METADATA: dict[int, DTypeLike] = {
+    0: "<f8", INT_FIELD: "<i8", IMAGE_FIELD: IMAGE, 3: _SPAN, 4: "<u8", 5: _SPAN, 6: "<u8",
+}  # fmt: skip
+
+MAGIC = b"FSELFIE1"
+# Stands right before the allocation table. tables_crc is of the header, the field descriptors, the
+# metadata table, the trailer up to the crc itself and the allocation table: all but the images.
+FOOTER = np.dtype(
+    [("body_size", "<u8"), ("info_size", "<u8"), ("tables_crc", "<u4"), ("pad", "<u4"),
+     ("magic", "S8")])  # fmt: skip
+FOOTER_SUMMED = 16  # bytes of it that tables_crc covers
+
+
+class BetonError(UserError):
+    """A fault of a dataset file: one line naming the file, the sample and the way out."""
+
+
+def crc_of(parts: Iterable[bytes | memoryview]) -> int:
+    """crc32 of the parts one after the other."""
+    crc = 0
+    for part in parts:
+        crc = zlib.crc32(part, crc)
+    return crc
+
+
+class BetonReader:
+    """The tables of a `.beton` file, checked, as arrays, and the file itself as a map.
+
+    path, page_size, num_samples, field_names  as in the file
+    data      (file size,) uint8, read-only: the memory map. It is released with its last array.
+    offset, size        (n,) uint64: image i is data[offset[i]:offset[i] + size[i]]
+    mode                (n,) uint8: IMAGE_MODES, 0 JPEG, 1 raw pixels (height, width, 3)
+    width, height       (n,) uint16, pixels, as the table says; a JPEG's own header may differ
+    label               (n,) int64: the int field named "label", else the first one, else all -1
+    crc32               (n,) uint32 of each image's bytes, or None in a file not written by us
+    info                the JSON note of the writer, {} in a file not written by us
+
+    Every image lies inside the file and belongs to its sample; a raw image has width x height x 3
+    bytes. JPEG bytes are not looked at here: `verify` does. Raises BetonError.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        try:
+            with open(self.path, "rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:  # ValueError: mmap's word for an empty file
+            reason = error.strerror if isinstance(error, OSError) else "it is empty"
+            self._fail(f"cannot be read ({reason}); check the path or prepare it again", error)
+        self.data: _Bytes = np.frombuffer(self._map, np.uint8)
+
+        header = self._table(HEADER, 0, 1, "header")[0]
+        if header["version"] != VERSION:
+            self._fail(f"is not a .beton file of version {VERSION} (its version field says "
+                       f"{header['version']}); prepare it again")  # fmt: skip
+        self.page_size = int(header["page_size"])
+        self.num_samples = int(header["num_samples"])
+        end = int(header["alloc_table_ptr"])  # of everything but the allocation table
+        if not self.num_samples:
+            self._fail("holds no samples; prepare it again")
+        if self.page_size < 1 or self.page_size & (self.page_size - 1):
+            self._fail(f"has a page size of {self.page_size}, no power of two; prepare it again")
+
+        fields = self._table(FIELD, HEADER.itemsize, int(header["num_fields"]), "field descriptors")
+        metadata_start = HEADER.itemsize + fields.nbytes
+        row = self._metadata_type(fields)
+        metadata = self._table(row, metadata_start, self.num_samples, "metadata table")
+        metadata_end = metadata_start + metadata.nbytes
+        table_bytes = len(self.data) - end
+        if end < metadata_end or table_bytes < 0 or table_bytes % ALLOCATION.itemsize:
+            self._fail("is cut short or damaged (no allocation table at its end); prepare it again")
+        allocations = self._table(ALLOCATION, end, table_bytes // ALLOCATION.itemsize, "table")
+
+        self.crc32: NDArray[np.uint32] | None = None
+        self.info: dict[str, Any] = {}
+        data_end = self._read_trailer(metadata_end, end)
+        types = [int(type_id) for type_id in fields["type_id"]]
+        image = metadata[f"f{self._pick(types, IMAGE_FIELD, 'image')}"]
+        self.mode: _Bytes = np.ascontiguousarray(image["mode"])
+        self.width: NDArray[np.uint16] = np.ascontiguousarray(image["width"])
+        self.height: NDArray[np.uint16] = np.ascontiguousarray(image["height"])
+        self.offset: NDArray[np.uint64] = np.ascontiguousarray(image["data_ptr"])
+        self.label: NDArray[np.int64] = np.full(self.num_samples, -1, np.int64)
+        if INT_FIELD in types:
+            self.label[:] = metadata[f"f{self._pick(types, INT_FIELD, 'label')}"]
+        self.size = self._sizes(allocations)
+        self._check_images(metadata_end, data_end)
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __reduce__(self) -> tuple[type[BetonReader], tuple[Path]]:
+        return BetonReader, (self.path,)  # a worker process maps the file itself
+
+    def image(self, index: int) -> _Bytes:
+        """(size,) uint8, read-only: the stored bytes of sample `index` (0 <= index < n)."""
+        if not 0 <= index < self.num_samples:
+            raise IndexError(f"{self.path}: no sample {index}, it holds {self.num_samples}")
+        offset = int(self.offset[index])
+        return self.data[offset : offset + int(self.size[index])]
+
+    def _fail(self, what: str, cause: BaseException | None = None) -> NoReturn:
+        raise BetonError(f"{self.path}: {what}") from cause
+
+    def _table(self, dtype: np.dtype[Any], offset: int, count: int, what: str) -> NDArray[Any]:
+        """(count,) view of dtype at offset; a damaged count must not become an allocation."""
+        if offset + count * dtype.itemsize > len(self.data):
+            self._fail(f"is cut short or damaged (its {what} does not fit in); prepare it again")
+        return np.frombuffer(self._map, dtype, count, offset)
+
+    def _metadata_type(self, fields: NDArray[Any]) -> np.dtype[Any]:
+        """The metadata row's dtype, its fields called f0, f1, ...; sets field_names."""
+        self.field_names: list[str] = []
+        columns: list[tuple[str, DTypeLike]] = []
+        for k, field in enumerate(fields):
+            name = field["name"].tobytes().split(b"\0")[0].decode("ascii", "backslashreplace")
+            kind = int(field["type_id"])
+            if kind not in FIELD_METADATA:
+                self._fail(f"field {name!r} has type {kind}, one that FFCV's own fields do not use;"
+                           " write the file again without it")  # fmt: skip
+            self.field_names.append(name)
+            columns.append((f"f{k}", FIELD_METADATA[kind]))
+        if IMAGE_FIELD not in fields["type_id"]:
+            self._fail("has no RGBImageField; write it again with one")
+        return np.dtype(columns, align=True)
+
+    def _pick(self, types: list[int], kind: int, name: str) -> int:
+        """Index of the field of this type with this name, else of the first of the type."""
+        of_kind = [k for k, type_id in enumerate(types) if type_id == kind]
+        return next((k for k in of_kind if self.field_names[k] == name), of_kind[0])
+
+    def _sizes(self, allocations: NDArray[Any]) -> NDArray[np.uint64]:
+        """(n,) uint64: bytes of each image, found in the allocation table by its pointer."""
+        # An empty allocation (of a bytes field) shares its pointer with the one after it.
+        allocations = allocations[allocations["size"] > 0]
+        ptrs = np.ascontiguousarray(allocations["ptr"])
+        if not np.all(ptrs[1:] >= ptrs[:-1]):  # stock FFCV leaves them in the order of its workers
+            order = np.argsort(ptrs, kind="stable")
+            allocations, ptrs = allocations[order], ptrs[order]
+        if len(ptrs) == 0 or np.any(allocations["sample_id"] >= self.num_samples):
+            self._fail("its header and its allocation table disagree on the number of samples; "
+                       "prepare it again")  # fmt: skip
+        slot = np.minimum(np.searchsorted(ptrs, self.offset), len(ptrs) - 1)
+        found = allocations[slot]
+        self._check(found["ptr"] == self.offset, "its pointer is not in the allocation table")
+        own = found["sample_id"] == np.arange(self.num_samples, dtype=np.uint64)
+        self._check(own, "its pointer belongs to another sample")
+        return np.ascontiguousarray(found["size"])
+
+    def _check_images(self, start: int, end: int) -> None:
+        self._check(self.mode <= 1, "its mode is neither jpg nor raw")
+        self._check((self.width > 0) & (self.height > 0), "its width or height is 0")
+        # In this order nothing wraps around: size <= end, so end - size is not negative.
+        inside = (self.size <= end) & (self.offset >= start)
+        inside &= self.offset <= np.uint64(end) - np.minimum(self.size, np.uint64(end))
+        self._check(inside, "its bytes lie outside the data region")
+        pixels = self.width.astype(np.uint64) * self.height.astype(np.uint64) * np.uint64(3)
+        self._check((self.mode == 0) | (self.size == pixels), "its raw size is not 3 x w x h")
+
+    def _check(self, good: NDArray[np.bool_], what: str) -> None:
+        if not good.all():
+            self._fail(f"sample {int(np.argmin(good))}: {what}; the file is damaged, prepare it "
+                       f"again ({int((~good).sum())} such samples)")  # fmt: skip
+
+    def _read_trailer(self, metadata_end: int, end: int) -> int:
+        """Where the data ends; sets crc32 and info when the file carries our trailer."""
+        if end - FOOTER.itemsize < metadata_end:
+            return end
+        footer = self._table(FOOTER, end - FOOTER.itemsize, 1, "trailer")[0]
+        if footer["magic"] != MAGIC:
+            return end
+        begin = end - FOOTER.itemsize - int(footer["body_size"])
+        info_end = begin + 4 * self.num_samples + int(footer["info_size"])
+        body_end = end - FOOTER.itemsize
+        file = memoryview(self._map)
+        trailer = file[max(begin, 0) : body_end + FOOTER_SUMMED]
+        tables = (file[:metadata_end], trailer, file[end:])
+        whole = metadata_end <= begin and info_end <= body_end
+        if not whole or crc_of(tables) != footer["tables_crc"]:
+            self._fail("its tables do not match their checksum; copy or prepare it again")
+        self.crc32 = self._table(np.dtype("<u4"), begin, self.num_samples, "trailer").copy()
+        self.info = json.loads(bytes(self.data[begin + 4 * self.num_samples : info_end]))
+        return begin
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) of a JPEG's frame header, or None where there is none."""
+    at = 2
+    while data[:2] == b"\xff\xd8" and at + 9 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return int.from_bytes(data[at + 7 : at + 9], "big"), int.from_bytes(
+                data[at + 5 : at + 7], "big"
+            )
+        # A fill byte stands alone; every other marker before the frame header has a length.
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return None
+
+
+def verify(path: str | os.PathLike[str], samples: Iterable[int] | None = None) -> Iterator[str]:
+    """Yield one line a problem, none for a sound file; `samples` to check only some of them.
+
+    Beside the tables: each image against its checksum where the file has them, no image across a
+    page, each JPEG has a frame header of the size in the table and an end marker.
+    """
+    try:
+        reader = BetonReader(path)
+    except BetonError as error:
+        yield str(error)
+        return
+    last = reader.offset + reader.size - np.uint64(1)
+    crosses = reader.offset // np.uint64(reader.page_size) != last // np.uint64(reader.page_size)
+    for k in range(reader.num_samples) if samples is None else samples:
+        data, where = reader.image(k).tobytes(), f"{path}: sample {k}"
+        if reader.crc32 is not None and zlib.crc32(data) != reader.crc32[k]:
+            yield f"{where}: its bytes do not match their checksum; copy or prepare the file again"
+        elif reader.mode[k] == IMAGE_MODES["jpg"]:
+            size = _jpeg_size(data)
+            if size != (reader.width[k], reader.height[k]):
+                yield f"{where}: its JPEG says {size}, the table ({reader.width[k]}, " \
+                      f"{reader.height[k]}); prepare the file again"  # fmt: skip
+            elif not data.endswith(b"\xff\xd9"):
+                yield f"{where}: its JPEG has no end marker, it is cut short; prepare it again"
+        if crosses[k]:
+            yield f"{where}: crosses a page, FFCV cannot read it with os_cache=False"

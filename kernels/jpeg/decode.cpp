@@ -1,0 +1,207 @@
+// One thread's decoder: see decode.hpp.
+#include "decode.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+namespace fastselfie::jpeg {
+namespace {
+
+// T.81 figure 6: the k-th coefficient in zigzag order, in natural order.
+constexpr std::array<uint8_t, 64> kNaturalOrder = {
+    0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,  12, 19, 26, 33, 40, 48,
+    41, 34, 27, 20, 13, 6,  7,  14, 21, 28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23,
+    30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63};
+
+void require_output(Size size) {
+  if (size.width < 1 || size.height < 1 || size.width > kMaxOutputSide ||
+      size.height > kMaxOutputSide) {
+    throw Error("bad output size");
+  }
+}
+
+bool same_spec(const HuffmanSpec& a, const HuffmanSpec& b) {
+  return a.defined && b.defined && a.counts == b.counts && a.symbols == b.symbols;
+}
+
+void build_table(const HuffmanSpec& spec, bool ac, HuffmanTable& table, HuffmanSpec& built) {
+  if (!spec.defined) throw Error("corrupt header: the scan uses a Huffman table that is missing");
+  if (same_spec(spec, built)) return;  // files of one writer often share the standard's tables
+  table.build(spec, ac);
+  built = spec;
+}
+
+// Where along an axis each of `count` positions from `begin` finds its pixel; -1: a zero.
+void map_axis(int begin, int count, int length, Padding padding, std::vector<int>& map) {
+  map.resize(count);
+  for (int i = 0; i < count; ++i) {
+    int at = begin + i;
+    if (at < 0 || at >= length) {
+      at = padding == Padding::kZero ? -1 : at < 0 ? -at : 2 * (length - 1) - at;
+      if (at >= length || (at < 0 && padding == Padding::kReflect)) {
+        throw Error("a reflected box reaches further than the image is wide or high");
+      }
+    }
+    map[i] = at;
+  }
+}
+
+}  // namespace
+
+void Decoder::decode_resized(Bytes jpeg, const Box& box, bool flip, Size size, uint8_t* rgb,
+                             Engine engine) {
+  require_output(size);
+  header_ = parse_header(jpeg);
+  require_box_inside(box, header_.size);
+  make_plan(header_, box, size, flip, plan_);
+  decode(jpeg, engine);
+  resample(size, rgb);
+}
+
+std::vector<Decoder::PlaneView> Decoder::decode_planes(Bytes jpeg, const Box& box, int block_size,
+                                                       Engine engine) {
+  header_ = parse_header(jpeg);
+  require_box_inside(box, header_.size);
+  make_plane_plan(header_, box, block_size, plan_);
+  decode(jpeg, engine);
+  std::vector<PlaneView> views;
+  for (int i = 0; i < plan_.num_planes; ++i) {
+    const ComponentPlan& c = plan_.components[i];
+    views.push_back(
+        {planes_[i], {c.blocks_x.size() * c.block_size, c.blocks_y.size() * c.block_size}});
+  }
+  return views;
+}
+
+void Decoder::decode(Bytes jpeg, Engine engine) {
+  for (int i = 0; i < plan_.num_planes; ++i) {
+    const ComponentPlan& c = plan_.components[i];
+    allocate_plane(i, {c.blocks_x.begin * c.block_size, c.blocks_x.end * c.block_size},
+                   {c.blocks_y.begin * c.block_size, c.blocks_y.end * c.block_size});
+  }
+  if (engine == Engine::kAuto && header_.is_baseline()) return decode_fast(jpeg);
+  if (!libjpeg_) libjpeg_ = std::make_unique<LibjpegDecoder>();
+  libjpeg_->decode(jpeg, header_, plan_, planes_.data());
+}
+
+void Decoder::allocate_plane(int index, Range xs, Range ys) {
+  Plane& plane = planes_[index];
+  plane = {nullptr, round_up(ys.size(), 32), xs.begin, ys.begin};
+  std::vector<uint8_t>& bytes = plane_bytes_[index];
+  const size_t need = static_cast<size_t>(plane.stride) * xs.size() + kSlack;
+  if (bytes.size() < need) bytes.resize(need);
+  plane.data = bytes.data();
+}
+
+void Decoder::build_tables() {
+  scan_.num_components = header_.num_components;
+  scan_.mcus_per_row = header_.mcus_per_row();
+  scan_.mcus_x = plan_.mcus_x;
+  scan_.mcus_y = plan_.mcus_y;
+  for (int i = 0; i < header_.num_components; ++i) {
+    const Component& c = header_.components[i];
+    const int dc = c.dc_table, ac = c.ac_table;
+    build_table(header_.dc_specs[dc], false, dc_tables_[dc], dc_built_[dc]);
+    build_table(header_.ac_specs[ac], true, ac_tables_[ac], ac_built_[ac]);
+    if (!header_.quant_defined[c.quant_table]) {
+      throw Error("corrupt header: a quantisation table is missing");
+    }
+    ComponentScan& scan = scan_.components[i];
+    scan.dc = &dc_tables_[dc];
+    scan.ac = &ac_tables_[ac];
+    for (int k = 0; k < 64; ++k) {
+      scan.quant[kNaturalOrder[k]] = static_cast<int16_t>(header_.quant[c.quant_table][k]);
+    }
+    scan.h = c.h;
+    scan.v = c.v;
+    scan.plan = plan_.components[i];
+    scan.plane = planes_[i];
+  }
+}
+
+void Decoder::decode_fast(Bytes jpeg) {
+  index_intervals(jpeg, header_, intervals_);
+  build_tables();
+  const int row = header_.mcus_per_row(), count = header_.mcu_count();
+  const int interval = header_.restart_interval ? header_.restart_interval : count;
+  const Range xs = plan_.mcus_x, ys = plan_.mcus_y;
+  const int last = ((ys.end - 1) * row + xs.end - 1) / interval;
+  for (int i = (ys.begin * row + xs.begin) / interval; i <= last; ++i) {
+    const int begin = i * interval, end = std::min(begin + interval, count);
+    const int first_row = begin / row, last_row = std::min((end - 1) / row, ys.end - 1);
+    // Within one row of MCUs an interval may lie beside the box.
+    const bool one_row = first_row == (end - 1) / row;
+    if (one_row && (end - first_row * row <= xs.begin || begin - first_row * row >= xs.end)) {
+      continue;
+    }
+    const int stop = std::min(end, last_row * row + xs.end);  // nothing is wanted behind it
+    const size_t size = unstuff(intervals_[i], unstuffed_);
+    const char* const fault =
+        kernels().decode_interval(scan_, unstuffed_.data(), size, {begin, stop}, stop == end);
+    if (fault) throw Error(fault);
+  }
+}
+
+void Decoder::resample(Size size, uint8_t* rgb) {
+  const Kernels& kernel = kernels();
+  const int stride = round_up(size.width, kTile);
+  std::array<RowFilterInput, kMaxComponents> inputs;
+  for (int i = 0; i < plan_.num_planes; ++i) {
+    const FilterPair& filter = plan_.filters[plan_.components[i].filter];
+    const Range ys = filter.y.support();
+    std::vector<uint8_t>& rows = row_bytes_[i];
+    const size_t need = static_cast<size_t>(stride) * round_up(ys.size(), kTile) + kSlack;
+    if (rows.size() < need) rows.resize(need);
+    kernel.resample_columns(planes_[i], filter.x, ys, rows.data(), stride);
+    inputs[i] = {rows.data(), stride, &filter.y};
+  }
+  kernel.resample_rows(inputs.data(), plan_.color, size.width, rgb);
+}
+
+void Decoder::gather_raw(const uint8_t* pixels, Size image, const Box& box, Padding padding) {
+  map_axis(box.left, box.width, image.width, padding, raw_x_);
+  map_axis(box.top, box.height, image.height, padding, raw_y_);
+  for (int channel = 0; channel < 3; ++channel) {
+    allocate_plane(channel, {0, box.width}, {0, box.height});
+    const Plane& plane = planes_[channel];
+    for (int y = 0; y < box.height; ++y) {
+      const uint8_t* row = pixels + size_t{3} * image.width * std::max(raw_y_[y], 0) + channel;
+      for (int x = 0; x < box.width; ++x) {
+        const bool inside = raw_y_[y] >= 0 && raw_x_[x] >= 0;
+        plane.data[static_cast<size_t>(x) * plane.stride + y] =
+            inside ? row[size_t{3} * raw_x_[x]] : 0;
+      }
+    }
+  }
+}
+
+void Decoder::resize_raw(const uint8_t* pixels, Size image, const Box& box, Padding padding,
+                         bool flip, Size size, uint8_t* rgb) {
+  require_output(size);
+  constexpr int kFar = 1 << 24;  // keeps the sums of a hostile box in range
+  if (std::abs(int64_t{box.left}) > kFar || std::abs(int64_t{box.top}) > kFar || box.width < 1 ||
+      box.height < 1 || int64_t{box.width} * box.height > kMaxPixels || image.width < 1 ||
+      image.height < 1 || int64_t{image.width} * image.height > kMaxPixels) {
+    throw Error("bad box or image size");
+  }
+  if (padding == Padding::kNone) require_box_inside(box, image);
+  const bool inside = box.left >= 0 && box.top >= 0 && box.left + box.width <= image.width &&
+                      box.top + box.height <= image.height;
+  if (inside && !flip && box.width == size.width && box.height == size.height) {
+    for (int y = 0; y < size.height; ++y) {
+      std::memcpy(rgb + size_t{3} * size.width * y,
+                  pixels + size_t{3} * (size_t(image.width) * (box.top + y) + box.left),
+                  size_t{3} * size.width);
+    }
+    return;
+  }
+  gather_raw(pixels, image, box, padding);
+  plan_.color = ColorModel::kRgb;
+  plan_.num_planes = 3;
+  for (ComponentPlan& component : plan_.components) component.filter = 0;
+  plan_.filters[0].x.build({0, box.width}, size.width, {1, 1, box.width, false}, flip);
+  plan_.filters[0].y.build({0, box.height}, size.height, {1, 1, box.height, false}, false);
+  resample(size, rgb);
+}
+
+}  // namespace fastselfie::jpeg

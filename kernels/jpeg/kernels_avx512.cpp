@@ -1,0 +1,32 @@
+// The kernels for x86-64 with AVX-512 BW, DQ and VL.
+#if defined(__x86_64__)
+// Every header comes before the target is raised: an inline function of the standard library that
+// were compiled for it could be the copy that the linker keeps for everybody.
+#include <algorithm>
+#include <cstring>
+
+#include "kernels.hpp"
+
+#include <immintrin.h>
+
+#define JPEG_HAVE_AVX2
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,bmi,bmi2,lzcnt,movbe,avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
+#else
+#pragma GCC target("avx2,bmi,bmi2,lzcnt,movbe,avx512f,avx512bw,avx512dq,avx512vl")
+#endif
+
+namespace fastselfie::jpeg::avx512 {
+#include "simd.inl"
+#include "idct.inl"
+#include "entropy.inl"
+#include "resample.inl"
+
+extern const Kernels kKernels{"avx512", decode_interval, resample_columns, resample_rows};
+}  // namespace fastselfie::jpeg::avx512
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

@@ -1,0 +1,114 @@
+// The reference decoder: libjpeg's raw planes, cut out and transposed. See libjpeg.hpp.
+#include <algorithm>
+
+#include "libjpeg.hpp"
+#include "libjpeg_session.hpp"
+
+namespace fastselfie::jpeg {
+
+struct LibjpegDecoder::State {
+  LibjpegErrors errors;
+  jpeg_decompress_struct info{};
+  std::vector<Bytes> intervals;
+  std::vector<uint8_t> cut;
+  std::vector<uint8_t> strip;       // one row of MCUs, all components
+  std::vector<JSAMPROW> rows;       // pointers into it
+  JSAMPARRAY row_arrays[kMaxComponents] = {};
+
+  void prepare_strip();
+  void copy_strip(int strip_index, McuOffset corner, const Header& header, const Plan& plan,
+                  Plane* planes);
+};
+
+LibjpegDecoder::LibjpegDecoder() : state_(std::make_unique<State>()) {
+  state_->info.err = state_->errors.manager();
+  state_->errors.guarded([&] { jpeg_create_decompress(&state_->info); });
+  state_->info.progress = state_->errors.progress();
+}
+
+LibjpegDecoder::~LibjpegDecoder() { jpeg_destroy_decompress(&state_->info); }
+
+void LibjpegDecoder::State::prepare_strip() {
+  size_t samples = 0, lines = 0;
+  for (int i = 0; i < info.num_components; ++i) {
+    const jpeg_component_info& c = info.comp_info[i];
+    const size_t width = round_up(c.width_in_blocks, c.h_samp_factor) * c.DCT_scaled_size;
+    samples += width * c.v_samp_factor * c.DCT_scaled_size;
+    lines += c.v_samp_factor * c.DCT_scaled_size;
+  }
+  strip.resize(samples);
+  rows.resize(lines);
+  uint8_t* sample = strip.data();
+  JSAMPROW* row = rows.data();
+  for (int i = 0; i < info.num_components; ++i) {
+    const jpeg_component_info& c = info.comp_info[i];
+    const size_t width = round_up(c.width_in_blocks, c.h_samp_factor) * c.DCT_scaled_size;
+    row_arrays[i] = row;
+    for (int y = 0; y < c.v_samp_factor * c.DCT_scaled_size; ++y, sample += width) *row++ = sample;
+  }
+}
+
+// libjpeg gives rows, planes are transposed.
+void LibjpegDecoder::State::copy_strip(int strip_index, McuOffset corner, const Header& header,
+                                       const Plan& plan, Plane* planes) {
+  for (int i = 0; i < header.num_components; ++i) {
+    const ComponentPlan& component = plan.components[i];
+    const Component& c = header.components[i];
+    const int size = component.block_size;
+    // libjpeg's own factor: of a lone component it may read several rows of blocks at once.
+    const int lines = info.comp_info[i].v_samp_factor * size;
+    const int first = corner.y * c.v * size + strip_index * lines;
+    const int strip_x = corner.x * c.h * size;
+    const int y_begin = std::max(first, component.blocks_y.begin * size);
+    const int y_end = std::min(first + lines, component.blocks_y.end * size);
+    const Plane& plane = planes[i];
+    for (int x = component.blocks_x.begin * size; x < component.blocks_x.end * size; ++x) {
+      uint8_t* const out = plane.data + static_cast<ptrdiff_t>(x - plane.first_x) * plane.stride;
+      for (int y = y_begin; y < y_end; ++y) {
+        out[y - plane.first_y] = row_arrays[i][y - first][x - strip_x];
+      }
+    }
+  }
+}
+
+void LibjpegDecoder::decode(Bytes jpeg, const Header& header, const Plan& plan, Plane* planes) {
+  State& s = *state_;
+  McuOffset corner;
+  int mcu_rows = plan.mcus_y.end;  // a file that cannot be cut is decoded from its top
+  if (cut_grid(header)) {
+    index_intervals(jpeg, header, s.intervals);
+    corner = cut_mcus(jpeg, header, s.intervals, plan.mcus_x, plan.mcus_y, s.cut);
+    jpeg = {s.cut.data(), s.cut.size()};
+    mcu_rows -= corner.y;
+  }
+  jpeg_decompress_struct* const info = &s.info;
+  struct Abort {  // whatever happens, the object is ready for the next image
+    jpeg_decompress_struct* info;
+    ~Abort() { jpeg_abort_decompress(info); }
+  } abort{info};
+
+  s.errors.guarded([&] {
+    jpeg_mem_src(info, jpeg.data, static_cast<unsigned long>(jpeg.size));
+    jpeg_read_header(info, TRUE);
+    // Raw planes are wanted: no colour conversion, no enlarging of chroma.
+    info->raw_data_out = TRUE;
+    info->out_color_space = info->jpeg_color_space;
+    info->dct_method = JDCT_ISLOW;
+    info->scale_num = plan.block_size;
+    info->scale_denom = 8;
+    jpeg_start_decompress(info);
+  });
+  for (int i = 0; i < header.num_components; ++i) {
+    if (info->comp_info[i].DCT_scaled_size != plan.components[i].block_size) {
+      throw Error("libjpeg reduces this file's components otherwise than expected");
+    }
+  }
+  s.prepare_strip();
+  const int lines = info->max_v_samp_factor * info->min_DCT_scaled_size;
+  for (int row = 0; info->output_scanline < info->output_height && row < mcu_rows; ++row) {
+    s.errors.guarded([&] { jpeg_read_raw_data(info, s.row_arrays, lines); });
+    s.copy_strip(row, corner, header, plan, planes);
+  }
+}
+
+}  // namespace fastselfie::jpeg
