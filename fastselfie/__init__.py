@@ -7,7 +7,7 @@ The house, floor by floor (each imports only from below; tests/test_layout.py ho
     floor 3  step
     floor 2  data/, checkpoint, log
     floor 1  models/
-    floor 0  config, errors, rng, optim, and the leaf fastselfie.kernels
+    floor 0  config, configfile, errors, rng, optim, and the leaf fastselfie.kernels
 
 Shape legend, used in names everywhere: B images, N patches an image, M masked, K = N - M
 visible, D width, H W C pixels, P patch side.

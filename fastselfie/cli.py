@@ -69,7 +69,7 @@ def train(
 
     The last line on standard output is JSON with the run's figures.
     """
-    from fastselfie.config import load_config
+    from fastselfie.configfile import load_config
 
     settings = load_config(config, overrides or ())
     folder = out or Path("runs") / settings.name

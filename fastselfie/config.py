@@ -1,23 +1,14 @@
-"""The configuration: typed, frozen, every key documented once, here.
-
-A YAML file and `key=value` overrides become one frozen `Config`. An unknown key or a wrong type
-is a `UserError` of one line that names the key, where it was written and the nearest valid name.
-"""
+"""The configuration: typed, frozen, every key documented once, here."""
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from fastselfie.errors import UserError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # A value that a resumed run may change without becoming another experiment.
 _Free = "changes nothing that is learned"
@@ -269,115 +260,14 @@ class Config(_Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader with two traps removed: 1e-4 is a number, and a key stands once."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                line = node.start_mark.line + 1
-                raise yaml.YAMLError(f"key '{key}' stands twice in the section at line {line}")
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
-
-
-def parse_yaml(text: str, origin: str) -> Any:
-    """Parse YAML with the safe loader; a fault is a `UserError` that names `origin`."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from error
-
-
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read `path`, apply `key=value` overrides, validate.
-
-    Raises:
-        UserError: no such file, broken YAML, an unknown key, a value of the wrong type.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
-        raise UserError(f"{path}: cannot read the config: {reason}") from error
-    values = parse_yaml(text, str(path))
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: a config is a mapping of keys, see configs/quickstart.yaml")
-    overridden = [_apply(values, override) for override in overrides]
-    try:
-        return Config.model_validate_json(json.dumps(values))
-    except ValidationError as error:
-        raise UserError(_one_line(error, path, overridden)) from None
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: {error}") from None
-
-
-def _apply(values: dict[str, Any], override: str) -> str:
-    """Set the dotted key of `key=value` in the nested `values`; return the key."""
-    key, equals, text = override.partition("=")
-    key = key.strip()
-    if not equals or not key:
-        raise UserError(f"'{override}' is not key=value, for example pretrain.steps=1000")
-    *sections, last = key.split(".")
-    for section in sections:
-        values = values.setdefault(section, {})
-        if not isinstance(values, dict):
-            raise UserError(f"{key}: '{section}' is a value, not a section (command line)")
-    values[last] = parse_yaml(text, key)
-    return key
-
-
-def _one_line(error: ValidationError, path: Path, overridden: Sequence[str]) -> str:
-    """The first fault as one line; `extra_forbidden` gets the nearest valid name."""
-    faults = error.errors(include_url=False)
-    # A misspelt key is the likeliest cause of whatever else is wrong: name it first.
-    fault = min(faults, key=lambda f: f["type"] != "extra_forbidden")
-    key = ".".join(str(part) for part in fault["loc"])
-    from_line = any(key == o or key.startswith(o + ".") for o in overridden)
-    origin = "command line" if from_line else str(path)
-    if fault["type"] == "extra_forbidden":
-        nearest = _nearest(key)
-        text = f"unknown key '{key}' ({origin}): did you mean '{nearest}'?"
-    elif fault["type"] == "missing":
-        text = f"{origin}: the key '{key}' is missing"
-    elif fault["type"] == "value_error":
-        text = f"{origin}: {'.'.join([key, '']) if key in ('pretrain', 'finetune') else ''}"
-        text += fault["msg"].removeprefix("Value error, ")
-    else:
-        text = f"{key} is {json.dumps(fault['input'])} ({origin}): {_lower(fault['msg'])}"
-    return text if len(faults) == 1 else f"{text} (and {len(faults) - 1} more)"
-
-
-def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:]
-
-
-def _nearest(key: str) -> str:
-    """The valid key most like `key`: the same section first, then the same name anywhere."""
-    known = [name for name, _ in _leaves(Config)]
-    section, _, name = key.rpartition(".")
-    siblings = [k for k in known if k.rpartition(".")[0] == section]
-    near = difflib.get_close_matches(key, siblings, n=1, cutoff=0.6)
-    namesakes = [k for k in known if k.rpartition(".")[2] == name]
-    return (near or namesakes or difflib.get_close_matches(key, known, n=1, cutoff=0.0))[0]
-
-
-def _leaves(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, bool]]:
+def leaves(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, bool]]:
     """(dotted key, free to change on resume) of every section and value."""
     for name, field in section.model_fields.items():
         extra = field.json_schema_extra
         free = isinstance(extra, dict) and extra.get("resume") == _Free
         yield prefix + name, free
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            for key, inner in _leaves(field.annotation, f"{prefix}{name}."):
+            for key, inner in leaves(field.annotation, f"{prefix}{name}."):
                 yield key, free or inner
 
 
@@ -396,7 +286,7 @@ def differing_keys(
         return mapping
 
     differing = []
-    for key, free in _leaves(Config):
+    for key, free in leaves(Config):
         before, after = value(old, key), value(new, key)
         is_section = isinstance(before, Mapping) or isinstance(after, Mapping)
         if key.split(".")[0] in sections and not free and not is_section and before != after:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fastselfie.checkpoint import load_checkpoint, load_weights
-from fastselfie.config import Config, load_config
+from fastselfie.config import Config
+from fastselfie.configfile import load_config
 from fastselfie.data.loaders import choose_loader
 from fastselfie.data.sources import Dataset, open_dataset
 from fastselfie.device import Machine, choose_machine

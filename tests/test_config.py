@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from conftest import REPOSITORY
 
-from fastselfie.config import Config, differing_keys, load_config
+from fastselfie.config import Config, differing_keys
+from fastselfie.configfile import load_config
 from fastselfie.errors import UserError
 
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))

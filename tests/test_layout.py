@@ -16,6 +16,7 @@ FLOORS = {
     "kernels": 0,
     "errors": 0,
     "config": 0,
+    "configfile": 0,
     "rng": 0,
     "optim": 0,
     "device": 0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from conftest import REPOSITORY, tiny_config
 
-from fastselfie.config import load_config
+from fastselfie.configfile import load_config
 from fastselfie.device import Precision
 from fastselfie.memory import Estimate, estimate_finetuning, estimate_pretraining
 from fastselfie.models.selfie import Selfie

@@ -4,7 +4,7 @@ Boxes are ``(left, top, width, height)`` in pixels, sizes ``(height, width)`` as
 Anything wrong with the bytes or the box of an image is a ``JpegError`` (a ``ValueError``).
 """
 
-from ._jpeg import (
+from fastselfie.kernels.jpeg._jpeg import (
     BatchDecoder,
     Header,
     JpegError,

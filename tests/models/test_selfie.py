@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import REPOSITORY, tiny_config
 
-from fastselfie.config import load_config
+from fastselfie.configfile import load_config
 from fastselfie.models.resnet import ResNetV2
 from fastselfie.models.selfie import Positions, Selfie, build_classifier
 from fastselfie.rng import patch_orders
