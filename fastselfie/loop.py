@@ -81,6 +81,7 @@ def fit(stage: Stage, step: TrainStep, loader: Loader, evaluate: Evaluate) -> di
                         accuracy=means.accuracy,
                         images_per_s=(done - last) * settings.batch_size / spent,
                         waiting=waited / spent,
+                        **({"skipped": loader.skipped} if loader.skipped else {}),
                     )
                     waited, since, last = 0.0, time.perf_counter(), done
                 if done % settings.eval_every == 0 or done in stage.also_at or ends:

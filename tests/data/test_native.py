@@ -171,6 +171,15 @@ def damaged(tmp_path, photos):
     return write(tmp_path / "damaged.beton", samples)
 
 
+def test_a_resident_set_skips_damaged_images_once(damaged):
+    made = loader(damaged, "resident", crop="pad", on_error="skip")
+    assert made.skipped == 2
+    images = take(made.evaluate(COUNT), 1)[0][0]
+    assert torch.equal(images[3], images[4])
+    with pytest.raises(UserError, match=r"damaged\.beton: sample 3"):
+        loader(damaged, "resident", crop="pad")
+
+
 @pytest.mark.parametrize("kind", ["native", "folder"])
 def test_a_damaged_image_is_named(damaged, kind):
     with pytest.raises(UserError, match=r"damaged\.beton: sample (3|10): ") as caught:

@@ -163,15 +163,24 @@ class Loader(ABC):
         images, labels, failures = pixels
         if not failures:
             return images, labels, index
-        failed = np.asarray([row for row, _ in failures])
-        if self.data.on_error == "raise" or len(failed) == len(images):
-            raise UserError(failures[0][1])
-        good = np.setdiff1d(np.arange(len(images)), failed)
-        rows = np.arange(len(images))
-        rows[failed] = good[np.searchsorted(good, failed) % len(good)]
-        self.skipped += len(failed)
+        rows = self._stand_ins(len(images), failures)
         taken = torch.from_numpy(rows).to(images.device)
         return images[taken], labels[taken], Index(index.samples[rows], index.epochs[rows])
+
+    def _stand_ins(self, count: int, failures: Sequence[tuple[int, str]]) -> IntArray:
+        """(count,) rows: each its own, a failed one the next good one's. Counts them.
+
+        Raises:
+            UserError: the first failure, under on_error: raise or where nothing is good.
+        """
+        rows = np.arange(count, dtype=np.int64)
+        failed = np.asarray([row for row, _ in failures], dtype=np.int64)
+        if failures and (self.data.on_error == "raise" or len(failed) == count):
+            raise UserError(failures[0][1])
+        good = np.setdiff1d(rows, failed)
+        rows[failed] = good[np.searchsorted(good, failed) % len(good)]
+        self.skipped += len(failed)
+        return rows
 
     def _finish(
         self, images: Tensor, labels: Tensor, index: Index, augment: bool, patches: int

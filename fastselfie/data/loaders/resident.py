@@ -26,8 +26,12 @@ class ResidentLoader(Loader):
         if data.crop != "pad":
             raise UserError("data.loader is resident, which needs data.crop: pad")
         self.pad = shift_of(data)
-        images = decode_all(source, data)
-        self.labels = torch.from_numpy(source.labels).to(device)
+        images, failures = decode_all(source, data)
+        labels = source.labels
+        if failures:
+            rows = self._stand_ins(len(source), failures)
+            images, labels = images[rows], labels[rows]
+        self.labels = torch.from_numpy(labels).to(device)
         whole = padded(images, self.pad, data.pad_mode) if self.pad else images
         self.windows = _windows(torch.from_numpy(whole).to(device), data.image_size)
 
@@ -43,27 +47,28 @@ class ResidentLoader(Loader):
             yield Pixels(images, self.labels[rows])
 
 
-def decode_all(source: Source, data: DataConfig) -> npt.NDArray[np.uint8]:
-    """Every image's central square at image_size: (n, size, size, 3) uint8."""
+def decode_all(
+    source: Source, data: DataConfig
+) -> tuple[npt.NDArray[np.uint8], list[tuple[int, str]]]:
+    """Every image's central square at image_size, (n, size, size, 3) uint8, and the failures."""
     size = data.image_size
     if isinstance(source, ArraySource) and source.images.shape[1:3] == (size, size):
-        return source.images
+        return source.images, []
     images = np.empty((len(source), size, size, 3), dtype=np.uint8)
 
-    def decode(i: int) -> None:
-        image = source.image(i)
+    def decode(i: int) -> str | None:
+        try:
+            image = source.image(i)
+        except UserError as error:
+            return str(error)
         sizes = np.asarray([image.size], dtype=np.int64)
         whole = (np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))
         images[i] = read_box(image, boxes(data, 0, whole, sizes, augment=False)[0], size)
+        return None
 
     with ThreadPoolExecutor() as pool:
-        try:
-            for _ in pool.map(decode, range(len(source))):
-                pass
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return images
+        faults = list(pool.map(decode, range(len(source))))
+    return images, [(row, fault) for row, fault in enumerate(faults) if fault is not None]
 
 
 def _windows(images: Tensor, size: int) -> Tensor:
