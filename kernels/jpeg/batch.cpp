@@ -16,8 +16,8 @@ void decode_item(const Item& item, Size size, uint8_t* out, Decoder& decoder) {
   }
   const Size raw = item.raw_size;
   if (raw.width < 1 || raw.height < 1 ||
-      item.bytes.size != uint64_t{3} * static_cast<uint32_t>(raw.width) *
-                             static_cast<uint32_t>(raw.height)) {
+      item.bytes.size !=
+          uint64_t{3} * static_cast<uint32_t>(raw.width) * static_cast<uint32_t>(raw.height)) {
     throw Error("raw pixels: the length does not match the shape");
   }
   const Padding padding = item.kind == Kind::kRawZeroPadded  ? Padding::kZero

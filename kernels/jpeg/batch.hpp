@@ -1,7 +1,7 @@
 // The batch engine: a pool of threads that fills batches, several in flight, in order.
 //
-// A forked child has none of the threads: there the pool refuses work and must not be destroyed (see
-// is_forked_copy). Make the decoder in the process that uses it ("spawn", or after the fork).
+// A forked child has none of the threads: there the pool refuses work and must not be destroyed
+// (see is_forked_copy). Make the decoder in the process that uses it ("spawn", or after the fork).
 #pragma once
 
 #include <sys/types.h>
@@ -57,8 +57,8 @@ class BatchPool {
   explicit BatchPool(int threads);
   ~BatchPool() { close(); }
 
-  // Whether this is a forked child's copy. Such a pool must be leaked: its threads cannot be joined,
-  // and glibc would wait for them to leave the condition variable before it destroys that.
+  // Whether this is a forked child's copy. Such a pool must be leaked: its threads cannot be
+  // joined, and glibc would wait for them to leave the condition variable before it destroys that.
   bool is_forked_copy() const;
 
   void submit(std::shared_ptr<Batch> batch);

@@ -90,9 +90,9 @@ py::object py_crop(const py::buffer& data, int left, int top, int width, int hei
   index_intervals(view.bytes(), header, intervals);
   const int mcu_w = header.mcu_width(), mcu_h = header.mcu_height();
   std::vector<uint8_t> out;
-  const McuOffset corner = cut_mcus(view.bytes(), header, intervals,
-                                    {left / mcu_w, ceil_div(left + width, mcu_w)},
-                                    {top / mcu_h, ceil_div(top + height, mcu_h)}, out);
+  const McuOffset corner =
+      cut_mcus(view.bytes(), header, intervals, {left / mcu_w, ceil_div(left + width, mcu_w)},
+               {top / mcu_h, ceil_div(top + height, mcu_h)}, out);
   return py::make_tuple(py::bytes(reinterpret_cast<const char*>(out.data()), out.size()),
                         left - corner.x * mcu_w, top - corner.y * mcu_h);
 }
@@ -229,8 +229,8 @@ class PyBatchDecoder {
       if (shape) item.raw_size = {shape[2 * i + 1], shape[2 * i]};
     }
     const Size size{static_cast<int>(out.shape(2)), static_cast<int>(out.shape(1))};
-    ticket.batch = std::make_shared<Batch>(std::move(items), size,
-                                           static_cast<uint8_t*>(out.mutable_data()));
+    ticket.batch =
+        std::make_shared<Batch>(std::move(items), size, static_cast<uint8_t*>(out.mutable_data()));
     ticket.out = std::move(out);
     pool_->submit(ticket.batch);
     tickets_.emplace(++last_ticket_, std::move(ticket));
@@ -328,8 +328,9 @@ PYBIND11_MODULE(_jpeg, m) {
       .def_property_readonly("can_crop",
                              [](const Header& h) { return static_cast<bool>(cut_grid(h)); });
 
-  m.def("read_header", [](const py::buffer& data) { return parse_header(BufferView(data).bytes()); },
-        "data"_a);
+  m.def(
+      "read_header", [](const py::buffer& data) { return parse_header(BufferView(data).bytes()); },
+      "data"_a);
   m.def("transcode", py_transcode, "data"_a, "restart_mcus"_a = py::none());
   m.def("crop", py_crop, "data"_a, "left"_a, "top"_a, "width"_a, "height"_a);
   m.def("decode_resized", py_decode_resized, "data"_a, "box"_a, "size"_a, "flip"_a = false,

@@ -47,8 +47,8 @@ constexpr int round_up(int a, int b) { return ceil_div(a, b) * b; }
 inline void require_box_inside(const Box& box, Size image) {
   if (box.width < 1 || box.height < 1 || box.left < 0 || box.top < 0 ||
       box.left > image.width - box.width || box.top > image.height - box.height) {
-    throw Error("box (left " + std::to_string(box.left) + ", top " + std::to_string(box.top) + ", " +
-                std::to_string(box.width) + "x" + std::to_string(box.height) +
+    throw Error("box (left " + std::to_string(box.left) + ", top " + std::to_string(box.top) +
+                ", " + std::to_string(box.width) + "x" + std::to_string(box.height) +
                 ") is not inside the image (" + std::to_string(image.width) + "x" +
                 std::to_string(image.height) + ")");
   }

@@ -34,11 +34,10 @@ McuOffset cut_mcus(Bytes jpeg, const Header& header, const std::vector<Bytes>& i
   const Range rows{mcus_y.begin / grid.height, ceil_div(mcus_y.end, grid.height)};
   const int intervals_per_row = header.mcus_per_row() / grid.width;
   const McuOffset corner{columns.begin * grid.width, rows.begin * grid.height};
-  const Size size{
-      std::min(columns.size() * grid.width * header.mcu_width(),
-               header.size.width - corner.x * header.mcu_width()),
-      std::min(rows.size() * grid.height * header.mcu_height(),
-               header.size.height - corner.y * header.mcu_height())};
+  const Size size{std::min(columns.size() * grid.width * header.mcu_width(),
+                           header.size.width - corner.x * header.mcu_width()),
+                  std::min(rows.size() * grid.height * header.mcu_height(),
+                           header.size.height - corner.y * header.mcu_height())};
 
   out.assign(jpeg.data, jpeg.data + header.scan_offset);
   // Fill bytes may stand between the marker's 0xFF and its code.

@@ -5,8 +5,9 @@
 
 namespace fastselfie::jpeg {
 
-// The grid along which a file can be cut, in MCUs: a restart interval decodes by itself, so a region
-// can be cut out when every interval is a rectangle, a part of one row of MCUs or several whole rows.
+// The grid along which a file can be cut, in MCUs: a restart interval decodes by itself, so a
+// region can be cut out when every interval is a rectangle, a part of one row of MCUs or several
+// whole rows.
 struct CutGrid {
   int width = 0, height = 0;
   explicit operator bool() const { return width > 0; }

@@ -46,8 +46,10 @@ struct Zigzag {
         x -= step;
         y += step;
       } else {
-        if (step < 0) (x == 7 ? y : x) += 1;
-        else (y == 7 ? x : y) += 1;
+        if (step < 0)
+          (x == 7 ? y : x) += 1;
+        else
+          (y == 7 ? x : y) += 1;
         step = -step;
       }
     }
@@ -61,7 +63,8 @@ struct alignas(64) Block {
 };
 
 // What the lookup could not give in one step. Returns a complete entry, or 0: no such code.
-[[gnu::noinline]] uint32_t complete_entry(const HuffmanTable& table, uint32_t entry, uint64_t bits) {
+[[gnu::noinline]] uint32_t complete_entry(const HuffmanTable& table, uint32_t entry,
+                                          uint64_t bits) {
   int length = entry & 0x7F, advance = entry >> 8 & 0xFF, size = static_cast<int>(entry >> 16);
   if (length == 0) {
     const auto next16 = static_cast<uint32_t>(bits >> 48);
@@ -135,8 +138,8 @@ const char* decode_interval(const Scan& scan, const uint8_t* bytes, size_t size,
           if (wanted && c.plan.blocks_x.contains(x) && c.plan.blocks_y.contains(y)) {
             const int side = c.plan.block_size;
             const ptrdiff_t stride = c.plane.stride;
-            uint8_t* const out = c.plane.data + (x * side - c.plane.first_x) * stride +
-                                 (y * side - c.plane.first_y);
+            uint8_t* const out =
+                c.plane.data + (x * side - c.plane.first_x) * stride + (y * side - c.plane.first_y);
             reconstruct_block(block.values, count == 1, c.quant.data(), side, out, stride);
           }
           if (count > 1) block = Block();

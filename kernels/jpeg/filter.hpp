@@ -14,8 +14,9 @@ namespace fastselfie::jpeg {
 struct Sampling {
   int numerator = 1, denominator = 1;  // samples a pixel
   int length = 0;                      // samples in the plane: indices are clamped to it
-  // Linearly, between the centres of samples; else by repetition. libjpeg's "fancy upsampling" of 2:1
-  // subsampled planes is the former (weights 3/4 and 1/4), its other enlargements are the latter.
+  // Linearly, between the centres of samples; else by repetition. libjpeg's "fancy upsampling" of
+  // 2:1 subsampled planes is the former (weights 3/4 and 1/4), its other enlargements are the
+  // latter.
   bool interpolated = false;
 };
 

@@ -5,7 +5,8 @@
 //       transcode}.cpp -ljpeg -o fuzz
 //   ./fuzz ITERATIONS SEED FILE...
 //
-// An Error is an answer; a crash or a sanitizer's report is a fault. Prints how many calls succeeded.
+// An Error is an answer; a crash or a sanitizer's report is a fault. Prints how many calls
+// succeeded.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -34,9 +35,11 @@ void mutate(Buffer& data, Random& random) {
       case 1: data[at] = static_cast<uint8_t>(random()); break;
       case 2: data[at] = below(random, 2) ? 0xFF : 0; break;
       case 3: data.resize(at); break;
-      case 4: data.erase(data.begin() + at, data.begin() + std::min(size, at + below(random, 40)));
+      case 4:
+        data.erase(data.begin() + at, data.begin() + std::min(size, at + below(random, 40)));
         break;
-      default: data.insert(data.begin() + at, data.begin(), data.begin() + below(random, 40) % size);
+      default:
+        data.insert(data.begin() + at, data.begin(), data.begin() + below(random, 40) % size);
     }
   }
 }

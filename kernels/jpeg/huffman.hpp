@@ -13,10 +13,11 @@ namespace fastselfie::jpeg {
 //   bits 8-15   advance: how far the coefficient index moves (run + 1)
 //   bits 16-31  value, signed
 struct HuffmanTable {
-  static constexpr int kLookupBits = 12;
+  static constexpr int kLookupBits = 11;
   static constexpr uint32_t kIncomplete = 0x80;
   // The advance of end-of-block: past any index that codes can reach by mistake (63 + 16), so that
-  // the final index tells a proper end (>= 128) from an overrun (65..79) without a branch of its own.
+  // the final index tells a proper end (>= 128) from an overrun (65..79) without a branch of its
+  // own.
   static constexpr int kEndOfBlock = 128;
 
   std::array<uint32_t, 1 << kLookupBits> lookup;

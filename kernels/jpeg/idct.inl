@@ -1,5 +1,6 @@
-// The inverse DCT, whole and reduced: libjpeg's "islow" algorithms (jidctint.c, jidctred.c; Loeffler,
-// Ligtenberg and Moschytz 1989 in 13-bit fixed point), the same to the last bit for any valid block.
+// The inverse DCT, whole and reduced: libjpeg's "islow" algorithms (jidctint.c, jidctred.c;
+// Loeffler, Ligtenberg and Moschytz 1989 in 13-bit fixed point), the same to the last bit for any
+// valid block.
 //
 // Eight columns of the block are transformed at once, one to a lane of 32 bits. Only one transpose
 // is needed: the second pass leaves the block transposed, as planes are stored.
@@ -125,7 +126,7 @@ inline void idct_block(const int16_t* coefficients, const int16_t* quant, uint8_
   for (int row = 0; row < 8; ++row) {
     using U16x8 __attribute__((vector_size(16))) = uint16_t;
     const U16x8 product = load<U16x8>(coefficients + 8 * row) * load<U16x8>(quant + 8 * row);
-    v[row] = (U32x8)__builtin_convertvector((I16x8)product, I32x8);
+    v[row] = (U32x8) __builtin_convertvector((I16x8)product, I32x8);
   }
   constexpr int kShift1 = kConstBits - kPass1Bits, kShift2 = kConstBits + kPass1Bits + 3;
   if constexpr (kSize == 8) {

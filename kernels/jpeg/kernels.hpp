@@ -55,10 +55,16 @@ const Kernels& kernels();
 std::vector<std::string> available_kernels();
 void select_kernels(const std::string& name);  // "auto", or one of available_kernels()
 
-namespace generic { extern const Kernels kKernels; }
+namespace generic {
+extern const Kernels kKernels;
+}
 #if defined(__x86_64__)
-namespace avx2 { extern const Kernels kKernels; }
-namespace avx512 { extern const Kernels kKernels; }
+namespace avx2 {
+extern const Kernels kKernels;
+}
+namespace avx512 {
+extern const Kernels kKernels;
+}
 #endif
 
 }  // namespace fastselfie::jpeg

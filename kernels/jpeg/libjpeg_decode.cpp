@@ -11,8 +11,8 @@ struct LibjpegDecoder::State {
   jpeg_decompress_struct info{};
   std::vector<Bytes> intervals;
   std::vector<uint8_t> cut;
-  std::vector<uint8_t> strip;       // one row of MCUs, all components
-  std::vector<JSAMPROW> rows;       // pointers into it
+  std::vector<uint8_t> strip;  // one row of MCUs, all components
+  std::vector<JSAMPROW> rows;  // pointers into it
   JSAMPARRAY row_arrays[kMaxComponents] = {};
 
   void prepare_strip();

@@ -38,8 +38,8 @@ struct Plan {
   Range mcus_x, mcus_y;  // that hold those blocks
 };
 
-// The largest reduction (1, 2, 4 or 8 samples a block side) at which the planes still cover the output
-// with half as much again to spare.
+// The largest reduction (1, 2, 4 or 8 samples a block side) at which the planes still cover the
+// output with half as much again to spare.
 int reduced_block_size(Size box, Size output);
 
 // The block size of one component when the largest-sampled one has `block_size`: libjpeg's rule,

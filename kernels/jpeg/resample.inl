@@ -21,7 +21,8 @@ inline void transpose_16x16(const uint8_t* in, int in_stride, uint8_t* out, ptrd
   // bits of the column number.
   const auto interleave = [](const U8x16(&a)[16], U8x16(&b)[16]) {
     for (int i = 0; i < 8; ++i) {
-      b[2 * i] = JPEG_SHUFFLE(a[i], a[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+      b[2 * i] =
+          JPEG_SHUFFLE(a[i], a[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
       b[2 * i + 1] = JPEG_SHUFFLE(a[i], a[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14,
                                   30, 15, 31);
     }
@@ -81,7 +82,8 @@ inline Rgb to_rgb(I16x16 luma, I16x16 cb, I16x16 cr) {
 inline void store_interleaved(const Rgb& p, uint8_t* out) {
   const U8x16 rg0 = JPEG_SHUFFLE(p.r, p.g, 0, 16, 0, 1, 17, 0, 2, 18, 0, 3, 19, 0, 4, 20, 0, 5);
   const U8x16 rg1 = JPEG_SHUFFLE(p.r, p.g, 21, 0, 6, 22, 0, 7, 23, 0, 8, 24, 0, 9, 25, 0, 10, 26);
-  const U8x16 rg2 = JPEG_SHUFFLE(p.r, p.g, 0, 11, 27, 0, 12, 28, 0, 13, 29, 0, 14, 30, 0, 15, 31, 0);
+  const U8x16 rg2 =
+      JPEG_SHUFFLE(p.r, p.g, 0, 11, 27, 0, 12, 28, 0, 13, 29, 0, 14, 30, 0, 15, 31, 0);
   store(out, JPEG_SHUFFLE(rg0, p.b, 0, 1, 16, 3, 4, 17, 6, 7, 18, 9, 10, 19, 12, 13, 20, 15));
   store(out + 16, JPEG_SHUFFLE(rg1, p.b, 0, 21, 2, 3, 22, 5, 6, 23, 8, 9, 24, 11, 12, 25, 14, 15));
   store(out + 32, JPEG_SHUFFLE(rg2, p.b, 26, 1, 2, 27, 4, 5, 28, 7, 8, 29, 10, 11, 30, 13, 14, 31));
@@ -109,7 +111,8 @@ void resample_rows_as(const RowFilterInput* planes, int width, uint8_t* rgb) {
     const int16_t* weights[kPlanes];
     for (int i = 0; i < kPlanes; ++i) {
       const AxisFilter& filter = *planes[i].filter;
-      rows[i] = planes[i].rows + ptrdiff_t{filter.start(y) - filter.support().begin} * planes[i].stride;
+      rows[i] =
+          planes[i].rows + ptrdiff_t{filter.start(y) - filter.support().begin} * planes[i].stride;
       weights[i] = filter.weights(y);
     }
     for (int x = 0; x < width; x += kTile) {

@@ -1,7 +1,7 @@
 // Vectors of fixed width and the few operations on them that compilers need help with.
 //
-// GCC's and Clang's vector extensions are lowered to whatever the processor has, so the kernels read
-// like scalar code. Unsigned lanes are used where hostile input may overflow: they wrap.
+// GCC's and Clang's vector extensions are lowered to whatever the processor has, so the kernels
+// read like scalar code. Unsigned lanes are used where hostile input may overflow: they wrap.
 
 using U8x16 __attribute__((vector_size(16))) = uint8_t;
 using I16x8 __attribute__((vector_size(16))) = int16_t;
