@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import os
 import platform
 import shutil
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import torch
 
 from fastselfie import __version__
 from fastselfie.config import RuntimeConfig
-from fastselfie.device import choose_device, choose_precision, total_memory
+from fastselfie.device import choose_device, choose_precision, total_memory, usable_cores
 
 _MIB = 2**20
 
@@ -37,7 +36,7 @@ def environment(device: torch.device) -> dict[str, str]:
         "torch": torch.__version__,
         "system": f"{platform.system()} {platform.release()}",
         "processor": _processor(),
-        "cores": str(os.cpu_count()),
+        "cores": str(usable_cores()),
         "threads": str(torch.get_num_threads()),
         "memory": f"{total_memory(torch.device('cpu')) / 2**30:.1f} GiB",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 from collections.abc import Sequence
@@ -148,6 +149,17 @@ class Dataset:
     held_out: Source
     split: str
 
+    def fingerprint(self) -> str:
+        """Of both parts' classes, labels and order: what a resumed run must find again.
+
+        The same for a folder and for the .beton file prepared from it.
+        """
+        digest = hashlib.sha256()
+        for source in (self.train, self.held_out):
+            digest.update(repr((isinstance(source, NoSource), list(source.classes))).encode())
+            digest.update(source.labels.tobytes())
+        return digest.hexdigest()
+
 
 def select(source: Source, indices: IntArray) -> Source:
     """The images of `source` at `indices`, in that order."""
@@ -183,15 +195,15 @@ def open_dataset(data: DataConfig, seed: int = 0) -> Dataset:
             "data.train is not set: give an image folder (one sub-folder a class), for example "
             "data.train=DIR, or data.loader=synthetic"
         )
-    train = _open_part(Path(data.train), "train")
+    train = _open_part(Path(data.train).expanduser(), "train")
     if train is None:
         raise UserError(f"{data.train}: holds no training images")
     if data.test is not None:
-        held_out, split = _open_part(Path(data.test), "test"), data.test
+        held_out, split = _open_part(Path(data.test).expanduser(), "test"), data.test
         if held_out is None:
             raise UserError(f"{data.test}: holds no test images")
     else:
-        held_out = _open_part(Path(data.train), "test", beside_train=True)
+        held_out = _open_part(Path(data.train).expanduser(), "test", beside_train=True)
         split = f"the test part of {data.train}"
         if held_out is None:
             kept, taken = _split(train.labels, data.held_out, seed)
@@ -248,20 +260,32 @@ def _open_beton(path: Path) -> BetonSource:
 
 def _open_image_folder(folder: Path) -> FolderSource:
     """One sub-folder a class, searched to any depth; the order does not depend on the machine."""
-    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    classes = sorted(e.name for e in os.scandir(folder) if e.is_dir() and e.name[0] != ".")
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        for root, folders, files in os.walk(folder / name):
-            folders.sort()
-            found = [f for f in sorted(files) if os.path.splitext(f)[1].lower() in _EXTENSIONS]
-            paths += [os.path.join(root, f) for f in found]
-            labels += [label] * len(found)
+        before = len(paths)
+        for root, folders, files in os.walk(folder / name, onerror=_unreadable):
+            folders[:] = sorted(f for f in folders if f[0] != ".")
+            # Hidden files are a file manager's or a notebook's, not images: ._1.jpg for one.
+            paths += [os.path.join(root, f) for f in sorted(files) if _is_image(f)]
+        labels += [label] * (len(paths) - before)
     if not paths:
         loose = any(p.suffix.lower() in _EXTENSIONS for p in folder.iterdir())
         hint = "move its images into one sub-folder a class" if loose else "it is empty"
         raise UserError(f"{folder}: no images in sub-folders: {hint}")
+    empty = sorted(set(range(len(classes))) - set(labels))
+    if empty:
+        raise UserError(f"{folder / classes[empty[0]]}: a class without images: remove the folder")
     return FolderSource(paths, np.asarray(labels, dtype=np.int64), classes)
+
+
+def _is_image(name: str) -> bool:
+    return name[0] != "." and os.path.splitext(name)[1].lower() in _EXTENSIONS
+
+
+def _unreadable(error: OSError) -> None:
+    raise UserError(f"{error.filename}: cannot be listed: {error.strerror}")
 
 
 def _split(labels: IntArray, fraction: float, seed: int) -> tuple[IntArray, IntArray]:

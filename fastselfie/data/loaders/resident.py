@@ -23,8 +23,6 @@ class ResidentLoader(Loader):
 
     def __init__(self, source: Source, data: DataConfig, seed: int, device: torch.device) -> None:
         super().__init__(len(source), data, seed, device)
-        if data.crop != "pad":
-            raise UserError("data.loader is resident, which needs data.crop: pad")
         self.pad = shift_of(data)
         images, failures = decode_all(source, data)
         labels = source.labels
