@@ -38,6 +38,9 @@ _Ids = npt.NDArray[np.uint64]
 
 # FFCV's default: batches that wait finished in its queue.
 _AHEAD = 3
+# Compiled code outlives its loader: numba's finalizer fails, with a traceback, on functions that
+# the garbage collector found in a circle, as FFCV's are.
+_compiled: list[Any] = []
 
 
 class FfcvLoader(Loader):
@@ -97,7 +100,7 @@ class FfcvLoader(Loader):
         reader = self.source.reader
         pipelines: dict[str, list[Any] | None] = dict.fromkeys(reader.field_names)
         pipelines[reader.image_field] = [self._decoder(augment)]
-        return StockLoader(
+        loader = StockLoader(
             str(reader.path),
             batch_size=1,
             num_workers=self.threads,
@@ -106,6 +109,8 @@ class FfcvLoader(Loader):
             pipelines=pipelines,
             batches_ahead=_AHEAD,
         )
+        _compiled.append(loader.code)
+        return loader
 
     def _decoder(self, augment: bool) -> Any:
         data, reader = self.data, self.source.reader
