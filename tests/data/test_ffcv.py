@@ -63,16 +63,25 @@ def colours(tmp_path_factory):
     return write_beton(path, images, [i % 4 for i in range(40)])
 
 
+@pytest.fixture
+def one_torch_thread():
+    """Not what FFCV would leave: it gives torch its own number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def check_colours(ours, batch):
     numbers = ours.source.indices[batch.index.samples]
     for image, number in zip(batch.images.numpy(), numbers, strict=True):
         assert np.abs(image.astype(int) - colour(number)).max() < 10
 
 
+@pytest.mark.usefixtures("one_torch_thread")
 def test_order_labels_flips_and_masks_are_ours_over_three_epochs(colours):
     ours, folder = loader(colours, "ffcv", workers=2), loader(colours, "folder")
     batches = -(-3 * 36 // 7)
-    torch.set_num_threads(2)
     kept = take(ours.train(5, 7, 36), batches)
     # All are looked at after all were made: FFCV's own buffers are five batches long.
     for a, b in zip(kept, take(folder.train(5, 7, 36), batches), strict=True):
@@ -81,13 +90,12 @@ def test_order_labels_flips_and_masks_are_ours_over_three_epochs(colours):
         assert torch.equal(a.flip, b.flip)
         assert torch.equal(a.order, b.order)
         check_colours(ours, a)
-    assert torch.get_num_threads() == 2
+    assert torch.get_num_threads() == 1
 
 
 def test_evaluation_beside_training_and_the_end_of_both(colours):
     """As in a run: the training stream waits, opened, while held-out images are read."""
     ours = loader(colours, "ffcv")
-    torch.set_num_threads(1)
     training = ours.train(0, 4)
     check_colours(ours, next(training))
     for count, batch_size in ((1, 7), (99, 7), (99, 36)):
@@ -99,7 +107,6 @@ def test_evaluation_beside_training_and_the_end_of_both(colours):
     assert streams() == 1
     training.close()
     assert streams() == 0
-    assert torch.get_num_threads() == 1
 
 
 def test_random_crops_have_the_configured_size(tmp_path):

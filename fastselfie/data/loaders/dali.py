@@ -60,7 +60,8 @@ class DaliLoader(Loader):
     From a .beton file DALI gets the small JPEG that kernels.jpeg.crop cuts around each box; from
     an image folder the files as they are. What is no JPEG that DALI decodes as Pillow does (raw
     pixels, PNG, CMYK) goes in as a PNM file. On a GPU the decoder is DALI's "mixed";
-    small sets (crop: pad) have nothing to decode there and stay on the CPU.
+    small sets (crop: pad) have nothing to decode there and stay on the CPU. The tests run the CPU's
+    decoder; that of a GPU ("mixed", its pixels, the copy on torch's stream) has not run yet.
     """
 
     def __init__(self, source: Source, data: DataConfig, seed: int, device: torch.device) -> None:
