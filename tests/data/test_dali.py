@@ -15,9 +15,10 @@ from PIL import Image
 
 from fastselfie.data.beton_writer import BetonWriter
 from fastselfie.data.loaders import build_loader
+from fastselfie.data.loaders.dali import _cut
 from fastselfie.data.sources import open_dataset
 from fastselfie.errors import UserError
-from fastselfie.kernels.jpeg import transcode
+from fastselfie.kernels.jpeg import read_header, transcode
 
 CPU = torch.device("cpu")
 # Decoders and filters differ in rounding alone: 52 dB is the least on 600 photographs. A shift by
@@ -128,6 +129,20 @@ def test_small_raw_images_are_shifted_exactly(tmp_path, mode):
     for a, b in zip(take(ours, 5), take(folder, 5), strict=True):
         assert torch.equal(a.images, b.images)
         assert torch.equal(a.labels, b.labels)
+
+
+def test_dali_gets_no_more_of_a_picture_than_its_box(beton):
+    ours = loader(beton, "dali")
+    whole = [ours._encoded(sample) for sample in range(len(ours))]
+    able = [e for e in whole if e.data[0] == 0xFF and read_header(e.data.data).can_crop]
+    assert len(able) > 20
+    for found in able:
+        item = _cut(found, np.asarray([16, 16, 16, 16]))
+        assert len(item.data) < len(found.data)
+        # An interval is up to 64 pixels wide, an MCU up to 16 high.
+        header = read_header(item.data.data)
+        assert header.width <= 128
+        assert header.height <= 32
 
 
 def test_batches_may_be_kept(beton):
