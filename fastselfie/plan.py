@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fastselfie.config import Config, StageConfig
-from fastselfie.data.loaders import choose_loader
+from fastselfie.data.loaders import INSTALL, choose_loader
 from fastselfie.data.sources import open_dataset
 from fastselfie.device import choose_machine, total_memory
 from fastselfie.doctor import examine
@@ -63,7 +63,7 @@ def print_plan(config: Config, out: Path, console: Console) -> None:
         table.add_row("control", "the same network, steps and labels from scratch")
     table.add_row("output", escape(str(out)))
     console.print(table)
-    missing += _lacks(out, 3 * pretraining.fixed)
+    missing += _lacks(out, 3 * pretraining.fixed, config.data.loader)
     for line in missing:
         console.print(f"[bold]missing[/] {escape(line)}", soft_wrap=True)
     if not missing:
@@ -97,12 +97,13 @@ def _add_stage(
     )
 
 
-def _lacks(out: Path, needed: int) -> list[str]:
+def _lacks(out: Path, needed: int, loader: str) -> list[str]:
     """What the machine lacks: the doctor's findings, and room for the checkpoints."""
     lines = [
         f"{finding.name}: {finding.text}: {finding.mend}"
         for finding in examine()
-        if finding.state != "ok"
+        # A loader that this run does not use is not missing.
+        if finding.state != "ok" and (finding.name not in INSTALL or finding.name == loader)
     ]
     folder = next(p for p in (out, *out.absolute().parents) if p.is_dir())
     free = shutil.disk_usage(folder).free
