@@ -1,13 +1,15 @@
 #!/bin/sh
 # Every table of the README, from a folder of photographs: under 12 minutes on 2 cores.
 #   benchmarks/run_all.sh PHOTOS [WORK]     PHOTOS/CLASS/*.jpg; WORK: the inputs, made where missing
-# Needs ffcv and nvidia-dali, see benchmarks/README.md. PYTHON, THREADS and OUT may be set.
+# Needs ffcv and nvidia-dali, see benchmarks/README.md. PYTHON, THREADS, OUT and
+# SECONDS_A_ROUND may be set.
 set -eu
 
 photos=${1:?"usage: benchmarks/run_all.sh PHOTOS [WORK]"}
 work=${2:-data/throughput}
 python=${PYTHON:-python}
 threads=${THREADS:-2}
+seconds=${SECONDS_A_ROUND:-2}
 here=$(dirname "$0")
 out=${OUT:-$here/results}
 mkdir -p "$work"
@@ -20,8 +22,8 @@ prepare() { # FILE OPTIONS
 measure() { # NAME TITLE OPTIONS
   name=$1 title=$2
   shift 2
-  "$python" "$here/throughput.py" --threads "$threads" --json "$out/throughput-$name.json" \
-    --title "$title" "$@"
+  "$python" "$here/throughput.py" --threads "$threads" --seconds "$seconds" \
+    --json "$out/throughput-$name.json" --title "$title" "$@"
 }
 
 prepare "$work/q90.beton" --max-side 500 --quality 90 --subsampling 420
