@@ -1,8 +1,8 @@
 #!/bin/sh
 # Every table of the README, from a folder of photographs: under 12 minutes on 2 cores.
 #   benchmarks/run_all.sh PHOTOS [WORK]     PHOTOS/CLASS/*.jpg; WORK: the inputs, made where missing
-# Needs ffcv and nvidia-dali, see benchmarks/README.md. PYTHON, THREADS, OUT and
-# SECONDS_A_ROUND may be set.
+# Needs ffcv, nvidia-dali, spdl and webdataset: see benchmarks/README.md.
+# PYTHON, THREADS, OUT and SECONDS_A_ROUND may be set.
 set -eu
 
 photos=${1:?"usage: benchmarks/run_all.sh PHOTOS [WORK]"}

@@ -148,33 +148,32 @@ def _installed(package: str) -> bool:
         return False
 
 
-def _cold_read(spec: Spec) -> float | None:
-    """MB an image that come from the disk in a first pass; None where nothing is counted.
+def _cold_read(spec: Spec) -> float:
+    """MB an image that a first pass brings from the disk into the page cache.
 
-    After the rounds: the libraries are in memory by then, and nobody maps the file any more.
+    After the rounds, when nobody maps the files any more.
     """
+    import cache
+
     from fastselfie.data.beton import BetonReader
 
-    reads = CONTENDERS[spec.loader].reads
-    if reads == "folder":
+    paths = [Path(spec.data)]
+    if CONTENDERS[spec.loader].reads == "folder":
         root = shards_of(spec.folder) if spec.loader == "webdataset" else spec.folder
         paths = [p for p in Path(root).rglob("*") if p.is_file()]
-    else:
-        paths = [Path(spec.data)]
-    os.sync()  # what is not on the disk yet cannot be forgotten
-    for path in paths:
-        with open(path, "rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    images = len(BetonReader(spec.data))
+    cache.forget(paths)
+    before = cache.resident(paths)
     with Worker(replace(spec, epoch=1)) as worker:
-        got = worker.read_mb(len(BetonReader(spec.data)))
-    return round(got, 5) or None
+        worker.take(images)
+    return round((cache.resident(paths) - before) / 1e6 / images, 5)
 
 
 # --- what to say ------------------------------------------------------------------------------
 
 
 def _result(
-    found: dict[str, list[Round]], specs: list[Spec], read: dict[str, float | None]
+    found: dict[str, list[Round]], specs: list[Spec], read: dict[str, float]
 ) -> dict[str, Any]:
     results = [
         {
@@ -243,7 +242,8 @@ def _protocol(options: argparse.Namespace, specs: list[Spec]) -> dict[str, Any]:
             "listed many times over, so that no round has an epoch's end in it (ffcv-raw has: its "
             "epochs are CIFAR-10's). ffcv reads --ffcv-data, ffcv-shared the file that native "
             "reads. Everything gives uint8 batches; nobody flips, but resident and ffcv-raw do.",
-            "mb_read_per_image: bytes that the disk delivered in a first pass from a cold cache.",
+            "mb_read_per_image: what a first pass brings into a page cache without the files, "
+            "the kernel's read-ahead included.",
         ],
     }
 
