@@ -3,6 +3,7 @@
 #   make quickstart DATA=DIR   the same on your own image folder
 #   make test                  lint, types and every test
 #   make lint                  ruff and mypy alone
+#   make bench DATA=PHOTOS     every throughput table; the peers: see benchmarks/README.md
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,7 +16,7 @@ FASHION_FILES := train-images-idx3-ubyte.gz train-labels-idx1-ubyte.gz \
   t10k-images-idx3-ubyte.gz t10k-labels-idx1-ubyte.gz
 FASHION_SHA256 := 14410854cf7a289477dcfc7df3f8ec24741e281cdcc425ede0d9a748ca630214
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test lint bench clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.run $(if $(DATA),,$(FASHION)/.complete)
@@ -29,6 +30,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(VENV)/.run
+	PYTHON=$(BIN)/python benchmarks/run_all.sh "$(DATA)"
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -105,8 +106,9 @@ class BetonSource:
     indices: IntArray
     classes: Sequence[str]
 
-    @property
+    @cached_property
     def labels(self) -> IntArray:
+        # Kept: a loader asks for each batch, and gathering ImageNet's takes a millisecond.
         return self.reader.label[self.indices]
 
     def __len__(self) -> int:

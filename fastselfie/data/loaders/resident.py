@@ -39,9 +39,15 @@ class ResidentLoader(Loader):
             if augment and self.pad:
                 offsets = rng.shifts(self.seed, epochs, samples, self.pad)
             rows = self._send(torch.from_numpy(samples))
-            y, x = self._send(torch.from_numpy(offsets)).unbind(1)
             size = self.data.image_size
-            images = self.windows[rows, y, x].view(len(samples), size, size, 3)
+            if self.device.type == "cpu":
+                # numpy copies whole rows of pixels, torch byte by byte: five times as long.
+                y, x = offsets.T
+                images = torch.from_numpy(self.windows.numpy()[samples, y, x])
+            else:
+                places = self._send(torch.from_numpy(offsets))
+                images = self.windows[rows, places[:, 0], places[:, 1]]
+            images = images.view(len(samples), size, size, 3)
             yield Pixels(images, self.labels[rows])
 
 
