@@ -22,6 +22,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -42,7 +43,7 @@ def corpus(folder: Path) -> list[Path]:
         image = Image.fromarray(waves.clip(0, 255).astype(np.uint8))
         for mode in ("4:4:4", "4:2:2", "4:2:0", "gray", "rgb"):
             for progressive in (False, True):
-                options = {"keep_rgb": True} if mode == "rgb" else {}
+                options: dict[str, Any] = {"keep_rgb": True} if mode == "rgb" else {}
                 if mode not in ("rgb", "gray"):
                     options = {"subsampling": mode}
                 out = io.BytesIO()
