@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastselfie.config import Config
 from fastselfie.data.loaders import Batch, build_loader
-from fastselfie.data.sources import Dataset, select
+from fastselfie.data.sources import Dataset
 from fastselfie.data.subsets import label_subset
 from fastselfie.device import Machine, total_memory
 from fastselfie.errors import UserError
@@ -63,7 +63,7 @@ def finetune(
     indices = label_subset(
         dataset.train.labels, settings.labels, settings.labels_per_class, config.seed, subset
     )
-    train = build_loader(select(dataset.train, indices), config.data, config.seed, machine.device)
+    train = build_loader(dataset.train.select(indices), config.data, config.seed, machine.device)
     held_out = build_loader(dataset.held_out, config.data, config.seed, machine.device)
 
     def evaluate(step: int) -> dict[str, float]:
