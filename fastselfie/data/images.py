@@ -75,7 +75,9 @@ def open_image(
                 image.draft(None, at_least)
             return eight_bits(image)
     except _UNREADABLE as error:
-        reason = " ".join(str(error).split())
+        # Pillow's own words name the buffer's address, which would differ from run to run.
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "not an image that Pillow knows" if unknown else " ".join(str(error).split())
         raise UserError(f"{name}: unreadable image ({reason}): mend or remove it") from error
     except Image.DecompressionBombError as error:
         raise UserError(f"{name}: {error}: remove it") from error
