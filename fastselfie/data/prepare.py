@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -200,12 +201,8 @@ def _store_all(source: Source, start: int, options: Options) -> Iterator[tuple[i
         for chunk in chunks:
             part = source.select(chunk)
             rows = range(len(chunk))
-            # It may start a worker, which must not see Ctrl-C before it can ignore it.
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            try:
+            with _uninterrupted():  # it may start a worker
                 future = pool.submit(_store_chunk, part, rows, options.recoding)
-            finally:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             pending.append((chunk, future))
             if len(pending) >= _AHEAD * workers:
                 yield from _take(*pending.popleft())
@@ -236,6 +233,29 @@ def _store_chunk(source: Source, indices: Any, recoding: Recoding) -> list[Store
             except UserError as error:
                 results.append(str(error))
     return results
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C takes effect at the end; processes started inside have it blocked.
+
+    Otherwise one that is not yet in `_begin_worker` prints a traceback, on its own or because this
+    process left in the middle of starting it. Blocking alone would not do: another thread, of a
+    numerical library, may receive the signal for this one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are not this thread's
+        return
+    seen: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: seen.append(number))
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGINT, before)
+    if seen:
+        raise KeyboardInterrupt
 
 
 def _begin_worker() -> None:
