@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import sys
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -28,12 +29,36 @@ app = typer.Typer(
 )
 
 
+_INTERRUPTED = 130  # the exit status of a program that SIGINT ended
+
+
 class StageName(str, Enum):
     """Which part of a run `train` does."""
 
     pretrain = "pretrain"
     finetune = "finetune"
     all = "all"
+
+
+class Subsampling(str, Enum):
+    """What `prepare` does with the chroma of JPEGs."""
+
+    keep = "keep"
+    half = "420"
+
+
+class OnError(str, Enum):
+    """What `prepare` does with an image that cannot be read."""
+
+    stop = "raise"
+    skip = "skip"
+
+
+class Part(str, Enum):
+    """Which part of a set `prepare` takes."""
+
+    train = "train"
+    test = "test"
 
 
 def _version(wanted: bool) -> None:
@@ -88,9 +113,6 @@ def train(
         typer.echo(json.dumps(run.train(settings, stage.value, resume, folder)))
     except Interrupted as left:
         raise typer.Exit(128 + left.number) from None
-    except KeyboardInterrupt:
-        typer.echo("interrupted: run the same command to go on", err=True)
-        raise typer.Exit(130) from None
 
 
 @app.command()
@@ -107,6 +129,78 @@ def evaluate(
     from fastselfie.measure import measure_run
 
     typer.echo(json.dumps(measure_run(run, data)))
+
+
+@app.command()
+def prepare(
+    source: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[SOURCE]",
+            help="Image folder (sub-folders are classes, or none), CIFAR, ImageNet 32x32 or IDX "
+            "folder, WebDataset .tar, Hugging Face .parquet (or a folder of those), or a .beton.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.beton", help="The file to make.")
+    ] = None,
+    check: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Verify a .beton file instead.")
+    ] = None,
+    part: Annotated[Part, typer.Option(help="Of a source that has both.")] = Part.train,
+    max_side: Annotated[
+        int | None, typer.Option(help="Pixels; larger images are made smaller.")
+    ] = None,
+    quality: Annotated[
+        int | None,
+        typer.Option(help="Encode every image anew. Default: keep JPEGs without loss, 95 else."),
+    ] = None,
+    subsampling: Annotated[
+        Subsampling, typer.Option(help="420: encode images with more chroma anew.")
+    ] = Subsampling.keep,
+    apply_orientation: Annotated[
+        bool, typer.Option("--apply-orientation", help="Turn images as EXIF says.")
+    ] = False,
+    on_error: Annotated[
+        OnError, typer.Option(help="skip: leave unreadable images out, list them beside the file.")
+    ] = OnError.stop,
+    workers: Annotated[int | None, typer.Option(help="Processes; default one a core.")] = None,
+    page_size: Annotated[
+        int | None, typer.Option(help="Bytes, a power of two; the largest image that fits.")
+    ] = None,
+) -> None:
+    """Turn a set of images into one .beton file, which the fast loaders read; goes on by itself.
+
+    JPEGs keep every coefficient unless an option asks for another size or quality. The last line
+    on standard output is JSON.
+    """
+    from fastselfie.data import prepare as preparing
+    from fastselfie.data.encode import Recoding
+
+    if check is not None:
+        if source is not None or out is not None:
+            raise UserError(f"--check {check}: verifies one file, leave out SOURCE and --out")
+        _check_beton(check)
+        return
+    if source is None or out is None:
+        raise UserError("prepare: give SOURCE and --out FILE.beton, or --check FILE")
+    recoding = Recoding(max_side, quality, subsampling.value, apply_orientation)
+    options = preparing.Options(recoding, part.value, workers, on_error.value)
+    if page_size is not None:
+        options = replace(options, page_size=page_size)
+    typer.echo(json.dumps(preparing.prepare(source, out, options)))
+
+
+def _check_beton(path: Path) -> None:
+    from fastselfie.data.prepare import check
+
+    problems = 0
+    for line in check(path):
+        typer.echo(line)
+        problems += 1
+    if problems:
+        raise UserError(f"{path}: {problems} problems found: copy or prepare it again")
+    typer.echo(f"{path}: no problem found")
 
 
 @app.command()
@@ -145,6 +239,17 @@ def main() -> None:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         way_out = "make room, or choose another --out" if full else "check its permissions"
         _leave(f"{where}{os.strerror(error.errno)}: {way_out}")
+    except KeyboardInterrupt:
+        sys.exit(_interrupted())
+    except SystemExit as left:
+        if left.code == _INTERRUPTED:  # typer's, in silence, where Ctrl-C reached it first
+            _interrupted()
+        raise
+
+
+def _interrupted() -> int:
+    typer.echo("interrupted: run the same command to go on", err=True)
+    return _INTERRUPTED
 
 
 def _leave(message: str) -> NoReturn:

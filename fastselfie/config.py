@@ -28,9 +28,9 @@ class DataConfig(_Section):
 
     train: str | None = Field(
         None,
-        description="an image folder (one sub-folder a class, or train/ and test/ or val/ inside), "
-        "a .beton file of `fastselfie prepare`, a folder of CIFAR-10 batches (binary or Python), "
-        "or of IDX files (Fashion-MNIST, MNIST)",
+        description="an image folder (one sub-folder a class, loose images as one class, or train/ "
+        "and test/ or val/ inside), a .beton file of `fastselfie prepare`, a folder of CIFAR, "
+        "ImageNet 32x32 or IDX files (MNIST), or .tar (WebDataset) or .parquet files",
         json_schema_extra=FREE,
     )
     test: str | None = Field(

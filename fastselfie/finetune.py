@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastselfie.config import Config
 from fastselfie.data.loaders import Batch, build_loader
-from fastselfie.data.sources import Dataset, select
+from fastselfie.data.sources import Dataset
 from fastselfie.data.subsets import choose_labels
 from fastselfie.device import Machine, total_memory
 from fastselfie.errors import UserError
@@ -84,7 +84,7 @@ def finetune(
         right = (logits.argmax(dim=1) == batch.labels).sum()
         return F.cross_entropy(logits, batch.labels), right, len(batch.images)
 
-    few = select(dataset.train, labelled(config, dataset))
+    few = dataset.train.select(labelled(config, dataset))
     train = build_loader(few, config.data, config.seed, machine.device)
     held_out = build_loader(dataset.held_out, config.data, config.seed, machine.device)
 

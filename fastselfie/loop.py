@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 
 from fastselfie.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from fastselfie.config import Config, StageConfig, differing_keys
@@ -127,7 +128,7 @@ def fit(
                 save_checkpoint(path, _state(stage, step, done, final))
             if leaves and not ends:
                 assert pending.number is not None
-                console.print(f"saved {path} after step {done}: run the same command to go on")
+                console.print(escape(f"saved {path} after step {done}"), soft_wrap=True)
                 raise Interrupted(pending.number)
     return final
 

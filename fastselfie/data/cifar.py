@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import pickle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fastselfie.data.restricted_pickle import load_arrays
 from fastselfie.errors import UserError
 
 Arrays = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
@@ -81,9 +79,9 @@ def _read_binary(path: Path, label_bytes: int) -> Arrays:
 
 def _read_python(path: Path) -> Arrays:
     try:
-        batch = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
-        images = batch[b"data"]
-        labels = batch[b"fine_labels"] if b"fine_labels" in batch else batch[b"labels"]
+        batch = load_arrays(path)
+        images = batch["data"]
+        labels = batch["fine_labels"] if "fine_labels" in batch else batch["labels"]
         labels = np.asarray(labels, dtype=np.int64)
     except Exception as error:  # a broken pickle raises nearly anything
         raise UserError(f"{path}: not a CIFAR batch ({error}): unpack CIFAR again") from error
@@ -91,25 +89,3 @@ def _read_python(path: Path) -> Arrays:
     if not good or images.shape != (len(labels), _PIXELS):
         raise UserError(f"{path}: its 'data' is not ({len(labels)}, {_PIXELS}) bytes")
     return images, labels
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles numpy arrays and plain containers, and refuses to name anything else.
-
-    A pickle runs whatever callable it names, so a data file is not to be trusted with one.
-    """
-
-    _ALLOWED = frozenset(
-        {
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("_codecs", "encode"),  # how Python 3 writes bytes in protocol 2
-        }
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which a batch never does")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)

@@ -1,146 +1,47 @@
-"""Where images come from: one small interface over folders, CIFAR batches and IDX files."""
+"""From a path to labelled images: every format that is read, and the split of a set."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
 
 from fastselfie.config import DataConfig
-from fastselfie.data.beton import IMAGE_MODES, BetonReader
+from fastselfie.data import idx, imagenet32, parquet, webdataset
+from fastselfie.data.beton import BetonReader
 from fastselfie.data.cifar import class_names, is_cifar_folder, read_cifar_folder
-from fastselfie.data.idx import is_idx_folder, read_idx_folder
+from fastselfie.data.images import (
+    EXTENSIONS,
+    UNLABELLED,
+    ArraySource,
+    BetonSource,
+    FolderSource,
+    NoSource,
+    Source,
+    decode_image,
+)
+from fastselfie.data.shards import TEST_NAMES
 from fastselfie.errors import UserError
 from fastselfie.rng import IntArray, Purpose, uniform
 
-_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"})
+__all__ = [
+    "ArraySource",
+    "BetonSource",
+    "Dataset",
+    "FolderSource",
+    "NoSource",
+    "Source",
+    "decode_image",
+    "open_dataset",
+    "open_part",
+]
+
 _SYNTHETIC_IMAGES, _SYNTHETIC_CLASSES = 50_000, 10
-_TEST_NAMES = ("test", "val", "valid", "validation")
-
-
-class Source(Protocol):
-    """Labelled images, by number.
-
-    labels: (n,) int64, numbers of `classes`.
-    """
-
-    @property
-    def labels(self) -> IntArray: ...
-
-    @property
-    def classes(self) -> Sequence[str]: ...
-
-    def __len__(self) -> int: ...
-
-    def name(self, index: int) -> str:
-        """What to call an image in a message: its path where it has one."""
-
-    def image(self, index: int) -> Image.Image:
-        """The decoded image, mode RGB. Raises `UserError` where it cannot be read."""
-
-
-def decode_image(file: str | io.BytesIO, name: str) -> Image.Image:
-    """Decode with Pillow to RGB; `name` is what a `UserError` calls the image."""
-    try:
-        with Image.open(file) as image:
-            rgb: Image.Image = image.convert("RGB")
-            return rgb
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{name}: unreadable image ({reason}): mend or remove it") from error
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{name}: {error}: remove it") from error
-
-
-@dataclass(frozen=True)
-class ArraySource:
-    """Images in memory: (n, H, W, 3) uint8."""
-
-    images: npt.NDArray[np.uint8]
-    labels: IntArray
-    classes: Sequence[str]
-    origin: str
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def name(self, index: int) -> str:
-        return f"{self.origin}, image {index}"
-
-    def image(self, index: int) -> Image.Image:
-        return Image.fromarray(self.images[index])
-
-
-@dataclass(frozen=True)
-class FolderSource:
-    """Image files; a class is a sub-folder."""
-
-    paths: Sequence[str]
-    labels: IntArray
-    classes: Sequence[str]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def name(self, index: int) -> str:
-        return self.paths[index]
-
-    def image(self, index: int) -> Image.Image:
-        return decode_image(self.paths[index], self.paths[index])
-
-
-@dataclass(frozen=True)
-class BetonSource:
-    """Images of a .beton file, `indices` of them."""
-
-    reader: BetonReader
-    indices: IntArray
-    classes: Sequence[str]
-
-    @cached_property
-    def labels(self) -> IntArray:
-        # Kept: a loader asks for each batch, and gathering ImageNet's takes a millisecond.
-        return self.reader.label[self.indices]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def name(self, index: int) -> str:
-        return f"{self.reader.path}: sample {self.indices[index]}"
-
-    def image(self, index: int) -> Image.Image:
-        sample = int(self.indices[index])
-        data = self.reader.image(sample)
-        if self.reader.mode[sample] == IMAGE_MODES["raw"]:
-            shape = (int(self.reader.height[sample]), int(self.reader.width[sample]), 3)
-            return Image.fromarray(data.reshape(shape))
-        return decode_image(io.BytesIO(data.data), self.name(index))
-
-
-@dataclass(frozen=True)
-class NoSource:
-    """Stands for a set that is not there: the synthetic loader needs only its size."""
-
-    labels: IntArray
-    classes: Sequence[str]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def name(self, index: int) -> str:
-        return f"synthetic image {index}"
-
-    def image(self, index: int) -> Image.Image:
-        raise UserError(f"{self.name(index)} has no file: data.loader is synthetic")
 
 
 @dataclass(frozen=True)
@@ -163,22 +64,6 @@ class Dataset:
         return digest.hexdigest()
 
 
-def select(source: Source, indices: IntArray) -> Source:
-    """The images of `source` at `indices`, in that order."""
-    if isinstance(source, ArraySource):
-        return ArraySource(
-            source.images[indices], source.labels[indices], source.classes, source.origin
-        )
-    if isinstance(source, FolderSource):
-        paths = [source.paths[i] for i in indices]
-        return FolderSource(paths, source.labels[indices], source.classes)
-    if isinstance(source, BetonSource):
-        return BetonSource(source.reader, source.indices[indices], source.classes)
-    if isinstance(source, NoSource):
-        return NoSource(source.labels[indices], source.classes)
-    raise TypeError(f"cannot select from {type(source).__name__}")
-
-
 def open_dataset(data: DataConfig, seed: int = 0) -> Dataset:
     """The training and the held-out images that `data` names.
 
@@ -197,20 +82,18 @@ def open_dataset(data: DataConfig, seed: int = 0) -> Dataset:
             "data.train is not set: give an image folder (one sub-folder a class), for example "
             "data.train=DIR, or data.loader=synthetic"
         )
-    train = _open_part(Path(data.train).expanduser(), "train")
-    if train is None:
-        raise UserError(f"{data.train}: holds no training images")
+    train = _required(data.train, "train")
     if data.test is not None:
-        held_out, split = _open_part(Path(data.test).expanduser(), "test"), data.test
-        if held_out is None:
-            raise UserError(f"{data.test}: holds no test images")
+        held_out, split = _required(data.test, "test"), data.test
     else:
-        held_out = _open_part(Path(data.train).expanduser(), "test", beside_train=True)
+        beside = open_part(Path(data.train).expanduser(), "test", beside_train=True)
         split = f"the test part of {data.train}"
-        if held_out is None:
+        if beside is None:
             kept, taken = _split(train.labels, data.held_out, seed)
-            train, held_out = select(train, kept), select(train, taken)
+            train, held_out = train.select(kept), train.select(taken)
             split = f"{data.held_out:.0%} of {data.train}"
+        else:
+            held_out = beside[0]
     if list(train.classes) != list(held_out.classes):
         raise UserError(
             f"{split}: its classes {_some(held_out.classes)} are not those of the training images, "
@@ -219,37 +102,67 @@ def open_dataset(data: DataConfig, seed: int = 0) -> Dataset:
     return _limited_dataset(Dataset(train, held_out, split), data.limit, seed)
 
 
-def _open_part(folder: Path, part: str, beside_train: bool = False) -> Source | None:
-    """The train or test part of a folder in any known layout; None if it has no such part.
+def _required(path: str, part: str) -> Source:
+    found = open_part(Path(path).expanduser(), part)
+    if found is None:
+        kind = "training" if part == "train" else part
+        raise UserError(f"{path}: holds no {kind} images")
+    return found[0]
 
-    An image folder without parts is the part that is asked for, unless it already is the training
-    part (beside_train).
+
+@dataclass(frozen=True)
+class _Format:
+    """A kind of set. open(path, part, beside_train): None where it has no such part.
+
+    beside_train: the whole of a set without parts is its training part, which is in use already.
     """
-    if not folder.exists():
-        raise UserError(f"{folder}: no such folder: give data.train=DIR, see `fastselfie doctor`")
-    if folder.suffix == ".beton":
-        return None if beside_train else _open_beton(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: not a folder: give the folder that holds the images")
-    if is_idx_folder(folder) or is_cifar_folder(folder):
-        return _open_arrays(folder, part)
-    nested = [folder / name for name in (("train",) if part == "train" else _TEST_NAMES)]
-    inner = next((path for path in nested if path.is_dir()), None)
-    if inner is not None:
-        return _open_image_folder(inner)
-    has_parts = part == "test" and (folder / "train").is_dir()
-    return None if beside_train or has_parts else _open_image_folder(folder)
+
+    name: str
+    matches: Callable[[Path], bool]
+    open: Callable[[Path, str, bool], Source | None]
 
 
-def _open_arrays(folder: Path, part: str) -> ArraySource | None:
-    read = read_idx_folder if is_idx_folder(folder) else read_cifar_folder
-    arrays = read(folder, part)
-    if arrays is None:
+def open_part(path: Path, part: str, beside_train: bool = False) -> tuple[Source, str] | None:
+    """The train or test part of any known kind of set, and the kind; None if it has no such part.
+
+    A set without parts is the part that is asked for, unless it already is the training part
+    (beside_train).
+
+    Raises:
+        UserError: not there, not a set of images, or damaged.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such folder: give data.train=DIR, see `fastselfie doctor`")
+    found = next((kind for kind in _FORMATS if kind.matches(path)), None)
+    if found is None and not path.is_dir():
+        raise UserError(f"{path}: not a folder: give the folder that holds the images")
+    if found is None:
+        inside = [path / name for name in (("train",) if part == "train" else TEST_NAMES)]
+        inner = next((folder for folder in inside if folder.is_dir()), None)
+        if inner is None and (beside_train or (part == "test" and (path / "train").is_dir())):
+            return None
+        path, beside_train = inner or path, False
+        found = next((kind for kind in _FORMATS if kind.matches(path)), _IMAGE_FOLDER)
+    source = found.open(path, part, beside_train)
+    return None if source is None else (source, found.name)
+
+
+def _open_arrays(
+    read: Callable[[Path, str], tuple[npt.NDArray[np.uint8], IntArray] | None],
+    name_classes: Callable[[Path, IntArray], list[str]],
+) -> Callable[[Path, str, bool], Source | None]:
+    def open_arrays(folder: Path, part: str, beside_train: bool) -> Source | None:
+        arrays = read(folder, part)
+        if arrays is None:
+            return None
+        return ArraySource(*arrays, name_classes(folder, arrays[1]), str(folder))
+
+    return open_arrays
+
+
+def _open_beton(path: Path, part: str, beside_train: bool) -> Source | None:
+    if beside_train:
         return None
-    return ArraySource(*arrays, class_names(folder, arrays[1]), str(folder))
-
-
-def _open_beton(path: Path) -> BetonSource:
     reader = BetonReader(path)
     least, most = int(reader.label.min()), int(reader.label.max())
     if least < 0:
@@ -260,34 +173,60 @@ def _open_beton(path: Path) -> BetonSource:
     return BetonSource(reader, np.arange(len(reader), dtype=np.int64), classes)
 
 
-def _open_image_folder(folder: Path) -> FolderSource:
-    """One sub-folder a class, searched to any depth; the order does not depend on the machine."""
-    classes = sorted(e.name for e in os.scandir(folder) if e.is_dir() and e.name[0] != ".")
+def _open_image_folder(folder: Path, part: str, beside_train: bool) -> Source | None:
+    """One sub-folder a class, searched to any depth; or images without labels, one class.
+
+    The order does not depend on the machine.
+    """
+    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    classes = [e.name for e in entries if e.is_dir() and not e.name.startswith(".")]
+    loose = [e.path for e in entries if e.is_file() and _is_image(e.name)]
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        before = len(paths)
         for root, folders, files in os.walk(folder / name, onerror=_unreadable):
             folders[:] = sorted(f for f in folders if f[0] != ".")
-            # Hidden files are a file manager's or a notebook's, not images: ._1.jpg for one.
-            paths += [os.path.join(root, f) for f in sorted(files) if _is_image(f)]
-        labels += [label] * (len(paths) - before)
-    if not paths:
-        loose = any(p.suffix.lower() in _EXTENSIONS for p in folder.iterdir())
-        hint = "move its images into one sub-folder a class" if loose else "it is empty"
-        raise UserError(f"{folder}: no images in sub-folders: {hint}")
+            found = [os.path.join(root, f) for f in sorted(files) if _is_image(f)]
+            paths += found
+            labels += [label] * len(found)
     empty = sorted(set(range(len(classes))) - set(labels))
-    if empty:
+    if paths and empty:
         raise UserError(f"{folder / classes[empty[0]]}: a class without images: remove the folder")
+    if loose and paths:
+        raise UserError(
+            f"{folder}: has images of its own ({os.path.basename(loose[0])}) beside sub-folders "
+            f"of images ({classes[labels[0]]}): give each its class's sub-folder, or none"
+        )
+    if loose:
+        return FolderSource(loose, np.zeros(len(loose), dtype=np.int64), UNLABELLED)
+    if not paths:
+        raise UserError(f"{folder}: no images, neither in sub-folders nor in itself: it is empty")
     return FolderSource(paths, np.asarray(labels, dtype=np.int64), classes)
-
-
-def _is_image(name: str) -> bool:
-    return name[0] != "." and os.path.splitext(name)[1].lower() in _EXTENSIONS
 
 
 def _unreadable(error: OSError) -> None:
     raise UserError(f"{error.filename}: cannot be listed: {error.strerror}")
+
+
+def _is_image(name: str) -> bool:
+    # A hidden file may be a picture's metadata with the picture's suffix: macOS's ._NAME.jpg.
+    return os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
+
+
+_IMAGE_FOLDER = _Format("image folder", Path.is_dir, _open_image_folder)
+# The first that matches; an image folder is what matches none of them.
+_FORMATS = (
+    _Format(".beton file", lambda path: path.suffix == ".beton", _open_beton),
+    _Format("IDX", idx.is_idx_folder, _open_arrays(idx.read_idx_folder, class_names)),
+    _Format("CIFAR", is_cifar_folder, _open_arrays(read_cifar_folder, class_names)),
+    _Format(
+        "ImageNet 32x32",
+        imagenet32.is_imagenet32_folder,
+        _open_arrays(imagenet32.read_imagenet32_folder, imagenet32.class_names),
+    ),
+    _Format("WebDataset", webdataset.is_webdataset, webdataset.open_webdataset),
+    _Format("parquet", parquet.is_parquet, parquet.open_parquet),
+)
 
 
 def _split(labels: IntArray, fraction: float, seed: int) -> tuple[IntArray, IntArray]:
@@ -323,7 +262,7 @@ def _limited(source: Source, limit: int | None, seed: int) -> Source:
     if limit is None or limit >= len(source):
         return source
     draws = uniform(seed, 1, np.arange(len(source), dtype=np.int64), Purpose.SPLIT, 1)[:, 0]
-    return select(source, np.sort(np.argsort(draws, kind="stable")[:limit]))
+    return source.select(np.sort(np.argsort(draws, kind="stable")[:limit]))
 
 
 def _some(names: Sequence[str]) -> str:

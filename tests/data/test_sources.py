@@ -7,8 +7,9 @@ import pickle
 import numpy as np
 import pytest
 from conftest import picture, tiny_config, write_idx
+from PIL import Image
 
-from fastselfie.data.sources import ArraySource, open_dataset
+from fastselfie.data.sources import ArraySource, open_dataset, open_part
 from fastselfie.errors import UserError
 
 
@@ -32,6 +33,31 @@ def test_image_folder_without_parts_holds_out_a_share_of_each_class(image_folder
     assert not set(found.train.paths) & set(found.held_out.paths)
     again = dataset(image_folder / "train", held_out=0.25)
     assert again.held_out.paths == found.held_out.paths
+
+
+def test_a_flat_folder_is_one_class(tmp_path):
+    for i in range(10):
+        picture(i).save(tmp_path / f"{i}.png")
+    (tmp_path / "._0.png").write_bytes(b"metadata of a Mac")
+    (tmp_path / ".thumbnails").mkdir()
+    (tmp_path / "notes.txt").write_text("x")
+    found = dataset(tmp_path, held_out=0.2)
+    assert (len(found.train), len(found.held_out)) == (8, 2)
+    assert found.train.classes == found.held_out.classes == ("images",)
+    assert set(found.train.labels) == {0}
+
+
+def test_16_bit_samples_are_scaled_and_not_clipped(tmp_path):
+    levels = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(levels).save(tmp_path / "a.png")
+    rows = np.asarray(open_part(tmp_path, "train")[0].image(0))
+    assert np.array_equal(rows[..., 0], np.arange(256).reshape(16, 16))
+
+
+def test_float_samples_are_refused(tmp_path):
+    Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(UserError, match=r"a\.tif: unreadable image .*floats"):
+        open_part(tmp_path, "train")[0].image(0)
 
 
 def test_one_image_a_class_is_split_as_a_whole(tmp_path):
@@ -145,22 +171,25 @@ def truncated(path):
     path.write_bytes(path.read_bytes()[:-1])
 
 
-@pytest.mark.parametrize("kind", ["missing", "file", "empty", "loose", "one_class_test"])
+@pytest.mark.parametrize("kind", ["missing", "file", "empty", "mixed", "one_class_test"])
 def test_a_wrong_folder_is_named(tmp_path, kind):
     folder = tmp_path / "data"
     words = {
         "missing": "data: no such folder",
         "file": "data: not a folder",
-        "empty": "data: no images in sub-folders: it is empty",
-        "loose": "one sub-folder a class",
+        "empty": "data: no images, neither in sub-folders nor in itself: it is empty",
+        "mixed": r"has images of its own \(a.png\) beside sub-folders of images \(dog\)",
         "one_class_test": "its classes a are not those of the training images, a, b",
     }[kind]
     if kind == "file":
         folder.write_text("x")
     elif kind != "missing":
         folder.mkdir()
-    if kind == "loose":
+    if kind == "mixed":
+        (folder / "cat").mkdir()
+        (folder / "dog").mkdir()
         picture(0).save(folder / "a.png")
+        picture(0).save(folder / "dog" / "b.png")
     if kind == "one_class_test":
         for name in ("train/a", "train/b", "test/a"):
             (folder / name).mkdir(parents=True)

@@ -1,0 +1,222 @@
+"""What a set of images is (`Source`), and those over memory, image files and .beton files."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from fastselfie.data.beton import IMAGE_MODES, BetonReader
+from fastselfie.errors import UserError
+from fastselfie.rng import IntArray
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"})
+UNLABELLED = ("images",)  # the classes of a set without labels: one
+
+# What Pillow raises for a damaged file; struct.error and the like come from its plug-ins.
+_UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, IndexError)
+
+
+class Source(Protocol):
+    """Labelled images, by number.
+
+    labels: (n,) int64, numbers of `classes`.
+    """
+
+    @property
+    def labels(self) -> IntArray: ...
+
+    @property
+    def classes(self) -> Sequence[str]: ...
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """What to call an image in a message: its path where it has one."""
+
+    def image(self, index: int) -> Image.Image:
+        """The decoded image, mode RGB. Raises `UserError` where it cannot be read."""
+
+    def encoded(self, index: int) -> bytes | None:
+        """The image's file as it is, JPEG or PNG and so on; None where it is stored as pixels.
+
+        Raises `UserError` where it cannot be read.
+        """
+
+    def select(self, indices: IntArray) -> Source:
+        """The images at `indices`, in that order."""
+
+
+def decode_image(file: str | io.BytesIO, name: str) -> Image.Image:
+    """Decode with Pillow to RGB; `name` is what a `UserError` calls the image."""
+    image = open_image(file, name)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def open_image(
+    file: str | io.BytesIO, name: str, at_least: tuple[int, int] | None = None
+) -> Image.Image:
+    """Decode with Pillow to RGB, or to L where the file is gray; alpha is dropped.
+
+    16-bit samples are scaled to 8 bits: Pillow's own conversion clips them at 255. A JPEG may be
+    decoded at a fraction of its size that covers `at_least`, (width, height). `name` is what a
+    `UserError` calls the image.
+    """
+    try:
+        with Image.open(file) as image:
+            if at_least is not None:
+                image.draft(None, at_least)
+            return eight_bits(image)
+    except _UNREADABLE as error:
+        # Pillow's own words name the buffer's address, which would differ from run to run.
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "not an image that Pillow knows" if unknown else " ".join(str(error).split())
+        raise UserError(f"{name}: unreadable image ({reason}): mend or remove it") from error
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{name}: {error}: remove it") from error
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """The image with mode L or RGB. Raises ValueError for float samples, which have no range."""
+    if image.mode == "F":
+        raise ValueError("its samples are floats of an unknown range")
+    if image.mode.startswith("I"):
+        samples = np.asarray(image).astype(np.int64)
+        if samples.min() < 0 or samples.max() > 0xFFFF:
+            raise ValueError("its samples do not fit in 16 bits")
+        return Image.fromarray(np.uint8((samples * 255 + 0x7FFF) // 0xFFFF))
+    return image.convert("L" if image.mode in ("1", "L", "LA", "La") else "RGB")
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """Images in memory: (n, H, W, 3) uint8."""
+
+    images: npt.NDArray[np.uint8]
+    labels: IntArray
+    classes: Sequence[str]
+    origin: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def name(self, index: int) -> str:
+        return f"{self.origin}, image {index}"
+
+    def image(self, index: int) -> Image.Image:
+        return Image.fromarray(self.images[index])
+
+    def encoded(self, index: int) -> bytes | None:
+        return None
+
+    def select(self, indices: IntArray) -> ArraySource:
+        return ArraySource(self.images[indices], self.labels[indices], self.classes, self.origin)
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """Image files; a class is a sub-folder."""
+
+    paths: Sequence[str]
+    labels: IntArray
+    classes: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, index: int) -> str:
+        return self.paths[index]
+
+    def image(self, index: int) -> Image.Image:
+        return decode_image(self.paths[index], self.paths[index])
+
+    def encoded(self, index: int) -> bytes | None:
+        try:
+            with open(self.paths[index], "rb") as file:
+                return file.read()
+        except OSError as error:
+            reason = f"cannot be read ({error.strerror}): mend or remove it"
+            raise UserError(f"{self.paths[index]}: {reason}") from error
+
+    def select(self, indices: IntArray) -> FolderSource:
+        return FolderSource([self.paths[i] for i in indices], self.labels[indices], self.classes)
+
+
+@dataclass(frozen=True)
+class BetonSource:
+    """Images of a .beton file, `indices` of them."""
+
+    reader: BetonReader
+    indices: IntArray
+    classes: Sequence[str]
+
+    @cached_property
+    def labels(self) -> IntArray:
+        # Kept: a loader asks for each batch, and gathering ImageNet's takes a millisecond.
+        return self.reader.label[self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def name(self, index: int) -> str:
+        return f"{self.reader.path}: sample {self.indices[index]}"
+
+    def image(self, index: int) -> Image.Image:
+        sample = int(self.indices[index])
+        data = self.reader.image(sample)
+        if self.reader.mode[sample] == IMAGE_MODES["raw"]:
+            shape = (int(self.reader.height[sample]), int(self.reader.width[sample]), 3)
+            return Image.fromarray(data.reshape(shape))
+        return decode_image(io.BytesIO(data.data), self.name(index))
+
+    def encoded(self, index: int) -> bytes | None:
+        sample = int(self.indices[index])
+        raw = self.reader.mode[sample] == IMAGE_MODES["raw"]
+        return None if raw else self.reader.image(sample).tobytes()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _reopened, (self.reader.path, self.indices, self.classes)
+
+    def select(self, indices: IntArray) -> BetonSource:
+        return BetonSource(self.reader, self.indices[indices], self.classes)
+
+
+def _reopened(path: Path, indices: IntArray, classes: Sequence[str]) -> BetonSource:
+    return BetonSource(_reader(path), indices, classes)
+
+
+@functools.lru_cache(maxsize=2)
+def _reader(path: Path) -> BetonReader:
+    """Checking the tables takes seconds for a large file: a process does it once."""
+    return BetonReader(path)
+
+
+@dataclass(frozen=True)
+class NoSource:
+    """Stands for a set that is not there: the synthetic loader needs only its size."""
+
+    labels: IntArray
+    classes: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        return f"synthetic image {index}"
+
+    def image(self, index: int) -> Image.Image:
+        raise UserError(f"{self.name(index)} has no file: data.loader is synthetic")
+
+    def encoded(self, index: int) -> bytes | None:
+        raise UserError(f"{self.name(index)} has no file: data.loader is synthetic")
+
+    def select(self, indices: IntArray) -> NoSource:
+        return NoSource(self.labels[indices], self.classes)
