@@ -61,15 +61,15 @@ def _step(config: Config) -> TrainStep:
     torch.manual_seed(config.seed)
     model = Selfie(config)
     machine.place(model)
-    pixels = Pixels(config, machine)
+    settings = config.pretrain
+    estimate = estimate_pretraining(config, machine.precision)
+    micro_batch = estimate.micro_batch(settings, total_memory(machine.device))
+    pixels = Pixels(config, machine, micro_batch)
 
     def objective(batch: Batch) -> tuple[Tensor, Tensor, int]:
         loss, correct = model(pixels.patches(batch), batch.order)
         return loss, correct, len(batch.images) * model.masked
 
-    settings = config.pretrain
-    estimate = estimate_pretraining(config, machine.precision)
-    micro_batch = estimate.micro_batch(settings, total_memory(machine.device))
     return TrainStep(model, objective, settings, machine, micro_batch)
 
 

@@ -201,9 +201,9 @@ def _result(
 def _end_to_end(options: argparse.Namespace) -> dict[str, Any]:
     from end_to_end import end_to_end
 
-    from fastselfie.config import load_config
+    from fastselfie.configfile import load_config
 
-    sets = [f"data.train={json.dumps(options.data)}", "data.loader=native",
+    sets = [f"data.train={options.data}", "data.loader=native",
             f"data.workers={options.threads}"]  # fmt: skip
     config = load_config(options.end_to_end, [*sets, *options.set])
     _say(f"end to end: {config.name}")

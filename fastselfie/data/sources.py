@@ -189,9 +189,6 @@ def _open_image_folder(folder: Path, part: str, beside_train: bool) -> Source | 
             found = [os.path.join(root, f) for f in sorted(files) if _is_image(f)]
             paths += found
             labels += [label] * len(found)
-    empty = sorted(set(range(len(classes))) - set(labels))
-    if paths and empty:
-        raise UserError(f"{folder / classes[empty[0]]}: a class without images: remove the folder")
     if loose and paths:
         raise UserError(
             f"{folder}: has images of its own ({os.path.basename(loose[0])}) beside sub-folders "
@@ -201,6 +198,9 @@ def _open_image_folder(folder: Path, part: str, beside_train: bool) -> Source | 
         return FolderSource(loose, np.zeros(len(loose), dtype=np.int64), UNLABELLED)
     if not paths:
         raise UserError(f"{folder}: no images, neither in sub-folders nor in itself: it is empty")
+    empty = sorted(set(range(len(classes))) - set(labels))
+    if empty:
+        raise UserError(f"{folder / classes[empty[0]]}: a class without images: remove the folder")
     return FolderSource(paths, np.asarray(labels, dtype=np.int64), classes)
 
 
