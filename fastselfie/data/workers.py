@@ -42,7 +42,7 @@ def map_in_order(
     context = multiprocessing.get_context("spawn")
     links: list[Connection[Any, Any]] = []
     processes = []
-    resource_tracker.ensure_running()  # otherwise by the first start, which unblocks Ctrl-C after it
+    resource_tracker.ensure_running()  # or the first start does, and unblocks Ctrl-C after it
     try:
         with _uninterrupted():
             for _ in range(workers):
