@@ -3,6 +3,7 @@
 #   make quickstart DATA=DIR   the same on your own image folder
 #   make test                  lint, types and every test
 #   make lint                  ruff and mypy alone
+#   make bench DATA=PHOTOS     every throughput table; the peers: see benchmarks/README.md
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,7 +16,7 @@ FASHION_FILES := train-images-idx3-ubyte.gz train-labels-idx1-ubyte.gz \
   t10k-images-idx3-ubyte.gz t10k-labels-idx1-ubyte.gz
 FASHION_SHA256 := 14410854cf7a289477dcfc7df3f8ec24741e281cdcc425ede0d9a748ca630214
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test lint bench clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.run $(if $(DATA),,$(FASHION)/.complete)
@@ -30,6 +31,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+bench: $(VENV)/.run
+	PYTHON=$(BIN)/python benchmarks/run_all.sh "$(DATA)"
+
 clean:
 	rm -rf $(VENV) build *.egg-info
 
@@ -42,13 +46,34 @@ $(BIN)/python:
 	  { echo "error: $(PYTHON) has no venv: sudo apt-get install python3-venv"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.run: $(BIN)/python pyproject.toml setup.py constraints.txt
+# The extension needs a C++ compiler and the headers of Python and libjpeg: one line that uses all
+# three tells whether they are there.
+BUILD_PACKAGES := g++ $(notdir $(PYTHON))-dev libjpeg-dev
+BUILD_CHECK = printf '\#include <Python.h>\n\#include <jpeglib.h>\nint main() { jpeg_std_error(0); }' | \
+  $(CXX) -x c++ -I "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')" \
+  -o /dev/null - -ljpeg
+$(VENV)/.build: $(BIN)/python
+	@$(BUILD_CHECK) 2>/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -q && \
+	  apt-get install -qy --no-install-recommends $(BUILD_PACKAGES) && $(BUILD_CHECK); } || \
+	  { echo "error: the C++ extension cannot be built: sudo apt-get install $(BUILD_PACKAGES)"; \
+	  exit 2; }
+	@touch $@
+
+$(VENV)/.run: $(VENV)/.build pyproject.toml setup.py constraints.txt
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[report]'
 	@touch $@
 
+# The tests run FFCV and DALI for real. FFCV builds against the system's OpenCV and TurboJPEG, with
+# the setuptools that is installed; its own metadata asks for an OpenCV with a window system.
+FFCV_PACKAGES := libturbojpeg0-dev libopencv-dev pkg-config
 $(VENV)/.dev: $(VENV)/.run
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[report,dev]'
+	@pkg-config --exists opencv4 libturbojpeg 2>/dev/null || { [ "$$(id -u)" = 0 ] && \
+	  apt-get update -q && apt-get install -qy --no-install-recommends $(FFCV_PACKAGES); } || \
+	  { echo "error: the tests need FFCV, which cannot be built:" \
+	  "sudo apt-get install $(FFCV_PACKAGES)"; exit 2; }
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[report,dev,ffcv,dali]' setuptools wheel
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps --no-build-isolation ffcv
 	@touch $@
 
 # Debian's package unpacked without root, else the official files. Checked by their content: the

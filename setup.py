@@ -12,7 +12,7 @@ from setuptools import setup
 
 jpeg = Pybind11Extension(
     "fastselfie.kernels.jpeg._jpeg",
-    # fuzz.cpp is a program of its own, see tests/kernels/jpeg.
+    # fuzz.cpp is a program of its own, see benchmarks/fuzz.py.
     sorted(path for path in glob("kernels/jpeg/*.cpp") if os.path.basename(path) != "fuzz.cpp"),
     depends=glob("kernels/jpeg/*.hpp") + glob("kernels/jpeg/*.inl"),
     libraries=["jpeg"],

@@ -34,19 +34,106 @@ def quickstart(result: dict[str, Any]) -> str:
     return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"quickstart": quickstart}
+_NAMES = {
+    "native": "native", "resident": "resident", "ffcv": "FFCV", "ffcv-shared": "FFCV, our file",
+    "ffcv-raw": "FFCV", "dali-cpu": "DALI", "folder": "torch + Pillow", "spdl": "SPDL",
+    "webdataset": "WebDataset",
+}  # fmt: skip
+# In the order of the README's rows; a table that is not measured yet has no row.
+_THROUGHPUT = ["q90-224", "q90-160", "q90-128", "q90-eval", "orig-224", "resident"]
+_RIVALS = (("ffcv", "ffcv-raw"), ("dali-cpu",), ("folder",))
+
+
+def _median(spread: dict[str, float], form: str) -> str:
+    return f"{spread['median']:{form}} ({spread['min']:{form}} to {spread['max']:{form}})"
+
+
+def throughput(results: dict[str, dict[str, Any]]) -> str:
+    """Ours in images/s, and how many times a rival's in the median, by the kind of images."""
+    if not results:
+        return "*Not measured yet: `benchmarks/run_all.sh PHOTOS`.*"
+    lines = [
+        "| images | ours, images/s | times FFCV | times DALI CPU | times torch + Pillow |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, result in results.items():
+        ours, ratios = result["results"][0], result["ratios"]
+        cells = [result["protocol"]["title"] or name, _median(ours["images_per_s"], ",.0f")]
+        for rivals in _RIVALS:
+            found = [ratios[key] for r in rivals if (key := f"{ours['loader']}/{r}") in ratios]
+            cells.append(_median(found[0], ".2f") if found else "")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", _conditions(next(iter(results.values())))])
+
+
+def loaders(results: dict[str, dict[str, Any]]) -> str:
+    """Every loader of the first table: speed, CPU, memory, reading."""
+    if not results:
+        return "*Not measured yet.*"
+    result = next(iter(results.values()))
+    lines = [
+        f"| {result['protocol']['title']} | images/s | CPU ms | peak MB | MB read an image |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in result["results"]:
+        read = row["mb_read_per_image"]
+        cells = [_NAMES[row["loader"]], _median(row["images_per_s"], ",.0f"),
+                 f"{row['cpu_ms_per_image']:.2f}", f"{row['peak_rss_mb']:,.0f}",
+                 f"{read:.3f}" if read else ""]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    if "end_to_end" in result:
+        both = result["end_to_end"]
+        rates = {name: f"{both[name]['median']:,.0f}" for name in ("loader", "step", "e2e")}
+        lines += [
+            "",
+            f"`configs/{both['config']}.yaml` on the same file: the loader alone gives "
+            f"{rates['loader']} images/s, the step alone {rates['step']}, both together "
+            f"{rates['e2e']}: the {both['binding']} binds.",
+        ]
+    return "\n".join(lines)
+
+
+def _conditions(result: dict[str, Any]) -> str:
+    machine, protocol = result["environment"], result["protocol"]
+    ours = next(iter(protocol["loaders"].values()))
+    peers = ", ".join(
+        f"{name} {version}"
+        for name, version in machine["peers"].items()
+        if name.startswith(("ffcv", "nvidia-dali", "pillow"))
+    )
+    return (
+        f"{machine['processor']}, {ours['threads']} threads each; median (min to max) of "
+        f"{protocol['rounds']} rounds of {protocol['seconds_a_round']:g} s; {peers}. "
+        "How: [benchmarks/README.md](benchmarks/README.md)."
+    )
+
+
+def _read(name: str) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return result
+
+
+def _throughput() -> dict[str, dict[str, Any]]:
+    there = [n for n in _THROUGHPUT if (RESULTS / f"throughput-{n}.json").exists()]
+    return {name: _read(f"throughput-{name}") for name in there}
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "quickstart": lambda: quickstart(_read("quickstart")),
+    "throughput": lambda: throughput(_throughput()),
+    "loaders": lambda: loaders(_throughput()),
+}
 
 
 def rendered(text: str) -> str:
-    """`text` with every marked block made anew from its result file."""
+    """`text` with every marked block made anew from its result files."""
     for name, table in TABLES.items():
-        result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
         opening, closing = f"<!-- {name} -->", f"<!-- /{name} -->"
         head, found, rest = text.partition(opening)
         _, closed, tail = rest.partition(closing)
         if not found or not closed:
             raise SystemExit(f"README.md: the markers {opening} and {closing} are not there")
-        text = f"{head}{opening}\n{table(result)}\n{closing}{tail}"
+        text = f"{head}{opening}\n{table()}\n{closing}{tail}"
     return text
 
 

@@ -1,6 +1,7 @@
 """The command line, the only file that parses argv. Each command imports what it needs itself.
 
-Exit status: 0 done, 2 the user's mistake (one line), 1 a fault of ours (a traceback).
+Exit status: 0 done, 2 the user's mistake (one line), 1 a fault of ours (a traceback), 130 and 143
+left at a whole step after Ctrl-C and SIGTERM.
 """
 
 from __future__ import annotations
@@ -106,8 +107,12 @@ def train(
         print_plan(settings, folder, Console(highlight=False))
         return
     from fastselfie import run
+    from fastselfie.interrupt import Interrupted
 
-    typer.echo(json.dumps(run.train(settings, stage.value, resume, folder)))
+    try:
+        typer.echo(json.dumps(run.train(settings, stage.value, resume, folder)))
+    except Interrupted as left:
+        raise typer.Exit(128 + left.number) from None
 
 
 @app.command()
@@ -231,7 +236,9 @@ def main() -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
         where = f"{error.filename}: " if error.filename else ""
-        _leave(f"{where}{os.strerror(error.errno)}: make room, or choose another --out")
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        way_out = "make room, or choose another --out" if full else "check its permissions"
+        _leave(f"{where}{os.strerror(error.errno)}: {way_out}")
     except KeyboardInterrupt:
         sys.exit(_interrupted())
     except SystemExit as left:

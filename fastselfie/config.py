@@ -84,6 +84,8 @@ class DataConfig(_Section):
             raise ValueError(f"data.area is {list(self.area)}: it must rise within (0, 1]")
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise ValueError(f"data.ratio is {list(self.ratio)}: it must rise from above 0")
+        if self.loader == "resident" and self.crop != "pad":
+            raise ValueError("data.loader is resident, which needs data.crop: pad")
         if self.pad >= self.image_size and self.crop == "pad":
             raise ValueError(f"data.pad is {self.pad}: it must be below data.image_size")
         return self
@@ -196,7 +198,9 @@ class FinetuneConfig(StageConfig):
     labels_per_class: PositiveInt | None = Field(
         None, description="labels of each class instead of a share"
     )
-    control: bool = Field(True, description="also train the same network from scratch")
+    control: bool = Field(
+        True, description="also train the same network from scratch", json_schema_extra=FREE
+    )
     scratch_lr: Annotated[float, Field(gt=0.0)] | None = Field(
         None, description="the control's maximum learning rate; null: lr"
     )
@@ -272,9 +276,14 @@ def leaves(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, bo
 
 
 def differing_keys(
-    old: Mapping[str, Any], new: Mapping[str, Any], sections: Sequence[str]
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    sections: Sequence[str],
+    unused: Sequence[str] = (),
 ) -> list[str]:
     """Dotted keys in `sections` whose values differ and that make another experiment.
+
+    unused: keys there that this experiment does not look at.
 
     Both mappings are `Config.model_dump(mode="json")`; `old` may come from an older version, so
     a key that only one side has counts as differing.
@@ -289,6 +298,7 @@ def differing_keys(
     for key, free in leaves(Config):
         before, after = value(old, key), value(new, key)
         is_section = isinstance(before, Mapping) or isinstance(after, Mapping)
-        if key.split(".")[0] in sections and not free and not is_section and before != after:
+        matters = key.split(".")[0] in sections and not free and key not in unused
+        if matters and not is_section and before != after:
             differing.append(f"{key} ({json.dumps(before)} -> {json.dumps(after)})")
     return differing

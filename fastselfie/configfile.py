@@ -64,11 +64,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"{path}: a config is a mapping of keys, see configs/quickstart.yaml")
     overridden = [_apply(values, override) for override in overrides]
     try:
-        return Config.model_validate_json(json.dumps(values))
+        return Config.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         raise UserError(_one_line(error, path, overridden)) from None
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: {error}") from None
+
+
+_TEXTS = frozenset({"name", "data.train", "data.test"})
 
 
 def _apply(values: dict[str, Any], override: str) -> str:
@@ -79,10 +80,13 @@ def _apply(values: dict[str, Any], override: str) -> str:
         raise UserError(f"'{override}' is not key=value, for example pretrain.steps=1000")
     *sections, last = key.split(".")
     for section in sections:
-        values = values.setdefault(section, {})
+        if values.get(section) is None:  # absent, or written without keys
+            values[section] = {}
+        values = values[section]
         if not isinstance(values, dict):
             raise UserError(f"{key}: '{section}' is a value, not a section (command line)")
-    values[last] = parse_yaml(text, key)
+    # A path may hold what YAML gives a meaning to: ' #', ': ', or nothing but digits.
+    values[last] = text if key in _TEXTS and text != "null" else parse_yaml(text, key)
     return key
 
 

@@ -97,6 +97,13 @@ def choose_precision(runtime: RuntimeConfig, device: torch.device) -> Precision:
     return Precision("fp32", "on a CPU without AMX bf16 is slower")
 
 
+def usable_cores() -> int:
+    """Cores that this process may run on, which a container makes fewer than the machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def total_memory(device: torch.device) -> int:
     """Bytes of memory that the device has; on a CPU what the machine or the cgroup allows."""
     if device.type == "cuda":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import os
 import platform
 import shutil
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ import torch
 
 from fastselfie import __version__
 from fastselfie.config import RuntimeConfig
-from fastselfie.device import choose_device, choose_precision, total_memory
+from fastselfie.data.loaders import INSTALL
+from fastselfie.device import choose_device, choose_precision, total_memory, usable_cores
 
 _MIB = 2**20
 
@@ -37,7 +37,7 @@ def environment(device: torch.device) -> dict[str, str]:
         "torch": torch.__version__,
         "system": f"{platform.system()} {platform.release()}",
         "processor": _processor(),
-        "cores": str(os.cpu_count()),
+        "cores": str(usable_cores()),
         "threads": str(torch.get_num_threads()),
         "memory": f"{total_memory(torch.device('cpu')) / 2**30:.1f} GiB",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -69,6 +69,8 @@ def examine() -> list[Finding]:
     findings += [
         _package("matplotlib", "the curves of report.html", "pip install 'fastselfie[report]'"),
         _package("tensorboard", "TensorBoard logs", "pip install 'fastselfie[report]'"),
+        _package("ffcv", "data.loader ffcv", INSTALL["ffcv"]),
+        _package("dali", "data.loader dali", INSTALL["dali"], module="nvidia.dali"),
     ]
     return findings
 
@@ -107,7 +109,18 @@ def _shared_memory() -> Finding:
     return Finding("shared memory", "ok", text)
 
 
-def _package(name: str, use: str, mend: str) -> Finding:
-    if importlib.util.find_spec(name) is None:
+def _package(name: str, use: str, mend: str, module: str | None = None) -> Finding:
+    try:
+        found = importlib.util.find_spec(module or name)
+    except ModuleNotFoundError:  # of the parent of a dotted module
+        found = None
+    if found is None:
         return Finding(name, "missing", f"not installed: {use}", mend)
-    return Finding(name, "ok", f"{importlib.metadata.version(name)}: {use}")
+    return Finding(name, "ok", f"{_version(module or name)}: {use}")
+
+
+def _version(module: str) -> str:
+    # DALI's distribution is called after the version of CUDA that it was built for.
+    prefix = module.replace(".", "-")
+    installed = importlib.metadata.distributions()
+    return next((d.version for d in installed if d.name.lower().startswith(prefix)), "unknown")

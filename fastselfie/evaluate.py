@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 
@@ -16,13 +17,15 @@ from fastselfie.kernels.reference import patchify
 from fastselfie.models.resnet import ResNetV2
 from fastselfie.models.selfie import Selfie
 
-_BATCH = 256
-
 
 class Pixels:
-    """Turns the pixels of a batch into the network's input: patches, or whole images."""
+    """Turns the pixels of a batch into the network's input: patches, or whole images.
 
-    def __init__(self, config: Config, machine: Machine) -> None:
+    batch: images a forward pass when measuring, at most as many as a training pass has.
+    """
+
+    def __init__(self, config: Config, machine: Machine, batch: int) -> None:
+        self.batch = min(256, batch)
         self.patch_size = config.model.patch_size
         self.image_size = config.data.image_size
         self.mean = torch.tensor(config.data.mean, device=machine.device)
@@ -63,13 +66,14 @@ def pretext_accuracy(
     The masks are drawn once for each image, so every step is measured on the same task.
     """
     loss = right = answers = 0.0
-    with evaluating(model), closing(loader.evaluate(_BATCH, patches, limit)) as batches:
+    with evaluating(model), closing(loader.evaluate(pixels.batch, patches, limit)) as batches:
         for batch in batches:
             with machine.autocast():
                 batch_loss, correct = model(pixels.patches(batch), batch.order)
             count = len(batch.images) * model.masked
             loss += float(batch_loss) * count
-            right += int(correct)
+            # The largest of NaNs is the first, which would pass for chance.
+            right += int(correct) if math.isfinite(loss) else 0
             answers += count
     return {"heldout_loss": loss / answers, "pretext_accuracy": right / answers}
 
@@ -79,7 +83,7 @@ def classification_accuracy(
 ) -> dict[str, float]:
     """Loss, top-1 and top-5 accuracy over all images of `loader`."""
     loss = top1 = top5 = 0.0
-    with evaluating(model), closing(loader.evaluate(_BATCH)) as batches:
+    with evaluating(model), closing(loader.evaluate(pixels.batch)) as batches:
         for batch in batches:
             with machine.autocast():
                 logits = model(pixels.whole(batch)).float()
@@ -96,7 +100,7 @@ def extract_features(
 ) -> tuple[Tensor, Tensor]:
     """Features of whole images (n, D) float32 and their labels (n,), on the loader's device."""
     features, labels = [], []
-    with evaluating(network), closing(loader.evaluate(_BATCH)) as batches:
+    with evaluating(network), closing(loader.evaluate(pixels.batch)) as batches:
         for batch in batches:
             with machine.autocast():
                 features.append(network.features(pixels.whole(batch)).float())

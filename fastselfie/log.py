@@ -13,10 +13,11 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
 )
+
+from fastselfie.atomic import write_atomically
 
 console = Console(stderr=True, highlight=False)
 
@@ -33,15 +34,14 @@ class RunLog:
         self.path = folder / "log.jsonl"
         self.title = title
         kept = [line for line in read_log(self.path) if line["step"] <= start]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
         self._board = _tensorboard(folder / "tensorboard", start)
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TaskProgressColumn(),
+            BarColumn(bar_width=8),
             MofNCompleteColumn(),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[note]}"),
             console=console,
             disable=not console.is_terminal,
@@ -68,12 +68,14 @@ class RunLog:
 
     def write(self, step: int, **values: float) -> None:
         """One line of numbers: to the file, to TensorBoard, and beside the bar."""
-        self._file.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
+        line = {"step": step, "time": time.time(), **values}
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
-        note = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
-        self._progress.update(self._task, completed=step, note=note)
+        note = "  ".join(_shown(name, value) for name, value in values.items())
+        if "images_per_s" in values:  # beside the bar stands how training goes
+            self._progress.update(self._task, completed=step, note=note)
         if not console.is_terminal:
             console.print(f"{self.title} step {step}  {note}", soft_wrap=True)
 
@@ -100,5 +102,12 @@ def _tensorboard(folder: Path, start: int) -> Any:
     return SummaryWriter(str(folder), purge_step=start + 1)
 
 
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+def _shown(name: str, value: float) -> str:
+    """A number in few characters: a line of the bar is 80 wide."""
+    if name == "images_per_s":
+        return f"{value:,.0f} img/s" if value >= 10 else f"{value:.2g} img/s"
+    if name == "waiting":
+        return f"wait {value:.0%}"
+    if name == "accuracy":
+        return f"right {value:.0%}"
+    return f"{name} {value:.3g}"

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 
 from fastselfie.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from fastselfie.config import Config, StageConfig, differing_keys
 from fastselfie.data.loaders import Loader
 from fastselfie.errors import UserError
-from fastselfie.log import RunLog
+from fastselfie.interrupt import Interrupted, deferred_signals
+from fastselfie.log import RunLog, console
 from fastselfie.step import TrainStep
 
 LATEST = "latest.pt"
@@ -27,71 +30,149 @@ Evaluate = Callable[[int], dict[str, float]]
 
 @dataclass(frozen=True)
 class Stage:
-    """What makes one stage of a run.
+    """What makes one stage of a run, and what its checkpoint must agree with.
 
-    kind: pretrain, finetuned or supervised, kept in the checkpoint so that none is taken for
-    another. sections: of the config, whose keys must not change over a resume. patches: N, or 1
-    for whole images. also_at: steps to evaluate after, beside every eval_every-th and the last.
+    kind: pretrain, finetuned or supervised. settings: those of the stage. sections: of the config,
+    whose keys must not change over a resume, but for `unused` ones. images: the dataset's
+    fingerprint.
     """
 
     kind: str
-    folder: Path
     config: Config
     settings: StageConfig
     sections: Sequence[str]
-    patches: int
-    also_at: frozenset[int] = frozenset()
+    images: str
+    unused: Sequence[str] = ()
+
+    def check(self, state: dict[str, Any], path: Path) -> None:
+        """Whether `state`, read from `path`, is of this very experiment.
+
+        Raises:
+            UserError: another stage, config or set of images, with what differs.
+        """
+        if state["kind"] != self.kind:
+            raise UserError(f"{path}: a checkpoint of stage {state['kind']}, not of {self.kind}")
+        way_out = "set them back, or use --resume never or another --out"
+        old, new = json.loads(state["config"]), self.config.model_dump(mode="json")
+        differing = differing_keys(old, new, self.sections, self.unused)
+        if differing:
+            raise UserError(
+                f"{path}: was trained with another config: {', '.join(differing)}: {way_out}"
+            )
+        if state["images"] != self.images:
+            raise UserError(f"{path}: was trained or measured on other images: {way_out}")
 
 
-def fit(stage: Stage, step: TrainStep, loader: Loader, evaluate: Evaluate) -> dict[str, float]:
-    """Train to the last step, from the newest checkpoint in the stage's folder if there is one.
+def fit(
+    stage: Stage,
+    folder: Path,
+    step: TrainStep,
+    loader: Loader,
+    evaluate: Evaluate,
+    patches: int = 1,
+    also_at: frozenset[int] = frozenset(),
+) -> dict[str, float]:
+    """Train to the last step, from the newest checkpoint in `folder` if there is one.
 
-    Returns what `evaluate` said after the last step.
+    patches: N, or 1 for whole images. also_at: steps to evaluate after, beside every eval_every-th
+    and the last. Returns what `evaluate` said after the last step.
 
     Raises:
-        UserError: the checkpoint is damaged, or of another experiment.
+        UserError: the checkpoint is damaged or of another experiment; the loss is not finite.
+        Interrupted: a signal came; the step in progress was finished and saved.
     """
-    settings, path = stage.settings, stage.folder / LATEST
-    state = load_checkpoint(path) if path.exists() else None
-    start, consumed, final = 0, 0, {}
-    if state is not None:
-        _restore(stage, step, state, path)
+    settings, path = stage.settings, folder / LATEST
+    start, consumed = 0, 0
+    final: dict[str, float] = {}
+    if path.exists():
+        state = load_checkpoint(path)
+        stage.check(state, path)
+        _restore(step, state, path)
         start, consumed, final = state["step"], state["consumed"], state["metrics"]
     if start >= settings.steps:
         return final
-    with RunLog(stage.folder, stage.kind, settings.steps, start) as log:
+    if step.micro_batch < settings.batch_size:
+        console.print(
+            f"{stage.kind}: batches of {settings.batch_size} in passes of {step.micro_batch} "
+            "images, which is what batch norm sees",
+            soft_wrap=True,
+        )
+    with (
+        RunLog(folder, stage.kind, settings.steps, start) as log,
+        deferred_signals() as pending,
+        closing(loader.train(consumed, settings.batch_size, patches)) as batches,
+    ):
         if start == 0:
             log.write(0, **evaluate(0))
-        batches = loader.train(consumed, settings.batch_size, stage.patches)
-        with closing(batches):
-            waited, since, last = 0.0, time.perf_counter(), start
-            for done in range(start + 1, settings.steps + 1):
-                asked = time.perf_counter()
+        window = _Window(start)
+        for done in range(start + 1, settings.steps + 1):
+            with window.waiting():
                 batch = next(batches)
-                waited += time.perf_counter() - asked
-                step(done - 1, batch)
-                log.advance(done)
-                ends = done == settings.steps
-                if done % settings.log_every == 0 or ends:
-                    means = step.read()  # waits for the device, so the clock below is honest
-                    spent = time.perf_counter() - since
-                    log.write(
-                        done,
-                        loss=means.loss,
-                        accuracy=means.accuracy,
-                        images_per_s=(done - last) * settings.batch_size / spent,
-                        waiting=waited / spent,
-                        **({"skipped": loader.skipped} if loader.skipped else {}),
-                    )
-                    waited, since, last = 0.0, time.perf_counter(), done
-                if done % settings.eval_every == 0 or done in stage.also_at or ends:
-                    paused = time.perf_counter()
+            step(done - 1, batch)
+            log.advance(done)
+            ends = done == settings.steps
+            leaves = pending.number is not None
+            saves = done % settings.save_every == 0 or ends or leaves
+            if done % settings.log_every == 0 or saves:
+                means = step.read()  # waits for the device, so the clock is honest
+                _require_finite(stage, done, means.loss, path)
+                rates = window.close(done, settings.batch_size)
+                skipped = {"skipped": loader.skipped} if loader.skipped else {}
+                log.write(done, loss=means.loss, accuracy=means.accuracy, **rates, **skipped)
+            if done % settings.eval_every == 0 or done in also_at or ends:
+                with window.paused():
                     final = evaluate(done)
-                    log.write(done, **final)
-                    since += time.perf_counter() - paused  # evaluation is not training
-                if done % settings.save_every == 0 or ends:
-                    save_checkpoint(path, _state(stage, step, done, final))
+                _require_finite(stage, done, final["heldout_loss"], path)
+                log.write(done, **final)
+            if saves:
+                save_checkpoint(path, _state(stage, step, done, final))
+            if leaves and not ends:
+                assert pending.number is not None
+                console.print(escape(f"saved {path} after step {done}"), soft_wrap=True)
+                raise Interrupted(pending.number)
     return final
+
+
+class _Window:
+    """The time between two lines of the log, and how much of it went by waiting for data."""
+
+    def __init__(self, step: int) -> None:
+        self._begin(step)
+
+    def _begin(self, step: int) -> None:
+        self._step, self._waited, self._since = step, 0.0, time.perf_counter()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        asked = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - asked
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is not training, evaluation for one, does not count."""
+        asked = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - asked
+
+    def close(self, step: int, batch_size: int) -> dict[str, float]:
+        """Images a second and the share of waiting since the last line; begins the next."""
+        spent = time.perf_counter() - self._since
+        rate, waiting = (step - self._step) * batch_size / spent, self._waited / spent
+        self._begin(step)
+        return {"images_per_s": rate, "waiting": waiting}
+
+
+def _require_finite(stage: Stage, step: int, loss: float, path: Path) -> None:
+    """Refuse to go on, and to save over a good checkpoint, once the loss is NaN or infinite."""
+    if math.isfinite(loss):
+        return
+    section = stage.sections[-1]
+    before = f"; {path} is from before" if path.exists() else ""
+    raise UserError(
+        f"{stage.kind}: the loss is {loss} at step {step}: lower {section}.lr ({stage.settings.lr})"
+        f" or set {section}.clip_grad_norm{before}"
+    )
 
 
 def _state(stage: Stage, step: TrainStep, done: int, final: dict[str, float]) -> dict[str, Any]:
@@ -100,6 +181,7 @@ def _state(stage: Stage, step: TrainStep, done: int, final: dict[str, float]) ->
         random["cuda"] = torch.cuda.get_rng_state(step.machine.device)
     return {
         "kind": stage.kind,
+        "images": stage.images,
         "step": done,
         "consumed": done * stage.settings.batch_size,
         "micro_batch": step.micro_batch,
@@ -112,21 +194,12 @@ def _state(stage: Stage, step: TrainStep, done: int, final: dict[str, float]) ->
     }
 
 
-def _restore(stage: Stage, step: TrainStep, state: dict[str, Any], path: Path) -> None:
+def _restore(step: TrainStep, state: dict[str, Any], path: Path) -> None:
     """Put `state` into the step: weights, optimiser, scaler and torch's own random state."""
-    if state["kind"] != stage.kind:
-        raise UserError(f"{path}: a checkpoint of stage {state['kind']}, not of {stage.kind}")
-    differing = differing_keys(
-        json.loads(state["config"]), stage.config.model_dump(mode="json"), stage.sections
-    )
-    if differing:
-        raise UserError(
-            f"{path}: was trained with another config: {', '.join(differing)}: set them back, or "
-            "use --resume never or another --out"
-        )
     load_weights(step.model, state["model"], path)
     step.optimizer.load_state_dict(state["optimizer"])
-    step.scaler.load_state_dict(state["scaler"])
+    if state["scaler"] and step.scaler.is_enabled():  # empty where it was saved without fp16
+        step.scaler.load_state_dict(state["scaler"])
     step.micro_batch = state["micro_batch"]
     torch.set_rng_state(state["random"]["cpu"])
     if step.machine.device.type == "cuda" and "cuda" in state["random"]:

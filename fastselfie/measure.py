@@ -7,7 +7,7 @@ from pathlib import Path
 from fastselfie.checkpoint import load_checkpoint, load_weights
 from fastselfie.data.loaders import build_loader
 from fastselfie.data.sources import open_dataset
-from fastselfie.device import choose_machine
+from fastselfie.device import choose_machine, total_memory
 from fastselfie.errors import UserError
 from fastselfie.evaluate import (
     Pixels,
@@ -17,6 +17,7 @@ from fastselfie.evaluate import (
     linear_probe_accuracy,
 )
 from fastselfie.loop import LATEST
+from fastselfie.memory import estimate_finetuning
 from fastselfie.models.selfie import build_classifier
 from fastselfie.run import (
     FINETUNED,
@@ -44,8 +45,10 @@ def measure_run(run: Path, data: str | None) -> dict[str, dict[str, float]]:
     if not found:
         raise UserError(f"{run}: holds no checkpoint yet: `fastselfie train` makes them")
     dataset = open_dataset(config.data, config.seed)
+    estimate = estimate_finetuning(config, len(dataset.train.classes), machine.precision)
+    micro_batch = estimate.micro_batch(config.finetune, total_memory(machine.device))
     held_out = build_loader(dataset.held_out, config.data, config.seed, machine.device)
-    pixels = Pixels(config, machine)
+    pixels = Pixels(config, machine, micro_batch)
     measures: dict[str, dict[str, float]] = {}
     for name in found:
         if name == PRETRAIN:

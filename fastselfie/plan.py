@@ -7,14 +7,16 @@ import shutil
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fastselfie.config import Config, StageConfig
-from fastselfie.data.loaders import choose_loader
+from fastselfie.data.loaders import INSTALL, choose_loader
 from fastselfie.data.sources import open_dataset
 from fastselfie.device import choose_machine, total_memory
 from fastselfie.doctor import examine
 from fastselfie.errors import UserError
+from fastselfie.finetune import labelled
 from fastselfie.memory import Estimate, estimate_finetuning, estimate_pretraining
 from fastselfie.models.selfie import Selfie
 
@@ -43,7 +45,11 @@ def print_plan(config: Config, out: Path, console: Console) -> None:
         loader, why = choose_loader(config.data, dataset.train, machine.device)
         table.add_row("loader", f"{loader} ({why})")
         table.add_row("training images", f"{len(dataset.train):,} of {classes:,} classes")
-        table.add_row("held out", f"{len(dataset.held_out):,} ({dataset.split})")
+        table.add_row("held out", f"{len(dataset.held_out):,} ({escape(dataset.split)})")
+        try:
+            table.add_row("with labels", f"{len(labelled(config, dataset)):,}")
+        except UserError as error:
+            missing.append(f"labels: {error}")
     chance = f"chance {1 / config.masked:.1%}"
     table.add_row("task", f"{config.masked} of {config.patches} patches masked, {chance}")
     memory = total_memory(machine.device)
@@ -55,11 +61,11 @@ def print_plan(config: Config, out: Path, console: Console) -> None:
     _add_stage(table, "finetuning", config.finetune, finetuning, memory)
     if config.finetune.control:
         table.add_row("control", "the same network, steps and labels from scratch")
-    table.add_row("output", str(out))
+    table.add_row("output", escape(str(out)))
     console.print(table)
-    missing += _lacks(out, 3 * pretraining.fixed)
+    missing += _lacks(out, 3 * pretraining.fixed, config.data.loader)
     for line in missing:
-        console.print(f"[bold]missing[/] {line}", soft_wrap=True)
+        console.print(f"[bold]missing[/] {escape(line)}", soft_wrap=True)
     if not missing:
         console.print("nothing is missing")
 
@@ -91,12 +97,13 @@ def _add_stage(
     )
 
 
-def _lacks(out: Path, needed: int) -> list[str]:
+def _lacks(out: Path, needed: int, loader: str) -> list[str]:
     """What the machine lacks: the doctor's findings, and room for the checkpoints."""
     lines = [
         f"{finding.name}: {finding.text}: {finding.mend}"
         for finding in examine()
-        if finding.state != "ok"
+        # A loader that this run does not use is not missing.
+        if finding.state != "ok" and (finding.name not in INSTALL or finding.name == loader)
     ]
     folder = next(p for p in (out, *out.absolute().parents) if p.is_dir())
     free = shutil.disk_usage(folder).free

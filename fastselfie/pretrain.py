@@ -23,6 +23,17 @@ PICTURES = "pictures"
 _PICTURED = 6  # images in the mask-prediction picture
 
 
+def pretraining_stage(config: Config, dataset: Dataset) -> Stage:
+    """What a pretraining checkpoint must agree with."""
+    return Stage(
+        kind="pretrain",
+        config=config,
+        settings=config.pretrain,
+        sections=("seed", "data", "model", "pretrain"),
+        images=dataset.fingerprint(),
+    )
+
+
 def pretrain(
     config: Config, dataset: Dataset, folder: Path, machine: Machine
 ) -> tuple[ResNetV2, dict[str, float]]:
@@ -33,10 +44,13 @@ def pretrain(
     Raises:
         UserError: see `fit` and the loaders.
     """
+    settings = config.pretrain
     torch.manual_seed(config.seed)
     model = Selfie(config)
     machine.place(model)
-    pixels = Pixels(config, machine)
+    estimate = estimate_pretraining(config, machine.precision)
+    micro_batch = estimate.micro_batch(settings, total_memory(machine.device))
+    pixels = Pixels(config, machine, micro_batch)
 
     def objective(batch: Batch) -> tuple[Tensor, Tensor, int]:
         loss, correct = model(pixels.patches(batch), batch.order)
@@ -44,7 +58,6 @@ def pretrain(
 
     train = build_loader(dataset.train, config.data, config.seed, machine.device)
     held_out = build_loader(dataset.held_out, config.data, config.seed, machine.device)
-    settings = config.pretrain
     pictured = frozenset((*settings.picture_steps, settings.steps))
 
     def evaluate(step: int) -> dict[str, float]:
@@ -54,20 +67,15 @@ def pretrain(
             model, held_out, pixels, machine, config.patches, settings.eval_images
         )
 
-    micro_batch = estimate_pretraining(config, machine.precision).micro_batch(
-        settings, total_memory(machine.device)
-    )
-    step = TrainStep(model, objective, settings, machine, micro_batch)
-    stage = Stage(
-        kind="pretrain",
-        folder=folder,
-        config=config,
-        settings=settings,
-        sections=("seed", "data", "model", "pretrain"),
+    measures = fit(
+        pretraining_stage(config, dataset),
+        folder,
+        TrainStep(model, objective, settings, machine, micro_batch),
+        train,
+        evaluate,
         patches=config.patches,
         also_at=pictured,
     )
-    measures = fit(stage, step, train, evaluate)
     return model.patch_network, measures
 
 

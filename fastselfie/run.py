@@ -9,25 +9,28 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
+from fastselfie.atomic import write_atomically
 from fastselfie.checkpoint import load_checkpoint, load_weights
 from fastselfie.config import Config
 from fastselfie.configfile import load_config
 from fastselfie.data.loaders import choose_loader
 from fastselfie.data.sources import Dataset, open_dataset
+from fastselfie.data.subsets import keep_labels
 from fastselfie.device import Machine, choose_machine
 from fastselfie.doctor import environment
 from fastselfie.errors import UserError
-from fastselfie.finetune import finetune
+from fastselfie.finetune import finetune, finetuning_stage, labelled
 from fastselfie.log import console, read_log
-from fastselfie.loop import LATEST
+from fastselfie.loop import LATEST, Stage
 from fastselfie.models.resnet import ResNetV2
 from fastselfie.models.selfie import build_patch_network
-from fastselfie.pretrain import pretrain
+from fastselfie.pretrain import pretrain, pretraining_stage
 from fastselfie.report.page import write_page
 
 CONFIG, SUMMARY, PAGE = "config.yaml", "summary.json", "report.html"
 PRETRAIN, FINETUNED, SUPERVISED = "pretrain", "finetuned", "supervised"
-STAGES = (PRETRAIN, "finetune", "all")
 
 
 def train(config: Config, stage: str, resume: str, out: Path) -> dict[str, Any]:
@@ -37,47 +40,49 @@ def train(config: Config, stage: str, resume: str, out: Path) -> dict[str, Any]:
     moves an earlier run aside first; a path starts from a copy of that run or checkpoint.
 
     Raises:
-        UserError: see the stages; or `finetune` where nothing was pretrained.
+        UserError: see the stages; or `finetune` where nothing was pretrained. All that can be
+            known before the first step is found before it, and leaves `out` as it was.
     """
     began = time.time()
     machine = choose_machine(config.runtime)
     dataset = open_dataset(config.data, config.seed)
-    _announce(config, machine, dataset)
-    _prepare_folder(out, resume)
-    (out / CONFIG).write_text(config.to_yaml(), encoding="utf-8")
+    chosen = labelled(config, dataset) if stage != PRETRAIN else None
+    _announce(config, machine, dataset, 0 if chosen is None else len(chosen))
+    _prepare_folder(out, resume, _stages(config, dataset))
+    if chosen is not None:
+        keep_labels(out / "labels.txt", chosen, dataset.train.labels, config.seed)
+    write_atomically(out / CONFIG, config.to_yaml())
 
     measures: dict[str, dict[str, float]] = {}
-    if stage in (PRETRAIN, "all"):
-        network, measures[PRETRAIN] = pretrain(config, dataset, out / PRETRAIN, machine)
+    if stage == "finetune":
+        network = load_patch_network(config, out / PRETRAIN / LATEST, whole=True)
     else:
-        network = load_patch_network(config, out / PRETRAIN / LATEST)
-    if stage in ("finetune", "all"):
+        network, measures[PRETRAIN] = pretrain(config, dataset, out / PRETRAIN, machine)
+    if stage != PRETRAIN:
         arms: list[tuple[str, ResNetV2 | None]] = [(FINETUNED, network)]
         if config.finetune.control:
             arms.append((SUPERVISED, None))
         for name, start in arms:
-            measures[name] = finetune(
-                config,
-                dataset,
-                out / name,
-                out / "labels.txt",
-                machine,
-                start,
-            )
+            measures[name] = finetune(config, dataset, out / name, machine, start)
     return _conclude(config, machine, out, measures, time.time() - began)
 
 
-def load_patch_network(config: Config, path: Path) -> ResNetV2:
-    """P from a pretraining checkpoint.
+def load_patch_network(config: Config, path: Path, whole: bool = False) -> ResNetV2:
+    """P from a pretraining checkpoint; `whole`: only from one that reached its last step.
 
     Raises:
-        UserError: no checkpoint, one of another stage, or of another model.
+        UserError: no checkpoint, one of another stage or model, or of an unfinished stage.
     """
     if not path.is_file():
         raise UserError(f"{path}: nothing is pretrained there: run --stage pretrain or all first")
     state = load_checkpoint(path)
     if state["kind"] != PRETRAIN:
         raise UserError(f"{path}: a checkpoint of stage {state['kind']}, not of {PRETRAIN}")
+    if whole and state["step"] < config.pretrain.steps:
+        raise UserError(
+            f"{path}: pretraining stopped at step {state['step']} of {config.pretrain.steps}: go "
+            "on with --stage pretrain or all"
+        )
     prefix = "patch_network."
     weights = {k.removeprefix(prefix): v for k, v in state["model"].items() if k.startswith(prefix)}
     network = build_patch_network(config)
@@ -96,44 +101,69 @@ def open_run(run: Path) -> Config:
     return load_config(run / CONFIG)
 
 
-def _prepare_folder(out: Path, resume: str) -> None:
+def _stages(config: Config, dataset: Dataset) -> dict[str, Stage]:
+    """What each checkpoint of a run must agree with."""
+    return {
+        PRETRAIN: pretraining_stage(config, dataset),
+        FINETUNED: finetuning_stage(config, dataset, from_p=True),
+        SUPERVISED: finetuning_stage(config, dataset, from_p=False),
+    }
+
+
+def _prepare_folder(out: Path, resume: str, stages: dict[str, Stage]) -> None:
+    """Make `out` ready to go on in, or refuse and leave it as it was."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file: give another --out")
+    source = out if resume in ("auto", "never") else Path(resume)
+    if resume != "never":
+        for name, stage in stages.items():
+            path = source / name / LATEST
+            if path.exists():
+                stage.check(load_checkpoint(path), path)
     if resume == "never" and out.exists():
-        aside = out.with_name(f"{out.name}.{time.strftime('%Y%m%d-%H%M%S')}")
-        os.rename(out, aside)
-        console.print(f"moved the earlier run to {aside}")
-    elif resume not in ("auto", "never"):
-        _copy_run(Path(resume), out)
-    out.mkdir(parents=True, exist_ok=True)
+        whole = out.resolve()
+        aside = whole.with_name(f"{whole.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+        os.rename(whole, aside)
+        console.print(f"moved the earlier run to {escape(str(aside))}", soft_wrap=True)
+    elif source != out:
+        _copy_run(source, out, stages)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be made ({error.strerror}): give another --out") from error
 
 
-def _copy_run(source: Path, out: Path) -> None:
-    """Take the checkpoints and logs of another run, or one pretraining checkpoint, into `out`."""
+def _copy_run(source: Path, out: Path, stages: dict[str, Stage]) -> None:
+    """Take the checkpoints and logs of another run, or one checkpoint, into `out`."""
     if not source.exists():
         raise UserError(f"{source}: no such run or checkpoint to resume from")
     if out.exists() and source.resolve() == out.resolve():
         return
-    if any((out / name / LATEST).exists() for name in (PRETRAIN, FINETUNED, SUPERVISED)):
+    if any((out / name / LATEST).exists() for name in stages):
         raise UserError(f"{out}: has checkpoints of its own: use --resume auto or another --out")
     if source.is_dir():
         open_run(source)  # refuses a folder that is not a run
         shutil.copytree(source, out, dirs_exist_ok=True)
-    else:
-        kind = load_checkpoint(source)["kind"]
-        (out / kind).mkdir(parents=True, exist_ok=True)
-        shutil.copy2(source, out / kind / LATEST)
+        return
+    state = load_checkpoint(source)
+    if state["kind"] not in stages:
+        raise UserError(f"{source}: a checkpoint of an unknown stage, {state['kind']!r}")
+    stages[state["kind"]].check(state, source)
+    target = out / state["kind"] / LATEST
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(source, target)
 
 
-def _announce(config: Config, machine: Machine, dataset: Dataset) -> None:
+def _announce(config: Config, machine: Machine, dataset: Dataset, labels: int) -> None:
     loader, why = choose_loader(config.data, dataset.train, machine.device)
-    console.print(
-        f"[bold]{config.name}[/]  device {machine.device} ({machine.why}), precision "
-        f"{machine.precision.name} ({machine.precision.why}), loader {loader} ({why})"
-    )
-    console.print(
-        f"{len(dataset.train):,} training images, {len(dataset.held_out):,} held out "
-        f"({dataset.split}), {len(dataset.train.classes)} classes",
-        soft_wrap=True,
-    )
+    labelled_text = f", {labels:,} of them with labels" if labels else ""
+    for line in (
+        f"{config.name}: device {machine.device} ({machine.why}), precision "
+        f"{machine.precision.name} ({machine.precision.why}), loader {loader} ({why})",
+        f"{len(dataset.train):,} training images{labelled_text}, {len(dataset.held_out):,} held "
+        f"out ({dataset.split}), {len(dataset.train.classes)} classes",
+    ):
+        console.print(escape(line), soft_wrap=True)
 
 
 def _conclude(
@@ -148,21 +178,22 @@ def _conclude(
     A stage that this call did not run keeps the figures of the call that did.
     """
     path = out / SUMMARY
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    rates = [
+    summary: dict[str, Any] = {}
+    if path.exists():
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    rates = sorted(
         line["images_per_s"]
         for line in read_log(out / PRETRAIN / "log.jsonl")
         if "images_per_s" in line
-    ]
-    summary = dict(before)
+    )
     if PRETRAIN in measures:
         summary["pretext_accuracy"] = measures[PRETRAIN]["pretext_accuracy"]
-        summary["images_per_s"] = sorted(rates)[len(rates) // 2] if rates else None
+        summary["images_per_s"] = rates[len(rates) // 2] if rates else None
     for name in (FINETUNED, SUPERVISED):
         if name in measures:
             summary[f"{name}_accuracy"] = measures[name]["top1"]
-    summary["seconds"] = round(before.get("seconds", 0.0) + seconds, 1)
+    summary["seconds"] = round(summary.get("seconds", 0.0) + seconds, 1)
     summary["report"] = str(out / PAGE)
-    path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    write_atomically(path, json.dumps(summary, indent=1) + "\n")
     write_page(config, out, summary, environment(machine.device))
     return summary

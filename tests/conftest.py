@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+# As the command line does, and before torch is imported: see fastselfie.cli.main.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import pytest
@@ -17,6 +22,7 @@ from PIL import Image
 try:
     from fastselfie.cli import main
     from fastselfie.config import Config
+    from fastselfie.data.beton_writer import BetonWriter
     from fastselfie.device import Machine, choose_machine
 except ImportError as error:
     raise pytest.UsageError(f"fastselfie is not installed ({error}): pip install -e .") from error
@@ -83,6 +89,43 @@ def picture(seed: int, width: int = 32, height: int = 32) -> Image.Image:
     phases = np.random.default_rng(seed).uniform(0, 6, (3, 3))
     waves = [np.sin(4 * x + p) + np.cos(5 * y + q) + np.sin(7 * x * y + r) for p, q, r in phases]
     return Image.fromarray(np.uint8(127 + 40 * np.stack(waves, axis=-1)))
+
+
+def textured(seed: int, width: int, height: int) -> Image.Image:
+    """A picture with the fine grain of a photograph."""
+    grain = np.random.default_rng(seed).normal(0, 8, (height, width, 1))
+    pixels = np.asarray(picture(seed, width, height)) + grain
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def jpeg_bytes(image: Image.Image, **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "JPEG", **{"quality": 90, **options})
+    return out.getvalue()
+
+
+def write_beton(path: Path, images: Sequence[bytes | Image.Image], labels: Sequence[int]) -> Path:
+    """Bytes are a JPEG and stored as they are, a picture is stored raw."""
+    with BetonWriter(path, len(images)) as writer:
+        for image, label in zip(images, labels, strict=True):
+            if isinstance(image, bytes):
+                width, height = Image.open(io.BytesIO(image)).size
+                writer.append(image, "jpg", width, height, label)
+            else:
+                writer.append(image.tobytes(), "raw", *image.size, label)
+        writer.finish()
+    return path
+
+
+def psnr(a: Any, b: Any) -> float:
+    """Of two images 0..255, in dB."""
+    error = np.mean((np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)) ** 2)
+    return float(10 * np.log10(255**2 / max(error, 1e-9)))
+
+
+def thread_count() -> int:
+    """The system's threads of this process: Python does not know those of C++ libraries."""
+    return len(os.listdir("/proc/self/task"))
 
 
 @pytest.fixture

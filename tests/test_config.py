@@ -48,6 +48,13 @@ def test_overrides_and_yaml_round_trip(tmp_path):
     assert load(tmp_path, config.to_yaml()) == config
 
 
+def test_paths_are_taken_as_they_are_written(tmp_path):
+    for text in ("/x/set #1", "2012", "/x/a: b", "~/x"):
+        assert load(tmp_path, "name: a", f"data.train={text}").data.train == text
+    assert load(tmp_path, "name: a\ndata: {train: x}", "data.train=null").data.train is None
+    assert load(tmp_path, "name: a\npretrain:", "pretrain.steps=3").pretrain.steps == 3
+
+
 @pytest.mark.parametrize(
     ("text", "overrides", "words"),
     [
@@ -66,6 +73,7 @@ def test_overrides_and_yaml_round_trip(tmp_path):
         ("- 1", (), ["c.yaml", "mapping"]),
         ("name: a\ndata: {image_size: 30}", (), ["data.image_size", "model.patch_size"]),
         ("name: a\ndata: {image_size: 32}", (), ["mask_fraction", "at least 2"]),
+        ("name: a", ("data.loader=resident",), ["data.loader is resident", "data.crop: pad"]),
         ("name: a", ("model.heads=7",), ["model.heads", "divide"]),
         ("name: a", ("pretrain.micro_batch_size=3",), ["micro_batch_size", "divide"]),
         ("name: a", ("pretrain.lr=.inf",), ["pretrain.lr"]),

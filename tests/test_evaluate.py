@@ -25,7 +25,7 @@ from fastselfie.models.selfie import Selfie, build_classifier
 def setting(image_folder, machine):
     config = tiny_config(data={"train": str(image_folder)})
     loader = build_loader(open_dataset(config.data).train, config.data, 0, machine.device)
-    return config, loader, Pixels(config, machine)
+    return config, loader, Pixels(config, machine, batch=7)
 
 
 def test_pretext_accuracy_is_the_share_of_places_answered_right(setting, machine):

@@ -15,6 +15,8 @@ PACKAGE = REPOSITORY / "fastselfie"
 FLOORS = {
     "kernels": 0,
     "errors": 0,
+    "atomic": 0,
+    "interrupt": 0,
     "config": 0,
     "configfile": 0,
     "rng": 0,

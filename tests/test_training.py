@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 import sys
 from contextlib import closing
 
@@ -11,11 +13,14 @@ import pytest
 import torch
 from conftest import REPOSITORY, picture, tiny_config
 
+from fastselfie import loop
 from fastselfie.checkpoint import load_checkpoint
 from fastselfie.data.loaders import build_loader
 from fastselfie.data.sources import open_dataset
 from fastselfie.errors import UserError
+from fastselfie.evaluate import pretext_accuracy
 from fastselfie.finetune import finetune
+from fastselfie.interrupt import Interrupted, deferred_signals
 from fastselfie.kernels.reference import patchify
 from fastselfie.log import read_log
 from fastselfie.models.selfie import Selfie
@@ -175,20 +180,172 @@ def test_gradients_are_clipped_to_the_asked_norm(image_folder, machine):
     assert (after - before).norm().item() == pytest.approx(0.01, rel=1e-3)
 
 
-def test_finetuning_starts_from_p_and_the_control_does_not(image_folder, tmp_path, machine):
+def first_weights(monkeypatch):
+    """What each stage's model holds before its first step, in order."""
+    held = []
+    original = TrainStep.__init__
+
+    def remember(self, model, *rest):
+        original(self, model, *rest)
+        held.append({k: v.clone() for k, v in model.state_dict().items()})
+
+    monkeypatch.setattr(TrainStep, "__init__", remember)
+    return held
+
+
+def test_finetuning_starts_from_p_and_the_control_does_not(
+    image_folder, tmp_path, machine, monkeypatch
+):
     config = tiny_config(data={"train": str(image_folder)})
     dataset = open_dataset(config.data)
     network, _ = pretrain(config, dataset, tmp_path / "pretrain", machine)
-    subset = tmp_path / "labels.txt"
+    held = first_weights(monkeypatch)
     for name, start in (("finetuned", network), ("supervised", None)):
-        measures = finetune(config, dataset, tmp_path / name, subset, machine, start)
+        measures = finetune(config, dataset, tmp_path / name, machine, start)
         assert 0 <= measures["top1"] <= measures["top5"] <= 1
         assert math.isfinite(measures["heldout_loss"])
         assert load_checkpoint(tmp_path / name / "latest.pt")["kind"] == name
-    assert len(subset.read_text().splitlines()) == 1 + 8
-    first = {n: read_log(tmp_path / n / "log.jsonl")[0]["heldout_loss"]
-             for n in ("finetuned", "supervised")}  # fmt: skip
-    assert first["finetuned"] != first["supervised"]
+    finetuned, supervised = held
+    for name, value in network.state_dict().items():
+        same = name.replace("norm.", "stages.3.blocks.0.norm1.", 1) if name[:5] == "norm." else name
+        assert torch.equal(finetuned[same], value), name
+    for name in ("stem.conv.weight", "stages.2.blocks.0.conv3.weight"):
+        assert not torch.equal(supervised[name], finetuned[name])
+    # What P does not bring begins alike in both arms.
+    assert torch.equal(supervised["head.fc.weight"], finetuned["head.fc.weight"])
+
+
+def test_both_arms_see_the_labelled_images_and_are_measured_on_the_others(
+    image_folder, tmp_path, machine, monkeypatch
+):
+    config = tiny_config(data={"train": str(image_folder)})
+    dataset = open_dataset(config.data)
+    built = []
+
+    def remember(source, *rest):
+        built.append(source)
+        return build_loader(source, *rest)
+
+    monkeypatch.setattr("fastselfie.finetune.build_loader", remember)
+    finetune(config, dataset, tmp_path, machine, None)
+    train, held_out = built
+    assert len(train) == 8  # half of 16
+    assert set(train.paths) < set(dataset.train.paths)
+    assert held_out.paths == dataset.held_out.paths
+
+
+def test_pretraining_is_measured_on_held_out_images(image_folder, tmp_path, machine, monkeypatch):
+    built = []
+
+    def remember(source, *rest):
+        built.append(build_loader(source, *rest))
+        return built[-1]
+
+    monkeypatch.setattr("fastselfie.pretrain.build_loader", remember)
+    measured = []
+
+    def measure(model, loader, *rest):
+        measured.append(loader)
+        return pretext_accuracy(model, loader, *rest)
+
+    monkeypatch.setattr("fastselfie.pretrain.pretext_accuracy", measure)
+    run(image_folder, tmp_path, machine)
+    train, held_out = built
+    assert (len(train), len(held_out)) == (16, 8)
+    assert set(map(id, measured)) == {id(held_out)}
+
+
+def test_the_control_has_its_own_learning_rate(image_folder, tmp_path, machine, monkeypatch):
+    rates = []
+    original = TrainStep.__init__
+
+    def remember(self, model, objective, settings, *rest):
+        original(self, model, objective, settings, *rest)
+        rates.append(self.stage.lr)
+
+    monkeypatch.setattr(TrainStep, "__init__", remember)
+    config = tiny_config(
+        data={"train": str(image_folder)}, finetune={"lr": 0.02, "scratch_lr": 0.3}
+    )
+    dataset = open_dataset(config.data)
+    network, _ = pretrain(config, dataset, tmp_path / "p", machine)
+    finetune(config, dataset, tmp_path / "a", machine, network)
+    finetune(config, dataset, tmp_path / "b", machine, None)
+    assert rates == [0.1, 0.02, 0.3]
+    # Another rate for the control is no reason to refuse the finetuned arm, and the other way.
+    changed = tiny_config(
+        data={"train": str(image_folder)}, finetune={"lr": 0.02, "scratch_lr": 0.4}
+    )
+    finetune(changed, dataset, tmp_path / "a", machine, network)
+    with pytest.raises(UserError, match=r"finetune\.scratch_lr"):
+        finetune(changed, dataset, tmp_path / "b", machine, None)
+
+
+def test_seeds_differ_in_both_stages(image_folder, tmp_path, machine, monkeypatch):
+    held = first_weights(monkeypatch)
+    for seed in (0, 1):
+        config = tiny_config(data={"train": str(image_folder)}).model_copy(update={"seed": seed})
+        dataset = open_dataset(config.data)
+        pretrain(config, dataset, tmp_path / f"p{seed}", machine)
+        finetune(config, dataset, tmp_path / f"f{seed}", machine, None)
+    assert not torch.equal(held[0]["pooling.u0"], held[2]["pooling.u0"])
+    assert not torch.equal(held[1]["stem.conv.weight"], held[3]["stem.conv.weight"])
+
+
+def test_the_micro_batch_of_a_checkpoint_is_kept(image_folder, tmp_path, machine):
+    """Another machine may have other memory; batch norm must go on seeing as many images."""
+    run(image_folder, tmp_path / "a", machine, pretrain={"save_every": 1, "micro_batch_size": 4})
+    state = load_checkpoint(tmp_path / "a" / "latest.pt")
+    assert state["micro_batch"] == 4
+    config = tiny_config(data={"train": str(image_folder)})
+    model = Selfie(config)
+    step = TrainStep(model, lambda _: None, config.pretrain, machine, 8)
+    loop._restore(step, state, tmp_path)
+    assert step.micro_batch == 4
+
+
+def test_a_loss_that_is_not_finite_stops_and_saves_nothing(image_folder, tmp_path, machine):
+    with pytest.raises(UserError, match=r"pretrain: the loss is (nan|inf) at step .*pretrain\.lr"):
+        run(image_folder, tmp_path, machine, pretrain={"lr": 1e12, "steps": 12, "save_every": 1})
+    path = tmp_path / "latest.pt"
+    if path.exists():
+        weights = load_checkpoint(path)["model"]
+        assert all(torch.isfinite(w).all() for w in weights.values() if w.is_floating_point())
+    assert "NaN" not in (tmp_path / "log.jsonl").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_saves_and_leaves(
+    image_folder, tmp_path, machine, monkeypatch, number
+):
+    options = {"pretrain": {"steps": 6, "save_every": 6}}
+    network, final = run(image_folder, tmp_path / "straight", machine, **options)
+    original = TrainStep.__call__
+
+    def signalled(self, step, batch):
+        if step == 2:
+            os.kill(os.getpid(), number)
+        original(self, step, batch)
+
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainStep, "__call__", signalled)
+        with pytest.raises(Interrupted) as caught:
+            run(image_folder, tmp_path / "left", machine, **options)
+    assert caught.value.number == number
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert load_checkpoint(tmp_path / "left" / "latest.pt")["step"] == 3
+    again, measured = run(image_folder, tmp_path / "left", machine, **options)
+    assert measured == final
+    assert torch.equal(again.state_dict()["norm.weight"], network.state_dict()["norm.weight"])
+
+
+def test_a_second_signal_acts_at_once():
+    with deferred_signals() as pending:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert pending.number == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_finetuning_one_class_is_refused(tmp_path, machine):
@@ -199,7 +356,7 @@ def test_finetuning_one_class_is_refused(tmp_path, machine):
     dataset = open_dataset(config.data)
     pretrain(config, dataset, tmp_path / "pretrain", machine)  # needs no classes
     with pytest.raises(UserError, match="one class, 'only'"):
-        finetune(config, dataset, tmp_path / "f", tmp_path / "l.txt", machine, None)
+        finetune(config, dataset, tmp_path / "f", machine, None)
 
 
 if __name__ == "__main__":

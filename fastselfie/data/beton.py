@@ -72,6 +72,7 @@ class BetonReader:
     """The tables of a `.beton` file, checked, as arrays, and the file itself as a map.
 
     path, page_size, num_samples, field_names  as in the file
+    image_field         the name of the field that holds the images, for FFCV's own loader
     data      (file size,) uint8, read-only: the memory map. It is released with its last array.
     offset, size        (n,) uint64: image i is data[offset[i]:offset[i] + size[i]]
     mode                (n,) uint8: IMAGE_MODES, 0 JPEG, 1 raw pixels (height, width, 3)
@@ -120,7 +121,9 @@ class BetonReader:
         self.info: dict[str, Any] = {}
         data_end = self._read_trailer(metadata_end, end)
         types = [int(type_id) for type_id in fields["type_id"]]
-        image = metadata[f"f{self._pick(types, IMAGE_FIELD, 'image')}"]
+        image_at = self._pick(types, IMAGE_FIELD, "image")
+        self.image_field = self.field_names[image_at]
+        image = metadata[f"f{image_at}"]
         self.mode: _Bytes = np.ascontiguousarray(image["mode"])
         self.width: NDArray[np.uint16] = np.ascontiguousarray(image["width"])
         self.height: NDArray[np.uint16] = np.ascontiguousarray(image["height"])

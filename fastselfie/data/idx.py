@@ -39,6 +39,8 @@ def read_idx_folder(
         raise UserError(
             f"{image_file}: shapes {images.shape} and {labels.shape} are not images and labels"
         )
+    if len(images) == 0:
+        raise UserError(f"{image_file}: holds no images: fetch it again")
     pad = max(0, 32 - images.shape[1])
     widths = ((0, 0), (pad // 2, pad - pad // 2), (pad // 2, pad - pad // 2))
     gray = np.pad(images, widths)

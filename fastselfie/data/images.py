@@ -6,6 +6,7 @@ import functools
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -157,8 +158,9 @@ class BetonSource:
     indices: IntArray
     classes: Sequence[str]
 
-    @property
+    @cached_property
     def labels(self) -> IntArray:
+        # Kept: a loader asks for each batch, and gathering ImageNet's takes a millisecond.
         return self.reader.label[self.indices]
 
     def __len__(self) -> int:

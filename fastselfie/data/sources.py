@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,17 @@ class Dataset:
     held_out: Source
     split: str
 
+    def fingerprint(self) -> str:
+        """Of both parts' classes, labels and order: what a resumed run must find again.
+
+        The same for a folder and for the .beton file prepared from it.
+        """
+        digest = hashlib.sha256()
+        for source in (self.train, self.held_out):
+            digest.update(repr((isinstance(source, NoSource), list(source.classes))).encode())
+            digest.update(source.labels.tobytes())
+        return digest.hexdigest()
+
 
 def open_dataset(data: DataConfig, seed: int = 0) -> Dataset:
     """The training and the held-out images that `data` names.
@@ -74,7 +86,7 @@ def open_dataset(data: DataConfig, seed: int = 0) -> Dataset:
     if data.test is not None:
         held_out, split = _required(data.test, "test"), data.test
     else:
-        beside = open_part(Path(data.train), "test", beside_train=True)
+        beside = open_part(Path(data.train).expanduser(), "test", beside_train=True)
         split = f"the test part of {data.train}"
         if beside is None:
             kept, taken = _split(train.labels, data.held_out, seed)
@@ -91,7 +103,7 @@ def open_dataset(data: DataConfig, seed: int = 0) -> Dataset:
 
 
 def _required(path: str, part: str) -> Source:
-    found = open_part(Path(path), part)
+    found = open_part(Path(path).expanduser(), part)
     if found is None:
         kind = "training" if part == "train" else part
         raise UserError(f"{path}: holds no {kind} images")
@@ -172,8 +184,8 @@ def _open_image_folder(folder: Path, part: str, beside_train: bool) -> Source | 
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        for root, folders, files in os.walk(folder / name):
-            folders.sort()
+        for root, folders, files in os.walk(folder / name, onerror=_unreadable):
+            folders[:] = sorted(f for f in folders if f[0] != ".")
             found = [os.path.join(root, f) for f in sorted(files) if _is_image(f)]
             paths += found
             labels += [label] * len(found)
@@ -186,7 +198,14 @@ def _open_image_folder(folder: Path, part: str, beside_train: bool) -> Source | 
         return FolderSource(loose, np.zeros(len(loose), dtype=np.int64), UNLABELLED)
     if not paths:
         raise UserError(f"{folder}: no images, neither in sub-folders nor in itself: it is empty")
+    empty = sorted(set(range(len(classes))) - set(labels))
+    if empty:
+        raise UserError(f"{folder / classes[empty[0]]}: a class without images: remove the folder")
     return FolderSource(paths, np.asarray(labels, dtype=np.int64), classes)
+
+
+def _unreadable(error: OSError) -> None:
+    raise UserError(f"{error.filename}: cannot be listed: {error.strerror}")
 
 
 def _is_image(name: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
+from fastselfie.atomic import write_atomically
 from fastselfie.config import Config
 from fastselfie.log import read_log
 from fastselfie.report.curves import curve, points_of
@@ -38,7 +39,7 @@ def write_page(
         command=f"fastselfie train {run / 'config.yaml'} --out {run}",
     )
     path = run / "report.html"
-    path.write_text(page, encoding="utf-8")
+    write_atomically(path, page)
     return path
 
 

@@ -1,4 +1,4 @@
-"""Types of the C++ extension (bindings.cpp)."""
+"""Types of the C++ extension (bindings.cpp, bindings_batch.cpp)."""
 
 from collections.abc import Sequence
 from types import TracebackType
@@ -104,6 +104,8 @@ class BatchDecoder:
         ``data`` is one buffer with ``offsets`` and ``sizes`` into it, or a buffer an item.
         ``boxes`` (B, 4), ``flips`` (B,), ``kinds`` (B,) of KIND_*, ``shapes`` (B, 2): height and
         width of raw items. Everything is held until wait() returns or the decoder is closed.
+        A mapped file must keep its length meanwhile: the system kills a process that reads behind
+        the end of one (SIGBUS).
         """
 
     def wait(self, ticket: int, help: bool = False) -> list[tuple[int, str]]:

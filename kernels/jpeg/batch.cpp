@@ -3,13 +3,14 @@
 
 #include <unistd.h>
 
-#include <algorithm>
 #include <cstring>
+#include <system_error>
 
 namespace fastselfie::jpeg {
 namespace {
 
 void decode_item(const Item& item, Size size, uint8_t* out, Decoder& decoder) {
+  if (item.bytes.data == nullptr) throw Error("its bytes would lie outside of the file");
   if (item.kind == Kind::kJpeg) {
     decoder.decode_resized(item.bytes, item.box, item.flip, size, out);
     return;
@@ -31,36 +32,56 @@ void decode_item(const Item& item, Size size, uint8_t* out, Decoder& decoder) {
 bool Batch::take_one(Decoder& decoder) {
   const size_t index = next_.fetch_add(1, std::memory_order_relaxed);
   if (index >= items_.size()) return false;
-  run(static_cast<int>(index), decoder);
+  std::string fault;
+  try {
+    decode_item(items_[index], size_, row(index), decoder);
+  } catch (const std::exception& error) {  // std::bad_alloc too: a sample's fault, not the process'
+    fault = error.what();
+  }
+  finish(index, std::move(fault));
   return true;
 }
 
-void Batch::run(int index, Decoder& decoder) {
-  const size_t bytes = size_t{3} * size_.width * size_.height;
-  uint8_t* const out = out_ + bytes * index;
-  std::string fault;
-  try {
-    decode_item(items_[index], size_, out, decoder);
-  } catch (const std::exception& error) {  // std::bad_alloc too: a sample's fault, not the process'
-    fault = error.what();
-    std::memset(out, 0, bytes);
-  }
-  if (!fault.empty()) {
-    const std::lock_guard lock(mutex_);
-    failures_.push_back({index, std::move(fault)});
-  }
+void Batch::drop_the_rest() {
+  for (size_t i; (i = next_.fetch_add(1)) < items_.size();) finish(i, "the decoder was closed");
+}
+
+void Batch::finish(size_t index, std::string fault) {
+  if (!fault.empty()) std::memset(row(index), 0, row_bytes());
+  faults_[index] = std::move(fault);
   if (left_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
     const std::lock_guard lock(mutex_);
     done_.notify_all();
   }
 }
 
+std::vector<Failure> Batch::wait() {
+  std::unique_lock lock(mutex_);
+  done_.wait(lock, [this] { return left_.load(std::memory_order_acquire) == 0; });
+  std::vector<Failure> failures;
+  for (size_t i = 0; i < faults_.size(); ++i) {
+    if (!faults_[i].empty()) failures.push_back({static_cast<int>(i), faults_[i]});
+  }
+  return failures;
+}
+
 BatchPool::BatchPool(int threads) : owner_(getpid()) {
   threads_.reserve(threads);
-  for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
+  try {
+    for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
+  } catch (const std::system_error&) {
+    const std::string started = std::to_string(threads_.size());
+    close();  // threads that nobody joins would end the process
+    throw Error("the system lets this process have only " + started + " threads more, not " +
+                std::to_string(threads));
+  }
 }
 
 bool BatchPool::is_forked_copy() const { return getpid() != owner_; }
+
+void BatchPool::require_own_process() const {
+  if (is_forked_copy()) throw Error("this decoder was made before a fork; make it afterwards");
+}
 
 void BatchPool::work() {
   Decoder decoder;
@@ -73,13 +94,13 @@ void BatchPool::work() {
     while (!closing_ && batch->take_one(decoder)) {
     }
     lock.lock();
-    // Out of items: next batch. When closing it stays, for drop() to see what is left of it.
+    // Out of items: next batch. When closing it stays, for close() to see what is left of it.
     if (!closing_ && !queue_.empty() && queue_.front() == batch) queue_.pop_front();
   }
 }
 
 void BatchPool::submit(std::shared_ptr<Batch> batch) {
-  if (is_forked_copy()) throw Error("this decoder was made before a fork; make it afterwards");
+  require_own_process();
   if (batch->items_.empty()) return;
   const std::lock_guard lock(mutex_);
   if (closing_) throw Error("the decoder is closed");
@@ -88,19 +109,17 @@ void BatchPool::submit(std::shared_ptr<Batch> batch) {
 }
 
 std::vector<Failure> BatchPool::wait(Batch& batch, bool help) {
+  require_own_process();
   if (help) {
     const std::lock_guard lock(helper_mutex_);
     while (!closing_ && batch.take_one(helper_)) {
     }
   }
-  std::unique_lock lock(batch.mutex_);
-  batch.done_.wait(lock, [&] { return batch.left_.load(std::memory_order_acquire) == 0; });
-  std::sort(batch.failures_.begin(), batch.failures_.end(),
-            [](const Failure& a, const Failure& b) { return a.index < b.index; });
-  return batch.failures_;
+  return batch.wait();
 }
 
 void BatchPool::close() {
+  const std::lock_guard one_at_a_time(close_mutex_);
   {
     const std::lock_guard lock(mutex_);
     closing_ = true;
@@ -108,18 +127,9 @@ void BatchPool::close() {
   }
   for (std::thread& thread : threads_) thread.join();
   threads_.clear();
-  for (const auto& batch : queue_) drop(*batch);
+  const std::lock_guard until_the_helper_is_done(helper_mutex_);
+  for (const auto& batch : queue_) batch->drop_the_rest();
   queue_.clear();
-}
-
-void BatchPool::drop(Batch& batch) {
-  const size_t bytes = size_t{3} * batch.size_.width * batch.size_.height;
-  for (size_t i; (i = batch.next_.fetch_add(1)) < batch.items_.size();) {
-    std::memset(batch.out_ + bytes * i, 0, bytes);
-    const std::lock_guard lock(batch.mutex_);
-    batch.failures_.push_back({static_cast<int>(i), "the decoder was closed"});
-    if (batch.left_.fetch_sub(1) == 1) batch.done_.notify_all();
-  }
 }
 
 }  // namespace fastselfie::jpeg

@@ -21,6 +21,12 @@ struct Bytes {
   size_t size = 0;
 };
 
+// `size` bytes at `offset`, or none at all where they would leave `all`.
+inline Bytes slice(Bytes all, uint64_t offset, uint64_t size) {
+  if (offset > all.size || size > all.size - offset) return {};
+  return {all.data + offset, static_cast<size_t>(size)};
+}
+
 // Pixels [left, left + width) x [top, top + height).
 struct Box {
   int left = 0, top = 0, width = 0, height = 0;
@@ -39,6 +45,7 @@ struct Range {
 
 constexpr int kMaxComponents = 3;        // gray, or three; CMYK is re-encoded by `prepare`
 constexpr int64_t kMaxPixels = 1 << 27;  // of one image: bounds what a lying header can allocate
+constexpr int kMaxSide = 65535;            // of an image or a box: what a JPEG can have
 constexpr int kMaxOutputSide = 8192;
 
 constexpr int ceil_div(int a, int b) { return a / b + (a % b > 0); }

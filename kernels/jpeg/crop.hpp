@@ -1,6 +1,8 @@
 // The bitstream crop: a small, valid, standard JPEG of a region, cut out without decoding anything.
 #pragma once
 
+#include <optional>
+
 #include "header.hpp"
 
 namespace fastselfie::jpeg {
@@ -14,12 +16,23 @@ struct CutGrid {
 };
 CutGrid cut_grid(const Header& header);
 
-// Appends nothing but the intervals that the MCUs touch. `out` is overwritten; returns the MCU at
-// its top left corner. Needs cut_grid(header).
-struct McuOffset {
-  int x = 0, y = 0;
+// What was cut: the MCU of the whole image at its top left corner, and its size in pixels.
+struct Cut {
+  int mcu_x = 0, mcu_y = 0;
+  Size size;
 };
-McuOffset cut_mcus(Bytes jpeg, const Header& header, const std::vector<Bytes>& intervals,
-                   Range mcus_x, Range mcus_y, std::vector<uint8_t>& out);
+
+// Overwrites `out` with the small JPEG of the intervals that these MCUs touch. Needs a cut_grid(),
+// index_intervals(), and MCUs that are there.
+Cut cut_intervals(Bytes jpeg, const Header& header, const std::vector<Bytes>& intervals,
+                  Range mcus_x, Range mcus_y, std::vector<uint8_t>& out);
+
+// The same for a box of pixels: the small JPEG and the box's corner in it. Nothing if there is no
+// cut_grid(); throws Error.
+struct Crop {
+  std::vector<uint8_t> jpeg;
+  int left = 0, top = 0;
+};
+std::optional<Crop> crop(Bytes jpeg, const Box& box);
 
 }  // namespace fastselfie::jpeg

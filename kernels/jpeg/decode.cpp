@@ -180,8 +180,10 @@ void Decoder::resize_raw(const uint8_t* pixels, Size image, const Box& box, Padd
   require_output(size);
   constexpr int kFar = 1 << 24;  // keeps the sums of a hostile box in range
   if (std::abs(int64_t{box.left}) > kFar || std::abs(int64_t{box.top}) > kFar || box.width < 1 ||
-      box.height < 1 || int64_t{box.width} * box.height > kMaxPixels || image.width < 1 ||
-      image.height < 1 || int64_t{image.width} * image.height > kMaxPixels) {
+      box.height < 1 || box.width > kMaxSide || box.height > kMaxSide ||
+      int64_t{box.width} * box.height > kMaxPixels || image.width < 1 || image.height < 1 ||
+      image.width > kMaxSide || image.height > kMaxSide ||
+      int64_t{image.width} * image.height > kMaxPixels) {
     throw Error("bad box or image size");
   }
   if (padding == Padding::kNone) require_box_inside(box, image);

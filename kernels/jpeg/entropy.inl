@@ -9,6 +9,7 @@ class BitReader {
   // At least 56 bits are there afterwards. Eight bytes are loaded whatever the need; those that do
   // not fit are simply loaded again next time, which is cheaper than a branch.
   void refill() {
+    static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);
     uint64_t word;
     std::memcpy(&word, next_, 8);
     bits_ |= __builtin_bswap64(word) >> count_;

@@ -1,20 +1,20 @@
-// Fuzzing: seeded mutations of the given JPEG files through every entry point.
+// Fuzzing: seeded mutations of the given JPEG files through every entry point, raw pixels and the
+// batch pool among them. Built and run by benchmarks/fuzz.py, under AddressSanitizer and UBSan, or
+// under ThreadSanitizer.
 //
-//   g++ -std=c++17 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -Wno-psabi
-//       kernels/jpeg/{fuzz,batch,crop,decode,filter,header,huffman,kernels*,libjpeg_decode,plan,
-//       transcode}.cpp -ljpeg -o fuzz
-//   ./fuzz ITERATIONS SEED FILE...
+//   fuzz INPUTS SEED FILE...
 //
-// An Error is an answer; a crash or a sanitizer's report is a fault. Prints how many calls
-// succeeded.
+// An Error is an answer; a crash or a sanitizer's report is a fault. Prints how many inputs there
+// were, how many calls on them succeeded, and how many batches were closed before their end.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <iterator>
 #include <random>
+#include <thread>
 
-#include "decode.hpp"
+#include "batch.hpp"
 
 using namespace fastselfie::jpeg;
 
@@ -53,6 +53,25 @@ struct Exact {
   size_t size;
 };
 
+// What a Python caller has checked: any box inside the image, and any output size.
+struct Request {
+  Request(Size image, Random& random)
+      : size{1 + below(random, 80), 1 + below(random, 80)},
+        box{below(random, image.width), below(random, image.height), 1, 1},
+        flip(below(random, 2) != 0) {
+    box.width += below(random, image.width - box.left);
+    box.height += below(random, image.height - box.top);
+  }
+  Size size;
+  Box box;
+  bool flip;
+};
+
+// The same for an output: allocated for each call, so that no byte behind it is anybody's.
+struct Output : Exact {
+  explicit Output(Size size) : Exact(Buffer(size_t{3} * size.width * size.height)) {}
+};
+
 template <typename Call>
 int succeeds(Call&& call) {
   try {
@@ -63,34 +82,129 @@ int succeeds(Call&& call) {
   }
 }
 
-int exercise(Bytes jpeg, Decoder& decoder, Random& random, Buffer& out) {
+// The small JPEG must decode, and to nothing but itself.
+int exercise_crop(Bytes jpeg, const Request& r, Decoder& decoder) {
+  std::optional<Crop> small;
+  if (!succeeds([&] { small = crop(jpeg, r.box); }) || !small) return 0;
+  const Exact exact(small->jpeg);
+  const Box box{small->left, small->top, r.box.width, r.box.height};
+  require_box_inside(box, parse_header({exact.bytes.get(), exact.size}).size);
+  const Output out(r.size);
+  return 1 + succeeds([&] {
+           decoder.decode_resized({exact.bytes.get(), exact.size}, box, r.flip, r.size,
+                                  out.bytes.get());
+         });
+}
+
+int exercise_jpeg(Bytes jpeg, Decoder& decoder, Random& random) {
   Header header;
   if (!succeeds([&] { header = parse_header(jpeg); })) return 0;
-  const Size size{1 + below(random, 80), 1 + below(random, 80)};
-  Box box{below(random, header.size.width), below(random, header.size.height), 1, 1};
-  box.width += below(random, header.size.width - box.left);
-  box.height += below(random, header.size.height - box.top);
-  out.assign(size_t{3} * size.width * size.height, 0);
-  out.shrink_to_fit();
-  const bool flip = below(random, 2);
-  int done = succeeds([&] { decoder.decode_resized(jpeg, box, flip, size, out.data()); });
+  const Request r(header.size, random);
+  const Output output(r.size);
+  uint8_t* const out = output.bytes.get();
+  int done = succeeds([&] { decoder.decode_resized(jpeg, r.box, r.flip, r.size, out); });
+  done += exercise_crop(jpeg, r, decoder);
   switch (below(random, 4)) {  // libjpeg is slow under sanitizers: one of these at a time
     case 0:
-      done += succeeds(
-          [&] { decoder.decode_resized(jpeg, box, flip, size, out.data(), Engine::kLibjpeg); });
-      break;
-    case 1: done += succeeds([&] { transcode(jpeg, 1 + below(random, 8)); }); break;
-    case 2: done += succeeds([&] { read_coefficients(jpeg); }); break;
-    default: done += succeeds([&] { decoder.decode_planes(jpeg, box, 4, Engine::kAuto); });
+      return done + succeeds([&] {
+               decoder.decode_resized(jpeg, r.box, r.flip, r.size, out, Engine::kLibjpeg);
+             });
+    case 1: return done + succeeds([&] { transcode(jpeg, 1 + below(random, 8)); });
+    case 2: return done + succeeds([&] { read_coefficients(jpeg); });
+    default:
+      return done + succeeds([&] { decoder.decode_planes(jpeg, r.box, 4, Engine::kAuto); });
   }
-  return done;
 }
+
+// A number that is now and then one that nobody expects.
+int wild(Random& random, int n) {
+  constexpr int kExtremes[] = {INT32_MIN, INT32_MIN + 1, -1, 0, 65535, 1 << 24, INT32_MAX};
+  return below(random, 16) ? below(random, n) - n / 4 : kExtremes[below(random, 7)];
+}
+
+Box wild_box(Random& random, int n) {
+  return {wild(random, n), wild(random, n), wild(random, n), wild(random, n)};
+}
+
+int exercise_raw(Decoder& decoder, Random& random) {
+  const Size image{1 + below(random, 40), 1 + below(random, 40)};
+  const Output pixels(image);
+  const Size size{1 + below(random, 40), 1 + below(random, 40)};
+  const Output out(size);
+  const auto padding = static_cast<Padding>(below(random, 3));
+  const Box box = wild_box(random, 60);
+  return succeeds([&] {
+    decoder.resize_raw(pixels.bytes.get(), image, box, padding, below(random, 2), size,
+                       out.bytes.get());
+  });
+}
+
+// Batches of damaged files in one buffer, with pointers that may leave it, as a damaged .beton has
+// them; submitted, waited for and closed by several threads at once, often before the end.
+struct Storm {
+  long inputs = 0, done = 0, closed = 0;
+
+  void blow(const std::vector<Buffer>& corpus, Random& random) {
+    constexpr int kBatches = 4, kItems = 6;
+    Buffer file;
+    std::vector<Item> items;
+    std::vector<std::pair<uint64_t, uint64_t>> places;
+    for (int i = 0; i < kBatches * kItems; ++i) {
+      Buffer data = corpus[below(random, static_cast<int>(corpus.size()))];
+      if (below(random, 3)) mutate(data, random);
+      places.emplace_back(file.size(), data.size());
+      file.insert(file.end(), data.begin(), data.end());
+    }
+    const Exact exact(file);
+    const Size size{1 + below(random, 40), 1 + below(random, 40)};
+    for (auto& [offset, length] : places) {
+      if (!below(random, 8)) (below(random, 2) ? offset : length) = random() >> below(random, 64);
+      Item item;
+      item.bytes = slice({exact.bytes.get(), exact.size}, offset, length);
+      item.kind = static_cast<Kind>(below(random, 4) ? 0 : below(random, 4));
+      item.raw_size = {wild(random, 40), wild(random, 40)};
+      item.box = below(random, 2) ? wild_box(random, 60) : Box{0, 0, 16, 16};
+      item.flip = below(random, 2) != 0;
+      items.push_back(item);
+    }
+    BatchPool pool(1 + below(random, 3));
+    const Output out({size.width, size.height * kBatches * kItems});
+    std::atomic<long> failed{0}, dropped{0};
+    std::vector<std::thread> callers;
+    const bool help = below(random, 2) != 0;
+    for (int b = 0; b < kBatches; ++b) {
+      std::vector<Item> mine(items.begin() + b * kItems, items.begin() + (b + 1) * kItems);
+      uint8_t* const rows = out.bytes.get() + size_t{3} * size.width * size.height * kItems * b;
+      callers.emplace_back([&pool, &failed, &dropped, mine, size, rows, help] {
+        const auto batch = std::make_shared<Batch>(mine, size, rows);
+        try {
+          pool.submit(batch);
+        } catch (const Error&) {  // closed already
+          failed += kItems;
+          ++dropped;
+          return;
+        }
+        const std::vector<Failure> failures = pool.wait(*batch, help);
+        failed += static_cast<long>(failures.size());
+        dropped += !failures.empty() && failures.back().message == "the decoder was closed";
+      });
+    }
+    if (below(random, 2)) {
+      std::this_thread::sleep_for(std::chrono::microseconds(below(random, 500)));
+      for (int i = 0; i < 2; ++i) callers.emplace_back([&pool] { pool.close(); });
+    }
+    for (std::thread& caller : callers) caller.join();
+    inputs += kBatches * kItems;
+    done += kBatches * kItems - failed;
+    closed += dropped;
+  }
+};
 
 }  // namespace
 
 int main(int argc, char** argv) {
   if (argc < 4) {
-    std::fprintf(stderr, "usage: %s ITERATIONS SEED FILE...\n", argv[0]);
+    std::fprintf(stderr, "usage: %s INPUTS SEED FILE...\n", argv[0]);
     return 2;
   }
   std::vector<Buffer> corpus;
@@ -101,15 +215,25 @@ int main(int argc, char** argv) {
   Random random(std::strtoull(argv[2], nullptr, 10));
   const std::vector<std::string> sets = available_kernels();
   Decoder decoder;
-  Buffer out;
-  long done = 0;
-  const long iterations = std::strtol(argv[1], nullptr, 10);
-  for (long i = 0; i < iterations; ++i) {
+  Storm storm;
+  const long wanted = std::strtol(argv[1], nullptr, 10);
+  long alone = 0, done = 0;
+  while (alone + storm.inputs < wanted) {
+    select_kernels(sets[below(random, static_cast<int>(sets.size()))]);
+    if (!below(random, 100)) {  // a fifth of all inputs
+      storm.blow(corpus, random);
+      continue;
+    }
+    ++alone;
+    if (!below(random, 8)) {
+      done += exercise_raw(decoder, random);
+      continue;
+    }
     Buffer data = corpus[below(random, static_cast<int>(corpus.size()))];
     mutate(data, random);
     const Exact exact(data);
-    select_kernels(sets[below(random, static_cast<int>(sets.size()))]);
-    done += exercise({exact.bytes.get(), exact.size}, decoder, random, out);
+    done += exercise_jpeg({exact.bytes.get(), exact.size}, decoder, random);
   }
-  std::printf("%ld inputs, %ld calls succeeded\n", iterations, done);
+  std::printf("%ld inputs, %ld calls succeeded, %ld batches closed\n", alone + storm.inputs,
+              done + storm.done, storm.closed);
 }

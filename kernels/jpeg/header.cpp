@@ -187,7 +187,6 @@ Header parse_header(Bytes jpeg) {
   if (jpeg.size < 4 || reader.u8() != 0xFF || reader.u8() != kSOI) throw Error("not a JPEG");
   Parser parser;
   for (;;) {
-    const size_t marker_offset = reader.position();
     if (reader.u8() != 0xFF) throw Error("corrupt header: a marker was expected");
     int marker = reader.u8();
     while (marker == 0xFF) marker = reader.u8();  // fill bytes
@@ -199,7 +198,7 @@ Header parse_header(Bytes jpeg) {
 
     if (marker == kSOF0 || marker == kSOF1 || marker == kSOF2) {
       parser.header.progressive = marker == kSOF2;
-      parser.header.frame_offset = marker_offset;
+      parser.header.frame_offset = body.data - jpeg.data;
       parser.frame(segment);
     } else if (marker == kDHT) {
       parser.huffman_tables(segment);

@@ -35,7 +35,7 @@ struct Header {
   std::array<std::array<uint16_t, 64>, 4> quant{};  // in zigzag order, as stored
   std::array<HuffmanSpec, 4> dc_specs, ac_specs;
 
-  size_t frame_offset = 0;  // of the SOF marker
+  size_t frame_offset = 0;  // of the SOF segment, behind its length
   size_t scan_offset = 0;   // of the first entropy-coded byte
 
   // Whether one pass over one scan decodes it: what the crop and the fast decoder need.

@@ -14,7 +14,7 @@ int extend(int bits, int size) { return bits < 1 << (size - 1) ? bits - (1 << si
 
 void fill_lookup(HuffmanTable& table, int code, int length, int symbol) {
   const int advance = symbol_advance(symbol, table.is_ac), size = symbol & 15;
-  if (advance < 0) return;  // stays 0: the slow path reports it
+  if (advance < 0) return;  // stays incomplete: the slow path reports it
   const int free_bits = kLookupBits - length;
   uint32_t* entry = &table.lookup[static_cast<size_t>(code) << free_bits];
   if (size > free_bits) {

@@ -12,10 +12,10 @@
 #define JPEG_HAVE_AVX2
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,bmi,bmi2,lzcnt,movbe"))), \
+#pragma clang attribute push(__attribute__((target("avx2,bmi,bmi2"))), \
                              apply_to = function)
 #else
-#pragma GCC target("avx2,bmi,bmi2,lzcnt,movbe")
+#pragma GCC target("avx2,bmi,bmi2")
 #endif
 
 namespace fastselfie::jpeg::avx2 {

@@ -13,10 +13,10 @@
 
 #if defined(__clang__)
 #pragma clang attribute push(                                                                \
-    __attribute__((target("avx2,bmi,bmi2,lzcnt,movbe,avx512f,avx512bw,avx512dq,avx512vl"))), \
+    __attribute__((target("avx2,bmi,bmi2,avx512f,avx512bw,avx512dq,avx512vl"))), \
     apply_to = function)
 #else
-#pragma GCC target("avx2,bmi,bmi2,lzcnt,movbe,avx512f,avx512bw,avx512dq,avx512vl")
+#pragma GCC target("avx2,bmi,bmi2,avx512f,avx512bw,avx512dq,avx512vl")
 #endif
 
 namespace fastselfie::jpeg::avx512 {

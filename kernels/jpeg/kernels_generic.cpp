@@ -1,6 +1,4 @@
 // The kernels for any processor: the compiler lowers the vectors to what it has.
-// Every header comes before the target is raised: an inline function of the standard library that
-// were compiled for it could be the copy that the linker keeps for everybody.
 #include <algorithm>
 #include <cstring>
 

@@ -16,7 +16,7 @@ struct LibjpegDecoder::State {
   JSAMPARRAY row_arrays[kMaxComponents] = {};
 
   void prepare_strip();
-  void copy_strip(int strip_index, McuOffset corner, const Header& header, const Plan& plan,
+  void copy_strip(int strip_index, const Cut& cut, const Header& header, const Plan& plan,
                   Plane* planes);
 };
 
@@ -49,7 +49,7 @@ void LibjpegDecoder::State::prepare_strip() {
 }
 
 // libjpeg gives rows, planes are transposed.
-void LibjpegDecoder::State::copy_strip(int strip_index, McuOffset corner, const Header& header,
+void LibjpegDecoder::State::copy_strip(int strip_index, const Cut& cut, const Header& header,
                                        const Plan& plan, Plane* planes) {
   for (int i = 0; i < header.num_components; ++i) {
     const ComponentPlan& component = plan.components[i];
@@ -57,8 +57,8 @@ void LibjpegDecoder::State::copy_strip(int strip_index, McuOffset corner, const 
     const int size = component.block_size;
     // libjpeg's own factor: of a lone component it may read several rows of blocks at once.
     const int lines = info.comp_info[i].v_samp_factor * size;
-    const int first = corner.y * c.v * size + strip_index * lines;
-    const int strip_x = corner.x * c.h * size;
+    const int first = cut.mcu_y * c.v * size + strip_index * lines;
+    const int strip_x = cut.mcu_x * c.h * size;
     const int y_begin = std::max(first, component.blocks_y.begin * size);
     const int y_end = std::min(first + lines, component.blocks_y.end * size);
     const Plane& plane = planes[i];
@@ -73,13 +73,13 @@ void LibjpegDecoder::State::copy_strip(int strip_index, McuOffset corner, const 
 
 void LibjpegDecoder::decode(Bytes jpeg, const Header& header, const Plan& plan, Plane* planes) {
   State& s = *state_;
-  McuOffset corner;
+  Cut cut{0, 0, header.size};
   int mcu_rows = plan.mcus_y.end;  // a file that cannot be cut is decoded from its top
   if (cut_grid(header)) {
     index_intervals(jpeg, header, s.intervals);
-    corner = cut_mcus(jpeg, header, s.intervals, plan.mcus_x, plan.mcus_y, s.cut);
+    cut = cut_intervals(jpeg, header, s.intervals, plan.mcus_x, plan.mcus_y, s.cut);
     jpeg = {s.cut.data(), s.cut.size()};
-    mcu_rows -= corner.y;
+    mcu_rows -= cut.mcu_y;
   }
   jpeg_decompress_struct* const info = &s.info;
   struct Abort {  // whatever happens, the object is ready for the next image
@@ -98,16 +98,24 @@ void LibjpegDecoder::decode(Bytes jpeg, const Header& header, const Plan& plan, 
     info->scale_denom = 8;
     jpeg_start_decompress(info);
   });
-  for (int i = 0; i < header.num_components; ++i) {
-    if (info->comp_info[i].DCT_scaled_size != plan.components[i].block_size) {
-      throw Error("libjpeg reduces this file's components otherwise than expected");
-    }
+  // What copy_strip() relies on. libjpeg parses the bytes again, and they may have changed since if
+  // they are a file that somebody writes to.
+  bool as_planned = info->num_components == header.num_components &&
+                    static_cast<int>(info->image_width) == cut.size.width &&
+                    static_cast<int>(info->image_height) == cut.size.height;
+  for (int i = 0; as_planned && i < header.num_components; ++i) {
+    const jpeg_component_info& c = info->comp_info[i];
+    const bool alone = header.num_components == 1;  // then the factors mean nothing
+    as_planned = c.DCT_scaled_size == plan.components[i].block_size &&
+                 (alone || (c.h_samp_factor == header.components[i].h &&
+                            c.v_samp_factor == header.components[i].v));
   }
+  if (!as_planned) throw Error("libjpeg reads this file otherwise than expected");
   s.prepare_strip();
   const int lines = info->max_v_samp_factor * info->min_DCT_scaled_size;
   for (int row = 0; info->output_scanline < info->output_height && row < mcu_rows; ++row) {
     s.errors.guarded([&] { jpeg_read_raw_data(info, s.row_arrays, lines); });
-    s.copy_strip(row, corner, header, plan, planes);
+    s.copy_strip(row, cut, header, plan, planes);
   }
 }
 

@@ -26,7 +26,9 @@ class LibjpegErrors {
     manager_.output_message = [](j_common_ptr) {};
     progress_.progress_monitor = [](j_common_ptr info) {
       const auto* decompress = reinterpret_cast<j_decompress_ptr>(info);
-      if (info->is_decompressor && decompress->input_scan_number > kMaxScans) fail(info);
+      if (info->is_decompressor && decompress->input_scan_number > kMaxScans) {
+        self_of(info)->leave("more scans than any encoder writes");
+      }
     };
   }
   LibjpegErrors(const LibjpegErrors&) = delete;
@@ -35,7 +37,7 @@ class LibjpegErrors {
   jpeg_error_mgr* manager() { return &manager_; }
   jpeg_progress_mgr* progress() { return &progress_; }
 
-  // Runs body(); on a libjpeg error releases the objects' working memory and throws.
+  // Runs body(); throws what libjpeg finds wrong.
   template <typename Body>
   void guarded(Body&& body) {
     if (setjmp(jump_) != 0) throw Error(std::string("libjpeg: ") + message_);
@@ -46,11 +48,18 @@ class LibjpegErrors {
   // A progressive file may hold any number of scans that each cost a pass over the whole image.
   static constexpr int kMaxScans = 256;
 
+  // manager_ is the first member, so that libjpeg's pointer to it leads back to this object.
+  static LibjpegErrors* self_of(j_common_ptr info) {
+    return reinterpret_cast<LibjpegErrors*>(info->err);
+  }
   [[noreturn]] static void fail(j_common_ptr info) {
-    // manager_ is the first member, so that libjpeg's pointer to it leads back to this object.
-    auto* self = reinterpret_cast<LibjpegErrors*>(info->err);
-    info->err->format_message(info, self->message_);
-    std::longjmp(self->jump_, 1);
+    char message[JMSG_LENGTH_MAX];
+    info->err->format_message(info, message);
+    self_of(info)->leave(message);
+  }
+  [[noreturn]] void leave(const char* message) {
+    std::snprintf(message_, sizeof message_, "%s", message);
+    std::longjmp(jump_, 1);
   }
 
   jpeg_error_mgr manager_{};

@@ -35,8 +35,10 @@ class Source {
 
 class Sink {
  public:
-  explicit Sink(LibjpegErrors& errors) {
+  explicit Sink(LibjpegErrors& errors, size_t expected_size) : own_(expected_size) {
     info_.err = errors.manager();
+    bytes_ = own_.data();
+    size_ = static_cast<unsigned long>(own_.size());
     errors.guarded([&] {
       jpeg_create_compress(&info_);
       jpeg_mem_dest(&info_, &bytes_, &size_);
@@ -44,7 +46,7 @@ class Sink {
   }
   ~Sink() {
     jpeg_destroy_compress(&info_);
-    std::free(bytes_);
+    if (bytes_ != own_.data()) std::free(bytes_);
   }
   Sink(const Sink&) = delete;
   Sink& operator=(const Sink&) = delete;
@@ -55,6 +57,9 @@ class Sink {
 
  private:
   jpeg_compress_struct info_{};
+  // A first buffer of libjpeg's own would be freed as it grows, but `bytes_` moves on only at the
+  // end: an error in between would leave it dangling.
+  std::vector<uint8_t> own_;
   unsigned char* bytes_ = nullptr;
   unsigned long size_ = 0;
 };
@@ -89,7 +94,7 @@ std::vector<uint8_t> transcode(Bytes jpeg, int restart_mcus) {
   require_baseline_possible(header);
   LibjpegErrors errors;
   Source source(errors);
-  Sink sink(errors);
+  Sink sink(errors, jpeg.size + 4096);
   errors.guarded([&] {
     jvirt_barray_ptr* const coefficients = source.read(jpeg);
     jpeg_copy_critical_parameters(source.get(), sink.get());
@@ -113,6 +118,9 @@ std::vector<Coefficients> read_coefficients(Bytes jpeg) {
   std::vector<Coefficients> result(header.num_components);
   jvirt_barray_ptr* arrays = nullptr;
   errors.guarded([&] { arrays = source.read(jpeg); });
+  if (source->num_components != header.num_components) {
+    throw Error("libjpeg reads this file otherwise than expected");
+  }
   for (int i = 0; i < header.num_components; ++i) {
     result[i].block_rows = static_cast<int>(source->comp_info[i].height_in_blocks);
     result[i].block_columns = static_cast<int>(source->comp_info[i].width_in_blocks);

@@ -159,11 +159,6 @@ def test_auto_says_why(image_folder):
     assert choose(loader="folder") == ("folder", "data.loader: folder")
 
 
-def test_resident_refuses_resized_crops(image_folder):
-    with pytest.raises(UserError, match=r"needs data\.crop"):
-        loader(image_folder, "resident", crop="resized")
-
-
 def test_resident_scales_other_sizes_down(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

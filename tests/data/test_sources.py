@@ -203,6 +203,43 @@ def test_no_data_at_all_says_what_to_give():
         open_dataset(tiny_config().data)
 
 
+def test_hidden_files_and_folders_are_no_images(image_folder):
+    """What notebooks and file managers leave behind."""
+    (image_folder / "train" / ".ipynb_checkpoints").mkdir()
+    picture(0).save(image_folder / "train" / ".ipynb_checkpoints" / "0.png")
+    (image_folder / "train" / "cat" / "._0.png").write_bytes(b"resource fork")
+    found = dataset(image_folder)
+    assert list(found.train.classes) == ["cat", "dog"]
+    assert len(found.train) == 16
+
+
+def test_a_class_without_images_is_named(image_folder):
+    (image_folder / "train" / "eel").mkdir()
+    with pytest.raises(UserError, match=r"train/eel: a class without images"):
+        dataset(image_folder)
+
+
+def test_an_empty_idx_file_is_named(idx_folder):
+    (idx_folder / "train-images-idx3-ubyte.gz").unlink()
+    (idx_folder / "train-labels-idx1-ubyte.gz").unlink()
+    write_idx(idx_folder / "train-images-idx3-ubyte", np.zeros((0, 28, 28), np.uint8))
+    write_idx(idx_folder / "train-labels-idx1-ubyte", np.zeros(0, np.uint8))
+    with pytest.raises(UserError, match="holds no images"):
+        dataset(idx_folder)
+
+
+def test_the_fingerprint_is_of_both_parts_classes_and_labels(image_folder, tmp_path):
+    first = dataset(image_folder).fingerprint()
+    assert dataset(image_folder).fingerprint() == first
+    (image_folder / "test" / "cat" / "0.png").unlink()
+    second = dataset(image_folder).fingerprint()
+    (image_folder / "train" / "cat").rename(image_folder / "train" / "cow")
+    (image_folder / "test" / "cat").rename(image_folder / "test" / "cow")
+    third = dataset(image_folder).fingerprint()
+    noise = dataset(image_folder, loader="synthetic").fingerprint()
+    assert len({first, second, third, noise}) == 4
+
+
 @pytest.mark.parametrize("content", [b"", b"not an image", b"\xff\xd8\xff\xe0 cut"])
 def test_an_unreadable_image_is_named(image_folder, content):
     bad = image_folder / "train" / "cat" / "3.png"

@@ -117,6 +117,7 @@ class Loader(ABC):
     def load(self, plan: Iterator[Index], augment: bool) -> Generator[Pixels]:
         """Images (B, H, W, 3) uint8 and labels (B,) int64 for each index, in order.
 
+        No index of a plan is longer than its first: a loader may size its buffers by that one.
         Images are cropped but not flipped. Closing the iterator frees what it holds.
 
         What cannot be decoded is among the failures, its pixels anything.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Generator, Iterator
 
@@ -15,6 +14,7 @@ from fastselfie.config import DataConfig
 from fastselfie.data.loaders.base import Index, Loader, Pixels
 from fastselfie.data.loaders.geometry import boxes, read_box, shift
 from fastselfie.data.sources import Source
+from fastselfie.device import usable_cores
 from fastselfie.errors import UserError
 
 
@@ -24,7 +24,7 @@ class FolderLoader(Loader):
     def __init__(self, source: Source, data: DataConfig, seed: int, device: torch.device) -> None:
         super().__init__(len(source), data, seed, device)
         self.source = source
-        self.workers = (os.cpu_count() or 1) if data.workers is None else data.workers
+        self.workers = usable_cores() if data.workers is None else data.workers
 
     def load(self, plan: Iterator[Index], augment: bool) -> Generator[Pixels]:
         loader: DataLoader[Pixels] = DataLoader(

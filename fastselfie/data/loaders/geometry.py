@@ -11,7 +11,7 @@ from fastselfie.config import DataConfig
 from fastselfie.rng import IntArray
 
 # Evaluation on large images: resize the short side to size x 256 / 224, crop the centre.
-_CENTRE = 224 / 256
+CENTRE = 224 / 256
 
 
 def boxes(
@@ -25,7 +25,7 @@ def boxes(
     samples, epochs = index
     if augment and data.crop == "resized":
         return rng.resized_crops(seed, epochs, samples, sizes, data.area, data.ratio)
-    share = _CENTRE if data.crop == "resized" else 1.0
+    share = CENTRE if data.crop == "resized" else 1.0
     side = np.maximum(1, np.rint(sizes.min(axis=1) * share).astype(np.int64))
     left, top = (sizes[:, 0] - side) // 2, (sizes[:, 1] - side) // 2
     return np.stack([left, top, side, side], axis=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -17,6 +16,7 @@ from fastselfie.data.beton import IMAGE_MODES
 from fastselfie.data.loaders.base import Index, Loader, Pixels
 from fastselfie.data.loaders.geometry import boxes, shift
 from fastselfie.data.sources import BetonSource, Source
+from fastselfie.device import usable_cores
 from fastselfie.errors import UserError
 from fastselfie.kernels.jpeg import KIND_JPEG, KIND_RAW, BatchDecoder
 
@@ -47,7 +47,7 @@ class NativeLoader(Loader):
                 "prepare DIR --out FILE.beton` and give data.train=FILE.beton"
             )
         self.source = source
-        self.threads = max(1, (os.cpu_count() or 1) if data.workers is None else data.workers)
+        self.threads = max(1, usable_cores() if data.workers is None else data.workers)
 
     def load(self, plan: Iterator[Index], augment: bool) -> Generator[Pixels]:
         buffers = _Buffers(self.data.image_size)

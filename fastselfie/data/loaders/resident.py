@@ -23,8 +23,6 @@ class ResidentLoader(Loader):
 
     def __init__(self, source: Source, data: DataConfig, seed: int, device: torch.device) -> None:
         super().__init__(len(source), data, seed, device)
-        if data.crop != "pad":
-            raise UserError("data.loader is resident, which needs data.crop: pad")
         self.pad = shift_of(data)
         images, failures = decode_all(source, data)
         labels = source.labels
@@ -41,9 +39,15 @@ class ResidentLoader(Loader):
             if augment and self.pad:
                 offsets = rng.shifts(self.seed, epochs, samples, self.pad)
             rows = self._send(torch.from_numpy(samples))
-            y, x = self._send(torch.from_numpy(offsets)).unbind(1)
             size = self.data.image_size
-            images = self.windows[rows, y, x].view(len(samples), size, size, 3)
+            if self.device.type == "cpu":
+                # numpy copies whole rows of pixels, torch byte by byte: five times as long.
+                y, x = offsets.T
+                images = torch.from_numpy(self.windows.numpy()[samples, y, x])
+            else:
+                places = self._send(torch.from_numpy(offsets))
+                images = self.windows[rows, places[:, 0], places[:, 1]]
+            images = images.view(len(samples), size, size, 3)
             yield Pixels(images, self.labels[rows])
 
 

@@ -1,0 +1,138 @@
+"""Fuzzes the JPEG engine under sanitizers: mutated inputs through kernels/jpeg/fuzz.cpp.
+
+python benchmarks/fuzz.py --inputs 100000 --json benchmarks/results/fuzz.json
+python benchmarks/fuzz.py --inputs 20000 --sanitizers thread
+
+Needs g++ and libjpeg's headers. A crash or a sanitizer's report ends it with status 1. With --json
+the campaign is added to the file, in the place of an earlier one under the same sanitizers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fastselfie.kernels import jpeg
+
+KERNELS = Path(__file__).parent.parent / "kernels" / "jpeg"
+FLAGS = ["-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Wno-psabi", "-fno-sanitize-recover=all"]
+
+
+def corpus(folder: Path) -> list[Path]:
+    """Small JPEGs of every kind that the engine knows; mutations do the rest."""
+    random = np.random.default_rng(0)
+    files: list[bytes] = []
+    for width, height in ((17, 9), (40, 33), (70, 50)):
+        y, x = np.mgrid[:height, :width]
+        waves = 128 + 60 * np.sin(x / 5 + y / 9)[..., None] + random.normal(0, 12, (*x.shape, 3))
+        image = Image.fromarray(waves.clip(0, 255).astype(np.uint8))
+        for mode in ("4:4:4", "4:2:2", "4:2:0", "gray", "rgb"):
+            for progressive in (False, True):
+                options: dict[str, Any] = {"keep_rgb": True} if mode == "rgb" else {}
+                if mode not in ("rgb", "gray"):
+                    options = {"subsampling": mode}
+                out = io.BytesIO()
+                source = image.convert("L") if mode == "gray" else image
+                source.save(out, "JPEG", quality=85, progressive=progressive, **options)
+                files.append(out.getvalue())
+                if mode != "rgb":
+                    files += [jpeg.transcode(files[-1], n) for n in (1, 3)]
+                if mode == "4:2:2" and not progressive:  # 4:4:0: the same blocks, otherwise laid
+                    at = files[-1].index(b"\xff\xc0")
+                    turned = bytearray(files[-1])
+                    turned[at + 5 : at + 9] = turned[at + 7 : at + 9] + turned[at + 5 : at + 7]
+                    turned[at + 11] = 0x12
+                    files.append(bytes(turned))
+    paths = [folder / f"{i}.jpg" for i in range(len(files))]
+    for path, data in zip(paths, files, strict=True):
+        path.write_bytes(data)
+    return paths
+
+
+def build(folder: Path, sanitizers: str) -> tuple[Path, list[str]]:
+    """The fuzzer, and the flags it was compiled with."""
+    flags = [*FLAGS, f"-fsanitize={sanitizers}"]
+    sources = [p for p in sorted(KERNELS.glob("*.cpp")) if not p.name.startswith("bindings")]
+
+    def compile_one(source: Path) -> str:
+        made = folder / f"{source.stem}.o"
+        subprocess.run(["g++", *flags, "-c", str(source), "-o", str(made)], check=True)
+        return str(made)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compile_one, sources))
+    program = folder / "fuzz"
+    subprocess.run(["g++", *flags, *objects, "-ljpeg", "-o", str(program)], check=True)
+    return program, flags
+
+
+def record(path: Path, campaign: dict[str, object]) -> None:
+    before = json.loads(path.read_text(encoding="utf-8"))["campaigns"] if path.exists() else []
+    others = [c for c in before if c["sanitizers"] != campaign["sanitizers"]]
+    campaigns = sorted([*others, campaign], key=lambda c: str(c["sanitizers"]))
+    claim = "Mutated JPEGs, raw pixels, boxes and pointers: no crash and no sanitizer's report."
+    text = json.dumps({"claim": claim, "campaigns": campaigns}, indent=2)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--inputs", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--sanitizers", default="address,undefined")
+    parser.add_argument("--json", type=Path)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        program, flags = build(folder, asked.sanitizers)
+        files = corpus(folder)
+        begin = time.monotonic()
+        done = subprocess.run(
+            [str(program), str(asked.inputs), str(asked.seed), *map(str, files)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        seconds = time.monotonic() - begin
+    print(done.stdout, done.stderr[-20_000:], sep="", end="")
+    found = re.search(r"(\d+) inputs, (\d+) calls succeeded, (\d+) batches closed", done.stdout)
+    if done.returncode or not found:
+        sys.exit(1)
+    inputs, succeeded, closed = map(int, found.groups())
+    compiler = subprocess.run(["g++", "--version"], capture_output=True, text=True, check=True)
+    if asked.json:
+        campaign = {
+            "command": "python benchmarks/fuzz.py " + shlex.join(sys.argv[1:]),
+            "sanitizers": asked.sanitizers,
+            "seed": asked.seed,
+            "inputs": inputs,
+            "calls_succeeded": succeeded,
+            "batches_closed_early": closed,
+            "faults": 0,
+            "files_mutated": len(files),
+            "kernels": jpeg.available_kernels(),
+            "compiler": compiler.stdout.splitlines()[0],
+            "flags": shlex.join(flags),
+            "seconds": round(seconds),
+            "date": datetime.now(timezone.utc).date().isoformat(),
+        }
+        record(asked.json, campaign)
+
+
+if __name__ == "__main__":
+    main()

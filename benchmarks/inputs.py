@@ -1,0 +1,106 @@
+"""Makes what throughput.py reads, so that every loader sees the same pictures.
+
+python benchmarks/inputs.py folder FILE.beton DIR      the JPEGs of a .beton as DIR/CLASS/N.jpg
+python benchmarks/inputs.py shards DIR                 the JPEGs of DIR as DIR-shards/N.tar
+python benchmarks/inputs.py ffcv DIR FILE.beton        FFCV's own writer: long side 500, quality 90
+python benchmarks/inputs.py noise FILE.beton           50,000 raw images of 32x32, as CIFAR-10 is
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from contenders import files_of, shards_of
+
+from fastselfie.data.beton import IMAGE_MODES, BetonReader
+from fastselfie.data.beton_writer import BetonWriter
+from fastselfie.errors import UserError
+
+_SHARDS = 4
+_NOISE, _SIDE, _CLASSES = 50_000, 32, 10
+
+
+def folder(beton: str, folder: str) -> None:
+    """An image folder of the JPEG bytes in a .beton file."""
+    reader = BetonReader(beton)
+    if (reader.mode != IMAGE_MODES["jpg"]).any():
+        raise UserError(f"{beton}: holds raw images; an image folder is made of JPEGs")
+    making = Path(f"{folder}.making")
+    for k in range(len(reader)):
+        path = making / f"{int(reader.label[k]):06}" / f"{k:08}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(reader.image(k).tobytes())
+    os.rename(making, folder)
+
+
+def shards(folder: str) -> None:
+    """WebDataset's shards of an image folder."""
+    files, labels = files_of(folder)
+    making = Path(f"{shards_of(folder)}.making")
+    making.mkdir()
+    for shard in range(_SHARDS):
+        with tarfile.open(making / f"{shard}.tar", "w") as tar:
+            for k in range(shard, len(files), _SHARDS):
+                content = {"jpg": Path(files[k]).read_bytes(), "cls": str(labels[k]).encode()}
+                for suffix, data in content.items():
+                    info = tarfile.TarInfo(f"{k:08}.{suffix}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    os.rename(making, shards_of(folder))
+
+
+def ffcv(folder: str, beton: str) -> None:
+    """What an FFCV user has: its DatasetWriter on the photographs."""
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.writer import DatasetWriter
+
+    options = {"write_mode": "jpg", "max_resolution": 500, "jpeg_quality": 90}
+    fields = {"image": RGBImageField(**options), "label": IntField()}
+    writer = DatasetWriter(f"{beton}.making", fields, num_workers=os.cpu_count())
+    writer.from_indexed_dataset(_Pictures(folder), chunksize=20)
+    os.rename(f"{beton}.making", beton)
+
+
+class _Pictures:
+    def __init__(self, folder: str) -> None:
+        self.files, self.labels = files_of(folder)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, k: int) -> tuple[Any, int]:
+        from PIL import Image
+
+        return Image.open(self.files[k]).convert("RGB"), self.labels[k]
+
+
+def noise(beton: str) -> None:
+    """Raw images of CIFAR-10's number and size; no loader cares what is on them."""
+    pixels = np.random.default_rng(0).integers(0, 256, (_NOISE, _SIDE, _SIDE, 3), np.uint8)
+    with BetonWriter(beton, _NOISE) as writer:
+        for k, image in enumerate(pixels):
+            writer.append(image.tobytes(), "raw", _SIDE, _SIDE, k % _CLASSES)
+        writer.finish({"classes": [str(i) for i in range(_CLASSES)]})
+
+
+def main() -> None:
+    made = {"folder": (folder, 2), "shards": (shards, 1), "ffcv": (ffcv, 2), "noise": (noise, 1)}
+    name, *arguments = sys.argv[1:] or [""]
+    make, count = made.get(name, (None, -1))
+    if make is None or len(arguments) != count:
+        raise SystemExit(__doc__)
+    try:
+        make(*arguments)  # type: ignore[operator]
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+#!/bin/sh
+# Every table of the README, from a folder of photographs: under 12 minutes on 2 cores.
+#   benchmarks/run_all.sh PHOTOS [WORK]     PHOTOS/CLASS/*.jpg; WORK: the inputs, made where missing
+# Needs ffcv, nvidia-dali, spdl and webdataset: see benchmarks/README.md.
+# PYTHON, THREADS, OUT and SECONDS_A_ROUND may be set.
+set -eu
+
+photos=${1:?"usage: benchmarks/run_all.sh PHOTOS [WORK]"}
+work=${2:-data/throughput}
+python=${PYTHON:-python}
+threads=${THREADS:-2}
+seconds=${SECONDS_A_ROUND:-2}
+here=$(dirname "$0")
+out=${OUT:-$here/results}
+mkdir -p "$work"
+
+prepare() { # FILE OPTIONS
+  file=$1
+  shift
+  [ -e "$file" ] || "$python" -m fastselfie prepare "$photos" --out "$file" "$@"
+}
+measure() { # NAME TITLE OPTIONS
+  name=$1 title=$2
+  shift 2
+  "$python" "$here/throughput.py" --threads "$threads" --seconds "$seconds" \
+    --json "$out/throughput-$name.json" --title "$title" "$@"
+}
+
+prepare "$work/q90.beton" --max-side 500 --quality 90 --subsampling 420
+prepare "$work/orig.beton"
+# What users of FFCV have: its own writer's file. The other peers read the JPEGs in it.
+[ -e "$work/ffcv.beton" ] || "$python" "$here/inputs.py" ffcv "$photos" "$work/ffcv.beton"
+
+q90="--data $work/q90.beton --ffcv-data $work/ffcv.beton --folder $work/q90-folder"
+all=native,ffcv,dali-cpu,folder
+measure q90-224 "Long side 500, quality 90, to 224" $q90 --cold \
+  --loaders native,ffcv,ffcv-shared,dali-cpu,folder,spdl,webdataset \
+  --end-to-end "$here/../configs/quickstart.yaml"
+measure q90-160 "The same, to 160" $q90 --size 160 --loaders $all
+measure q90-128 "The same, to 128" $q90 --size 128 --loaders $all
+measure q90-eval "The same, central crop to 224" $q90 --mode eval --loaders $all
+# FFCV's writer cannot keep a JPEG's bytes: here it reads our file.
+measure orig-224 "The photographs as they are, to 224" --data "$work/orig.beton" \
+  --folder "$photos" --loaders $all
+measure resident "50,000 raw images of 32x32" --raw "$work/noise.beton"
+[ -n "${OUT:-}" ] || "$python" "$here/readme.py"

@@ -1,0 +1,262 @@
+"""Images a second of our loaders and of the ones that people use today, side by side.
+
+python benchmarks/throughput.py --data FILE.beton --folder DIR \\
+    --loaders native,ffcv,dali-cpu,folder --threads 2 --json OUT
+python benchmarks/throughput.py --raw FILE.beton --threads 2 --json OUT    small raw images
+
+Prints a table and the ratios, writes OUT and a plot beside it. See run_all.sh for every table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import median
+from typing import Any, NoReturn
+
+from contenders import CONTENDERS, Spec, shards_of
+from rounds import Round, Worker, WorkerError, alternate, spread
+from showing import plot, print_table
+
+from fastselfie.errors import UserError
+
+_PEERS = ("ffcv", "nvidia-dali", "spdl", "webdataset", "numba", "opencv-python", "pillow", "numpy")
+_FILE_LOADERS = "native,ffcv,dali-cpu,folder"
+_RAW_LOADERS = "resident,ffcv-raw"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}: see --help")
+
+
+def main(arguments: list[str]) -> None:
+    options = _parse(arguments)
+    specs = _specs(options)
+    load = os.getloadavg()
+    began = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    with ExitStack() as stack:
+        workers = [stack.enter_context(Worker(spec)) for spec in specs]
+        found = alternate(workers, options.rounds, options.seconds, _say)
+    read = {spec.loader: _cold_read(spec) for spec in specs} if options.cold else {}
+    result = _result(found, specs, read)
+    if options.end_to_end:
+        result["end_to_end"] = _end_to_end(options)
+    result["environment"] = _environment(options.threads) | {
+        "began": began,
+        "load_average": {"start": load, "end": os.getloadavg()},
+    }
+    result["protocol"] = _protocol(options, specs)
+    path = Path(options.json)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print_table(result)
+    if _installed("matplotlib"):
+        plot(result, path.with_suffix(".png"))
+    else:
+        _say("no plot: pip install matplotlib")
+
+
+# --- what to run ------------------------------------------------------------------------------
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--data", help=".beton file with JPEGs, for native and ffcv")
+    add("--ffcv-data", help="another .beton file for ffcv, say of its own writer; default: --data")
+    add("--folder", help="DIR/CLASS/*.jpg for the other peers; made of the .beton where missing")
+    add("--raw", help=".beton file with raw images; made of noise where missing")
+    add("--loaders", help=f"of {', '.join(CONTENDERS)}; the ratios are of the first to the others")
+    add("--mode", choices=["train", "eval"], default="train", help="random or central crop")
+    add("--size", type=int, help="pixels, default 224; with --raw the images' own")
+    add("--batch", type=int, help="default 100; with --raw 512")
+    add("--threads", type=int, default=2, help="of each loader, or worker processes")
+    add("--rounds", type=int, default=5)
+    add("--seconds", type=float, default=3.0, help="the least of a round")
+    add("--cold", action="store_true", help="also measure MB read an image, from a cold cache")
+    add("--end-to-end", metavar="CONFIG", help="also loader, step and both on --data")
+    add("--set", metavar="KEY=VALUE", action="append", default=[], help="of the config")
+    add("--title", default="", help="for the plot and the README's table")
+    add("--json", required=True, metavar="OUT")
+    options = parser.parse_args(arguments)
+    for name in ("threads", "rounds", "seconds"):
+        if getattr(options, name) <= 0:
+            raise UserError(f"--{name} {getattr(options, name)}: it must be above 0")
+    if bool(options.data) == bool(options.raw):
+        raise UserError("give either --data FILE.beton or --raw FILE.beton")
+    if options.end_to_end and not options.data:
+        raise UserError("--end-to-end needs --data FILE.beton")
+    return options
+
+
+def _specs(options: argparse.Namespace) -> list[Spec]:
+    """A Spec for each loader, its inputs checked and made where they can be."""
+    names = (options.loaders or (_RAW_LOADERS if options.raw else _FILE_LOADERS)).split(",")
+    for name in names:
+        if name not in CONTENDERS:
+            raise UserError(f"--loaders: unknown loader {name!r}: one of {', '.join(CONTENDERS)}")
+        if (name in _RAW_LOADERS.split(",")) != bool(options.raw):
+            raise UserError(f"--loaders: {name} does not go with {'--raw' if options.raw else ''}"
+                            f"{'--data' if options.data else ''}")  # fmt: skip
+        if not _installed(CONTENDERS[name].package):
+            raise UserError(f"{name}: the package {CONTENDERS[name].package} is not installed: "
+                            "see benchmarks/README.md, or leave it out of --loaders")  # fmt: skip
+    if len(set(names)) != len(names):
+        raise UserError(f"--loaders {options.loaders}: a loader is named twice")
+    import inputs
+
+    from fastselfie.data.beton import BetonReader
+
+    if options.raw and not Path(options.raw).exists():
+        _say(f"making {options.raw}: 50,000 images of noise")
+        inputs.noise(options.raw)
+    data = options.raw or options.data
+    reader = BetonReader(data)  # a missing or damaged file is told here
+    needs_folder = any(CONTENDERS[name].reads == "folder" for name in names)
+    stock = options.ffcv_data or data
+    BetonReader(stock)
+    if needs_folder and not options.folder:
+        raise UserError("--folder DIR is missing: the peers other than ffcv read image files")
+    if needs_folder and not Path(options.folder).exists():
+        _say(f"making {options.folder}: the JPEGs of {stock}")
+        inputs.folder(stock, options.folder)
+    if needs_folder and not any(Path(options.folder).glob("*/*")):
+        raise UserError(f"--folder {options.folder}: holds no DIR/CLASS/*.jpg")
+    if "webdataset" in names and not Path(shards_of(options.folder)).exists():
+        _say(f"making {shards_of(options.folder)}: tar shards of {options.folder}")
+        inputs.shards(options.folder)
+    size = options.size or (int(reader.width[0]) if options.raw else 224)
+    batch = options.batch or (512 if options.raw else 100)
+    train = options.mode == "train"
+    base = Spec("", data, options.folder or "", size, train, batch, options.threads)
+    return [replace(base, loader=n, data=stock if n == "ffcv" else data) for n in names]
+
+
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _cold_read(spec: Spec) -> float:
+    """MB an image that a first pass brings from the disk into the page cache.
+
+    After the rounds, when nobody maps the files any more.
+    """
+    import cache
+
+    from fastselfie.data.beton import BetonReader
+
+    paths = [Path(spec.data)]
+    if CONTENDERS[spec.loader].reads == "folder":
+        root = shards_of(spec.folder) if spec.loader == "webdataset" else spec.folder
+        paths = [p for p in Path(root).rglob("*") if p.is_file()]
+    images = len(BetonReader(spec.data))
+    cache.forget(paths)
+    before = cache.resident(paths)
+    with Worker(replace(spec, epoch=1)) as worker:
+        worker.take(images)
+    return round((cache.resident(paths) - before) / 1e6 / images, 5)
+
+
+# --- what to say ------------------------------------------------------------------------------
+
+
+def _result(
+    found: dict[str, list[Round]], specs: list[Spec], read: dict[str, float]
+) -> dict[str, Any]:
+    results = [
+        {
+            "loader": name,
+            "images_per_s": spread([r.rate for r in rounds]),
+            "cpu_ms_per_image": float(f"{median(r.cpu_ms for r in rounds):.5g}"),
+            "peak_rss_mb": round(max(r.peak_mb for r in rounds), 1),
+            "pss_mb": round(max(r.pss_mb for r in rounds), 1),
+            "mb_read_per_image": read.get(name),
+            "idle_cpu": round(max(r.idle_cpu for r in rounds), 4),
+            "others_cpu": round(median(r.others_cpu for r in rounds), 3),
+            "rounds": [round(r.rate, 2) for r in rounds],
+        }
+        for name, rounds in found.items()
+    ]
+    first, *others = [spec.loader for spec in specs]
+    ratios, cpu_ratios = {}, {}
+    for other in others:
+        pairs = list(zip(found[first], found[other], strict=True))
+        ratios[f"{first}/{other}"] = spread([a.rate / b.rate for a, b in pairs])
+        cpu_ratios[f"{other}/{first}"] = spread([b.cpu_ms / a.cpu_ms for a, b in pairs])
+    return {"results": results, "ratios": ratios, "cpu_ratios": cpu_ratios}
+
+
+def _end_to_end(options: argparse.Namespace) -> dict[str, Any]:
+    from end_to_end import end_to_end
+
+    from fastselfie.configfile import load_config
+
+    sets = [f"data.train={options.data}", "data.loader=native",
+            f"data.workers={options.threads}"]  # fmt: skip
+    config = load_config(options.end_to_end, [*sets, *options.set])
+    _say(f"end to end: {config.name}")
+    result = end_to_end(config, options.rounds, options.seconds)
+    return result | {"command": " ".join(["--end-to-end", options.end_to_end, *options.set])}
+
+
+def _environment(threads: int) -> dict[str, Any]:
+    import torch
+
+    from fastselfie.doctor import environment
+
+    torch.set_num_threads(threads)
+    packages = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
+    peers = {k: v for k, v in sorted(packages.items()) if k.lower().startswith(_PEERS)}
+    return environment(torch.device("cpu")) | {"peers": peers}
+
+
+def _protocol(options: argparse.Namespace, specs: list[Spec]) -> dict[str, Any]:
+    return {
+        "title": options.title,
+        "command": " ".join(["python", "benchmarks/throughput.py", *sys.argv[1:]]),
+        "rounds": options.rounds,
+        "seconds_a_round": options.seconds,
+        "loaders": {spec.loader: asdict(spec) for spec in specs},
+        "notes": [
+            "Each loader has a process of its own, made once. Rounds alternate, in an order drawn "
+            "anew each time; the other processes are blocked meanwhile (idle_cpu: cores they used "
+            "while blocked, at the most; others_cpu: cores that programs other than the "
+            "benchmarked loader used during its rounds, in the median).",
+            "A round: 8 batches off the clock, then whole batches for at least seconds_a_round. "
+            "One round warms up and is not counted.",
+            "Ratios are medians of paired rounds. CPU is user + system of the process tree. Peak "
+            "memory is the greatest resident size of each process of the tree, summed.",
+            "Peers run with stock decoders and shipped defaults, threads equal. A small set is "
+            "listed many times over, so that no round has an epoch's end in it (ffcv-raw has: its "
+            "epochs are CIFAR-10's). ffcv reads --ffcv-data, ffcv-shared the file that native "
+            "reads. Everything gives uint8 batches; nobody flips, but resident and ffcv-raw do.",
+            "mb_read_per_image: what a first pass brings into a page cache without the files, "
+            "the kernel's read-ahead included.",
+        ],
+    }
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (UserError, WorkerError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1 if isinstance(error, WorkerError) and not error.user else 2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

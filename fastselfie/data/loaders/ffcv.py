@@ -1,0 +1,185 @@
+"""Stock FFCV over the same .beton file: its decoders, in our order. Imports ffcv: see INSTALL."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Generator, Iterator
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fastselfie.config import DataConfig
+from fastselfie.data.loaders.base import Index, Loader, Pixels
+from fastselfie.data.loaders.geometry import CENTRE, shift
+from fastselfie.data.sources import BetonSource, Source
+from fastselfie.errors import UserError
+
+# Importing FFCV sets torch's number of threads, to 1.
+_torch_threads = torch.get_num_threads()
+import numba  # noqa: E402
+from ffcv.fields.rgb_image import (  # noqa: E402
+    CenterCropRGBImageDecoder,
+    RandomResizedCropRGBImageDecoder,
+    SimpleRGBImageDecoder,
+)
+from ffcv.loader import Loader as StockLoader  # noqa: E402
+from ffcv.loader import OrderOption  # noqa: E402
+from ffcv.loader.epoch_iterator import EpochIterator  # noqa: E402
+
+torch.set_num_threads(_torch_threads)
+
+_Ids = npt.NDArray[np.uint64]
+
+# FFCV's default: batches that wait finished in its queue.
+_AHEAD = 3
+# Compiled code outlives its loader: numba's finalizer fails, with a traceback, on functions that
+# the garbage collector found in a circle, as FFCV's are.
+_compiled: list[Any] = []
+
+
+class FfcvLoader(Loader):
+    """FFCV as its users run it: RandomResizedCropRGBImageDecoder, CenterCropRGBImageDecoder.
+
+    Order, labels, flips and masks are ours. Random resized crops are FFCV's own, drawn in compiled
+    threads that the system seeds: neither a second run nor a resumed one repeats them. `crop: pad`
+    is exact.
+
+    FFCV drops its decoder's return code. A corrupt image gives no error whatever data.on_error
+    says: its place in the batch shows what the memory held before, an earlier image or noise.
+    `fastselfie prepare --check FILE` finds such images.
+    """
+
+    def __init__(self, source: Source, data: DataConfig, seed: int, device: torch.device) -> None:
+        super().__init__(len(source), data, seed, device)
+        if not isinstance(source, BetonSource):
+            raise UserError(
+                "data.loader is ffcv, which reads a .beton file: make one with `fastselfie "
+                "prepare DIR --out FILE.beton` and give data.train=FILE.beton"
+            )
+        self.source = source
+        workers = (os.cpu_count() or 1) if data.workers is None else data.workers
+        # numba refuses more threads than it counted cores.
+        self.threads = min(max(1, workers), numba.config.NUMBA_NUM_THREADS)
+        self._stock: dict[bool, Any] = {}
+
+    def load(self, plan: Iterator[Index], augment: bool) -> Generator[Pixels]:
+        first = next(plan, None)
+        if first is None:
+            return
+        stream = self._open(len(first.samples), augment)
+        waiting: deque[Index] = deque()
+        try:
+            for index in chain([first], plan):
+                stream.feed(self.source.indices[index.samples].astype(np.uint64))
+                waiting.append(index)
+                if len(waiting) > _AHEAD + 1:  # its queue, and the one it works at
+                    yield self._pixels(next(stream), waiting.popleft(), augment)
+            while waiting:
+                yield self._pixels(next(stream), waiting.popleft(), augment)
+        finally:
+            stream.stop()
+
+    def _open(self, batch_size: int, augment: bool) -> _Stream:
+        threads = torch.get_num_threads()
+        if augment not in self._stock:  # compiling takes seconds
+            self._stock[augment] = self._stock_loader(augment)
+        self._stock[augment].batch_size = batch_size  # sizes what the stream allocates
+        stream = _Stream(self._stock[augment])
+        # FFCV sets torch's threads to its own, here and in the thread just started.
+        stream.begun.wait()
+        torch.set_num_threads(threads)
+        return stream
+
+    def _stock_loader(self, augment: bool) -> Any:
+        reader = self.source.reader
+        pipelines: dict[str, list[Any] | None] = dict.fromkeys(reader.field_names)
+        pipelines[reader.image_field] = [self._decoder(augment)]
+        loader = StockLoader(
+            str(reader.path),
+            batch_size=1,
+            num_workers=self.threads,
+            order=OrderOption.SEQUENTIAL,
+            seed=0,  # else it takes one from numpy's global generator
+            pipelines=pipelines,
+            batches_ahead=_AHEAD,
+        )
+        _compiled.append(loader.code)
+        return loader
+
+    def _decoder(self, augment: bool) -> Any:
+        data, reader = self.data, self.source.reader
+        size = (data.image_size, data.image_size)
+        if augment and data.crop == "resized":
+            return RandomResizedCropRGBImageDecoder(size, scale=data.area, ratio=data.ratio)
+        if data.crop == "resized":
+            return CenterCropRGBImageDecoder(size, ratio=CENTRE)
+        if np.all(reader.width == size[1]) and np.all(reader.height == size[0]):
+            return SimpleRGBImageDecoder()
+        return CenterCropRGBImageDecoder(size, ratio=1.0)
+
+    def _pixels(self, images: npt.NDArray[np.uint8], index: Index, augment: bool) -> Pixels:
+        # FFCV decodes a later batch into the same memory.
+        images = images.copy()
+        if augment:
+            shift(images, self.data, self.seed, index)
+        labels = torch.from_numpy(self.source.labels[index.samples])
+        return Pixels(torch.from_numpy(images), labels)
+
+
+class _Stream(EpochIterator):  # type: ignore[misc]
+    """FFCV's epoch, a thread, fed batch by batch: ours never ends, and neither does its memory.
+
+    It hands out the batches in order, each valid until the fifth after it.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        self.begun = threading.Event()
+        self._fed: queue.SimpleQueue[_Ids | None] = queue.SimpleQueue()
+        self._fault: BaseException | None = None
+        super().__init__(loader, order=())
+
+    def feed(self, ids: _Ids) -> None:
+        self._fed.put(ids)
+
+    def start(self) -> None:
+        self.iter_ixes = self._batches()
+        super().start()
+
+    def run(self) -> None:
+        try:
+            super().run()
+        except BaseException as error:
+            # FFCV's thread would just end, and its reader wait for ever.
+            self._fault = error
+            self.output_queue.put(None)
+        finally:
+            self.begun.set()
+
+    def __next__(self) -> npt.NDArray[np.uint8]:
+        try:
+            (images,) = super().__next__()
+        except StopIteration:
+            raise RuntimeError("FFCV's thread ended") from self._fault
+        array: npt.NDArray[np.uint8] = images
+        return array
+
+    def stop(self) -> None:
+        """End the thread, also in the middle of a batch, and wait for it."""
+        self.close()
+        self._fed.put(None)
+        while self.is_alive():
+            # It may wait to hand over a batch; FFCV itself would look up each 0.5 s.
+            while not self.output_queue.empty():
+                self.output_queue.get_nowait()
+            self.join(0.005)
+
+    def _batches(self) -> Iterator[_Ids]:
+        self.begun.set()
+        while (ids := self._fed.get()) is not None and not self.terminate_event.is_set():
+            yield ids

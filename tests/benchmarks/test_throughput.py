@@ -1,0 +1,127 @@
+"""benchmarks/throughput.py whole, on a tiny set: what it writes, and what it says of bad input."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY, picture
+
+from fastselfie.data.beton_writer import BetonWriter
+
+IMAGES = 8
+
+
+@pytest.fixture
+def beton(tmp_path):
+    path = tmp_path / "tiny.beton"
+    with BetonWriter(path, IMAGES) as writer:
+        for k in range(IMAGES):
+            data = io.BytesIO()
+            picture(k, 64, 48).save(data, "JPEG", quality=90)
+            writer.append(data.getvalue(), "jpg", 64, 48, k % 2)
+        writer.finish({"classes": ["a", "b"]})
+    return path
+
+
+@pytest.fixture
+def raw(tmp_path):
+    path = tmp_path / "raw.beton"
+    with BetonWriter(path, IMAGES) as writer:
+        for k in range(IMAGES):
+            writer.append(picture(k).tobytes(), "raw", 32, 32, k % 2)
+        writer.finish()
+    return path
+
+
+def throughput(*arguments):
+    """Runs the script in a process of its own."""
+    command = [sys.executable, "benchmarks/throughput.py", *map(str, arguments)]
+    paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
+    return subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def test_writes_rates_ratios_and_conditions(beton, tmp_path):
+    out, folder = tmp_path / "out" / "result.json", tmp_path / "folder"
+    done = throughput(
+        "--data", beton, "--folder", folder, "--loaders", "native,folder", "--threads", 1,
+        "--json", out, "--size", 32, "--batch", 4, "--seconds", 0.05,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(list(folder.glob("*/*.jpg"))) == IMAGES  # made of the .beton
+    result = json.loads(out.read_text(encoding="utf-8"))
+    assert [row["loader"] for row in result["results"]] == ["native", "folder"]
+    for row in result["results"]:
+        assert len(row["rounds"]) == 5
+        rates = row["images_per_s"]
+        assert 0 < rates["min"] <= rates["median"] <= rates["max"]
+        assert row["peak_rss_mb"] >= row["pss_mb"] > 0
+        assert row["cpu_ms_per_image"] >= 0
+    ratio = result["ratios"]["native/folder"]
+    assert set(ratio) == {"median", "min", "max"}
+    native, folder_row = (row["rounds"] for row in result["results"])
+    pairs = sorted(a / b for a, b in zip(native, folder_row, strict=True))
+    assert ratio["median"] == pytest.approx(pairs[2], rel=1e-3)
+    assert {"processor", "torch", "peers", "load_average"} <= set(result["environment"])
+    assert result["protocol"]["loaders"]["native"]["size"] == 32
+    assert out.with_suffix(".png").stat().st_size > 0
+    assert "folder" in done.stdout
+
+
+def test_measures_small_raw_images(raw, tmp_path):
+    out = tmp_path / "result.json"
+    done = throughput(
+        "--raw", raw, "--loaders", "resident", "--rounds", 1, "--batch", 4, "--seconds", 0.05,
+        "--json", out,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(out.read_text(encoding="utf-8"))["results"][0]["loader"] == "resident"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--data", "nowhere.beton", "--loaders", "native"], "nowhere.beton"),
+        (["--data", "BETON", "--loaders", "native,feather"], "feather"),
+        (["--data", "BETON", "--loaders", "native,resident"], "resident"),
+        (["--data", "BETON", "--loaders", "native,folder"], "--folder"),
+        (["--data", "BETON", "--loaders", "native", "--rounds", "0"], "--rounds"),
+        (["--loaders", "native"], "--data"),
+        (["--data", "BETON", "--pace"], "--pace"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, named, beton, tmp_path):
+    arguments = [str(beton) if word == "BETON" else word for word in arguments]
+    done = throughput(*arguments, "--json", tmp_path / "out.json")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert named in line
+
+
+def test_a_missing_peer_is_one_line(beton, tmp_path):
+    # None in sys.modules stands for a package that is not there, also where it is.
+    hidden = tmp_path / "sitecustomize.py"
+    hidden.write_text("import sys; sys.modules['ffcv'] = None\n", encoding="utf-8")
+    os_path = os.environ.get("PYTHONPATH", "")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(tmp_path), os_path])))
+        done = throughput(
+            "--data", beton, "--loaders", "native,ffcv", "--json", tmp_path / "out.json"
+        )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "ffcv" in line
+    assert "not installed" in line
