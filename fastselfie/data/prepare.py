@@ -8,19 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
-import multiprocessing.connection
 import os
-import signal
-import threading
 import time
 import warnings
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import tee
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,11 +34,11 @@ from fastselfie.data.encode import Recoding, Stored, store
 from fastselfie.data.images import ArraySource, Source
 from fastselfie.data.skipped import SkipList
 from fastselfie.data.sources import open_part
+from fastselfie.data.workers import map_in_order
 from fastselfie.errors import UserError
 from fastselfie.log import console
 
 _CHUNK = 8  # images a task: enough to hide the hand-over, few enough for large photographs
-_AHEAD = 3  # tasks a worker that are begun or waiting: bounds the memory
 
 
 @dataclass(frozen=True)
@@ -151,9 +146,10 @@ def _fingerprint(path: Path, source: Source, options: Options) -> str:
 
 
 def _append_all(writer: BetonWriter, source: Source, options: Options, skipped: SkipList) -> None:
-    with _progress() as bar:
+    stored_all = _store_all(source, writer.next_source, options)
+    with _progress() as bar, closing(stored_all):
         task = bar.add_task(writer.path.name, total=len(source), completed=writer.next_source)
-        for index, found in _store_all(source, writer.next_source, options):
+        for index, found in stored_all:
             name = source.name(index)
             stored = _fitting(found, name, options.page_size)
             if isinstance(stored, Stored):
@@ -178,7 +174,7 @@ def _fitting(stored: Stored | str, name: str, page_size: int) -> Stored | str:
     return stored
 
 
-def _store_all(source: Source, start: int, options: Options) -> Iterator[tuple[int, Stored | str]]:
+def _store_all(source: Source, start: int, options: Options) -> Generator[tuple[int, Stored | str]]:
     """(index, what to store or what is wrong with it) from `start` on, in order."""
     workers = options.workers or len(os.sched_getaffinity(0))
     chunks = (
@@ -188,88 +184,33 @@ def _store_all(source: Source, start: int, options: Options) -> Iterator[tuple[i
     # Pixels in memory are only copied: handing them to another process would cost more.
     if workers == 1 or isinstance(source, ArraySource):
         for chunk in chunks:
-            for index in chunk:
-                yield int(index), _store_chunk(source, [int(index)], options.recoding)[0]
+            results = _store_chunk(source.select(chunk), options.recoding)
+            yield from zip((int(index) for index in chunk), results, strict=True)
         return
-    # Not a multiprocessing.Pool: that waits for ever for a worker that the system has killed.
-    # Spawned, not forked: this process has threads, and a fork would inherit the file's lock.
-    pool = ProcessPoolExecutor(
-        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin_worker
+    tasks, numbers = tee(chunks)
+    stored = map_in_order(
+        partial(_store_chunk, recoding=options.recoding),
+        # A chunk is a source of its own: the whole, copied to each worker, may be large.
+        (source.select(chunk) for chunk in tasks),
+        min(workers, -(-(len(source) - start) // _CHUNK)) or 1,
     )
-    pending: deque[tuple[Any, Future[list[Stored | str]]]] = deque()
-    try:
-        for chunk in chunks:
-            part = source.select(chunk)
-            rows = range(len(chunk))
-            with _uninterrupted():  # it may start a worker
-                future = pool.submit(_store_chunk, part, rows, options.recoding)
-            pending.append((chunk, future))
-            if len(pending) >= _AHEAD * workers:
-                yield from _take(*pending.popleft())
-        while pending:
-            yield from _take(*pending.popleft())
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a worker process was killed, perhaps for lack of memory: run the same command to go "
-            "on, with fewer --workers"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with closing(stored):
+        for chunk, results in zip(numbers, stored, strict=True):
+            yield from zip((int(index) for index in chunk), results, strict=True)
 
 
-def _take(chunk: Any, future: Future[list[Stored | str]]) -> Iterator[tuple[int, Stored | str]]:
-    yield from zip((int(index) for index in chunk), future.result(), strict=True)
-
-
-def _store_chunk(source: Source, indices: Any, recoding: Recoding) -> list[Stored | str]:
-    """A fault is a value: raised in a worker, it is a traceback there and loses the others."""
+def _store_chunk(source: Source, recoding: Recoding) -> list[Stored | str]:
+    """A fault is a value: raised, it would lose the other images."""
     results: list[Stored | str] = []
     with warnings.catch_warnings():
         # Pillow's, of odd metadata and of large images: there may be one an image.
         warnings.simplefilter("ignore")
-        for index in indices:
+        for index in range(len(source)):
             try:
                 results.append(store(source, index, recoding))
             except UserError as error:
                 results.append(str(error))
     return results
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C takes effect at the end; processes started inside have it blocked.
-
-    Otherwise one that is not yet in `_begin_worker` prints a traceback, on its own or because this
-    process left in the middle of starting it. Blocking alone would not do: another thread, of a
-    numerical library, may receive the signal for this one.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are not this thread's
-        return
-    seen: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: seen.append(number))
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        signal.signal(signal.SIGINT, before)
-    if seen:
-        raise KeyboardInterrupt
-
-
-def _begin_worker() -> None:
-    # Ctrl-C reaches the whole process group; only the parent answers it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent() -> None:
-    """A worker waits for work for ever, also of a parent that was killed."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
 
 
 def _progress() -> Progress:

@@ -222,6 +222,16 @@ def test_damaged_bytes_are_named(damage):
     assert "\n" not in str(caught.value)
 
 
+def test_a_jpeg_that_pillow_decodes_to_noise_is_refused():
+    """Pillow is silent where libjpeg only warns, and shows gray or garbage."""
+    data = bytearray(saved(PHOTO, quality=90))
+    middle = len(data) // 2
+    data[middle : middle + 32] = b"\x55" * 32
+    assert psnr(opened(bytes(data)).convert("RGB"), PHOTO) < 25
+    with pytest.raises(UserError, match=r"a\.jpg: unreadable image"):
+        encode(bytes(data), "a.jpg", LOSSLESS)
+
+
 def test_what_no_jpeg_holds_is_named():
     with pytest.raises(UserError, match=r"cannot be a JPEG .*--max-side"):
         encode(saved(Image.new("L", (65_501, 2)), "PNG"), "x", LOSSLESS)

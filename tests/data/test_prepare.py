@@ -44,12 +44,12 @@ def folder(tmp_path):
 
 @pytest.fixture(scope="session")
 def large(tmp_path_factory):
-    """150 images, enough work to be interrupted in; one is unreadable."""
-    root = photos(tmp_path_factory.mktemp("large"), 30, 500)
+    """750 images: the journal reaches the disk every 146; one of the first is unreadable."""
+    root = photos(tmp_path_factory.mktemp("large"), 30, 300)
     for path in sorted(root.rglob("*.*")):
-        for copy in "xyzw":
-            path.with_stem(path.stem + copy).write_bytes(path.read_bytes())
-    (root / "a" / "00x.jpg").write_bytes(b"no image")
+        for copy in range(24):
+            path.with_stem(f"{path.stem}-{copy:02}").write_bytes(path.read_bytes())
+    (root / "a" / "00-07.jpg").write_bytes(b"no image")
     return root
 
 
@@ -88,11 +88,12 @@ def test_a_folder_keeps_order_labels_names_and_coefficients(cli, folder, tmp_pat
     assert cli("prepare", "--check", out).status == 0
 
 
-def test_the_bytes_do_not_depend_on_the_workers(cli, folder, tmp_path):
+def test_the_bytes_do_not_depend_on_the_workers(cli, large, tmp_path):
     files = []
     for workers in (1, 2, 3):
         files.append(tmp_path / f"{workers}.beton")
-        assert cli("prepare", folder, "--out", files[-1], "--workers", workers).status == 0
+        options = ("--workers", workers, "--on-error", "skip")
+        assert cli("prepare", large, "--out", files[-1], *options).status == 0
     assert len({path.read_bytes() for path in files}) == 1
 
 
@@ -101,9 +102,14 @@ def start(folder, out, *options):
         command(folder, "--out", out, "--on-error", "skip", *options),
         env=environment(),
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        # Not a pipe: what outlives the process would hold it open, and the test with it.
+        stderr=open(out.with_name("errors"), "wb"),
         start_new_session=True,  # what it leaves behind can be found by its group
     )
+
+
+def errors_of(out):
+    return out.with_name("errors").read_text()
 
 
 def members(group):
@@ -126,33 +132,32 @@ def test_killed_and_run_again_gives_the_same_bytes(cli, tmp_path, large, workers
     options = ("--workers", workers)
     assert cli("prepare", large, "--out", whole, "--on-error", "skip", *options).status == 0
     random = np.random.default_rng(workers)
-    kills, sizes = 0, set()
+    partial, journal = (out.with_name(f"out.beton.{name}") for name in ("partial", "journal"))
+    kept = [0]  # bytes of the journal that each kill left
     while True:
         process = start(large, out, *options)
-        partial = out.with_name("out.beton.partial")
-        grown = partial.stat().st_size if partial.exists() else 0
-        # Import takes most of a second; the kill is to fall into the work that comes after.
-        deadline = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < deadline:
-            if kills < 4 and partial.exists() and partial.stat().st_size > grown:
+        while process.poll() is None and len(kept) <= 3:
+            # The kill is to fall into the work, after some of it reached the disk.
+            if journal.exists() and journal.stat().st_size > kept[-1]:
+                time.sleep(random.uniform(0, 0.1))
+                process.kill()
                 break
             time.sleep(0.002)
-        if kills < 4 and process.poll() is None:
-            time.sleep(random.uniform(0, 0.1))
-            process.kill()
-            kills += 1
-        _, errors = process.communicate()
-        if process.returncode == 0:
+        if process.wait() == 0:
             break
-        assert process.returncode == -signal.SIGKILL, errors.decode()
+        assert process.returncode == -signal.SIGKILL, errors_of(out)
+        assert partial.exists()
         assert not out.exists()
-        sizes.add(partial.stat().st_size)
-        waited = time.monotonic() + 10
-        while members(process.pid) and time.monotonic() < waited:
+        kept.append(journal.stat().st_size)
+        deadline = time.monotonic() + 10
+        while members(process.pid) and time.monotonic() < deadline:
             time.sleep(0.02)
-        assert not members(process.pid), "workers outlive the process that was killed"
-    assert kills >= 2
-    assert len(sizes) >= 2
+        left = members(process.pid)
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        assert not left, "workers outlive the process that was killed"
+    assert len(kept) >= 3
+    assert kept[-1] > kept[1] > 0
     assert out.read_bytes() == whole.read_bytes()
     lists = [path.with_suffix(".skipped.txt").read_text() for path in (out, whole)]
     assert lists[0] == lists[1]
@@ -161,14 +166,14 @@ def test_killed_and_run_again_gives_the_same_bytes(cli, tmp_path, large, workers
 
 @pytest.mark.parametrize("delay", [0.0, 0.2, 0.4])  # while workers start, and after
 def test_ctrl_c_says_how_to_go_on(tmp_path, large, delay):
-    process = start(large, tmp_path / "out.beton", "--workers", 2)
+    out = tmp_path / "out.beton"
+    process = start(large, out, "--workers", 2)
     while not any(tmp_path.glob("out.beton.partial")):
         time.sleep(0.01)
     time.sleep(delay)
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert errors.decode() == "interrupted: run the same command to go on\n"
+    assert process.wait(timeout=60) == 130
+    assert errors_of(out) == "interrupted: run the same command to go on\n"
 
 
 def test_an_unreadable_image_stops_or_is_skipped_and_listed(cli, folder, tmp_path):
@@ -319,14 +324,13 @@ def test_a_worker_that_the_system_kills_is_one_line(tmp_path, large):
     process = start(large, out, "--workers", 2)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     spawned = []
-    while not spawned:
+    while len(spawned) < 2:
         pids = children.read_text().split()
         spawned = [p for p in pids if b"spawn_main" in Path(f"/proc/{p}/cmdline").read_bytes()]
     os.kill(int(spawned[-1]), signal.SIGKILL)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert errors.decode().startswith("error: a worker process was killed")
-    assert errors.decode().count("\n") == 1
+    assert process.wait(timeout=60) == 2
+    assert errors_of(out).startswith("error: a worker process was killed")
+    assert errors_of(out).count("\n") == 1
 
 
 @pytest.mark.parametrize("damage", ["image", "table", "cut", "none", "not"])
