@@ -47,11 +47,13 @@ def picture(run: Path) -> Image.Image:
 
 def main(run: Path) -> None:
     config = open_run(run)
+    figures = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    figures.pop("report")  # a path of the machine's
     result = {
         "claim": "make quickstart: pretrain, finetune and the control, one run, seed "
         f"{config.seed}",
         "command": "make quickstart",
-        "figures": json.loads((run / "summary.json").read_text(encoding="utf-8")),
+        "figures": figures,
         "chance": 1 / config.masked,
         "labels": config.finetune.labels,
         "environment": environment(choose_machine(config.runtime).device),

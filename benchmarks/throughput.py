@@ -14,6 +14,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import shlex
 import sys
 import time
 from contextlib import ExitStack
@@ -225,10 +226,13 @@ def _environment(threads: int) -> dict[str, Any]:
 def _protocol(options: argparse.Namespace, specs: list[Spec]) -> dict[str, Any]:
     return {
         "title": options.title,
-        "command": " ".join(["python", "benchmarks/throughput.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "benchmarks/throughput.py", *map(_named, sys.argv[1:])]),
         "rounds": options.rounds,
         "seconds_a_round": options.seconds,
-        "loaders": {spec.loader: asdict(spec) for spec in specs},
+        "loaders": {
+            spec.loader: asdict(replace(spec, data=_named(spec.data), folder=_named(spec.folder)))
+            for spec in specs
+        },
         "notes": [
             "Each loader has a process of its own, made once. Rounds alternate, in an order drawn "
             "anew each time; the other processes are blocked meanwhile (idle_cpu: cores they used "
@@ -246,6 +250,11 @@ def _protocol(options: argparse.Namespace, specs: list[Spec]) -> dict[str, Any]:
             "the kernel's read-ahead included.",
         ],
     }
+
+
+def _named(argument: str) -> str:
+    """A path without its folders: a result speaks of files, not of one machine's disk."""
+    return Path(argument).name if os.path.isabs(argument) else argument
 
 
 def _say(text: str) -> None:
