@@ -1,5 +1,5 @@
 # Two commands do all their own set-up: make quickstart, make test.
-#   make quickstart            Fashion-MNIST, a slim net, about 5 minutes on 2 cores
+#   make quickstart            Fashion-MNIST, a slim net, some minutes on 2 cores
 #   make quickstart DATA=DIR   the same on your own image folder
 #   make test                  lint, types and every test
 #   make lint                  ruff and mypy alone

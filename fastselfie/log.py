@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -77,7 +78,12 @@ class RunLog:
         if "images_per_s" in values:  # beside the bar stands how training goes
             self._progress.update(self._task, completed=step, note=note)
         if not console.is_terminal:
-            console.print(f"{self.title} step {step}  {note}", soft_wrap=True)
+            say(f"{self.title} step {step}  {note}")
+
+
+def say(text: str) -> None:
+    """A line for the person who watches, as it is: in a terminal wrapped at words, else whole."""
+    console.print(escape(text), soft_wrap=not console.is_terminal)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

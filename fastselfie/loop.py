@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.markup import escape
 
 from fastselfie.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from fastselfie.config import Config, StageConfig, differing_keys
 from fastselfie.data.loaders import Loader
 from fastselfie.errors import UserError
 from fastselfie.interrupt import Interrupted, deferred_signals
-from fastselfie.log import RunLog, console
+from fastselfie.log import RunLog, say
 from fastselfie.step import TrainStep
 
 LATEST = "latest.pt"
@@ -92,10 +91,9 @@ def fit(
     if start >= settings.steps:
         return final
     if step.micro_batch < settings.batch_size:
-        console.print(
+        say(
             f"{stage.kind}: batches of {settings.batch_size} in passes of {step.micro_batch} "
-            "images, which is what batch norm sees",
-            soft_wrap=True,
+            "images, which is what batch norm sees"
         )
     with (
         RunLog(folder, stage.kind, settings.steps, start) as log,
@@ -128,7 +126,7 @@ def fit(
                 save_checkpoint(path, _state(stage, step, done, final))
             if leaves and not ends:
                 assert pending.number is not None
-                console.print(escape(f"saved {path} after step {done}"), soft_wrap=True)
+                say(f"saved {path} after step {done}")
                 raise Interrupted(pending.number)
     return final
 

@@ -9,8 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from fastselfie.atomic import write_atomically
 from fastselfie.checkpoint import load_checkpoint, load_weights
 from fastselfie.config import Config
@@ -22,7 +20,7 @@ from fastselfie.device import Machine, choose_machine
 from fastselfie.doctor import environment
 from fastselfie.errors import UserError
 from fastselfie.finetune import finetune, finetuning_stage, labelled
-from fastselfie.log import console, read_log
+from fastselfie.log import read_log, say
 from fastselfie.loop import LATEST, Stage
 from fastselfie.models.resnet import ResNetV2
 from fastselfie.models.selfie import build_patch_network
@@ -124,7 +122,7 @@ def _prepare_folder(out: Path, resume: str, stages: dict[str, Stage]) -> None:
         whole = out.resolve()
         aside = whole.with_name(f"{whole.name}.{time.strftime('%Y%m%d-%H%M%S')}")
         os.rename(whole, aside)
-        console.print(f"moved the earlier run to {escape(str(aside))}", soft_wrap=True)
+        say(f"moved the earlier run to {aside}")
     elif source != out:
         _copy_run(source, out, stages)
     try:
@@ -163,7 +161,7 @@ def _announce(config: Config, machine: Machine, dataset: Dataset, labels: int) -
         f"{len(dataset.train):,} training images{labelled_text}, {len(dataset.held_out):,} held "
         f"out ({dataset.split}), {len(dataset.train.classes)} classes",
     ):
-        console.print(escape(line), soft_wrap=True)
+        say(line)
 
 
 def _conclude(
