@@ -7,17 +7,13 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
-import torch
 from rounds import spread
-from torch import Tensor
 
 from fastselfie.config import Config
 from fastselfie.data.loaders import Batch, SyntheticLoader, build_loader
 from fastselfie.data.sources import open_dataset
-from fastselfie.device import choose_machine, total_memory
-from fastselfie.evaluate import Pixels
-from fastselfie.memory import estimate_pretraining
-from fastselfie.models.selfie import Selfie
+from fastselfie.device import choose_machine
+from fastselfie.pretrain import build_pretraining
 from fastselfie.step import TrainStep
 
 _WARM = 3  # batches
@@ -27,7 +23,7 @@ def end_to_end(config: Config, rounds: int, seconds: float) -> dict[str, Any]:
     """Images/s of each over alternating rounds. binding: the slower of loader and step."""
     machine = choose_machine(config.runtime)
     source = open_dataset(config.data, config.seed).train
-    step = _step(config)
+    step = build_pretraining(config, machine).step
     batch_size = config.pretrain.batch_size
     loader = build_loader(source, config.data, config.seed, machine.device)
     noise = SyntheticLoader(source, config.data, config.seed, machine.device)
@@ -54,23 +50,6 @@ def end_to_end(config: Config, rounds: int, seconds: float) -> dict[str, Any]:
         "binding": binding,
         "e2e_share_of_binding": round(share, 4),
     }
-
-
-def _step(config: Config) -> TrainStep:
-    machine = choose_machine(config.runtime)
-    torch.manual_seed(config.seed)
-    model = Selfie(config)
-    machine.place(model)
-    settings = config.pretrain
-    estimate = estimate_pretraining(config, machine.precision)
-    micro_batch = estimate.micro_batch(settings, total_memory(machine.device))
-    pixels = Pixels(config, machine, micro_batch)
-
-    def objective(batch: Batch) -> tuple[Tensor, Tensor, int]:
-        loss, correct = model(pixels.patches(batch), batch.order)
-        return loss, correct, len(batch.images) * model.masked
-
-    return TrainStep(model, objective, settings, machine, micro_batch)
 
 
 def _rate(batches: Iterator[Batch], step: TrainStep | None, seconds: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,16 +35,16 @@ def pretraining_stage(config: Config, dataset: Dataset) -> Stage:
     )
 
 
-def pretrain(
-    config: Config, dataset: Dataset, folder: Path, machine: Machine
-) -> tuple[ResNetV2, dict[str, float]]:
-    """Train on all images of the training part, without labels; return P and the last measures.
+class Pretraining(NamedTuple):
+    """A fresh network, what turns batches into its input, and the step that trains it."""
 
-    Writes log.jsonl, latest.pt and pictures/STEP.png in `folder`; goes on from latest.pt.
+    model: Selfie
+    pixels: Pixels
+    step: TrainStep
 
-    Raises:
-        UserError: see `fit` and the loaders.
-    """
+
+def build_pretraining(config: Config, machine: Machine) -> Pretraining:
+    """The network as the seed draws it, on the machine's device, and its training step."""
     settings = config.pretrain
     torch.manual_seed(config.seed)
     model = Selfie(config)
@@ -56,13 +57,28 @@ def pretrain(
         loss, correct = model(pixels.patches(batch), batch.order)
         return loss, correct, len(batch.images) * model.masked
 
+    return Pretraining(model, pixels, TrainStep(model, objective, settings, machine, micro_batch))
+
+
+def pretrain(
+    config: Config, dataset: Dataset, folder: Path, machine: Machine
+) -> tuple[ResNetV2, dict[str, float]]:
+    """Train on all images of the training part, without labels; return P and the last measures.
+
+    Writes log.jsonl, latest.pt and pictures/STEP.png in `folder`; goes on from latest.pt.
+
+    Raises:
+        UserError: see `fit` and the loaders.
+    """
+    settings = config.pretrain
+    model, pixels, step = build_pretraining(config, machine)
     train = build_loader(dataset.train, config.data, config.seed, machine.device)
     held_out = build_loader(dataset.held_out, config.data, config.seed, machine.device)
     pictured = frozenset((*settings.picture_steps, settings.steps))
 
-    def evaluate(step: int) -> dict[str, float]:
-        if step in pictured:
-            _take_picture(model, held_out, pixels, machine, folder / PICTURES, step)
+    def evaluate(done: int) -> dict[str, float]:
+        if done in pictured:
+            _take_picture(model, held_out, pixels, machine, folder / PICTURES, done)
         return pretext_accuracy(
             model, held_out, pixels, machine, config.patches, settings.eval_images
         )
@@ -70,7 +86,7 @@ def pretrain(
     measures = fit(
         pretraining_stage(config, dataset),
         folder,
-        TrainStep(model, objective, settings, machine, micro_batch),
+        step,
         train,
         evaluate,
         patches=config.patches,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 import warnings
 from collections.abc import Generator, Iterator
@@ -35,6 +34,7 @@ from fastselfie.data.images import ArraySource, Source
 from fastselfie.data.skipped import SkipList
 from fastselfie.data.sources import open_part
 from fastselfie.data.workers import map_in_order
+from fastselfie.device import usable_cores
 from fastselfie.errors import UserError
 from fastselfie.log import console
 
@@ -176,7 +176,7 @@ def _fitting(stored: Stored | str, name: str, page_size: int) -> Stored | str:
 
 def _store_all(source: Source, start: int, options: Options) -> Generator[tuple[int, Stored | str]]:
     """(index, what to store or what is wrong with it) from `start` on, in order."""
-    workers = options.workers or len(os.sched_getaffinity(0))
+    workers = options.workers or usable_cores()
     chunks = (
         np.arange(first, min(first + _CHUNK, len(source)), dtype=np.int64)
         for first in range(start, len(source), _CHUNK)

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from fastselfie import rng
 from fastselfie.config import DataConfig
+from fastselfie.data.sources import BetonSource, Source
+from fastselfie.device import usable_cores
 from fastselfie.errors import UserError
 from fastselfie.rng import IntArray
 
@@ -64,6 +66,25 @@ class Batch:
             yield Batch(
                 self.images[part], self.labels[part], self.flip[part], self.order[part], index
             )
+
+
+def decoder_count(data: DataConfig) -> int:
+    """Threads that decode, at least one: data.workers, or one for each core we may use."""
+    return max(1, usable_cores() if data.workers is None else data.workers)
+
+
+def required_beton(source: Source, loader: str) -> BetonSource:
+    """`source`, which `loader` can only read from a .beton file.
+
+    Raises:
+        UserError: it is of another kind.
+    """
+    if isinstance(source, BetonSource):
+        return source
+    raise UserError(
+        f"data.loader is {loader}, which reads a .beton file: make one with `fastselfie prepare "
+        "DIR --out FILE.beton` and give data.train=FILE.beton"
+    )
 
 
 class SampleStream:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from fastselfie.config import DataConfig
 from fastselfie.data.beton import IMAGE_MODES
-from fastselfie.data.loaders.base import Index, Loader, Pixels
+from fastselfie.data.loaders.base import Index, Loader, Pixels, decoder_count
 from fastselfie.data.loaders.geometry import boxes, shift
 from fastselfie.data.sources import BetonSource, FolderSource, Source
 from fastselfie.errors import UserError
@@ -67,7 +66,7 @@ class DaliLoader(Loader):
     def __init__(self, source: Source, data: DataConfig, seed: int, device: torch.device) -> None:
         super().__init__(len(source), data, seed, device)
         self.source = source
-        self.threads = max(1, (os.cpu_count() or 1) if data.workers is None else data.workers)
+        self.threads = decoder_count(data)
         self.on_gpu = device.type == "cuda" and data.crop == "resized"
 
     def load(self, plan: Iterator[Index], augment: bool) -> Generator[Pixels]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 from collections import deque
@@ -15,10 +14,9 @@ import numpy.typing as npt
 import torch
 
 from fastselfie.config import DataConfig
-from fastselfie.data.loaders.base import Index, Loader, Pixels
+from fastselfie.data.loaders.base import Index, Loader, Pixels, decoder_count, required_beton
 from fastselfie.data.loaders.geometry import CENTRE, shift
-from fastselfie.data.sources import BetonSource, Source
-from fastselfie.errors import UserError
+from fastselfie.data.sources import Source
 
 # Importing FFCV sets torch's number of threads, to 1.
 _torch_threads = torch.get_num_threads()
@@ -57,15 +55,9 @@ class FfcvLoader(Loader):
 
     def __init__(self, source: Source, data: DataConfig, seed: int, device: torch.device) -> None:
         super().__init__(len(source), data, seed, device)
-        if not isinstance(source, BetonSource):
-            raise UserError(
-                "data.loader is ffcv, which reads a .beton file: make one with `fastselfie "
-                "prepare DIR --out FILE.beton` and give data.train=FILE.beton"
-            )
-        self.source = source
-        workers = (os.cpu_count() or 1) if data.workers is None else data.workers
+        self.source = required_beton(source, "ffcv")
         # numba refuses more threads than it counted cores.
-        self.threads = min(max(1, workers), numba.config.NUMBA_NUM_THREADS)
+        self.threads = min(decoder_count(data), numba.config.NUMBA_NUM_THREADS)
         self._stock: dict[bool, Any] = {}
 
     def load(self, plan: Iterator[Index], augment: bool) -> Generator[Pixels]:

@@ -13,11 +13,9 @@ import torch
 
 from fastselfie.config import DataConfig
 from fastselfie.data.beton import IMAGE_MODES
-from fastselfie.data.loaders.base import Index, Loader, Pixels
+from fastselfie.data.loaders.base import Index, Loader, Pixels, decoder_count, required_beton
 from fastselfie.data.loaders.geometry import boxes, shift
-from fastselfie.data.sources import BetonSource, Source
-from fastselfie.device import usable_cores
-from fastselfie.errors import UserError
+from fastselfie.data.sources import Source
 from fastselfie.kernels.jpeg import KIND_JPEG, KIND_RAW, BatchDecoder
 
 Images = npt.NDArray[np.uint8]
@@ -41,13 +39,8 @@ class NativeLoader(Loader):
 
     def __init__(self, source: Source, data: DataConfig, seed: int, device: torch.device) -> None:
         super().__init__(len(source), data, seed, device)
-        if not isinstance(source, BetonSource):
-            raise UserError(
-                "data.loader is native, which reads a .beton file: make one with `fastselfie "
-                "prepare DIR --out FILE.beton` and give data.train=FILE.beton"
-            )
-        self.source = source
-        self.threads = max(1, usable_cores() if data.workers is None else data.workers)
+        self.source = required_beton(source, "native")
+        self.threads = decoder_count(data)
 
     def load(self, plan: Iterator[Index], augment: bool) -> Generator[Pixels]:
         buffers = _Buffers(self.data.image_size)
