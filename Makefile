@@ -59,7 +59,7 @@ $(VENV)/.build: $(BIN)/python
 	  exit 2; }
 	@touch $@
 
-ENGINE := $(wildcard kernels/jpeg/*.cpp kernels/jpeg/*.hpp kernels/jpeg/*.inl)
+ENGINE := $(wildcard $(addprefix kernels/*/*.,cpp hpp inl))
 $(VENV)/.run: $(VENV)/.build pyproject.toml setup.py constraints.txt $(ENGINE)
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[report]'

@@ -22,6 +22,14 @@ jpeg = Pybind11Extension(
     extra_compile_args=["-O3", "-Wall", "-Wextra", "-Wno-psabi", "-fno-math-errno"],
 )
 
+host = Pybind11Extension(
+    "fastselfie.kernels.host._host",
+    sorted(glob("kernels/host/*.cpp")),
+    depends=glob("kernels/host/*.hpp"),
+    cxx_std=17,
+    extra_compile_args=["-O3", "-Wall", "-Wextra"],
+)
+
 setup(
     packages=[
         "fastselfie",
@@ -30,10 +38,14 @@ setup(
         "fastselfie.models",
         "fastselfie.report",
         "fastselfie.kernels",
+        "fastselfie.kernels.host",
         "fastselfie.kernels.jpeg",
     ],
     package_dir={"fastselfie.kernels": "kernels"},
-    package_data={"fastselfie.kernels.jpeg": ["_jpeg.pyi"]},
-    ext_modules=[jpeg],
+    package_data={
+        "fastselfie.kernels.host": ["_host.pyi"],
+        "fastselfie.kernels.jpeg": ["_jpeg.pyi"],
+    },
+    ext_modules=[host, jpeg],
     cmdclass={"build_ext": build_ext},
 )

@@ -64,7 +64,7 @@ def native(spec: Spec) -> Stream:
 
 
 def resident(spec: Spec) -> Stream:
-    """Ours for small sets. Our flip is a part of patchify, so it is added here, on the pixels."""
+    """Ours for small sets."""
     import torch
 
     from fastselfie.config import DataConfig
@@ -77,11 +77,7 @@ def resident(spec: Spec) -> Stream:
     reader = BetonReader(spec.data)
     source = BetonSource(reader, np.arange(len(reader), dtype=np.int64), [])
     loader = ResidentLoader(source, data, 0, torch.device("cpu"))
-    backwards = np.arange(3 * spec.size).reshape(-1, 3)[::-1].ravel()  # the bytes of a row
     for batch in loader.train(0, spec.batch):
-        rows = batch.images.numpy().reshape(-1, spec.size, 3 * spec.size)
-        flip = batch.flip.numpy().nonzero()
-        rows[flip] = rows[flip].take(backwards, axis=2)
         yield batch.images, batch.labels
 
 

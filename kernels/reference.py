@@ -1,4 +1,4 @@
-"""Every fused operation in plain torch: the specification that the fast paths are tested against.
+"""Every fused operation in plain torch or numpy: what the fast paths are tested against.
 
 Right in float64 as in float32. Shapes: B images, N patches, M masked, K = N - M visible,
 D width, H W C pixels, P patch side.
@@ -6,9 +6,14 @@ D width, H W C pixels, P patch side.
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+IntArray = npt.NDArray[np.int64]
+WordArray = npt.NDArray[np.uint64]
 
 
 def patchify(
@@ -97,3 +102,36 @@ def distractor_score(
         loss = F.cross_entropy(scores_bmm.flatten(0, 1), target.flatten())
         correct = (scores_bmm.argmax(dim=-1) == target).sum()
     return loss, correct
+
+
+def philox4x32(counter: tuple[WordArray, ...], key: tuple[int, int]) -> tuple[WordArray, ...]:
+    """Philox4x32-10: four uint32 words (held in uint64) a counter.
+
+    counter: four broadcastable uint64 arrays with values below 2^32. key: two uint32.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    low, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
+    for _ in range(10):
+        # The products fit in 64 bits: both factors are below 2^32.
+        p0 = c0 * np.uint64(0xD2511F53)
+        p1 = c2 * np.uint64(0xCD9E8D57)
+        c0, c1, c2, c3 = (
+            (p1 >> shift) ^ c1 ^ np.uint64(k0),
+            p1 & low,
+            (p0 >> shift) ^ c3 ^ np.uint64(k1),
+            p0 & low,
+        )
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return c0, c1, c2, c3
+
+
+def uniform(
+    seed: int, purpose: int, epochs: IntArray, samples: IntArray, count: int
+) -> npt.NDArray[np.float64]:
+    """`count` numbers in [0, 1) for each of (B,) samples, (B, count): see kernels/host."""
+    blocks = np.arange(-(-count // 4), dtype=np.uint64)[None]
+    sample, epoch = samples.astype(np.uint64)[:, None], epochs.astype(np.uint64)[:, None]
+    counter = np.broadcast_arrays(sample, epoch, blocks, np.uint64(0))
+    words = np.stack(philox4x32(tuple(counter), (seed, purpose)), axis=-1)
+    return words.reshape(len(samples), -1)[:, :count].astype(np.float64) * 2.0**-32

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 from contextlib import closing
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -40,6 +41,13 @@ def same(a, b):
     )
 
 
+def shown(batch):
+    """The batch with its flips applied: a loader may mirror images itself, or leave it."""
+    flip = batch.flip[:, None, None, None]
+    images = torch.where(flip, batch.images.flip(2), batch.images)
+    return replace(batch, images=images, flip=torch.zeros_like(batch.flip))
+
+
 def test_the_stream_is_every_sample_once_an_epoch_whatever_the_batch():
     stream = SampleStream(10, seed=0)
     whole = stream.take(0, 30)
@@ -70,7 +78,20 @@ def test_resident_equals_folder_pixel_by_pixel(image_folder, mode, workers):
     resident = loader(image_folder, "resident", pad_mode=mode)
     folder = loader(image_folder, "folder", pad_mode=mode, workers=workers)
     for a, b in zip(take(resident.train(0, 6), 8), take(folder.train(0, 6), 8), strict=True):
-        assert same(a, b)
+        assert same(shown(a), shown(b))
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_resident_gathers_the_same_on_a_gpu(image_folder, augment):
+    """Its gather there is torch's, which runs on the host as well. Nothing is mirrored by it."""
+    made = loader(image_folder, "resident", pad_mode="reflect", pad=4, flip=False)
+    index = SampleStream(16, seed=3).take(0, 40)
+    offsets = rng.shifts(3, index.epochs, index.samples, 4)
+    on_host = made._gather_on_host(index, offsets, augment)
+    on_device = made._gather_on_device(index, offsets, augment)
+    assert torch.equal(on_host.images, on_device.images)
+    assert torch.equal(on_host.labels, on_device.labels)
+    assert not on_device.flipped
 
 
 @pytest.mark.parametrize("kind", ["folder", "resident", "synthetic"])
@@ -93,7 +114,8 @@ def test_evaluation_is_every_image_once_in_order_as_it_is(image_folder, kind):
 
 
 def test_the_shift_is_the_one_drawn(image_folder):
-    batch = take(loader(image_folder, "resident", pad_mode="zero", pad=4).train(0, 16), 1)[0]
+    made = loader(image_folder, "resident", pad_mode="zero", pad=4, flip=False)
+    batch = take(made.train(0, 16), 1)[0]
     samples, epochs = batch.index
     shifts = rng.shifts(3, epochs, samples, 4)
     source = open_dataset(tiny_config(data={"train": str(image_folder)}).data).train

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -28,11 +29,13 @@ class Pixels(NamedTuple):
     """What a loader makes of an index: images (B, H, W, 3) uint8, labels (B,) int64.
 
     failures: rows that could not be decoded, with a line that names the image and the reason.
+    flipped: the images of an augmented batch are mirrored already, where they are drawn to be.
     """
 
     images: Tensor
     labels: Tensor
     failures: Sequence[tuple[int, str]] = ()
+    flipped: bool = False
 
 
 class Index(NamedTuple):
@@ -139,7 +142,8 @@ class Loader(ABC):
         """Images (B, H, W, 3) uint8 and labels (B,) int64 for each index, in order.
 
         No index of a plan is longer than its first: a loader may size its buffers by that one.
-        Images are cropped but not flipped. Closing the iterator frees what it holds.
+        Images are cropped; a loader need not flip them, as patchify does that on its way. Closing
+        the iterator frees what it holds.
 
         What cannot be decoded is among the failures, its pixels anything.
         """
@@ -175,14 +179,15 @@ class Loader(ABC):
         # The plan is walked twice: a loader reads ahead of what is delivered.
         with closing(self.load(plan(), augment)) as loaded:
             for pixels, index in zip(loaded, plan(), strict=False):
-                yield self._finish(*self._without_failures(pixels, index), augment, patches)
+                flips = augment and not pixels.flipped
+                yield self._finish(*self._without_failures(pixels, index), flips, patches)
 
     def _without_failures(self, pixels: Pixels, index: Index) -> tuple[Tensor, Tensor, Index]:
         """Under on_error: skip, a failed row becomes a copy of the next good one of its batch.
 
         The batch keeps its size, which compiled steps and other processes count on.
         """
-        images, labels, failures = pixels
+        images, labels, failures, _ = pixels
         if not failures:
             return images, labels, index
         rows = self._stand_ins(len(images), failures)
@@ -205,12 +210,10 @@ class Loader(ABC):
         return rows
 
     def _finish(
-        self, images: Tensor, labels: Tensor, index: Index, augment: bool, patches: int
+        self, images: Tensor, labels: Tensor, index: Index, flips: bool, patches: int
     ) -> Batch:
         samples, epochs = index
-        flip = np.zeros(len(samples), dtype=np.bool_)
-        if augment and self.data.flip:
-            flip = rng.flips(self.seed, epochs, samples)
+        flip = self._flips(index, flips)
         if patches > 1:
             order = rng.patch_orders(self.seed, epochs, samples, patches)
         else:
@@ -222,6 +225,12 @@ class Loader(ABC):
             self._send(torch.from_numpy(order)),
             index,
         )
+
+    def _flips(self, index: Index, augment: bool) -> npt.NDArray[np.bool_]:
+        """Which images are drawn to be mirrored: (B,) bool."""
+        if augment and self.data.flip:
+            return rng.flips(self.seed, index.epochs, index.samples)
+        return np.zeros(len(index.samples), dtype=np.bool_)
 
     def _send(self, tensor: Tensor) -> Tensor:
         if self.device.type == "cuda" and tensor.device.type == "cpu":

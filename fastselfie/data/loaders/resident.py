@@ -16,10 +16,15 @@ from fastselfie.data.loaders.base import Index, Loader, Pixels
 from fastselfie.data.loaders.geometry import boxes, padded, read_box, shift_of
 from fastselfie.data.sources import ArraySource, Source
 from fastselfie.errors import UserError
+from fastselfie.kernels.host import gather_crops
+from fastselfie.rng import IntArray
 
 
 class ResidentLoader(Loader):
-    """Decodes and pads every image once; a batch is a gather over sliding windows."""
+    """Decodes and pads every image once; a batch is a gather of crops.
+
+    On the host the gather is C++, and mirrors on its way; on a GPU patchify does that.
+    """
 
     def __init__(self, source: Source, data: DataConfig, seed: int, device: torch.device) -> None:
         super().__init__(len(source), data, seed, device)
@@ -31,24 +36,30 @@ class ResidentLoader(Loader):
             images, labels = images[rows], labels[rows]
         self.labels = torch.from_numpy(labels).to(device)
         whole = padded(images, self.pad, data.pad_mode) if self.pad else images
-        self.windows = _windows(torch.from_numpy(whole).to(device), data.image_size)
+        self.images = torch.from_numpy(np.ascontiguousarray(whole)).to(device)
 
     def load(self, plan: Iterator[Index], augment: bool) -> Generator[Pixels]:
-        for samples, epochs in plan:
-            offsets = np.full((len(samples), 2), self.pad, dtype=np.int64)
+        gather = self._gather_on_host if self.device.type == "cpu" else self._gather_on_device
+        for index in plan:
+            offsets = np.full((len(index.samples), 2), self.pad, dtype=np.int64)
             if augment and self.pad:
-                offsets = rng.shifts(self.seed, epochs, samples, self.pad)
-            rows = self._send(torch.from_numpy(samples))
-            size = self.data.image_size
-            if self.device.type == "cpu":
-                # numpy copies whole rows of pixels, torch byte by byte: five times as long.
-                y, x = offsets.T
-                images = torch.from_numpy(self.windows.numpy()[samples, y, x])
-            else:
-                places = self._send(torch.from_numpy(offsets))
-                images = self.windows[rows, places[:, 0], places[:, 1]]
-            images = images.view(len(samples), size, size, 3)
-            yield Pixels(images, self.labels[rows])
+                offsets = rng.shifts(self.seed, index.epochs, index.samples, self.pad)
+            yield gather(index, offsets, augment)
+
+    def _gather_on_host(self, index: Index, offsets: IntArray, augment: bool) -> Pixels:
+        size = self.data.image_size
+        images = np.empty((len(index.samples), size, size, 3), dtype=np.uint8)
+        flips = self._flips(index, augment)
+        gather_crops(self.images.numpy(), index.samples, offsets, flips, images)
+        labels = self.labels[torch.from_numpy(index.samples)]
+        return Pixels(torch.from_numpy(images), labels, flipped=True)
+
+    def _gather_on_device(self, index: Index, offsets: IntArray, augment: bool) -> Pixels:
+        rows = self._send(torch.from_numpy(index.samples))
+        y, x = self._send(torch.from_numpy(offsets)).unbind(1)
+        size = self.data.image_size
+        images = _windows(self.images, size)[rows, y, x].view(-1, size, size, 3)
+        return Pixels(images, self.labels[rows])
 
 
 def decode_all(
@@ -76,12 +87,12 @@ def decode_all(
 
 
 def _windows(images: Tensor, size: int) -> Tensor:
-    """(n, H, W, 3) -> (n, H - size + 1, W - size + 1, size, 3 size), a view: every crop there is.
+    """Every crop there is: (n, H, W, 3) -> (n, H - size + 1, W - size + 1, size, 3 size), a view.
 
-    Indexing the first three dimensions copies rows of 3 size contiguous bytes.
+    images: contiguous. Indexing the first three dimensions copies rows of 3 size contiguous bytes.
     """
     n, height, width, channels = images.shape
-    image, row, pixel, _ = images.contiguous().stride()
+    image, row, pixel, _ = images.stride()
     return images.as_strided(
         (n, height - size + 1, width - size + 1, size, channels * size),
         (image, row, pixel, row, 1),

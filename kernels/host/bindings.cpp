@@ -1,0 +1,89 @@
+// Python's view of the host kernels; typed and documented in _host.pyi. What is wrong with an
+// argument is a ValueError that names it; the GIL is released while they run.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "host.hpp"
+
+namespace fastselfie::host {
+namespace {
+
+namespace py = pybind11;
+
+template <typename T>
+using Array = py::array_t<T, py::array::c_style>;
+
+void require(bool holds, const std::string& otherwise) {
+  if (!holds) throw py::value_error(otherwise);
+}
+
+template <typename T>
+void require_shape(const Array<T>& array, std::initializer_list<py::ssize_t> shape,
+                   const char* name) {
+  bool equal = array.ndim() == static_cast<py::ssize_t>(shape.size());
+  for (size_t i = 0; equal && i < shape.size(); ++i) equal = array.shape(i) == shape.begin()[i];
+  require(equal, std::string(name) + " has the wrong shape");
+}
+
+// All of `values` lie in [0, end).
+void require_below(const int64_t* values, py::ssize_t count, py::ssize_t step, int64_t end,
+                   const char* name) {
+  for (py::ssize_t i = 0; i < count; ++i) {
+    const int64_t value = values[i * step];
+    if (value >= 0 && value < end) continue;
+    throw py::value_error(std::string(name) + " holds " + std::to_string(value) +
+                          ", which is not in [0, " + std::to_string(end) + ")");
+  }
+}
+
+constexpr int64_t kWords = int64_t{1} << 32;
+
+Array<double> py_uniform(uint32_t seed, uint32_t purpose, const Array<int64_t>& epochs,
+                         const Array<int64_t>& samples, py::ssize_t count) {
+  require(samples.ndim() == 1, "samples has the wrong shape");
+  require_shape(epochs, {samples.size()}, "epochs");
+  require(count >= 0, "count must not be negative");
+  require_below(samples.data(), samples.size(), 1, kWords, "samples");
+  require_below(epochs.data(), epochs.size(), 1, kWords, "epochs");
+  Array<double> out({samples.size(), count});
+  double* const numbers = out.mutable_data();
+  py::gil_scoped_release release;
+  uniform(seed, purpose, epochs.data(), samples.data(), samples.size(), count, numbers);
+  return out;
+}
+
+void py_gather_crops(const Array<uint8_t>& images, const Array<int64_t>& samples,
+                     const Array<int64_t>& offsets, const Array<bool>& flips, py::array out) {
+  require(images.ndim() == 4 && images.shape(3) == 3, "images has the wrong shape");
+  require(samples.ndim() == 1, "samples has the wrong shape");
+  const py::ssize_t count = samples.size();
+  require_shape(offsets, {count, 2}, "offsets");
+  require_shape(flips, {count}, "flips");
+  require(py::isinstance<py::array_t<uint8_t>>(out) && (out.flags() & py::array::c_style) &&
+              out.writeable() && out.ndim() == 4 && out.shape(0) == count &&
+              out.shape(1) == out.shape(2) && out.shape(2) > 0 && out.shape(3) == 3,
+          "out is a writeable, contiguous uint8 array (B, S, S, 3)");
+  const ImageSet set{images.data(), images.shape(0), images.shape(1), images.shape(2)};
+  const int64_t size = out.shape(1);
+  require_below(samples.data(), count, 1, set.n, "samples");
+  require_below(offsets.data(), count, 2, set.height - size + 1, "offsets, y,");
+  require_below(offsets.data() + 1, count, 2, set.width - size + 1, "offsets, x,");
+  auto* const pixels = static_cast<uint8_t*>(out.mutable_data());
+  py::gil_scoped_release release;
+  gather_crops(set, samples.data(), offsets.data(), flips.data(), count, size, pixels);
+}
+
+}  // namespace
+}  // namespace fastselfie::host
+
+PYBIND11_MODULE(_host, m) {
+  namespace host = fastselfie::host;
+  namespace py = pybind11;
+  m.def("uniform", &host::py_uniform, py::arg("seed"), py::arg("purpose"), py::arg("epochs"),
+        py::arg("samples"), py::arg("count"));
+  // noconvert: a conversion would copy the whole set for each batch.
+  m.def("gather_crops", &host::py_gather_crops, py::arg("images").noconvert(), py::arg("samples"),
+        py::arg("offsets"), py::arg("flips"), py::arg("out"));
+}

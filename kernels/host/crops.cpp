@@ -1,0 +1,37 @@
+// The augmentation of small images that are whole in memory: pad (beforehand), crop and flip.
+#include <cstring>
+
+#include "host.hpp"
+
+namespace fastselfie::host {
+namespace {
+
+// A row of `size` pixels of 3 bytes, backwards.
+void copy_mirrored(const uint8_t* row, int64_t size, uint8_t* out) {
+  const uint8_t* pixel = row + 3 * (size - 1);
+  std::memcpy(out, pixel, 3);
+  // Four bytes are one move where three are two. The fourth lands on the next pixel's place, which
+  // is written next; the first and the last pixel have no such neighbour to read or to write.
+  for (int64_t k = 1; k < size - 1; ++k) std::memcpy(out + 3 * k, pixel - 3 * k, 4);
+  std::memcpy(out + 3 * (size - 1), row, 3);
+}
+
+}  // namespace
+
+void gather_crops(const ImageSet& set, const int64_t* samples, const int64_t* offsets,
+                  const bool* flips, size_t count, int64_t size, uint8_t* out) {
+  const int64_t stride = 3 * set.width;
+  for (size_t i = 0; i < count; ++i) {
+    const int64_t y = offsets[2 * i], x = offsets[2 * i + 1];
+    const uint8_t* row = set.pixels + (samples[i] * set.height + y) * stride + 3 * x;
+    for (int64_t k = 0; k < size; ++k, row += stride, out += 3 * size) {
+      if (flips[i]) {
+        copy_mirrored(row, size, out);
+      } else {
+        std::memcpy(out, row, 3 * size);
+      }
+    }
+  }
+}
+
+}  // namespace fastselfie::host

@@ -1,0 +1,25 @@
+// What the host does for a batch before the network sees it: draws, and gathers of small images.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace fastselfie::host {
+
+// Philox4x32-10 (Salmon et al., SC 2011): key (seed, purpose), counter (sample, epoch, block, 0).
+// Writes `count` numbers in [0, 1) for each of n samples, 32 random bits each, to out (n, count).
+void uniform(uint32_t seed, uint32_t purpose, const int64_t* epochs, const int64_t* samples,
+             size_t n, size_t count, double* out);
+
+// A set of images, (n, height, width, 3) uint8.
+struct ImageSet {
+  const uint8_t* pixels;
+  int64_t n, height, width;
+};
+
+// Square crops of `size` pixels: crop i is at offsets[i] = (y, x) of image samples[i], mirrored
+// where flips[i]; to out (count, size, size, 3). The caller has checked that all lie inside.
+void gather_crops(const ImageSet& set, const int64_t* samples, const int64_t* offsets,
+                  const bool* flips, size_t count, int64_t size, uint8_t* out);
+
+}  // namespace fastselfie::host
