@@ -31,7 +31,12 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.run
+# The tests' packages have FFCV and DALI in them; SPDL loads the system's FFmpeg.
+bench: $(VENV)/.dev
+	@command -v ffmpeg >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -q && \
+	  apt-get install -qy --no-install-recommends ffmpeg; } || \
+	  { echo "error: SPDL, a peer, needs FFmpeg: sudo apt-get install ffmpeg"; exit 2; }
+	$(BIN)/python -m pip install -q -c constraints.txt spdl webdataset
 	PYTHON=$(BIN)/python benchmarks/run_all.sh "$(DATA)"
 
 clean:

@@ -17,8 +17,10 @@ import os
 import shlex
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any, NoReturn
@@ -208,8 +210,13 @@ def _end_to_end(options: argparse.Namespace) -> dict[str, Any]:
             f"data.workers={options.threads}"]  # fmt: skip
     config = load_config(options.end_to_end, [*sets, *options.set])
     _say(f"end to end: {config.name}")
-    result = end_to_end(config, options.rounds, options.seconds)
-    return result | {"command": " ".join(["--end-to-end", options.end_to_end, *options.set])}
+    # As `fastselfie train` sets it. OpenMP reads it once, where torch is imported: hence a process
+    # of its own, and after the peers have run as their own users run them.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    with ProcessPoolExecutor(1, get_context("spawn")) as alone:
+        result = alone.submit(end_to_end, config, options.rounds, options.seconds).result()
+    words = ["--end-to-end", _named(options.end_to_end), *options.set]
+    return result | {"command": " ".join(words)}
 
 
 def _environment(threads: int) -> dict[str, Any]:
