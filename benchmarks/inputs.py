@@ -55,14 +55,16 @@ def shards(folder: str) -> None:
     os.rename(making, shards_of(folder))
 
 
-def ffcv(folder: str, beton: str) -> None:
-    """What an FFCV user has: its DatasetWriter on the photographs."""
+def ffcv(
+    folder: str, beton: str, max_side: int | None = 500, workers: int = os.cpu_count() or 1
+) -> None:
+    """What an FFCV user has: its DatasetWriter on the photographs, its default quality."""
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
 
-    options = {"write_mode": "jpg", "max_resolution": 500, "jpeg_quality": 90}
+    options = {"write_mode": "jpg", "max_resolution": max_side, "jpeg_quality": 90}
     fields = {"image": RGBImageField(**options), "label": IntField()}
-    writer = DatasetWriter(f"{beton}.making", fields, num_workers=os.cpu_count())
+    writer = DatasetWriter(f"{beton}.making", fields, num_workers=workers)
     writer.from_indexed_dataset(_Pictures(folder), chunksize=20)
     os.rename(f"{beton}.making", beton)
 

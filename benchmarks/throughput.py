@@ -10,11 +10,9 @@ Prints a table and the ratios, writes OUT and a plot beside it. See run_all.sh f
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import importlib.util
 import json
 import os
-import shlex
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -25,13 +23,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NoReturn
 
+from conditions import command, environment, named
 from contenders import CONTENDERS, Spec, shards_of
 from rounds import Round, Worker, WorkerError, alternate, spread
 from showing import plot, print_table
 
 from fastselfie.errors import UserError
 
-_PEERS = ("ffcv", "nvidia-dali", "spdl", "webdataset", "numba", "opencv-python", "pillow", "numpy")
 _FILE_LOADERS = "native,ffcv,dali-cpu,folder"
 _RAW_LOADERS = "resident,ffcv-raw"
 
@@ -53,7 +51,7 @@ def main(arguments: list[str]) -> None:
     result = _result(found, specs, read)
     if options.end_to_end:
         result["end_to_end"] = _end_to_end(options)
-    result["environment"] = _environment(options.threads) | {
+    result["environment"] = environment(options.threads) | {
         "began": began,
         "load_average": {"start": load, "end": os.getloadavg()},
     }
@@ -215,29 +213,18 @@ def _end_to_end(options: argparse.Namespace) -> dict[str, Any]:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with ProcessPoolExecutor(1, get_context("spawn")) as alone:
         result = alone.submit(end_to_end, config, options.rounds, options.seconds).result()
-    words = ["--end-to-end", _named(options.end_to_end), *options.set]
+    words = ["--end-to-end", named(options.end_to_end), *options.set]
     return result | {"command": " ".join(words)}
-
-
-def _environment(threads: int) -> dict[str, Any]:
-    import torch
-
-    from fastselfie.doctor import environment
-
-    torch.set_num_threads(threads)
-    packages = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
-    peers = {k: v for k, v in sorted(packages.items()) if k.lower().startswith(_PEERS)}
-    return environment(torch.device("cpu")) | {"peers": peers}
 
 
 def _protocol(options: argparse.Namespace, specs: list[Spec]) -> dict[str, Any]:
     return {
         "title": options.title,
-        "command": shlex.join(["python", "benchmarks/throughput.py", *map(_named, sys.argv[1:])]),
+        "command": command(),
         "rounds": options.rounds,
         "seconds_a_round": options.seconds,
         "loaders": {
-            spec.loader: asdict(replace(spec, data=_named(spec.data), folder=_named(spec.folder)))
+            spec.loader: asdict(replace(spec, data=named(spec.data), folder=named(spec.folder)))
             for spec in specs
         },
         "notes": [
@@ -257,11 +244,6 @@ def _protocol(options: argparse.Namespace, specs: list[Spec]) -> dict[str, Any]:
             "the kernel's read-ahead included.",
         ],
     }
-
-
-def _named(argument: str) -> str:
-    """A path without its folders: a result speaks of files, not of one machine's disk."""
-    return Path(argument).name if os.path.isabs(argument) else argument
 
 
 def _say(text: str) -> None:
