@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 Stream = Generator[tuple[Any, Any], None, None]
 
+_READY = 8  # batches: more than any of the loaders keeps ready (FFCV 5, torch 2 a worker, DALI 2)
 _AREA, _RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
 
@@ -38,6 +39,24 @@ class Spec:
     batch: int
     threads: int
     epoch: int = 100_000  # more than a loader gives in all rounds
+
+    @property
+    def name(self) -> str:
+        return self.loader
+
+    @property
+    def ready(self) -> int:
+        return _READY
+
+    def stream(self) -> Stream:
+        return CONTENDERS[self.loader].stream(self)
+
+    def images(self, batch: tuple[Any, Any]) -> int:
+        """How many. Raises TypeError where they are not uint8 of the size."""
+        images, shape = batch[0], (self.size, self.size, 3)
+        if tuple(images.shape[1:]) != shape or "uint8" not in str(images.dtype):
+            raise TypeError(f"gives {images.dtype} of {tuple(images.shape)}, not uint8 of {shape}")
+        return len(images)
 
     def repeats(self, count: int) -> int:
         return -(-self.epoch // count)

@@ -1,8 +1,8 @@
-"""Loaders in processes of their own, asked in turns: one works while the others are blocked.
+"""Contenders in processes of their own, asked in turns: one works while the others are blocked.
 
-A round first takes as many batches as any loader has ready, so that what was decoded during the
+A round first takes as many batches as any of them has ready, so that what was decoded during the
 pause is not counted; then the clock runs for some seconds. Afterwards it waits until the process
-is idle, so that the next loader has the machine to itself.
+is idle, so that the next one has the machine to itself.
 """
 
 from __future__ import annotations
@@ -14,24 +14,38 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from contenders import CONTENDERS, Spec, Stream
-
-_READY = 8  # batches: more than any of the loaders keeps ready (FFCV 5, torch 2 a worker, DALI 2)
 _TICK = os.sysconf("SC_CLK_TCK")
 _PATIENCE = 3.0  # seconds for a loader to become idle
 
 
+class Job(Protocol):
+    """What one contender does, in a process of its own; travels there pickled."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def ready(self) -> int:
+        """Batches that it may have ready when a round begins."""
+
+    def stream(self) -> Generator[Any]:
+        """An endless stream of batches, made in the process."""
+
+    def images(self, batch: Any) -> int:
+        """How many a batch has. Raises TypeError where it is not what all contenders give."""
+
+
 class WorkerError(Exception):
-    """A loader failed. user: the message is for the user, and a traceback would only hide it."""
+    """A contender failed. user: the message is for the user, and a traceback would only hide it."""
 
     def __init__(self, message: str, user: bool) -> None:
         super().__init__(message)
@@ -69,13 +83,13 @@ class Round:
 
 
 class Worker:
-    """A process with one loader in it."""
+    """A process with one contender in it."""
 
-    def __init__(self, spec: Spec) -> None:
-        self.spec = spec
+    def __init__(self, job: Job) -> None:
+        self.job = job
         context = multiprocessing.get_context("spawn")
         self._pipe, far = context.Pipe()
-        self._process = context.Process(target=_serve, args=(far, spec), name=spec.loader)
+        self._process = context.Process(target=_serve, args=(far, job), name=job.name)
         self._process.start()
         far.close()
 
@@ -96,7 +110,7 @@ class Worker:
             code = self._process.exitcode
             answer = _Failure(f"its process ended with status {code}", user=False)
         if isinstance(answer, _Failure):
-            raise WorkerError(f"{self.spec.loader}: {answer.message}", answer.user)
+            raise WorkerError(f"{self.job.name}: {answer.message}", answer.user)
         return answer
 
     def __enter__(self) -> Worker:
@@ -114,17 +128,17 @@ class Worker:
 def alternate(
     workers: Sequence[Worker], rounds: int, seconds: float, said: Callable[[str], None]
 ) -> dict[str, list[Round]]:
-    """`rounds` rounds of every loader, in an order drawn anew each time, after one to warm up."""
-    found: dict[str, list[Round]] = {worker.spec.loader: [] for worker in workers}
+    """`rounds` rounds of every worker, in an order drawn anew each time, after one to warm up."""
+    found: dict[str, list[Round]] = {worker.job.name: [] for worker in workers}
     for worker in workers:
         worker.round(seconds)
-        said(f"{worker.spec.loader} is warm")
+        said(f"{worker.job.name} is warm")
     draws = random.Random(0)
     for number in range(1, rounds + 1):
         for worker in draws.sample(list(workers), len(workers)):
             result = worker.round(seconds)
-            found[worker.spec.loader].append(result)
-            said(f"round {number}: {worker.spec.loader} {result.rate:,.0f} images/s")
+            found[worker.job.name].append(result)
+            said(f"round {number}: {worker.job.name} {result.rate:,.0f} images/s")
     return found
 
 
@@ -137,7 +151,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 # --- in the worker ----------------------------------------------------------------------------
 
 
-def _serve(pipe: Connection, spec: Spec) -> None:
+def _serve(pipe: Connection, job: Job) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is answered by the parent
     # What a plain script has; otherwise torch's workers would be spawned as this process was.
     multiprocessing.set_start_method(None, force=True)
@@ -145,16 +159,16 @@ def _serve(pipe: Connection, spec: Spec) -> None:
     from fastselfie.errors import UserError
 
     try:
-        stream = CONTENDERS[spec.loader].stream(spec)
+        stream = job.stream()
         paused = (time.perf_counter(), tree_cpu(os.getpid()))
         while True:
             question, amount = pipe.recv()
             if question == "take":
                 while amount > 0:
-                    amount -= len(next(stream)[0])
+                    amount -= job.images(next(stream))
                 pipe.send(None)
                 continue
-            result = _round(stream, spec, amount, paused)
+            result = _round(stream, job, amount, paused)
             paused = _settle()
             pipe.send(result)
     except EOFError:
@@ -167,20 +181,16 @@ def _serve(pipe: Connection, spec: Spec) -> None:
     os._exit(0)  # threads of FFCV and DALI may otherwise keep the interpreter
 
 
-def _round(stream: Stream, spec: Spec, seconds: float, paused: tuple[float, float]) -> Round:
+def _round(stream: Generator[Any], job: Job, seconds: float, paused: tuple[float, float]) -> Round:
     pid = os.getpid()
     now = (time.perf_counter(), tree_cpu(pid))
     idle_cpu = (now[1] - paused[1]) / max(now[0] - paused[0], 1e-3)
-    shape = (spec.size, spec.size, 3)
-    for _ in range(_READY):
-        images, _labels = next(stream)
-        if tuple(images.shape[1:]) != shape or "uint8" not in str(images.dtype):
-            raise TypeError(f"gives {images.dtype} of {tuple(images.shape)}, not uint8 of {shape}")
-    del images, _labels
+    for _ in range(job.ready):
+        job.images(next(stream))
     count, spent = 0, 0.0
     machine, cpu, begun = _machine_cpu(), tree_cpu(pid), time.perf_counter()
     while spent < seconds:
-        count += len(next(stream)[0])
+        count += job.images(next(stream))
         spent = time.perf_counter() - begun
     cpu = tree_cpu(pid) - cpu
     others = max(0.0, _machine_cpu() - machine - cpu) / spent
