@@ -60,3 +60,28 @@ def plot(result: dict[str, Any], path: Path) -> None:
         loc="left",
     )
     figure.savefig(path, dpi=120)
+
+
+def print_step_table(result: dict[str, Any]) -> None:
+    """Every step's figures, and how many times as fast the first is."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("step", "images/s", "min to max", "CPU ms", "peak MB", "GFLOP/s",
+                  f"{result['results'][0]['step']} is", "min to max")  # fmt: skip
+    for row in result["results"]:
+        name, rates = row["step"], row["images_per_s"]
+        ratio = result["ratios"].get(f"{result['results'][0]['step']}/{name}")
+        table.add_row(
+            name, f"{rates['median']:.4g}", f"{rates['min']:.4g} to {rates['max']:.4g}",
+            f"{row['cpu_ms_per_image']:.4g}", f"{row['peak_rss_mb']:,.0f}",
+            f"{row['model_gflops_per_s']['median']:,.0f}",
+            f"{ratio['median']:.2f}" if ratio else "",
+            f"{ratio['min']:.2f} to {ratio['max']:.2f}" if ratio else "",
+        )  # fmt: skip
+    console = Console()
+    console.width = max(console.width, 110)
+    console.print(table)
+    losses = ", ".join(f"{name} {loss:.6f}" for name, loss in result["losses"].items())
+    console.print(f"loss of one batch: {losses}; a matmul here: "
+                  f"{result['matmul_gflops_per_s']:,.0f} GFLOP/s")  # fmt: skip

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 # A value that a resumed run may change without becoming another experiment.
 _Free = "changes nothing that is learned"
@@ -206,6 +206,11 @@ class FinetuneConfig(StageConfig):
     )
 
 
+def _off(value: object) -> object:
+    """YAML 1.1 reads a bare `off` as false."""
+    return "off" if value is False else value
+
+
 class RuntimeConfig(_Section):
     """How the machine is used. Nothing here changes what is computed, only how fast."""
 
@@ -214,7 +219,35 @@ class RuntimeConfig(_Section):
         "auto", description="auto: bf16 on sm_80 and newer, fp16 with a scaler below, fp32 on CPU"
     )
     channels_last: bool = Field(True, description="NHWC memory format of the convolutions")
+    compile: Annotated[Literal["off", "default", "max-autotune"], BeforeValidator(_off)] = Field(
+        "off",
+        description="torch.compile of the training step's network: minutes at the first start, "
+        "seconds afterwards, from its cache",
+    )
+    cuda_graphs: bool = Field(False, description="replay the compiled network as CUDA graphs")
+    activation_checkpointing: bool = Field(
+        False, description="keep only each block's input of P, and compute the block again backward"
+    )
     threads: PositiveInt | None = Field(None, description="CPU threads of torch; null: its choice")
+
+    @model_validator(mode="after")
+    def _check(self) -> RuntimeConfig:
+        if self.cuda_graphs and self.compile == "off":
+            raise ValueError("runtime.cuda_graphs is true, which needs runtime.compile: default")
+        if self.activation_checkpointing and self.compile != "off":
+            raise ValueError(
+                "runtime.activation_checkpointing is true, which runtime.compile does not go with: "
+                "set one of them off"
+            )
+        return self
+
+
+class OptimizerConfig(_Section):
+    """Whose implementation of SGD."""
+
+    backend: Literal["torch", "apex"] = Field(
+        "torch", description="torch: its fused SGD; apex: that of NVIDIA's apex, GPU only"
+    )
 
 
 class Config(_Section):
@@ -228,6 +261,7 @@ class Config(_Section):
     model: ModelConfig = ModelConfig()
     pretrain: PretrainConfig = PretrainConfig()
     finetune: FinetuneConfig = FinetuneConfig()
+    optimizer: OptimizerConfig = Field(OptimizerConfig(), json_schema_extra=FREE)
     runtime: RuntimeConfig = Field(RuntimeConfig(), json_schema_extra=FREE)
 
     @property

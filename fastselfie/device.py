@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,18 +40,23 @@ class Precision:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a run computes. why: the reason for the device."""
+    """Where a run computes. why: the reason for the device. compile: torch.compile's mode."""
 
     device: torch.device
     why: str
     precision: Precision
     channels_last: bool
+    compile: str | None = None
 
     def place(self, model: nn.Module) -> None:
         """Move `model` to the device, its convolutions in the configured memory format."""
         model.to(self.device)
         if self.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def compiled(self, model: nn.Module) -> Callable[..., Any]:
+        """What trains in place of `model`, whose weights it shares; compiled at its first call."""
+        return model if self.compile is None else torch.compile(model, mode=self.compile)
 
     def autocast(self) -> torch.autocast:
         return self.precision.autocast(self.device)
@@ -63,7 +71,8 @@ def choose_machine(runtime: RuntimeConfig) -> Machine:
     device, why = choose_device(runtime)
     if runtime.threads is not None:
         torch.set_num_threads(runtime.threads)
-    return Machine(device, why, choose_precision(runtime, device), runtime.channels_last)
+    precision = choose_precision(runtime, device)
+    return Machine(device, why, precision, runtime.channels_last, choose_compile(runtime, device))
 
 
 def choose_device(runtime: RuntimeConfig) -> tuple[torch.device, str]:
@@ -95,6 +104,27 @@ def choose_precision(runtime: RuntimeConfig, device: torch.device) -> Precision:
         name = "bf16" if major >= 8 else "fp16"
         return Precision(name, f"sm_{major}{minor}")
     return Precision("fp32", "on a CPU without AMX bf16 is slower")
+
+
+def choose_compile(runtime: RuntimeConfig, device: torch.device) -> str | None:
+    """The mode for torch.compile, None where it is off.
+
+    Raises:
+        UserError: CUDA graphs without a GPU; no compiler for what it generates.
+    """
+    if runtime.cuda_graphs and device.type != "cuda":
+        raise UserError("runtime.cuda_graphs is true, which needs a GPU: set it to false")
+    if runtime.compile == "off":
+        return None
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise UserError(
+            f"runtime.compile is {runtime.compile}, which needs the C++ compiler {compiler}: "
+            "install it, name another in CXX, or set runtime.compile=off"
+        )
+    if runtime.compile == "default":
+        return "reduce-overhead" if runtime.cuda_graphs else "default"
+    return "max-autotune" if runtime.cuda_graphs else "max-autotune-no-cudagraphs"
 
 
 def usable_cores() -> int:

@@ -78,9 +78,10 @@ def finetune(
     estimate = estimate_finetuning(config, classes, machine.precision)
     micro_batch = estimate.micro_batch(stage.settings, total_memory(machine.device))
     pixels = Pixels(config, machine, micro_batch)
+    forward = machine.compiled(network)
 
     def objective(batch: Batch) -> tuple[Tensor, Tensor, int]:
-        logits = network(pixels.whole(batch)).float()
+        logits = forward(pixels.whole(batch)).float()
         right = (logits.argmax(dim=1) == batch.labels).sum()
         return F.cross_entropy(logits, batch.labels), right, len(batch.images)
 
@@ -92,5 +93,6 @@ def finetune(
         del step
         return classification_accuracy(network, held_out, pixels, machine)
 
-    step = TrainStep(network, objective, stage.settings, machine, micro_batch)
+    backend = config.optimizer.backend
+    step = TrainStep(network, objective, stage.settings, machine, micro_batch, backend)
     return fit(stage, folder, step, train, evaluate)

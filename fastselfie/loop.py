@@ -107,6 +107,9 @@ def fit(
             with window.waiting():
                 batch = next(batches)
             step(done - 1, batch)
+            if step.machine.compile and done == start + 1:
+                say(f"{stage.kind}: compiled in {window.age():.0f} s")
+                window = _Window(done)  # start-up is not a rate of training
             log.advance(done)
             ends = done == settings.steps
             leaves = pending.number is not None
@@ -153,9 +156,13 @@ class _Window:
         yield
         self._since += time.perf_counter() - asked
 
+    def age(self) -> float:
+        """Seconds since it began."""
+        return time.perf_counter() - self._since
+
     def close(self, step: int, batch_size: int) -> dict[str, float]:
         """Images a second and the share of waiting since the last line; begins the next."""
-        spent = time.perf_counter() - self._since
+        spent = self.age()
         rate, waiting = (step - self._step) * batch_size / spent, self._waited / spent
         self._begin(step)
         return {"images_per_s": rate, "waiting": waiting}

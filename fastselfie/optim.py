@@ -6,13 +6,17 @@ L2 weight decay 1e-4.
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from fastselfie.config import StageConfig
+from fastselfie.errors import UserError
 
 _DECAYED = (nn.Conv2d, nn.Linear)
 
@@ -39,13 +43,33 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     ]
 
 
-def build_optimizer(model: nn.Module, stage: StageConfig) -> torch.optim.SGD:
-    """SGD with Nesterov momentum; the fused implementation, which CPU and CUDA both have."""
+def build_optimizer(
+    model: nn.Module, stage: StageConfig, backend: str = "torch"
+) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum, in one fused kernel: torch's or NVIDIA apex's.
+
+    Raises:
+        UserError: apex is asked for and is not there, or is another package of that name.
+    """
     groups: Sequence[dict[str, object]] = parameter_groups(model, stage.weight_decay)
-    return torch.optim.SGD(
-        groups,
-        lr=stage.lr,
-        momentum=stage.momentum,
-        nesterov=stage.momentum > 0,
-        fused=True,
-    )
+    settings = {"lr": stage.lr, "momentum": stage.momentum, "nesterov": stage.momentum > 0}
+    if backend == "apex":
+        fused: torch.optim.Optimizer = _apex_sgd()(groups, **settings)
+        return fused
+    return torch.optim.SGD(groups, **settings, fused=True)  # type: ignore[arg-type]
+
+
+def _apex_sgd() -> Callable[..., Any]:
+    way_out = "build it from github.com/NVIDIA/apex, or set optimizer.backend=torch"
+    if importlib.util.find_spec("apex") is None:
+        raise UserError(f"optimizer.backend is apex, which is not installed: {way_out}")
+    try:
+        from apex.optimizers import FusedSGD
+    except ImportError as error:
+        version = importlib.metadata.version("apex")
+        raise UserError(
+            f"optimizer.backend is apex, but the apex {version} that is installed is not NVIDIA's, "
+            f"or was built without its CUDA code ({error}): {way_out}"
+        ) from error
+    sgd: Callable[..., Any] = FusedSGD
+    return sgd

@@ -52,12 +52,15 @@ def build_pretraining(config: Config, machine: Machine) -> Pretraining:
     estimate = estimate_pretraining(config, machine.precision)
     micro_batch = estimate.micro_batch(settings, total_memory(machine.device))
     pixels = Pixels(config, machine, micro_batch)
+    forward = machine.compiled(model)
 
     def objective(batch: Batch) -> tuple[Tensor, Tensor, int]:
-        loss, correct = model(pixels.patches(batch), batch.order)
+        loss, correct = forward(pixels.patches(batch), batch.order)
         return loss, correct, len(batch.images) * model.masked
 
-    return Pretraining(model, pixels, TrainStep(model, objective, settings, machine, micro_batch))
+    backend = config.optimizer.backend
+    step = TrainStep(model, objective, settings, machine, micro_batch, backend)
+    return Pretraining(model, pixels, step)
 
 
 def pretrain(

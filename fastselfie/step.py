@@ -32,6 +32,7 @@ class TrainStep:
     """Updates `model` by `objective`, which runs it forward on a batch.
 
     micro_batch: images a forward pass. The loss of a step is the mean over its micro-batches.
+    backend: whose SGD, see `build_optimizer`.
     """
 
     def __init__(
@@ -41,13 +42,14 @@ class TrainStep:
         stage: StageConfig,
         machine: Machine,
         micro_batch: int,
+        backend: str = "torch",
     ) -> None:
         self.model = model
         self.objective = objective
         self.stage = stage
         self.machine = machine
         self.micro_batch = micro_batch
-        self.optimizer = build_optimizer(model, stage)
+        self.optimizer = build_optimizer(model, stage, backend)
         self.scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.precision.scaled)
         self._clear()
 

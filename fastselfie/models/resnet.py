@@ -7,11 +7,13 @@ is finetuned.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 Stem = Literal["imagenet", "cifar"]
 _EXPANSION = 4  # a bottleneck's output over its inner width
@@ -78,9 +80,42 @@ class Bottleneck(nn.Module):
         return out
 
 
+@contextmanager
+def _frozen_statistics(block: nn.Module) -> Iterator[None]:
+    """Batch norm still normalises by its batch, but does not count it again."""
+    norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
+    """block(x), of which only x is kept for the backward pass (Chen et al., 2016)."""
+    first = True
+
+    def run(x: Tensor) -> Tensor:
+        nonlocal first
+        statistics = nullcontext() if first else _frozen_statistics(block)
+        first = False
+        with statistics:
+            out: Tensor = block(x)
+        return out
+
+    # Reentrant: its saved input is seen by the memory estimate's hooks. P has no dropout.
+    out: Tensor = checkpoint(run, x, use_reentrant=True, preserve_rng_state=False)
+    return out
+
+
 class _Stage(nn.Module):
-    def __init__(self, count: int, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(
+        self, count: int, inputs: int, outputs: int, stride: int, checkpointed: bool
+    ) -> None:
         super().__init__()
+        self.checkpointed = checkpointed
         self.blocks = nn.Sequential(
             *(
                 Bottleneck(inputs if i == 0 else outputs, outputs, stride if i == 0 else 1)
@@ -89,6 +124,10 @@ class _Stage(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.checkpointed and self.training and x.requires_grad:
+            for block in self.blocks:
+                x = _recomputed(block, x)
+            return x
         out: Tensor = self.blocks(x)
         return out
 
@@ -111,7 +150,8 @@ class ResNetV2(nn.Module):
     """A pre-activation ResNet of bottlenecks.
 
     blocks: bottlenecks in each stage, 3 entries for P and 4 for the classifier. classes: of the
-    head, or None for the pooled features.
+    head, or None for the pooled features. checkpointed: keep only the blocks' inputs for the
+    backward pass.
 
     forward: (B, 3, H, W) -> (B, D) or (B, classes). Ends with norm, ReLU and average pooling.
     """
@@ -122,13 +162,14 @@ class ResNetV2(nn.Module):
         width: int = 64,
         stem: Stem = "imagenet",
         classes: int | None = None,
+        checkpointed: bool = False,
     ) -> None:
         super().__init__()
         self.stem = _Stem(stem, width)
         stages, inputs = [], width
         for index, count in enumerate(blocks):
             outputs = width * _EXPANSION * 2**index
-            stages.append(_Stage(count, inputs, outputs, stride=1 if index == 0 else 2))
+            stages.append(_Stage(count, inputs, outputs, 1 if index == 0 else 2, checkpointed))
             inputs = outputs
         self.stages = nn.Sequential(*stages)
         self.norm = nn.BatchNorm2d(inputs)

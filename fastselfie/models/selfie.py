@@ -91,10 +91,12 @@ class Selfie(nn.Module):
 def build_patch_network(config: Config) -> ResNetV2:
     """P: the first three stages, normed and pooled (paper: 'the first three blocks')."""
     model = config.model
-    return ResNetV2(model.blocks[:3], model.width, model.stem)
+    checkpointed = config.runtime.activation_checkpointing
+    return ResNetV2(model.blocks[:3], model.width, model.stem, checkpointed=checkpointed)
 
 
 def build_classifier(config: Config, classes: int) -> ResNetV2:
     """The network that is finetuned: all four stages and a classifier."""
     model = config.model
-    return ResNetV2(model.blocks, model.width, model.stem, classes)
+    checkpointed = config.runtime.activation_checkpointing
+    return ResNetV2(model.blocks, model.width, model.stem, classes, checkpointed)

@@ -1,0 +1,163 @@
+"""Images/s of one training step: ours, ours with one switch turned, the straightforward code.
+
+python benchmarks/step.py --config configs/cifar10.yaml --json OUT
+
+Every contender is a process of its own on random pixels, with the same weights at the start, in
+alternating rounds. Before the clock runs, torch.compile has compiled (its seconds are reported) and
+the losses of ours and of the straightforward code on one batch are compared, dropout off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Generator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from conditions import command, environment
+from rounds import Worker, alternate, spread
+from showing import print_step_table
+
+BASELINE = "straightforward"
+# Each is our step with one thing turned round, so that a reader sees what it buys.
+SWITCHES: dict[str, tuple[str, ...]] = {
+    "ours": (),
+    "NCHW": ("runtime.channels_last=false",),
+    "compiled": ("runtime.compile=default",),
+    "eager": ("runtime.compile=off",),
+    "fp32": ("runtime.precision=fp32",),
+    "bf16": ("runtime.precision=bf16",),
+    "checkpointed": ("runtime.activation_checkpointing=true",),
+    "CUDA graphs off": ("runtime.cuda_graphs=false",),
+    "reference kernels": ("runtime.kernels=reference",),
+}
+_CPU = ("ours", BASELINE, "NCHW", "compiled", "bf16", "checkpointed", "reference kernels")
+_CUDA = ("ours", BASELINE, "NCHW", "eager", "fp32", "checkpointed", "CUDA graphs off",
+         "reference kernels")  # fmt: skip
+_MATMUL = 2048  # side of the product that the machine's own rate is measured with
+
+
+@dataclass(frozen=True)
+class StepJob:
+    """One contender: the config it runs and how."""
+
+    name: str
+    config: str
+    overrides: tuple[str, ...]
+    batch: int
+    threads: int
+    ready: int = 2
+
+    def images(self, batch: int) -> int:
+        return batch
+
+    def stream(self) -> Generator[int]:
+        """Take a step, wait for it, say how many images it had."""
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `fastselfie train` sets it
+        import step_contenders
+
+        take = step_contenders.build(self)
+        while True:
+            take()
+            yield self.batch
+
+
+def main() -> None:
+    options = _parse()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    names = options.contenders.split(",") if options.contenders else _CUDA if _gpu() else _CPU
+    jobs = [
+        StepJob(
+            name,
+            options.config,
+            (*_sets(options), *SWITCHES.get(name, ())),
+            options.batch,
+            options.threads,
+        )
+        for name in names
+    ]
+    began, load = time.strftime("%Y-%m-%d %H:%M:%S %z"), os.getloadavg()
+    import step_contenders
+
+    facts = step_contenders.facts(jobs[0], _MATMUL)
+    with ExitStack() as stack:
+        workers = [stack.enter_context(Worker(job)) for job in jobs]
+        found = alternate(workers, options.rounds, options.seconds, _say)
+    result: dict[str, Any] = {"config": Path(options.config).stem, "batch": options.batch, **facts}
+    result["results"] = [
+        {
+            "step": name,
+            "images_per_s": spread([r.rate for r in rounds]),
+            "cpu_ms_per_image": spread([r.cpu_ms for r in rounds])["median"],
+            "peak_rss_mb": round(max(r.peak_mb for r in rounds), 1),
+            "model_gflops_per_s": spread([r.rate * facts["gflop_per_image"] for r in rounds]),
+            "others_cpu": spread([r.others_cpu for r in rounds])["median"],
+        }
+        for name, rounds in found.items()
+    ]
+    first = jobs[0].name
+    result["ratios"] = {
+        f"{first}/{name}": spread(
+            [a.rate / b.rate for a, b in zip(found[first], rounds, strict=True)]
+        )
+        for name, rounds in found.items()
+        if name != first
+    }
+    result["environment"] = environment(options.threads) | {
+        "began": began,
+        "load_average": {"start": load, "end": os.getloadavg()},
+    }
+    result["protocol"] = {
+        "command": command(),
+        "rounds": options.rounds,
+        "seconds_a_round": options.seconds,
+        "threads": options.threads,
+        "switches": {job.name: job.overrides for job in jobs},
+        "notes": (__doc__ or "").split("\n\n")[-1].replace("\n", " ").strip(),
+    }
+    Path(options.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print_step_table(result)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    add = parser.add_argument
+    add("--config", required=True)
+    add("--set", metavar="KEY=VALUE", action="append", default=[], help="of the config, for all")
+    add("--batch", type=int, default=16, help="images a step, in one pass")
+    add("--contenders", help=f"of {BASELINE}, {', '.join(SWITCHES)}; ratios are of the first")
+    add("--threads", type=int, default=2)
+    add("--rounds", type=int, default=5)
+    add("--seconds", type=float, default=4.0, help="the least of a round")
+    add("--json", required=True, metavar="OUT")
+    return parser.parse_args()
+
+
+def _sets(options: argparse.Namespace) -> list[str]:
+    return [
+        "data.loader=synthetic",
+        f"pretrain.batch_size={options.batch}",
+        f"pretrain.micro_batch_size={options.batch}",
+        f"runtime.threads={options.threads}",
+        *options.set,
+    ]
+
+
+def _gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

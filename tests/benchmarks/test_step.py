@@ -1,0 +1,42 @@
+"""The step's benchmark: the straightforward code does what ours does, and the script runs."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from conftest import REPOSITORY, tiny_config
+
+sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+
+from step_contenders import shape_of
+from straightforward import StraightforwardSelfie, normalised, their_names
+
+from fastselfie.kernels.reference import patchify
+from fastselfie.models.selfie import Selfie
+
+
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+@pytest.mark.parametrize("positions", ["learned", "row_column"])
+def test_the_straightforward_code_gives_the_same_loss_and_gradients(stem, positions):
+    config = tiny_config(model={"stem": stem, "positions": positions, "dropout": 0.0,
+                                "patch_size": 8})  # fmt: skip
+    torch.manual_seed(0)
+    ours, theirs = Selfie(config).double(), StraightforwardSelfie(shape_of(config)).double()
+    names = their_names(ours.state_dict(), theirs)
+    theirs.load_state_dict({names[name]: value for name, value in ours.state_dict().items()})
+    images = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
+    flip = torch.tensor([True, False, True])
+    order = torch.stack([torch.randperm(16) for _ in range(3)])
+    mean, std = (torch.tensor(v).double() for v in (config.data.mean, config.data.std))
+    loss, _ = ours(patchify(images, flip, order, 8, mean, std, torch.float64), order)
+    plain = theirs(normalised(images, flip, mean, std), order)
+    loss.backward()
+    plain.backward()
+    torch.testing.assert_close(loss, plain)
+    gradients = {name: p.grad for name, p in theirs.named_parameters()}
+    for name, parameter in ours.named_parameters():
+        other = gradients.pop(names[name])
+        torch.testing.assert_close(parameter.grad, other)
+    assert not gradients
