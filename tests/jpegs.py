@@ -132,3 +132,60 @@ def photographs():
     with tarfile.open(SAMPLE) as tar:
         files = sorted((m for m in tar if m.isfile()), key=lambda m: m.name)
         return [tar.extractfile(member).read() for member in files]
+
+
+def write_baseline(components):
+    """A 4:4:4 or gray JPEG of these coefficients, which are as jpeg.coefficients() gives them: one
+    scan a component, and Huffman codes that are as long for one symbol as for another. Holds, and
+    then is no baseline JPEG, values of up to 15 bits."""
+    rows, columns = components[0].shape[:2]
+    ids = range(1, len(components) + 1)
+    sizes = (8 * rows).to_bytes(2, "big") + (8 * columns).to_bytes(2, "big")
+    frame = b"".join(bytes([i, 0x11, 0]) for i in ids)
+    parts = [
+        b"\xff\xd8\xff\xdb\0\x43\0" + bytes(range(1, 65)),
+        _segment(0xC0, b"\x08" + sizes + bytes([len(components)]) + frame),
+        _segment(0xC4, b"\0" + bytes([0] * 4 + [16] + [0] * 11) + bytes(range(16))),
+        _segment(0xC4, b"\x10" + bytes([0] * 7 + [255] + [0] * 8) + bytes(range(255))),
+    ]
+    for i, blocks in zip(ids, components, strict=True):
+        parts.append(_segment(0xDA, bytes([1, i, 0, 0, 63, 0])))
+        parts.append(pack_bits(_scan_bits(blocks.reshape(-1, 64))))
+    return b"".join(parts) + b"\xff\xd9"
+
+
+def pack_bits(bits):
+    bits += "1" * (-len(bits) % 8)
+    return int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
+
+
+def _segment(marker, body):
+    return bytes([0xFF, marker]) + (len(body) + 2).to_bytes(2, "big") + body
+
+
+def _scan_bits(blocks):
+    previous, bits = 0, []
+    for block in blocks[:, ZIGZAG].tolist():
+        bits.append(f"{_size(block[0] - previous):05b}" + _value_bits(block[0] - previous))
+        previous, zeros = block[0], 0
+        for value in block[1:]:
+            if value:
+                bits.append("11110000" * (zeros // 16))
+                bits.append(f"{zeros % 16 << 4 | _size(value):08b}" + _value_bits(value))
+            zeros = 0 if value else zeros + 1
+        bits.append("00000000" if zeros else "")
+    return "".join(bits)
+
+
+def _size(value):
+    return abs(value).bit_length()
+
+
+def _value_bits(value):
+    return f"{value + (value < 0) * ((1 << _size(value)) - 1):0{_size(value)}b}" if value else ""
+
+
+# The k-th coefficient of a block as stored is this one of its rows laid end to end.
+ZIGZAG = sorted(
+    range(64), key=lambda i: (i // 8 + i % 8, i // 8 if (i // 8 + i % 8) % 2 else i % 8)
+)

@@ -3,7 +3,9 @@
 
 #include <pybind11/stl.h>
 
+#include "coefficients.hpp"
 #include "decode.hpp"
+#include "transcode.hpp"
 
 namespace {
 

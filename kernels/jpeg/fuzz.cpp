@@ -15,6 +15,8 @@
 #include <thread>
 
 #include "batch.hpp"
+#include "coefficients.hpp"
+#include "transcode.hpp"
 
 using namespace fastselfie::jpeg;
 

@@ -8,6 +8,12 @@
 
 namespace fastselfie::jpeg {
 
+// T.81 figure 6: the k-th coefficient in zigzag order, in natural order.
+inline constexpr std::array<uint8_t, 64> kNaturalOrder = {
+    0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,  12, 19, 26, 33, 40, 48,
+    41, 34, 27, 20, 13, 6,  7,  14, 21, 28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23,
+    30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63};
+
 struct HuffmanSpec {
   bool defined = false;
   std::array<uint8_t, 16> counts{};    // codes of length 1..16
@@ -48,6 +54,10 @@ struct Header {
   int mcu_count() const { return mcus_per_row() * mcu_rows(); }
   Size component_size(const Component& c) const {
     return {ceil_div(size.width * c.h, h_max), ceil_div(size.height * c.v, v_max)};
+  }
+  Size component_blocks(const Component& c) const {  // those that hold samples
+    const Size samples = component_size(c);
+    return {ceil_div(samples.width, 8), ceil_div(samples.height, 8)};
   }
 };
 

@@ -1,68 +1,14 @@
-// The lossless transcode and the reading of coefficients: see libjpeg.hpp.
-#include <algorithm>
-#include <cstdlib>
+// The lossless transcode: see transcode.hpp.
+#include "transcode.hpp"
 
-#include "libjpeg.hpp"
-#include "libjpeg_session.hpp"
+#include <algorithm>
+
+#include "coefficients.hpp"
+#include "scan_reader.hpp"
+#include "scan_writer.hpp"
 
 namespace fastselfie::jpeg {
 namespace {
-
-class Source {
- public:
-  explicit Source(LibjpegErrors& errors) {
-    info_.err = errors.manager();
-    errors.guarded([&] { jpeg_create_decompress(&info_); });
-    info_.progress = errors.progress();
-  }
-  ~Source() { jpeg_destroy_decompress(&info_); }
-  Source(const Source&) = delete;
-  Source& operator=(const Source&) = delete;
-
-  jpeg_decompress_struct* operator->() { return &info_; }
-  jpeg_decompress_struct* get() { return &info_; }
-
-  // To be called inside guarded().
-  jvirt_barray_ptr* read(Bytes jpeg) {
-    jpeg_mem_src(&info_, jpeg.data, static_cast<unsigned long>(jpeg.size));
-    jpeg_read_header(&info_, TRUE);
-    return jpeg_read_coefficients(&info_);
-  }
-
- private:
-  jpeg_decompress_struct info_{};
-};
-
-class Sink {
- public:
-  explicit Sink(LibjpegErrors& errors, size_t expected_size) : own_(expected_size) {
-    info_.err = errors.manager();
-    bytes_ = own_.data();
-    size_ = static_cast<unsigned long>(own_.size());
-    errors.guarded([&] {
-      jpeg_create_compress(&info_);
-      jpeg_mem_dest(&info_, &bytes_, &size_);
-    });
-  }
-  ~Sink() {
-    jpeg_destroy_compress(&info_);
-    if (bytes_ != own_.data()) std::free(bytes_);
-  }
-  Sink(const Sink&) = delete;
-  Sink& operator=(const Sink&) = delete;
-
-  jpeg_compress_struct* operator->() { return &info_; }
-  jpeg_compress_struct* get() { return &info_; }
-  std::vector<uint8_t> bytes() const { return {bytes_, bytes_ + size_}; }
-
- private:
-  jpeg_compress_struct info_{};
-  // A first buffer of libjpeg's own would be freed as it grows, but `bytes_` moves on only at the
-  // end: an error in between would leave it dangling.
-  std::vector<uint8_t> own_;
-  unsigned char* bytes_ = nullptr;
-  unsigned long size_ = 0;
-};
 
 // 64 pixels: a crop then decodes 32 pixels too many at either side on average, and the markers cost
 // less than the optimised tables save.
@@ -76,11 +22,71 @@ int largest_divisor(int n, int at_most) {
 
 void require_baseline_possible(const Header& header) {
   if (header.color == ColorModel::kRgb) throw Error("unsupported: an RGB JPEG");
+  int blocks = 0;
   for (int i = 0; i < header.num_components; ++i) {
-    const int table = header.components[i].quant_table;
-    const auto& steps = header.quant[table];
+    const Component& c = header.components[i];
+    const auto& steps = header.quant[c.quant_table];
     if (std::any_of(steps.begin(), steps.end(), [](int step) { return step > 255; })) {
       throw Error("unsupported: 16-bit quantisation steps are not baseline");
+    }
+    blocks += c.h * c.v;
+  }
+  // A file whose scans are of one component each may have more.
+  if (blocks > 10) throw Error("bad sampling factors: more than 10 blocks an MCU");
+}
+
+// What Pillow and others tell the size on paper by.
+Jfif jfif_of(const jpeg_decompress_struct& info) {
+  const int x = info.X_density, y = info.Y_density;
+  const std::array<int, 7> values = {
+      info.JFIF_major_version, info.JFIF_minor_version, info.density_unit, x >> 8, x, y >> 8, y};
+  Jfif jfif;
+  std::copy(values.begin(), values.end(), jfif.begin());
+  return jfif;
+}
+
+// Tables may also come behind the first scan. A component's is null where no scan has it.
+void take_quant_tables(const jpeg_decompress_struct& info, Header& header) {
+  for (int i = 0; i < header.num_components; ++i) {
+    const int table = header.components[i].quant_table;
+    const JQUANT_TBL* const used = info.comp_info[i].quant_table;
+    const JQUANT_TBL* const last = info.quant_tbl_ptrs[table];
+    if (last == nullptr) throw Error("corrupt header: a quantisation table is missing");
+    if (used && !std::equal(used->quantval, used->quantval + 64, last->quantval)) {
+      throw Error("a quantisation table changes between two scans");
+    }
+    for (int k = 0; k < 64; ++k) header.quant[table][k] = last->quantval[kNaturalOrder[k]];
+  }
+}
+
+void add_block(const JCOEF* values, int component, Tokens& tokens) {
+  tokens.add_dc(component, values[0]);
+  int end = 1;  // behind the last value that is not zero
+  for (int k = 1; k < 64; ++k) {
+    if (const int value = values[kNaturalOrder[k]]) {
+      tokens.add_ac(component, k - end, value);
+      end = k + 1;
+    }
+  }
+  if (end < 64) tokens.add_end_of_block(component);
+}
+
+void add_all_blocks(CoefficientReader& libjpeg, const Header& header, Tokens& tokens) {
+  const BlockOrder order(header);
+  std::array<JBLOCKARRAY, kMaxComponents> rows{};
+  for (int mcu_y = 0; mcu_y < header.mcu_rows(); ++mcu_y) {
+    for (int i = 0; i < header.num_components; ++i) {
+      const int v = header.components[i].v;
+      rows[i] = libjpeg.rows(i, mcu_y * v, v);
+    }
+    for (int mcu_x = 0; mcu_x < header.mcus_per_row(); ++mcu_x) {
+      tokens.begin_mcu();
+      order.visit(
+          mcu_x, mcu_y,
+          [&](int i, int x, int y) {
+            add_block(rows[i][y - mcu_y * header.components[i].v][x], i, tokens);
+          },
+          [&](int i) { tokens.add_filler(i); });
     }
   }
 }
@@ -88,55 +94,28 @@ void require_baseline_possible(const Header& header) {
 }  // namespace
 
 std::vector<uint8_t> transcode(Bytes jpeg, int restart_mcus) {
-  const Header header = parse_header(jpeg);
+  Header header = parse_header(jpeg);
   if (restart_mcus == 0) restart_mcus = default_restart_mcus(header);
   if (restart_mcus < 1) throw Error("restart_mcus must be at least 1");
   require_baseline_possible(header);
-  LibjpegErrors errors;
-  Source source(errors);
-  Sink sink(errors, jpeg.size + 4096);
-  errors.guarded([&] {
-    jvirt_barray_ptr* const coefficients = source.read(jpeg);
-    jpeg_copy_critical_parameters(source.get(), sink.get());
-    // A lone component is never interleaved, so its factors mean nothing; 1x1 confuses nobody.
-    if (sink->num_components == 1) {
-      sink->comp_info[0].h_samp_factor = sink->comp_info[0].v_samp_factor = 1;
+  CoefficientReader libjpeg(jpeg, header);
+  const Jfif jfif = jfif_of(libjpeg.info());
+  const int interval = largest_divisor(header.mcus_per_row(), restart_mcus);
+  if (header.is_baseline()) {
+    try {
+      Tokens tokens(interval, 2 * jpeg.size);
+      read_scan(jpeg, header, tokens);
+      return write_jpeg(header, jfif, tokens);
+    } catch (const Error&) {
+      // libjpeg has the last word: it forgives a little, and says what is wrong with the rest.
     }
-    sink->optimize_coding = TRUE;
-    sink->restart_interval = largest_divisor(header.mcus_per_row(), restart_mcus);
-    jpeg_write_coefficients(sink.get(), coefficients);
-    jpeg_finish_compress(sink.get());
-    jpeg_finish_decompress(source.get());
-  });
-  return sink.bytes();
-}
-
-std::vector<Coefficients> read_coefficients(Bytes jpeg) {
-  const Header header = parse_header(jpeg);
-  LibjpegErrors errors;
-  Source source(errors);
-  std::vector<Coefficients> result(header.num_components);
-  jvirt_barray_ptr* arrays = nullptr;
-  errors.guarded([&] { arrays = source.read(jpeg); });
-  if (source->num_components != header.num_components) {
-    throw Error("libjpeg reads this file otherwise than expected");
   }
-  for (int i = 0; i < header.num_components; ++i) {
-    result[i].block_rows = static_cast<int>(source->comp_info[i].height_in_blocks);
-    result[i].block_columns = static_cast<int>(source->comp_info[i].width_in_blocks);
-    result[i].values.resize(size_t{64} * result[i].block_rows * result[i].block_columns);
-  }
-  errors.guarded([&] {
-    for (int i = 0; i < header.num_components; ++i) {
-      int16_t* out = result[i].values.data();
-      for (int row = 0; row < result[i].block_rows; ++row) {
-        auto info = reinterpret_cast<j_common_ptr>(source.get());
-        JBLOCKARRAY rows = source->mem->access_virt_barray(info, arrays[i], row, 1, FALSE);
-        out = std::copy_n(&rows[0][0][0], size_t{64} * result[i].block_columns, out);
-      }
-    }
-  });
-  return result;
+  libjpeg.read();
+  take_quant_tables(libjpeg.info(), header);
+  require_baseline_possible(header);
+  Tokens tokens(interval, 2 * jpeg.size);
+  add_all_blocks(libjpeg, header, tokens);
+  return write_jpeg(header, jfif, tokens);
 }
 
 }  // namespace fastselfie::jpeg
