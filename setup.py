@@ -27,7 +27,9 @@ host = Pybind11Extension(
     sorted(glob("kernels/host/*.cpp")),
     depends=glob("kernels/host/*.hpp"),
     cxx_std=17,
-    extra_compile_args=["-O3", "-Wall", "-Wextra"],
+    # OpenMP's library is the one that torch loads, so both share one pool of threads.
+    extra_compile_args=["-O3", "-fopenmp", "-Wall", "-Wextra"],
+    extra_link_args=["-fopenmp"],
 )
 
 setup(

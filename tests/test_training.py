@@ -79,7 +79,7 @@ def test_a_tiny_net_learns_eight_images_by_heart(tmp_path, machine):
         machine,
         data={"held_out": 0.2, "pad_mode": "none", "flip": False},
         model={"dropout": 0.0, "width": 8},
-        pretrain={"steps": 150, "lr": 0.05, "log_every": 10, "warmup_steps": 10, "eval_every": 150},
+        pretrain={"steps": 300, "lr": 0.05, "log_every": 10, "warmup_steps": 10, "eval_every": 300},
     )
     accuracy = [x["accuracy"] for x in read_log(tmp_path / "out" / "log.jsonl") if "accuracy" in x]
     assert accuracy[-1] == 1.0

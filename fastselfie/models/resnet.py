@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Literal
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from fastselfie.kernels.norm_relu import norm_relu
 
 Stem = Literal["imagenet", "cifar"]
 _EXPANSION = 4  # a bottleneck's output over its inner width
@@ -71,12 +72,12 @@ class Bottleneck(nn.Module):
         self.downsample = _Shortcut(inputs, outputs, stride) if changes else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norm1(x))
+        y = norm_relu(self.norm1, x)
         shortcut = x if self.downsample is None else self.downsample(y)
         y = self.conv1(y)
-        y = self.conv2(F.relu(self.norm2(y)))
-        y = self.conv3(F.relu(self.norm3(y)))
-        out: Tensor = y + shortcut
+        y = self.conv2(norm_relu(self.norm2, y))
+        y = self.conv3(norm_relu(self.norm3, y))
+        out: Tensor = y.add_(shortcut)  # a convolution does not keep its output
         return out
 
 
@@ -181,8 +182,7 @@ class ResNetV2(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, D): what the classifier sees."""
-        y: Tensor = F.relu(self.norm(self.stages(self.stem(x))))
-        return y.mean(dim=(2, 3))
+        return norm_relu(self.norm, self.stages(self.stem(x))).mean(dim=(2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = self.features(x)

@@ -1,9 +1,14 @@
-"""What the host does for a batch in C++: draws, and gathers of small images.
+"""What the host does for a batch in C++: draws, gathers of small images, batch norm with ReLU.
 
-Each is defined by a plain function in fastselfie.kernels.reference or numpy's indexing, and equals
-it to the bit.
+Draws and gathers equal fastselfie.kernels.reference and numpy's indexing to the bit; norm_relu
+equals torch's two operations but for rounding.
 """
 
-from fastselfie.kernels.host._host import gather_crops, uniform
+from fastselfie.kernels.host._host import (
+    gather_crops,
+    norm_relu_backward,
+    norm_relu_forward,
+    uniform,
+)
 
-__all__ = ["gather_crops", "uniform"]
+__all__ = ["gather_crops", "norm_relu_backward", "norm_relu_forward", "uniform"]

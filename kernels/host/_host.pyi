@@ -31,3 +31,41 @@ def gather_crops(
     Raises:
         ValueError: a wrong shape, or a crop outside of its image.
     """
+
+def norm_relu_forward(
+    x: npt.NDArray[np.float32],
+    weight: npt.NDArray[np.float32],
+    bias: npt.NDArray[np.float32],
+    epsilon: float,
+    threads: int,
+    mean: npt.NDArray[np.float32],
+    variance: npt.NDArray[np.float32],
+    y: npt.NDArray[np.float32],
+) -> None:
+    """y = max(0, batch norm of x), and the statistics of the batch; writes its last three.
+
+    x, y: (pixels, C), contiguous. The others: (C,). variance: biased. The result does not depend
+    on `threads`.
+
+    Raises:
+        ValueError: a wrong shape or dtype.
+    """
+
+def norm_relu_backward(
+    x: npt.NDArray[np.float32],
+    y: npt.NDArray[np.float32],
+    gradient: npt.NDArray[np.float32],
+    weight: npt.NDArray[np.float32],
+    mean: npt.NDArray[np.float32],
+    variance: npt.NDArray[np.float32],
+    epsilon: float,
+    threads: int,
+    grad_x: npt.NDArray[np.float32],
+    grad_weight: npt.NDArray[np.float32],
+    grad_bias: npt.NDArray[np.float32],
+) -> None:
+    """The gradients for x, weight and bias from `gradient`, that for y; writes its last three.
+
+    Raises:
+        ValueError: a wrong shape or dtype.
+    """

@@ -75,6 +75,51 @@ void py_gather_crops(const Array<uint8_t>& images, const Array<int64_t>& samples
   gather_crops(set, samples.data(), offsets.data(), flips.data(), count, size, pixels);
 }
 
+// The data of a contiguous float32 array of `size` numbers.
+float* floats(const py::array& array, py::ssize_t size, const char* name) {
+  require(py::isinstance<py::array_t<float>>(array) && (array.flags() & py::array::c_style) &&
+              array.size() == size,
+          std::string(name) + " is a contiguous float32 array of " + std::to_string(size));
+  return static_cast<float*>(const_cast<void*>(array.data()));
+}
+
+void py_norm_relu_forward(const py::array& x, const py::array& weight, const py::array& bias,
+                          double epsilon, int threads, const py::array& mean,
+                          const py::array& variance, const py::array& y) {
+  require(x.ndim() == 2 && x.size() > 0, "x has the wrong shape");
+  require(threads > 0, "threads must be at least 1");
+  const py::ssize_t channels = x.shape(1);
+  const Activations activations{floats(x, x.size(), "x"), x.shape(0), channels};
+  float* const statistics[] = {floats(mean, channels, "mean"),
+                               floats(variance, channels, "variance")};
+  const float* const affine[] = {floats(weight, channels, "weight"),
+                                 floats(bias, channels, "bias")};
+  float* const out = floats(y, x.size(), "y");
+  py::gil_scoped_release release;
+  norm_relu_forward(activations, affine[0], affine[1], epsilon, threads, statistics[0],
+                    statistics[1], out);
+}
+
+void py_norm_relu_backward(const py::array& x, const py::array& y, const py::array& gradient,
+                           const py::array& weight, const py::array& mean,
+                           const py::array& variance, double epsilon, int threads,
+                           const py::array& grad_x, const py::array& grad_weight,
+                           const py::array& grad_bias) {
+  require(x.ndim() == 2 && x.size() > 0, "x has the wrong shape");
+  require(threads > 0, "threads must be at least 1");
+  const py::ssize_t channels = x.shape(1);
+  const Activations activations{floats(x, x.size(), "x"), x.shape(0), channels};
+  const float* const inputs[] = {floats(y, x.size(), "y"), floats(gradient, x.size(), "gradient"),
+                                 floats(weight, channels, "weight"), floats(mean, channels, "mean"),
+                                 floats(variance, channels, "variance")};
+  float* const outputs[] = {floats(grad_x, x.size(), "grad_x"),
+                            floats(grad_weight, channels, "grad_weight"),
+                            floats(grad_bias, channels, "grad_bias")};
+  py::gil_scoped_release release;
+  norm_relu_backward(activations, inputs[0], inputs[1], inputs[2], inputs[3], inputs[4], epsilon,
+                     threads, outputs[0], outputs[1], outputs[2]);
+}
+
 }  // namespace
 }  // namespace fastselfie::host
 
@@ -86,4 +131,11 @@ PYBIND11_MODULE(_host, m) {
   // noconvert: a conversion would copy the whole set for each batch.
   m.def("gather_crops", &host::py_gather_crops, py::arg("images").noconvert(), py::arg("samples"),
         py::arg("offsets"), py::arg("flips"), py::arg("out"));
+  m.def("norm_relu_forward", &host::py_norm_relu_forward, py::arg("x"), py::arg("weight"),
+        py::arg("bias"), py::arg("epsilon"), py::arg("threads"), py::arg("mean"),
+        py::arg("variance"), py::arg("y"));
+  m.def("norm_relu_backward", &host::py_norm_relu_backward, py::arg("x"), py::arg("y"),
+        py::arg("gradient"), py::arg("weight"), py::arg("mean"), py::arg("variance"),
+        py::arg("epsilon"), py::arg("threads"), py::arg("grad_x"), py::arg("grad_weight"),
+        py::arg("grad_bias"));
 }

@@ -1,4 +1,4 @@
-// What the host does for a batch before the network sees it: draws, and gathers of small images.
+// What the host does for a batch in C++: draws, gathers of small images, batch norm with ReLU.
 #pragma once
 
 #include <cstddef>
@@ -21,5 +21,22 @@ struct ImageSet {
 // where flips[i]; to out (count, size, size, 3). The caller has checked that all lie inside.
 void gather_crops(const ImageSet& set, const int64_t* samples, const int64_t* offsets,
                   const bool* flips, size_t count, int64_t size, uint8_t* out);
+
+// Channels-last activations as a matrix: a row for each pixel of each image.
+struct Activations {
+  const float* values;
+  int64_t rows, channels;
+};
+
+// y = max(0, batch norm of x) in training: normalised by the mean and the variance (biased, as batch
+// norm has it) of each channel, which are results too, (channels,) each.
+void norm_relu_forward(const Activations& x, const float* weight, const float* bias, double epsilon,
+                       int threads, float* mean, float* variance, float* y);
+
+// The gradients for x, weight and bias, from that for y.
+void norm_relu_backward(const Activations& x, const float* y, const float* gradient,
+                        const float* weight, const float* mean, const float* variance,
+                        double epsilon, int threads, float* grad_x, float* grad_weight,
+                        float* grad_bias);
 
 }  // namespace fastselfie::host

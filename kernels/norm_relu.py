@@ -1,0 +1,109 @@
+"""Batch norm and ReLU in one pass for training on a CPU: C++, see kernels/host/norm_relu.cpp.
+
+On a GPU torch.compile fuses the two with what is around them; eager torch on a CPU does not, and
+there they and the copies between them are a third of a step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastselfie.kernels.host import norm_relu_backward, norm_relu_forward
+
+
+def norm_relu(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """relu(norm(x)), whose running statistics it updates as the module does.
+
+    x: (B, C, H, W). One fused kernel where x is float32, channels-last and on a CPU and the norm is
+    in training; else the two operations. The results differ by rounding alone.
+    """
+    if not _fuses(norm, x):
+        return F.relu(norm(x))
+    y: Tensor
+    y, mean, variance = _NormReLU.apply(x, norm.weight, norm.bias, norm.eps)  # type: ignore[no-untyped-call]
+    if norm.track_running_stats:
+        _count(norm, mean, variance, x.numel() // x.shape[1])
+    return y
+
+
+def _fuses(norm: nn.BatchNorm2d, x: Tensor) -> bool:
+    return (
+        # Neither traced for compilation nor fake, as in the memory estimate.
+        type(x) is Tensor
+        and not torch.compiler.is_compiling()
+        and type(norm) is nn.BatchNorm2d
+        and norm.training
+        and x.device.type == "cpu"
+        and x.dtype == norm.weight.dtype == torch.float32
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and x.numel() > x.shape[1]  # of one value there is no variance: the module says so
+    )
+
+
+def _count(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) -> None:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+    momentum = norm.momentum
+    if momentum is None:
+        momentum = 1.0 / float(norm.num_batches_tracked)
+    norm.running_mean.lerp_(mean, momentum)
+    norm.running_var.lerp_(variance * (count / (count - 1)), momentum)
+
+
+class _NormReLU(torch.autograd.Function):
+    """(x, weight, bias, epsilon) -> y, mean (C,), biased variance (C,)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        y = torch.empty_like(x)
+        mean, variance = torch.empty_like(weight), torch.empty_like(bias)
+        norm_relu_forward(
+            _array(x),
+            _array(weight),
+            _array(bias),
+            epsilon,
+            torch.get_num_threads(),
+            _array(mean),
+            _array(variance),
+            _array(y),
+        )
+        ctx.save_for_backward(x, y, weight, mean, variance)
+        ctx.epsilon = epsilon
+        ctx.mark_non_differentiable(mean, variance)
+        return y, mean, variance
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, weight, mean, variance = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        grad_x, grad_weight, grad_bias = map(torch.empty_like, (x, weight, weight))
+        norm_relu_backward(
+            _array(x),
+            _array(y),
+            _array(gradient),
+            _array(weight),
+            _array(mean),
+            _array(variance),
+            ctx.epsilon,
+            torch.get_num_threads(),
+            _array(grad_x),
+            _array(grad_weight),
+            _array(grad_bias),
+        )
+        return grad_x, grad_weight, grad_bias, None
+
+
+def _array(tensor: Tensor) -> Any:
+    """A view as numpy has it; of activations a matrix of pixels by channels."""
+    if tensor.dim() == 4:
+        tensor = tensor.permute(0, 2, 3, 1).flatten(0, 2)
+    return tensor.detach().numpy()
