@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastselfie.config import Config
 from fastselfie.data.loaders import Batch, Loader
 from fastselfie.device import Machine
-from fastselfie.kernels.reference import patchify
+from fastselfie.kernels.patchify import patchify
 from fastselfie.models.resnet import ResNetV2
 from fastselfie.models.selfie import Selfie
 

@@ -53,9 +53,13 @@ def patchify(
     ordered = patches[torch.arange(b, device=images.device)[:, None], order]
     # float32 before the cast: half precision cannot hold 255 levels / std exactly.
     working = torch.promote_types(dtype, torch.float32)
-    scale = (1.0 / (255.0 * std.to(working))).to(images.device)
-    offset = (-mean.to(working) / std.to(working)).to(images.device)
+    scale, offset = (v.to(images.device) for v in scale_and_offset(mean, std, working))
     return (ordered.to(working) * scale + offset).to(dtype).permute(0, 1, 4, 2, 3)
+
+
+def scale_and_offset(mean: Tensor, std: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """What a level 0..255 is multiplied by, and what is added then: (C,) each."""
+    return 1.0 / (255.0 * std.to(dtype)), -mean.to(dtype) / std.to(dtype)
 
 
 def distractor_scores(

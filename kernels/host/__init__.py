@@ -1,14 +1,15 @@
-"""What the host does for a batch in C++: draws, gathers of small images, batch norm with ReLU.
+"""What the host does for a batch in C++: draws, gathers, patches, batch norm with ReLU.
 
-Draws and gathers equal fastselfie.kernels.reference and numpy's indexing to the bit; norm_relu
-equals torch's two operations but for rounding.
+Draws, gathers and patches equal fastselfie.kernels.reference and numpy's indexing to the bit;
+norm_relu equals torch's two operations but for rounding.
 """
 
 from fastselfie.kernels.host._host import (
     gather_crops,
     norm_relu_backward,
     norm_relu_forward,
+    patchify,
     uniform,
 )
 
-__all__ = ["gather_crops", "norm_relu_backward", "norm_relu_forward", "uniform"]
+__all__ = ["gather_crops", "norm_relu_backward", "norm_relu_forward", "patchify", "uniform"]

@@ -32,6 +32,25 @@ def gather_crops(
         ValueError: a wrong shape, or a crop outside of its image.
     """
 
+def patchify(
+    images: npt.NDArray[np.uint8],
+    flips: npt.NDArray[np.bool_],
+    order: npt.NDArray[np.int64],
+    side: int,
+    scale: npt.NDArray[np.float32],
+    offset: npt.NDArray[np.float32],
+    threads: int,
+    out: npt.NDArray[np.float32] | npt.NDArray[np.uint16],
+) -> None:
+    """out[b, k] = level x scale + offset of the patch at place order[b, k] of image b.
+
+    images: (B, H, W, 3), contiguous. flips: (B,), mirrored before they are cut. order: (B, N).
+    side: P. scale, offset: (3,). out: (B, N, P, P, 3) float32, or uint16 for bfloat16's bits.
+
+    Raises:
+        ValueError: a wrong shape or dtype, or a place outside of the grid.
+    """
+
 def norm_relu_forward(
     x: npt.NDArray[np.float32],
     weight: npt.NDArray[np.float32],

@@ -75,6 +75,33 @@ void py_gather_crops(const Array<uint8_t>& images, const Array<int64_t>& samples
   gather_crops(set, samples.data(), offsets.data(), flips.data(), count, size, pixels);
 }
 
+void py_patchify(const Array<uint8_t>& images, const Array<bool>& flips,
+                 const Array<int64_t>& order, py::ssize_t side, const Array<float>& scale,
+                 const Array<float>& offset, int threads, const py::array& out) {
+  require(images.ndim() == 4 && images.shape(3) == 3, "images has the wrong shape");
+  const ImageSet set{images.data(), images.shape(0), images.shape(1), images.shape(2)};
+  require(side > 0 && set.height % side == 0 && set.width % side == 0,
+          "side must divide the image");
+  require(threads > 0, "threads must be at least 1");
+  require_shape(flips, {images.shape(0)}, "flips");
+  require(order.ndim() == 2 && order.shape(0) == images.shape(0), "order has the wrong shape");
+  require_below(order.data(), order.size(), 1, (set.height / side) * (set.width / side), "order");
+  require_shape(scale, {3}, "scale");
+  require_shape(offset, {3}, "offset");
+  const bool half = py::isinstance<py::array_t<uint16_t>>(out);
+  require((half || py::isinstance<py::array_t<float>>(out)) &&
+              (out.flags() & py::array::c_style) && out.writeable() &&
+              out.size() == order.size() * side * side * 3,
+          "out is a writeable, contiguous array (B, N, P, P, 3), float32 or uint16 for bfloat16");
+  const auto run = [&](auto* numbers) {
+    py::gil_scoped_release release;
+    patchify(set, flips.data(), order.data(), order.shape(1), side, scale.data(), offset.data(),
+             threads, numbers);
+  };
+  void* const numbers = const_cast<void*>(out.data());
+  half ? run(static_cast<uint16_t*>(numbers)) : run(static_cast<float*>(numbers));
+}
+
 // The data of a contiguous float32 array of `size` numbers.
 float* floats(const py::array& array, py::ssize_t size, const char* name) {
   require(py::isinstance<py::array_t<float>>(array) && (array.flags() & py::array::c_style) &&
@@ -131,6 +158,9 @@ PYBIND11_MODULE(_host, m) {
   // noconvert: a conversion would copy the whole set for each batch.
   m.def("gather_crops", &host::py_gather_crops, py::arg("images").noconvert(), py::arg("samples"),
         py::arg("offsets"), py::arg("flips"), py::arg("out"));
+  m.def("patchify", &host::py_patchify, py::arg("images").noconvert(), py::arg("flips"),
+        py::arg("order"), py::arg("side"), py::arg("scale"), py::arg("offset"), py::arg("threads"),
+        py::arg("out"));
   m.def("norm_relu_forward", &host::py_norm_relu_forward, py::arg("x"), py::arg("weight"),
         py::arg("bias"), py::arg("epsilon"), py::arg("threads"), py::arg("mean"),
         py::arg("variance"), py::arg("y"));

@@ -2,22 +2,9 @@
 #include <cstring>
 
 #include "host.hpp"
+#include "pixels.hpp"
 
 namespace fastselfie::host {
-namespace {
-
-// A row of `size` pixels of 3 bytes, backwards.
-void copy_mirrored(const uint8_t* row, int64_t size, uint8_t* out) {
-  const uint8_t* pixel = row + 3 * (size - 1);
-  std::memcpy(out, pixel, 3);
-  // Four bytes are one move where three are two. The fourth lands on the next pixel's place, which
-  // is written next; the first and the last pixel have no such neighbour to read or to write.
-  for (int64_t k = 1; k < size - 1; ++k) std::memcpy(out + 3 * k, pixel - 3 * k, 4);
-  std::memcpy(out + 3 * (size - 1), row, 3);
-}
-
-}  // namespace
-
 void gather_crops(const ImageSet& set, const int64_t* samples, const int64_t* offsets,
                   const bool* flips, size_t count, int64_t size, uint8_t* out) {
   const int64_t stride = 3 * set.width;

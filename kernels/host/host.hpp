@@ -1,4 +1,5 @@
-// What the host does for a batch in C++: draws, gathers of small images, batch norm with ReLU.
+// What the host does for a batch in C++: draws, gathers of small images,
+// patches, batch norm with ReLU.
 #pragma once
 
 #include <cstddef>
@@ -21,6 +22,13 @@ struct ImageSet {
 // where flips[i]; to out (count, size, size, 3). The caller has checked that all lie inside.
 void gather_crops(const ImageSet& set, const int64_t* samples, const int64_t* offsets,
                   const bool* flips, size_t count, int64_t size, uint8_t* out);
+
+// Patch order[b, k] of image b, mirrored beforehand where flips[b], to out (n, patches, side, side,
+// 3): level x scale + offset, as float or (uint16_t) bfloat16. `order` is (n, patches), numbers of
+// places row by row over the grid; the caller has checked them.
+template <typename Number>
+void patchify(const ImageSet& images, const bool* flips, const int64_t* order, int64_t patches,
+              int64_t side, const float* scale, const float* offset, int threads, Number* out);
 
 // Channels-last activations as a matrix: a row for each pixel of each image.
 struct Activations {

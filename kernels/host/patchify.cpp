@@ -1,0 +1,63 @@
+// Normalise, flip, cut into patches and put in order, in one pass over the bytes of the images.
+#include <cstring>
+#include <vector>
+
+#include "host.hpp"
+#include "pixels.hpp"
+
+namespace fastselfie::host {
+namespace {
+
+void store(float value, float& out) { out = value; }
+
+// bfloat16: the upper half of a float, rounded to nearest, ties to even. Pixels are never NaN.
+void store(float value, uint16_t& out) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  out = static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+
+}  // namespace
+
+template <typename Number>
+void patchify(const ImageSet& images, const bool* flips, const int64_t* order, int64_t patches,
+              int64_t side, const float* scale, const float* offset, int threads, Number* out) {
+  const int64_t columns = images.width / side, row_bytes = 3 * side;
+  // A row of factors as long as a row of a patch, so that the innermost loop is one plain sweep.
+  std::vector<float> scales(row_bytes), offsets(row_bytes);
+  for (int64_t i = 0; i < row_bytes; ++i) {
+    scales[i] = scale[i % 3];
+    offsets[i] = offset[i % 3];
+  }
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<uint8_t> mirrored(row_bytes);
+#pragma omp for schedule(static)
+    for (int64_t item = 0; item < images.n * patches; ++item) {
+      const int64_t image = item / patches;
+      const int64_t top = order[item] / columns * side;
+      const int64_t column = order[item] % columns;
+      const int64_t left = side * (flips[image] ? columns - 1 - column : column);
+      for (int64_t y = 0; y < side; ++y) {
+        const uint8_t* row =
+            images.pixels + ((image * images.height + top + y) * images.width + left) * 3;
+        if (flips[image]) {
+          copy_mirrored(row, side, mirrored.data());
+          row = mirrored.data();
+        }
+        Number* const target = out + (item * side + y) * row_bytes;
+#pragma omp simd
+        for (int64_t i = 0; i < row_bytes; ++i) {
+          store(static_cast<float>(row[i]) * scales[i] + offsets[i], target[i]);
+        }
+      }
+    }
+  }
+}
+
+template void patchify(const ImageSet&, const bool*, const int64_t*, int64_t, int64_t, const float*,
+                       const float*, int, float*);
+template void patchify(const ImageSet&, const bool*, const int64_t*, int64_t, int64_t, const float*,
+                       const float*, int, uint16_t*);
+
+}  // namespace fastselfie::host
