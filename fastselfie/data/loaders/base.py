@@ -61,6 +61,16 @@ class Batch:
     order: Tensor
     index: Index
 
+    def hand_over(self, stream: torch.cuda.Stream) -> None:
+        """Let the current stream use what `stream` makes.
+
+        The host runs ahead of the step, so this batch travels while the one before it trains.
+        """
+        current = torch.cuda.current_stream(stream.device)
+        current.wait_stream(stream)
+        for tensor in (self.images, self.labels, self.flip, self.order):
+            tensor.record_stream(current)  # its memory stays until the step is done with it
+
     def split(self, size: int) -> Iterator[Batch]:
         """Micro-batches of `size` images, views of this one."""
         for start in range(0, len(self.images), size):
@@ -177,10 +187,21 @@ class Loader(ABC):
         self, plan: Callable[[], Iterator[Index]], *, augment: bool, patches: int
     ) -> Generator[Batch]:
         # The plan is walked twice: a loader reads ahead of what is delivered.
+        stream: torch.cuda.Stream | None = None
+        if self.device.type == "cuda":
+            stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         with closing(self.load(plan(), augment)) as loaded:
-            for pixels, index in zip(loaded, plan(), strict=False):
-                flips = augment and not pixels.flipped
-                yield self._finish(*self._without_failures(pixels, index), flips, patches)
+            pairs = zip(loaded, plan(), strict=False)
+            while True:
+                with torch.cuda.stream(stream):  # does nothing where it is None
+                    pixels, index = next(pairs, (None, None))
+                    if pixels is None or index is None:
+                        return
+                    flips = augment and not pixels.flipped
+                    batch = self._finish(*self._without_failures(pixels, index), flips, patches)
+                if stream is not None:
+                    batch.hand_over(stream)
+                yield batch
 
     def _without_failures(self, pixels: Pixels, index: Index) -> tuple[Tensor, Tensor, Index]:
         """Under on_error: skip, a failed row becomes a copy of the next good one of its batch.
@@ -234,5 +255,6 @@ class Loader(ABC):
 
     def _send(self, tensor: Tensor) -> Tensor:
         if self.device.type == "cuda" and tensor.device.type == "cpu":
+            # Does nothing to what a loader has put into pinned memory already.
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor

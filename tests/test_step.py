@@ -1,0 +1,147 @@
+"""The training step: what it waits for, and the switches that change how fast it is, not what."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_config
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastselfie.data.loaders import build_loader
+from fastselfie.data.sources import open_dataset
+from fastselfie.device import choose_machine
+from fastselfie.errors import UserError
+from fastselfie.memory import estimate_pretraining
+from fastselfie.optim import build_optimizer
+from fastselfie.pretrain import build_pretraining
+
+
+def train(folder, machine, steps, nudge=0.0, **sections):
+    """The losses of some steps and the weights after them. nudge: added to the first weight."""
+    config = tiny_config(data={"train": str(folder)}, **sections)
+    model, _, step = build_pretraining(config, machine)
+    with torch.no_grad():
+        next(model.parameters())[0, 0, 0, 0] += nudge
+    loader = build_loader(open_dataset(config.data).train, config.data, 0, machine.device)
+    losses = []
+    with closing(loader.train(0, 8, config.patches)) as batches:
+        for number, batch in enumerate(islice(batches, steps)):
+            step(number, batch)
+            losses.append(step.read().loss)
+    return losses, model.state_dict()
+
+
+class _Waits(TorchDispatchMode):
+    """Counts the operations that bring a value to the host, and so wait for the device."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal",
+             "masked_select", "_unique2")  # fmt: skip
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, operation, types, arguments=(), named=None):
+        name = operation.overloadpacket.__name__
+        self.count += name in self.NAMES
+        return operation(*arguments, **(named or {}))
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_a_step_waits_for_nothing_but_a_reading(image_folder, machine, clip):
+    config = tiny_config(data={"train": str(image_folder)}, pretrain={"clip_grad_norm": clip})
+    step = build_pretraining(config, machine).step
+    loader = build_loader(open_dataset(config.data).train, config.data, 0, machine.device)
+    batches = loader.train(0, 8, config.patches)
+    step(0, next(batches))  # the optimiser's state is made
+    batch = next(batches)
+    if machine.device.type == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        with _Waits() as waits:
+            step(1, batch)
+    finally:
+        if machine.device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    assert waits.count == 0
+    with waits:
+        step.read()
+    assert waits.count > 0
+    batches.close()
+
+
+def test_checkpointing_keeps_less_and_learns_the_same(image_folder, machine):
+    def kept(checkpointed):
+        config = tiny_config(runtime={"activation_checkpointing": checkpointed})
+        return estimate_pretraining(config, machine.precision).per_image
+
+    assert kept(True) < 0.5 * kept(False)
+    final = {}
+    for checkpointed in (False, True):
+        options = {"runtime": {"activation_checkpointing": checkpointed}}
+        final[checkpointed] = train(image_folder, machine, 4, **options)
+    assert final[False][0] == final[True][0]
+    # Batch statistics too: the second forward pass must not count them again.
+    for name, value in final[False][1].items():
+        assert torch.equal(value, final[True][1][name]), name
+
+
+def test_the_compiled_step_gives_the_same_losses(image_folder, machine):
+    """Its sums are rounded in another order, and training multiplies what that changes: by as much
+    as it does after one weight of the stem is moved by a rounding, measured here."""
+    options = {"pretrain": {"steps": 20, "lr": 0.01}, "model": {"dropout": 0.0}}
+    eager, _ = train(image_folder, machine, 20, **options)
+    compiled, _ = train(image_folder, replace(machine, compile="default"), 20, **options)
+    nudged = [train(image_folder, machine, 20, nudge, **options)[0] for nudge in (1e-7, -1e-6)]
+    drift = np.maximum(*(np.abs(np.subtract(other, eager)) for other in nudged))
+    allowed = 4 * np.maximum.accumulate(drift) + 4 * np.finfo(np.float32).eps * np.abs(eager)
+    assert (np.abs(np.subtract(compiled, eager)) <= allowed).all()
+
+
+@pytest.mark.parametrize(
+    ("runtime", "named"),
+    [
+        ({"cuda_graphs": True, "compile": "default"}, "runtime.cuda_graphs"),
+        ({"compile": "default"}, "C[+][+] compiler no-such-compiler"),
+    ],
+)
+def test_what_the_machine_cannot_do_is_said(monkeypatch, runtime, named):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match=named):
+        choose_machine(tiny_config(runtime={"device": "cpu", **runtime}).runtime)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "named"),
+    [
+        ({"cuda_graphs": True}, "needs runtime.compile"),
+        ({"activation_checkpointing": True, "compile": "default"}, "runtime.compile does not go"),
+    ],
+)
+def test_switches_that_exclude_each_other_are_refused(runtime, named):
+    with pytest.raises(ValueError, match=named):
+        tiny_config(runtime=runtime)
+
+
+def test_a_bare_off_is_no_boolean():
+    """YAML 1.1 reads it as false."""
+    assert tiny_config(runtime={"compile": False}).runtime.compile == "off"
+
+
+def test_apex_is_asked_for_by_its_name(monkeypatch, tmp_path):
+    model, settings = torch.nn.Linear(2, 2), tiny_config().pretrain
+    with pytest.raises(UserError, match="apex, which is not installed"):
+        build_optimizer(model, settings, "apex")
+    # The package of that name on PyPI is another one.
+    (tmp_path / "apex").mkdir()
+    (tmp_path / "apex" / "__init__.py").touch()
+    (tmp_path / "apex-0.9.10.dist-info").mkdir()
+    (tmp_path / "apex-0.9.10.dist-info" / "METADATA").write_text("Name: apex\nVersion: 0.9.10\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"the apex 0.9.10 that is installed is not NVIDIA's"):
+        build_optimizer(model, settings, "apex")
