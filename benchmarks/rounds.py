@@ -63,7 +63,8 @@ class _Failure(NamedTuple):
 class Round:
     """cpu: seconds, of the whole process tree. idle_cpu: what it used of a core in the pause
     before. others_cpu: cores that the rest of the machine used meanwhile. peak_mb: the greatest
-    resident size of each process, summed; pss_mb: now, shared pages counted once."""
+    resident size of each process, summed; pss_mb: now, shared pages counted once; gpu_mb: the most
+    that torch had allocated on a GPU."""
 
     images: int
     seconds: float
@@ -72,6 +73,7 @@ class Round:
     others_cpu: float
     peak_mb: float
     pss_mb: float
+    gpu_mb: float
 
     @property
     def rate(self) -> float:
@@ -194,7 +196,7 @@ def _round(stream: Generator[Any], job: Job, seconds: float, paused: tuple[float
         spent = time.perf_counter() - begun
     cpu = tree_cpu(pid) - cpu
     others = max(0.0, _machine_cpu() - machine - cpu) / spent
-    return Round(count, spent, cpu, idle_cpu, others, *_memory_mb(pid))
+    return Round(count, spent, cpu, idle_cpu, others, *_memory_mb(pid), _gpu_mb())
 
 
 def _settle() -> tuple[float, float]:
@@ -251,6 +253,13 @@ def _memory_mb(pid: int) -> tuple[float, float]:
         except OSError:
             continue
     return peak / 1024, pss / 1024
+
+
+def _gpu_mb() -> float:
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return 0.0
+    return float(torch.cuda.max_memory_allocated()) / 1e6
 
 
 def _field(path: Path, name: str) -> int:

@@ -96,6 +96,7 @@ def main() -> None:
             "images_per_s": spread([r.rate for r in rounds]),
             "cpu_ms_per_image": spread([r.cpu_ms for r in rounds])["median"],
             "peak_rss_mb": round(max(r.peak_mb for r in rounds), 1),
+            "peak_gpu_mb": round(max(r.gpu_mb for r in rounds), 1),
             "model_gflops_per_s": spread([r.rate * facts["gflop_per_image"] for r in rounds]),
             "others_cpu": spread([r.others_cpu for r in rounds])["median"],
         }

@@ -17,7 +17,7 @@ from fastselfie.config import Config
 from fastselfie.configfile import load_config
 from fastselfie.data.loaders import Batch, SyntheticLoader
 from fastselfie.data.sources import open_dataset
-from fastselfie.device import choose_machine
+from fastselfie.device import Machine, choose_machine
 from fastselfie.models.selfie import Selfie
 from fastselfie.optim import learning_rate
 from fastselfie.pretrain import build_pretraining
@@ -95,8 +95,8 @@ def facts(job: StepJob, side: int) -> dict[str, Any]:
     """What holds for all contenders: work an image, the machine's own rate, both codes' losses.
 
     gflop_per_image: forward and backward by torch's counter, 2 a multiply-add. matmul_gflops_per_s:
-    of a float32 product of two side x side matrices, the best of ten. losses: of ours and of the
-    straightforward code, dropout off, from the same weights on the same batch.
+    of a product of two side x side matrices in the config's precision, the best of ten. losses: of
+    ours and of the straightforward code, dropout off, from the same weights on the same batch.
     """
     config = load_config(job.config, [*job.overrides, "model.dropout=0.0"])
     machine = choose_machine(config.runtime)
@@ -107,20 +107,21 @@ def facts(job: StepJob, side: int) -> dict[str, Any]:
     theirs.load_state_dict({names[name]: value for name, value in model.state_dict().items()})
     batch: Batch = next(_batches(config, machine.device))
     with FlopCounterMode(display=False) as counter:
-        loss, _ = model(pixels.patches(batch), batch.order)
+        with machine.autocast():
+            loss, _ = model(pixels.patches(batch), batch.order)
         loss.backward()
     mean, std = (torch.tensor(v, device=machine.device) for v in (config.data.mean,
                                                                   config.data.std))  # fmt: skip
     plain = theirs(normalised(batch.images, batch.flip, mean, std), batch.order)
     return {
         "gflop_per_image": round(counter.get_total_flops() / len(batch.images) / 1e9, 3),
-        "matmul_gflops_per_s": round(_matmul_rate(machine.device, side) / 1e9, 1),
-        "losses": {"ours": float(loss), BASELINE: float(plain)},
+        "matmul_gflops_per_s": round(_matmul_rate(machine, side) / 1e9, 1),
+        "losses": {"ours": float(loss.detach()), BASELINE: float(plain.detach())},
     }
 
 
-def _matmul_rate(device: torch.device, side: int) -> float:
-    a, b = torch.randn(2, side, side, device=device)
+def _matmul_rate(machine: Machine, side: int) -> float:
+    a, b = torch.randn(2, side, side, device=machine.device, dtype=machine.precision.dtype)
     best = float("inf")
     for _ in range(10):
         begun = time.perf_counter()

@@ -117,7 +117,7 @@ class StraightforwardSelfie(nn.Module):
         u = self.encoder(torch.cat([first, visible], dim=1))[:, :1]
         queries = u + located[:, -masked:]
         scores = torch.bmm(queries, h_bnd[:, -masked:].transpose(1, 2)) * self.shape.scale
-        right = torch.arange(masked).repeat(b)
+        right = torch.arange(masked, device=scores.device).repeat(b)
         return F.cross_entropy(scores.flatten(0, 1), right)
 
 
