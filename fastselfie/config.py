@@ -215,6 +215,11 @@ class RuntimeConfig(_Section):
     )
     channels_last: bool = Field(True, description="NHWC memory format of the convolutions")
     threads: PositiveInt | None = Field(None, description="CPU threads of torch; null: its choice")
+    kernels: Literal["auto", "reference", "triton"] = Field(
+        "auto",
+        description="of the distractor score; auto: Triton on a GPU where it is installed, else "
+        "reference, plain torch",
+    )
 
 
 class Config(_Section):
