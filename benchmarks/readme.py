@@ -94,6 +94,27 @@ def loaders(results: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def kernels(result: dict[str, Any]) -> str:
+    """Bytes of the distractor score by its model, and what its programs compile to."""
+    lines = [
+        "| distractor score, D = 1024, bfloat16 | bytes an image at the least | distinct | "
+        "read and written in all | plain torch | registers, spilled bytes |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in result["traffic"]:
+        shape, times = row["shape"], row["times_model"]
+        compiled = [r for r in result["resources"] if r["shape"] == shape["name"]]
+        usage = "; ".join(
+            f"{r['target']}: {r['registers']}, {r['spilled_bytes']}" for r in compiled
+        )
+        form = "rows + columns" if shape["row_column"] else "one vector a location"
+        cells = [f"M = {shape['m']}, {form}", f"{row['model_bytes'] / shape['b'] / 1024:.0f} KiB",
+                 f"{times['distinct']:.2f} times", f"{times['launch'] + times['sums']:.2f} times",
+                 f"{times['reference']:.1f} times", usage]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _conditions(result: dict[str, Any]) -> str:
     machine, protocol = result["environment"], result["protocol"]
     ours = next(iter(protocol["loaders"].values()))
@@ -123,6 +144,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "quickstart": lambda: quickstart(_read("quickstart")),
     "throughput": lambda: throughput(_throughput()),
     "loaders": lambda: loaders(_throughput()),
+    "kernels": lambda: kernels(_read("kernels")),
 }
 
 

@@ -229,6 +229,11 @@ class RuntimeConfig(_Section):
         False, description="keep only each block's input of P, and compute the block again backward"
     )
     threads: PositiveInt | None = Field(None, description="CPU threads of torch; null: its choice")
+    kernels: Literal["auto", "reference", "triton"] = Field(
+        "auto",
+        description="of the distractor score; auto: Triton on a GPU where it is installed, else "
+        "reference, plain torch",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> RuntimeConfig:

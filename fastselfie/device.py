@@ -13,6 +13,7 @@ from torch import nn
 
 from fastselfie.config import RuntimeConfig
 from fastselfie.errors import UserError
+from fastselfie.kernels.distractor_score import unavailable
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ def choose_machine(runtime: RuntimeConfig) -> Machine:
         UserError: the machine has not what is asked for.
     """
     device, why = choose_device(runtime)
+    if runtime.kernels == "triton" and (reason := unavailable(device)):
+        raise UserError(f"runtime.kernels: {reason}")
     if runtime.threads is not None:
         torch.set_num_threads(runtime.threads)
     precision = choose_precision(runtime, device)

@@ -70,6 +70,7 @@ def examine() -> list[Finding]:
         _package("matplotlib", "the curves of report.html", "pip install 'fastselfie[report]'"),
         _package("tensorboard", "TensorBoard logs", "pip install 'fastselfie[report]'"),
         _package("ffcv", "data.loader ffcv", INSTALL["ffcv"]),
+        _package("triton", "the fused kernel on a GPU", "pip install 'fastselfie[triton]'"),
         _package("dali", "data.loader dali", INSTALL["dali"], module="nvidia.dali"),
     ]
     return findings

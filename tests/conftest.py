@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 # As the command line does, and before torch is imported: see fastselfie.cli.main.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Triton programs run in the interpreter; read when triton is imported.
+os.environ["TRITON_INTERPRET"] = "1"
 
 import numpy as np
 import pytest

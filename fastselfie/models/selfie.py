@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fastselfie.config import Config
-from fastselfie.kernels.reference import distractor_score, distractor_scores
+from fastselfie.kernels.distractor_score import distractor_score, summed
+from fastselfie.kernels.reference import distractor_scores
 from fastselfie.models.pooling import AttentionPooling
 from fastselfie.models.resnet import ResNetV2
 
@@ -32,10 +33,12 @@ class Positions(nn.Module):
         for parameter in self.parameters():
             nn.init.normal_(parameter, std=std)
 
+    def vectors(self) -> Tensor | tuple[Tensor, Tensor]:
+        """The table, or rows and columns, as `distractor_score` takes them."""
+        return self.table if hasattr(self, "table") else (self.rows, self.columns)
+
     def forward(self) -> Tensor:
-        if hasattr(self, "table"):
-            return self.table
-        return (self.rows[:, None] + self.columns[None]).flatten(0, 1)
+        return summed(self.vectors())
 
 
 class Encoded(NamedTuple):
@@ -59,6 +62,7 @@ class Selfie(nn.Module):
         width = model.embedding_width
         self.masked = config.masked
         self.encoder_positions = model.encoder_positions
+        self.kernels = config.runtime.kernels
         self.scale = width**-0.5 if model.logit_scale == "inverse_sqrt" else 1.0
         self.patch_network = build_patch_network(config)
         self.pooling = AttentionPooling(
@@ -79,8 +83,9 @@ class Selfie(nn.Module):
         return Encoded(self.pooling(seen), h_bnd[:, visible:], positions)
 
     def forward(self, patches: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
-        u, h, positions = self.encode(patches, order)
-        return distractor_score(u, h, positions, order[:, -self.masked :], self.scale)
+        u, h, _ = self.encode(patches, order)
+        locations = order[:, -self.masked :]
+        return distractor_score(u, h, self.positions.vectors(), locations, self.scale, self.kernels)
 
     def scores(self, patches: Tensor, order: Tensor) -> Tensor:
         """(B, M, M): masked locations by candidates, for evaluation and pictures."""

@@ -55,6 +55,22 @@ def small():
     return Selfie(tiny_config()).double().eval(), inputs(tiny_config(), 3)
 
 
+@pytest.mark.parametrize("positions", ["learned", "row_column"])
+def test_the_fused_loss_trains_like_the_reference(positions):
+    """To float32: a convolution's gradient sums some hundred terms, each within a few 2^-24."""
+    found = []
+    for kernels in ("reference", "triton"):
+        config = tiny_config(model={"positions": positions}, runtime={"kernels": kernels})
+        torch.manual_seed(0)
+        model = Selfie(config)
+        loss, correct = model.eval()(*inputs(config, 3))
+        loss.backward()
+        found.append([loss, correct, *(p.grad for p in model.parameters())])
+    for plain, fused in zip(*found, strict=True):
+        scale = max(plain.abs().max().item(), 1e-3)
+        torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4 * scale)
+
+
 def test_shuffling_masked_patches_with_their_locations_keeps_the_loss(small):
     model, (patches, order) = small
     shuffled = torch.cat([torch.arange(12), 12 + torch.tensor([2, 3, 1, 0])])

@@ -1,0 +1,178 @@
+"""The fused distractor score beside plain torch: time, bytes, registers.
+
+python benchmarks/kernels.py --json OUT
+
+Forward and backward of the reference, of the reference under torch.compile and, on a GPU, of the
+Triton program. Without a GPU the program is only interpreted, which is not timed: its bytes are
+counted there, and it is compiled for GPUs that are not here to read its registers and spills.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import quantiles
+from typing import Any
+
+import torch
+from torch import Tensor
+from traffic import SHAPES, Shape, inputs, model_bytes
+
+from fastselfie.device import choose_device
+from fastselfie.doctor import environment
+from fastselfie.kernels.distractor_score import Impl, distractor_score, unavailable
+
+HERE = Path(__file__).parent
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", required=True, metavar="OUT")
+    parser.add_argument("--batch", type=int, default=256, help="images, for the times")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each time on a CPU")
+    options = parser.parse_args(arguments)
+    if os.environ.get("TRITON_INTERPRET"):
+        parser.error("TRITON_INTERPRET is set: what is timed must not be interpreted")
+    from fastselfie.config import RuntimeConfig
+
+    device, _ = choose_device(RuntimeConfig())
+    load = os.getloadavg()
+    result = {
+        "traffic": _json_of("traffic", interpret=True),
+        "resources": _json_of("resources", interpret=False),
+        "times": [
+            _times(replace(shape, b=options.batch), device, options.seconds) for shape in SHAPES
+        ],
+        "environment": environment(device)
+        | {
+            "triton": importlib.metadata.version("triton"),
+            "load_average": {"start": load, "end": os.getloadavg()},
+        },
+        "protocol": _protocol(options, device),
+    }
+    path = Path(options.json)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    _show(result)
+
+
+def _json_of(script: str, interpret: bool) -> Any:
+    """What a script beside this one prints: Triton interprets or compiles, never both at once."""
+    print(f"{script} ...", file=sys.stderr, flush=True)
+    variables = {**os.environ, "TRITON_INTERPRET": "1" if interpret else "0"}
+    command = [sys.executable, str(HERE / f"{script}.py")]
+    done = subprocess.run(command, env=variables, stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout)
+
+
+# --- times ----------------------------------------------------------------------------------------
+
+
+def _times(shape: Shape, device: torch.device, seconds: float) -> dict[str, Any]:
+    """Milliseconds forward and backward, and GB/s of the model's bytes where Triton ran."""
+    runs = {"eager": _pass(shape, device, "reference", compiled=False)}
+    runs["torch.compile"] = _pass(shape, device, "reference", compiled=True)
+    if unavailable(device) is None:
+        runs["triton"] = _pass(shape, device, "triton", compiled=False)
+    if device.type == "cuda":
+        found = {name: _on_a_gpu(run) for name, run in runs.items()}
+    else:
+        found = _on_a_cpu(runs, seconds)
+    least = model_bytes(shape)
+    times: dict[str, Any] = {"shape": shape.name, "batch": shape.b, "milliseconds": found}
+    if "triton" in found:
+        times["gigabytes_a_second"] = float(f"{least / found['triton']['p50'] / 1e6:.5g}")
+    return times
+
+
+def _pass(shape: Shape, device: torch.device, impl: Impl, compiled: bool) -> Callable[[], None]:
+    u, h, positions, locations = inputs(shape, str(device))
+    scale = shape.d**-0.5
+
+    def forward(u: Tensor, h: Tensor) -> Tensor:
+        return distractor_score(u, h, positions, locations, scale, impl)[0]
+
+    function = torch.compile(forward, fullgraph=True) if compiled else forward
+    tables = [positions] if isinstance(positions, Tensor) else list(positions)
+
+    def once() -> None:
+        torch.autograd.grad(function(u, h), [u, h, *tables])
+
+    once()  # compiles
+    return once
+
+
+def _on_a_gpu(run: Callable[[], None]) -> dict[str, float]:
+    from triton.testing import do_bench
+
+    return _named(do_bench(run, quantiles=[0.2, 0.5, 0.8]))
+
+
+def _on_a_cpu(runs: dict[str, Callable[[], None]], seconds: float) -> dict[str, dict[str, float]]:
+    """In turns, so that a disturbance meets them all."""
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    end = time.perf_counter() + seconds * len(runs)
+    while time.perf_counter() < end or len(taken["eager"]) < 5:
+        for name, run in runs.items():
+            begun = time.perf_counter()
+            run()
+            taken[name].append(1000 * (time.perf_counter() - begun))
+    fifths = {name: quantiles(values, n=10) for name, values in taken.items()}
+    return {name: _named([tenths[1], tenths[4], tenths[7]]) for name, tenths in fifths.items()}
+
+
+def _named(three: Any) -> dict[str, float]:
+    return dict(zip(("p20", "p50", "p80"), (float(f"{x:.5g}") for x in three), strict=True))
+
+
+# --- what to say ----------------------------------------------------------------------------------
+
+
+def _protocol(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    command = ["python", "benchmarks/kernels.py", "--json", "benchmarks/results/kernels.json"]
+    if options.batch != 256:
+        command += ["--batch", str(options.batch)]
+    return {
+        "command": shlex.join(command),
+        "notes": [
+            "u and h are bfloat16, positions float32; forward and backward, gradients for u, h "
+            "and the tables.",
+            "model_bytes: u and h read once, their gradients written once. distinct: addresses "
+            "that the one launch touches; launch: all its loads and stores, counted in Triton's "
+            "interpreter; sums: torch adding up the partial tables, losses and right answers; "
+            "scaling: the backward pass where the incoming gradient is not 1 (unit_scaling: where "
+            "it is); reference: inputs and outputs of every operation that plain torch dispatches "
+            "that is not a view.",
+            "resources: compiled by Triton for GPUs that are not there, read with cuobjdump.",
+            "times: " + (
+                "triton.testing.do_bench." if device.type == "cuda" else
+                "on this CPU in turns; the Triton program is only interpreted here, so not timed: "
+                "it has not run on a GPU."
+            ),
+        ],
+    }  # fmt: skip
+
+
+def _show(result: dict[str, Any]) -> None:
+    for row in result["traffic"]:
+        print(row["shape"]["name"], "times the model's bytes:", row["times_model"])
+    for row in result["resources"]:
+        usage = f"{row['registers']} registers, {row['spilled_bytes']} bytes spilled"
+        print(row["shape"], row["target"], usage)
+    for row in result["times"]:
+        print(row["shape"], f"batch {row['batch']}, ms:", row["milliseconds"])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

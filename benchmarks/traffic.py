@@ -1,0 +1,185 @@
+"""Bytes that a computation moves: counted from the running program, not from a formula.
+
+A Triton program is counted in its interpreter, load by load and store by store; plain torch by the
+operations that it dispatches, each reading its inputs and writing its outputs once.
+
+    TRITON_INTERPRET=1 python benchmarks/traffic.py    JSON of every shape of SHAPES, see `measured`
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class TritonTraffic:
+    """total: bytes of every load and store. distinct: of every address, however often used."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._addresses: dict[int, list[Any]] = {}
+
+    @property
+    def distinct(self) -> int:
+        # Elements are aligned, and no buffer is read in two widths.
+        return sum(
+            size * len(np.unique(np.concatenate(found))) for size, found in self._addresses.items()
+        )
+
+    def add(self, pointers: Any, mask: Any) -> None:
+        size = pointers.get_element_ty().primitive_bitwidth // 8
+        addresses = pointers.data[np.broadcast_to(mask.data, pointers.data.shape)].ravel()
+        self.total += size * addresses.size
+        self._addresses.setdefault(size, []).append(addresses)
+
+
+@contextmanager
+def triton_traffic() -> Iterator[TritonTraffic]:
+    """Counts what Triton programs load and store meanwhile; needs TRITON_INTERPRET=1."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    traffic = TritonTraffic()
+    load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
+
+    def counted_load(self: Any, pointers: Any, mask: Any, *rest: Any, **named: Any) -> Any:
+        traffic.add(pointers, mask)
+        return load(self, pointers, mask, *rest, **named)
+
+    def counted_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        traffic.add(pointers, mask)
+        return store(self, pointers, value, mask, *rest)
+
+    with (
+        mock.patch.object(InterpreterBuilder, "create_masked_load", counted_load),
+        mock.patch.object(InterpreterBuilder, "create_masked_store", counted_store),
+    ):
+        yield traffic
+
+
+class TorchTraffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """total: bytes of the inputs and outputs of every operation that is not a view.
+
+    A tensor that repeats its memory (expand) counts with the memory that it has. only: the name of
+    the one operation to count.
+    """
+
+    def __init__(self, only: str | None = None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.only = only
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func._schema.name
+        counted = name == self.only if self.only else not name.startswith("aten::empty")
+        if counted and not func.is_view:
+            self.total += sum(map(_size, tree_leaves((args, kwargs, out))))
+        return out
+
+
+def _size(leaf: object) -> int:
+    if not isinstance(leaf, Tensor):
+        return 0
+    return min(leaf.numel() * leaf.element_size(), leaf.untyped_storage().nbytes())
+
+
+# --- the distractor score ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of one call: bfloat16 u and h, float32 positions for a grid of grid x grid."""
+
+    name: str
+    b: int
+    m: int
+    d: int
+    grid: int
+    row_column: bool
+
+
+# The batch fills the programs (64 images of 4, 16 of 12), so more images cost as much each.
+SHAPES = (
+    Shape("224: M 12, rows + columns", 64, 12, 1024, 7, True),
+    Shape("32: M 4, learned", 64, 4, 1024, 4, False),
+)
+
+
+def inputs(
+    shape: Shape, device: str = "cpu"
+) -> tuple[Tensor, Tensor, Tensor | tuple[Tensor, Tensor], Tensor]:
+    """u, h, positions and locations; all but the last ask for gradients."""
+    draws = torch.Generator().manual_seed(0)
+    b, m, d, grid = shape.b, shape.m, shape.d, shape.grid
+
+    def leaf(*sizes: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.randn(sizes, generator=draws).to(device, dtype).requires_grad_()
+
+    u, h = leaf(b, d, dtype=torch.bfloat16), leaf(b, m, d, dtype=torch.bfloat16)
+    positions = (leaf(grid, d), leaf(grid, d)) if shape.row_column else leaf(grid * grid, d)
+    locations = torch.rand(b, grid * grid, generator=draws).argsort(1)[:, :m].to(device)
+    return u, h, positions, locations
+
+
+def model_bytes(shape: Shape) -> int:
+    """The least: u and h read, their gradients written. The tables are not in it."""
+    return 2 * 2 * shape.b * (shape.m + 1) * shape.d
+
+
+def measured(shape: Shape) -> dict[str, Any]:
+    """Bytes by the model, of the Triton program and of the reference, forward and backward.
+
+    sums: what torch moves to add up the programs' partial results. scaling: what the backward pass
+    moves where the incoming gradient is not 1, which it is in a step of one micro-batch in
+    bfloat16.
+    """
+    from fastselfie.kernels import distractor_score_triton as program
+    from fastselfie.kernels.distractor_score import distractor_score
+
+    u, h, positions, locations = inputs(shape)
+    rows, columns = (positions, None) if isinstance(positions, Tensor) else positions
+    scale = shape.d**-0.5
+    # The interpreter copies every argument: only the sums are the operation's own.
+    with torch.no_grad(), triton_traffic() as launch, TorchTraffic("aten::sum") as sums:
+        *_, du, dh, _ = program.score(u, h, rows, columns, locations, scale, 1.0, True)
+    with triton_traffic() as unscaled:
+        for gradient in (du, dh):
+            program.scale_(gradient, torch.tensor(1.0))
+    with triton_traffic() as scaling:
+        for gradient in (du, dh):
+            program.scale_(gradient, torch.tensor(0.5))
+    with TorchTraffic() as plain:
+        loss, _ = distractor_score(u, h, positions, locations, scale, impl="reference")
+        loss.backward()  # type: ignore[no-untyped-call]
+    least = model_bytes(shape)
+    found = {
+        "distinct": launch.distinct,
+        "launch": launch.total,
+        "sums": sums.total,
+        "unit_scaling": unscaled.total,
+        "scaling": scaling.total,
+        "reference": plain.total,
+    }
+    return {
+        "shape": asdict(shape),
+        "model_bytes": least,
+        "bytes": found,
+        "times_model": {name: round(count / least, 4) for name, count in found.items()},
+    }
+
+
+if __name__ == "__main__":
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        raise SystemExit("error: TRITON_INTERPRET=1 is not set: bytes are counted by interpreting")
+    print(json.dumps([measured(shape) for shape in SHAPES]))

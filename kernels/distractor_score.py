@@ -1,0 +1,273 @@
+"""The Selfie loss: query, scores, softmax and cross-entropy with every gradient, in one launch.
+
+`reference.py` defines the operation; `impl` chooses only the speed. The Triton program is in
+distractor_score_triton.py and imported on its first use. Here, in order: the function, what it
+accepts, the operation as torch.library (and so torch.compile and CUDA graphs) sees it, and its
+gradient.
+
+Shapes: B images, N patches, M masked, D width, G x G = N the grid.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fastselfie.kernels import reference
+
+Impl = Literal["auto", "reference", "triton"]
+Positions = Tensor | tuple[Tensor, Tensor]
+
+MAX_MASKED = 64
+MAX_TABLE_ROWS = 256  # the table's scores live in registers,
+AUTO_TABLE_ROWS = 64  # and beyond this in more shared memory than every GPU has
+_CAPABILITY = 8  # older GPUs have too little shared memory
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def distractor_score(
+    u: Tensor,
+    h: Tensor,
+    positions: Positions,
+    locations: Tensor,
+    scale: float,
+    impl: Impl = "auto",
+) -> tuple[Tensor, Tensor]:
+    """The Selfie loss and how many locations were answered right; see `reference`.
+
+    A NaN in u, h or positions makes the loss NaN, on either path. So does, with Triton on a GPU, a
+    location outside the grid: to raise would mean to wait for the GPU. With Triton a place that
+    has a NaN among its scores is not right; reference's argmax takes the NaN for the maximum.
+
+    The Triton gradients are made in the forward pass and scaled in place in the backward one: a
+    second backward pass through the same graph (retain_graph) is an error.
+
+    Args:
+        u: (B, D), the summary of the visible patches.
+        h: (B, M, D), the masked patches; a view whose last dimension is dense is not copied.
+        positions: (N, D), one vector a location, or (rows (G, D), columns (G', D)), whose sum
+            is the vector of location row * G' + column.
+        locations: (B, M) integers in [0, N), where the masked patches were.
+        scale: a factor of the scores.
+        impl: auto: Triton for tensors on a GPU where it is installed and takes the arguments,
+            else reference. Triton takes float32, bfloat16 and float16, any D, M up to 64 and 256
+            rows in the table or tables (auto: 64); on a CPU only with TRITON_INTERPRET=1.
+
+    Returns:
+        loss: () float32, or wider for wider arguments. correct: () int64, out of B x M.
+
+    Raises:
+        ValueError: shapes or devices that differ, a location outside the grid (on a CPU, but not
+            while torch.compile traces), or an impl that cannot take the arguments.
+    """
+    _check(u, h, positions, locations)
+    if impl not in ("auto", "reference", "triton"):
+        raise ValueError(f"impl is {impl!r}: one of auto, reference, triton")
+    reason = None if impl == "reference" else refusal(u, h, positions)
+    if impl == "triton" and reason:
+        raise ValueError(reason)
+    small = h.is_cuda and table_rows(positions) <= AUTO_TABLE_ROWS
+    if impl == "reference" or (impl == "auto" and (reason or not small)):
+        return reference.distractor_score(u, h, summed(positions), locations, scale)
+    rows, columns = (positions, None) if isinstance(positions, Tensor) else positions
+    differentiable = [t for t in (u, h, rows, columns) if t is not None]
+    gradients = torch.is_grad_enabled() and any(t.requires_grad for t in differentiable)
+    loss, correct, *_ = _score(u, h, rows, columns, locations, scale, gradients)
+    return loss, correct
+
+
+def summed(positions: Positions) -> Tensor:
+    """(N, D): the vector of every location."""
+    if isinstance(positions, Tensor):
+        return positions
+    rows, columns = positions
+    return (rows[:, None] + columns[None]).flatten(0, 1)
+
+
+def table_rows(positions: Positions) -> int:
+    """Vectors in the table, or in both."""
+    return len(positions) if isinstance(positions, Tensor) else sum(map(len, positions))
+
+
+# --- what it accepts ------------------------------------------------------------------------------
+
+
+def _check(u: Tensor, h: Tensor, positions: Positions, locations: Tensor) -> None:
+    tables = (positions,) if isinstance(positions, Tensor) else positions
+    if h.dim() != 3:
+        raise ValueError(f"h has shape {tuple(h.shape)}: it must be (B, M, D)")
+    b, m, d = h.shape
+    if u.shape != (b, d):
+        raise ValueError(f"u has shape {tuple(u.shape)}: it must be (B, D) = {(b, d)} as h has it")
+    for table in tables:
+        if table.dim() != 2 or table.shape[1] != d:
+            raise ValueError(f"positions has shape {tuple(table.shape)}: D is {d} as h has it")
+    if locations.shape != (b, m) or locations.is_floating_point():
+        raise ValueError(
+            f"locations is {locations.dtype} of shape {tuple(locations.shape)}: it must be "
+            f"integers of shape (B, M) = {(b, m)} as h has it"
+        )
+    for name, tensor in (("u", u), ("locations", locations), *(("positions", t) for t in tables)):
+        if tensor.device != h.device:
+            raise ValueError(f"{name} is on {tensor.device}, h on {h.device}")
+    # A FakeTensor has a shape and no values.
+    has_values = type(locations) is Tensor and not torch.compiler.is_compiling()
+    if h.device.type == "cpu" and has_values and locations.numel():
+        n = len(tables[0]) * (len(tables[1]) if len(tables) > 1 else 1)
+        low, high = (int(x) for x in locations.aminmax())
+        if low < 0 or high >= n:
+            raise ValueError(f"locations has {low if low < 0 else high}: N is {n}")
+
+
+def refusal(u: Tensor, h: Tensor, positions: Positions) -> str | None:
+    """Why Triton cannot take these arguments, naming the one at fault; None: it can."""
+    tables = (positions,) if isinstance(positions, Tensor) else positions
+    for name, tensor in (("u", u), ("h", h), *(("positions", t) for t in tables)):
+        if tensor.dtype not in _DTYPES:
+            return f"{name} is {tensor.dtype}: impl triton takes float32, bfloat16 and float16"
+    if h.numel() == 0:
+        return f"h has shape {tuple(h.shape)}: impl triton takes no empty tensor"
+    if h.shape[1] > MAX_MASKED:
+        return f"h has M = {h.shape[1]}: impl triton takes up to {MAX_MASKED} masked patches"
+    if table_rows(positions) > MAX_TABLE_ROWS:
+        return f"positions has {table_rows(positions)} rows: impl triton takes {MAX_TABLE_ROWS}"
+    return unavailable(h.device)
+
+
+def unavailable(device: torch.device) -> str | None:
+    """Why Triton does not run there, in one line; None: it does."""
+    if importlib.util.find_spec("triton") is None:
+        return "impl is triton, which is not installed: pip install 'fastselfie[triton]'"
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return (
+            f"impl is triton, but the tensors are on {device}: Triton needs a GPU, or "
+            "TRITON_INTERPRET=1 before the start to be interpreted"
+        )
+    if device.type == "cuda" and (
+        torch.version.hip or torch.cuda.get_device_properties(device).major < _CAPABILITY
+    ):
+        return f"impl is triton, which needs an NVIDIA GPU of sm_80 or newer, but h is on {device}"
+    return None
+
+
+# --- the operation --------------------------------------------------------------------------------
+
+
+@torch.library.custom_op(
+    "fastselfie::distractor_score",
+    mutates_args=(),
+    schema="(Tensor u, Tensor h, Tensor rows, Tensor? columns, Tensor locations, float scale, "
+    "bool gradients) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def _score(
+    u: Tensor,
+    h: Tensor,
+    rows: Tensor,
+    columns: Tensor | None,
+    locations: Tensor,
+    scale: float,
+    gradients: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(loss, correct, du, dh, dtables): see `_stored` for what the gradients are multiplied by."""
+    from fastselfie.kernels import distractor_score_triton as program
+
+    u, h = (x if x.stride(-1) == 1 else x.contiguous() for x in (u, h))
+    rows, columns = rows.contiguous(), None if columns is None else columns.contiguous()
+    with torch.cuda.device_of(h):  # type: ignore[no-untyped-call]
+        return program.score(u, h, rows, columns, locations, scale, _stored(u, h, scale), gradients)
+
+
+@_score.register_fake
+def _(
+    u: Tensor,
+    h: Tensor,
+    rows: Tensor,
+    columns: Tensor | None,
+    locations: Tensor,
+    scale: float,
+    gradients: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    loss = h.new_empty((), dtype=torch.float32)
+    correct = h.new_empty((), dtype=torch.int64)
+    if not gradients:
+        return loss, correct, u.new_empty(0), h.new_empty(0), loss.new_empty(0)
+    n = len(rows) + (0 if columns is None else len(columns))
+    dtables = loss.new_empty((n, h.shape[2]))
+    return loss, correct, u.new_empty(u.shape), h.new_empty(h.shape), dtables
+
+
+@torch.library.custom_op("fastselfie::scale_", mutates_args=("x",))
+def _scale_(x: Tensor, factor: Tensor) -> None:
+    """x (dense) times factor () in float32, in place; a factor of 1 touches nothing.
+
+    Not x.mul_(factor), which rounds the factor to x's type first: float16 ends at 65504, where a
+    gradient scaler begins.
+    """
+    from fastselfie.kernels import distractor_score_triton as program
+
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+        program.scale_(x, factor)
+
+
+# --- its gradient ---------------------------------------------------------------------------------
+
+
+def _stored(u: Tensor, h: Tensor, scale: float) -> float:
+    """What the gradients of the sum over B x M are multiplied by when they are stored.
+
+    1 / (B M) makes them the gradients of the mean, and the backward pass has nothing to do where
+    the incoming gradient is 1. In float16, whose normal numbers end at 6e-5, that would be too
+    small before the gradient scaler's factor comes in: there the scores' factor is replaced by one
+    of 64 to 128, room for gradients of 1e-6 to 500 per unit of scale. What is then missing is a
+    power of two, which changes no bit of a significand.
+    """
+    answers = h.shape[0] * h.shape[1]
+    if torch.float16 not in (u.dtype, h.dtype):
+        return 1.0 / answers
+    return 2.0 ** math.frexp(64 * answers / (abs(scale) or 1.0))[1] / answers
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    u, h, rows, columns, _locations, scale, _gradients = inputs
+    _loss, correct, du, dh, dtables = output
+    ctx.mark_non_differentiable(correct, du, dh, dtables)
+    ctx.save_for_backward(du, dh, dtables)
+    ctx.remaining = 1.0 / (h.shape[0] * h.shape[1] * _stored(u, h, scale))
+    ctx.n_rows = len(rows)
+    ctx.table_types = (rows.dtype, None if columns is None else columns.dtype)
+
+
+def _scaled(stored: Tensor, factor: Tensor) -> Tensor:
+    if type(stored) is not Tensor:
+        # torch.compile traces: it fuses this with what follows, and changes no saved tensor.
+        return (stored.float() * factor).to(stored.dtype)
+    _scale_(stored, factor)
+    return stored
+
+
+def _gradient(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    du, dh, dtables = ctx.saved_tensors
+    factor = grad_loss * ctx.remaining
+    wanted = ctx.needs_input_grad
+    du, dh = (
+        _scaled(part, factor) if asked else None
+        for part, asked in zip((du, dh), wanted[:2], strict=True)
+    )
+    drows, dcolumns = (
+        (part * factor).to(dtype) if asked else None
+        for part, dtype, asked in zip(
+            (dtables[: ctx.n_rows], dtables[ctx.n_rows :]),
+            ctx.table_types,
+            wanted[2:4],
+            strict=True,
+        )
+    )
+    return du, dh, drows, dcolumns, None, None, None
+
+
+_score.register_autograd(_gradient, setup_context=_keep)

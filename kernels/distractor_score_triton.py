@@ -1,0 +1,339 @@
+"""The Triton program of `distractor_score`: what it does with each byte, and how it is launched.
+
+Imported only where Triton runs: on a GPU, or with TRITON_INTERPRET=1 on a CPU. The operation, its
+gradient and its errors are in distractor_score.py, its meaning is in reference.py.
+
+A program takes a tile of T images. With M' the power of two that holds M, the tile has c = T x M'
+candidates, each a row h_c, and everything is laid out with the candidates last:
+
+    pass 1 over D    Q_rc = X H^T, the table of positions against every candidate; u_b . h_c
+    in registers     s_jc = scale (u_b . h_c + Q[row of location (b, j), c]), where b is c's image;
+                     softmax, loss, right answers; dS and its column sums a_c;
+                     G_rc = dS scattered back to the rows of the table: the gather's adjoint
+    pass 2 over D    dH = G^T X + a u,  dX = G H,  du_b = the sum of a_c h_c over b's candidates
+
+Positions of rows and columns are one table X of row vectors and then column vectors, of which a
+location takes two rows: so both forms are one program, and v = u + position is never made. h and X
+are read twice, the second time from cache where they fit; scores and probabilities stay in
+registers. dX is one partial table a program, added up by the caller: no atomics, so the same bits
+every time, on a GPU of any size.
+
+Letters in names: i image of the tile, j masked place, k candidate of an image, c candidate of the
+tile, r row of X, d column of D.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+WARPS = 8
+
+_INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+
+
+# --- products in float32 --------------------------------------------------------------------------
+
+
+@triton.jit
+def _rounded(x, to: tl.constexpr):
+    """A float32 x in the type `to`, to nearest even."""
+    if _INTERPRETED and to == tl.bfloat16:  # Triton 3.9's interpreter cuts the low bits off
+        bits = x.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
+        x = bits.to(tl.float32, bitcast=True)
+    return x.to(to)
+
+
+@triton.jit
+def _dot(x, y, sum_xy):
+    if _INTERPRETED:  # whose product of two bfloat16 is that of their bits; the values are the same
+        x, y = x.to(tl.float32), y.to(tl.float32)
+    return tl.dot(x, y, sum_xy, input_precision="tf32x3")
+
+
+@triton.jit
+def _add_product(x, y, sum_xy):
+    """sum_xy + x y for a float32 x and a y as it was loaded, x kept to its last bit.
+
+    y in half precision is exact, and a float32 is the sum of three bfloat16 (3 x 8 bits; of three
+    float16 to 2^-25): three products on tensor cores, the smallest first, summed in float32.
+    """
+    if y.dtype == tl.float32:
+        sum_xy = _dot(x, y, sum_xy)
+    else:
+        high = _rounded(x, y.dtype)
+        rest = x - high.to(tl.float32)
+        middle = _rounded(rest, y.dtype)
+        low = _rounded(rest - middle.to(tl.float32), y.dtype)
+        sum_xy = _dot(low, y, sum_xy)
+        sum_xy = _dot(middle, y, sum_xy)
+        sum_xy = _dot(high, y, sum_xy)
+    return sum_xy
+
+
+@triton.jit
+def _add_product_for(x, y, sum_xy, half: tl.constexpr):
+    """sum_xy + x y for float32 x and y and a sum that is to be rounded to the type `half`.
+
+    Two halves of each, but for the product of the small ones: 2^-16 beside bfloat16's 2^-8.
+    """
+    if half == tl.float32:
+        sum_xy = _dot(x, y, sum_xy)
+    else:
+        x_high, y_high = _rounded(x, half), _rounded(y, half)
+        sum_xy = _dot(_rounded(x - x_high.to(tl.float32), half), y_high, sum_xy)
+        sum_xy = _dot(x_high, _rounded(y - y_high.to(tl.float32), half), sum_xy)
+        sum_xy = _dot(x_high, y_high, sum_xy)
+    return sum_xy
+
+
+# --- what is read, and how it is spread -----------------------------------------------------------
+
+
+@triton.jit
+def _table(rows, columns, n_rows, n_columns, r, d, D):
+    """X (R, C) in float32: row vectors, then column vectors, then zeros."""
+    inside = (d < D)[None, :]
+    at = r[:, None] * D + d[None, :]
+    x_rd = tl.load(rows + at, mask=(r < n_rows)[:, None] & inside, other=0.0).to(tl.float32)
+    second = ((r >= n_rows) & (r < n_rows + n_columns))[:, None] & inside
+    return x_rd + tl.load(columns + (at - n_rows * D), mask=second, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _chunks(h_c, real_c, u_i, real_i, d, D):
+    """(h (T * MP, C), u (T, C)) as they are in memory, zeros where there is nothing."""
+    inside = (d < D)[None, :]
+    h_cd = tl.load(h_c[:, None] + d[None, :], mask=real_c[:, None] & inside, other=0.0)
+    u_id = tl.load(u_i[:, None] + d[None, :], mask=real_i[:, None] & inside, other=0.0)
+    return h_cd, u_id
+
+
+@triton.jit
+def _for_candidates(x_id, T: tl.constexpr, MP: tl.constexpr, C: tl.constexpr):
+    """(T, C), each image's row repeated for its candidates: (T * MP, C)."""
+    return tl.reshape(tl.broadcast_to(x_id[:, None, :], (T, MP, C)), (T * MP, C))
+
+
+@triton.jit
+def _over_candidates(x_ji, T: tl.constexpr, MP: tl.constexpr):
+    """(MP, T), each image's column repeated for its candidates: (MP, T * MP)."""
+    return tl.reshape(tl.broadcast_to(x_ji[:, :, None], (MP, T, MP)), (MP, T * MP))
+
+
+@triton.jit
+def _rows_of(location_ji, n_rows, n_columns, T: tl.constexpr, MP: tl.constexpr):
+    """(whether a location is in the grid (MP, T), the rows of X that it takes (MP, T * MP), twice).
+
+    The second row is only meant where there are column vectors.
+    """
+    across = tl.maximum(n_columns, 1)
+    inside_ji = (location_ji >= 0) & (location_ji < n_rows * across)
+    location_ji = tl.where(inside_ji, location_ji, 0).to(tl.int32)
+    first_jc = _over_candidates(location_ji // across, T, MP)
+    second_jc = _over_candidates(n_rows + location_ji % across, T, MP)
+    return inside_ji, first_jc, second_jc
+
+
+# --- the tile -------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _cross_entropy(s_jik, j, k, M):
+    """(loss (MP, T), whether j is right (MP, T), the loss by the scores (MP, T, MP))."""
+    s_jik = tl.where(k < M, s_jik, float("-inf"))  # and k = 0 is always real
+    top_ji = tl.max(s_jik, 2)
+    e_jik = tl.exp(s_jik - top_ji[:, :, None])
+    total_ji = tl.sum(e_jik, 2)
+    target_ji = tl.sum(tl.where(k == j, s_jik, 0.0), 2)
+    loss_ji = tl.log(total_ji) - (target_ji - top_ji)
+    # argmax takes the first maximum. No comparison with NaN holds, so NaN is never right.
+    below = tl.where(k < j, s_jik < target_ji[:, :, None], s_jik <= target_ji[:, :, None])
+    right_ji = tl.sum(tl.where(below | (k >= M), 0, 1), 2) == 0
+    return loss_ji, right_ji, e_jik / total_ji[:, :, None] - tl.where(k == j, 1.0, 0.0)
+
+
+@triton.jit
+def _scatter(ds_jc, first_jc, second_jc, j, r, M, n_columns):
+    """G (R, c): dS of each masked place added to the rows of X that the place takes.
+
+    One place after the other, because two may take the same row.
+    """
+    g_rc = tl.zeros((r.shape[0], ds_jc.shape[1]), tl.float32)
+    for place in range(M):
+        here = (j == place)[:, None]
+        ds_c = tl.sum(tl.where(here, ds_jc, 0.0), 0)
+        row_c = tl.sum(tl.where(here, first_jc, 0), 0)
+        g_rc += tl.where(r[:, None] == row_c[None, :], ds_c[None, :], 0.0)
+        if n_columns > 0:
+            row_c = tl.sum(tl.where(here, second_jc, 0), 0)
+            g_rc += tl.where(r[:, None] == row_c[None, :], ds_c[None, :], 0.0)
+    return g_rc
+
+
+@triton.jit
+def score_tile(
+    u, h, rows, columns, locations, du, dh, dtables, losses, rights,
+    B, M, D, u_stride, h_stride_b, h_stride_m, location_stride_b, location_stride_m,
+    n_rows, n_columns, scale, mean, stored,
+    T: tl.constexpr, MP: tl.constexpr, R: tl.constexpr, C: tl.constexpr, GRADIENTS: tl.constexpr,
+):  # fmt: skip
+    """One tile's share of the loss, of the right answers and of every gradient.
+
+    Read: u (B, D), h (B, M, D) and locations (B, M) with their strides, rows (n_rows, D), columns
+    (n_columns, D); n_columns is 0 where rows is the whole table. Written, dense: du (B, D), dh
+    (B, M, D), dtables (programs, n_rows + n_columns, D), losses and rights (programs,). The loss
+    is multiplied by mean, the gradients by stored.
+    """
+    tile = tl.program_id(0)
+    # 64 bits: B x M x D passes 2^31 at sizes that fit in memory.
+    i = tile.to(tl.int64) * T + tl.arange(0, T)
+    c = tl.arange(0, T * MP)
+    b_c, k_c = tile.to(tl.int64) * T + c // MP, c % MP
+    real_i, real_c = i < B, (b_c < B) & (k_c < M)
+    j, r = tl.arange(0, MP), tl.arange(0, R)
+    h_c = h + b_c * h_stride_b + k_c * h_stride_m
+    u_i = u + i * u_stride
+
+    q_rc = tl.zeros((R, T * MP), tl.float32)
+    own_c = tl.zeros((T * MP,), tl.float32)
+    for start in range(0, D, C):
+        d = start + tl.arange(0, C)
+        h_cd, u_id = _chunks(h_c, real_c, u_i, real_i, d, D)
+        x_rd = _table(rows, columns, n_rows, n_columns, r, d, D)
+        own_c += tl.sum(_for_candidates(u_id.to(tl.float32), T, MP, C) * h_cd.to(tl.float32), 1)
+        q_rc = _add_product(x_rd, tl.trans(h_cd), q_rc)
+
+    real_ji = (j < M)[:, None] & real_i[None, :]
+    at_ji = i[None, :] * location_stride_b + j[:, None] * location_stride_m
+    location_ji = tl.load(locations + at_ji, mask=real_ji, other=0)
+    inside_ji, first_jc, second_jc = _rows_of(location_ji, n_rows, n_columns, T, MP)
+    s_jc = own_c[None, :] + tl.gather(q_rc, first_jc, 0)
+    if n_columns > 0:
+        s_jc += tl.gather(q_rc, second_jc, 0)
+    # The guard: a location outside the grid makes the loss NaN, not a wrong number.
+    s_jik = tl.reshape(s_jc * scale, (MP, T, MP))
+    s_jik = tl.where(inside_ji[:, :, None], s_jik, float("nan"))
+    k = tl.arange(0, MP)[None, None, :]
+    loss_ji, right_ji, ds_jik = _cross_entropy(s_jik, j[:, None, None], k, M)
+    tl.store(losses + tile, tl.sum(tl.where(real_ji, loss_ji, 0.0)) * mean)
+    tl.store(rights + tile, tl.sum((right_ji & real_ji).to(tl.int32)))
+
+    if GRADIENTS:
+        ds_jik = tl.where(real_ji[:, :, None] & (k < M), ds_jik, 0.0)
+        ds_jc = tl.reshape(ds_jik, (MP, T * MP))
+        a_c = tl.sum(ds_jc, 0)
+        g_rc = _scatter(ds_jc, first_jc, second_jc, j, r, M, n_columns)
+        n, factor = n_rows + n_columns, scale * stored
+        dh_c = dh + (b_c * M + k_c) * D
+        dtable_r = dtables + (tile.to(tl.int64) * n + r) * D
+        for start in range(0, D, C):
+            d = start + tl.arange(0, C)
+            inside = (d < D)[None, :]
+            h_cd, u_id = _chunks(h_c, real_c, u_i, real_i, d, D)
+            x_rd = _table(rows, columns, n_rows, n_columns, r, d, D)
+            dh_cd = a_c[:, None] * _for_candidates(u_id.to(tl.float32), T, MP, C)
+            dh_cd = _add_product_for(tl.trans(g_rc), x_rd, dh_cd, h_cd.dtype) * factor
+            dh_at = dh_c[:, None] + d[None, :]
+            tl.store(dh_at, _rounded(dh_cd, h_cd.dtype), mask=real_c[:, None] & inside)
+            du_id = tl.sum(tl.reshape(a_c[:, None] * h_cd.to(tl.float32), (T, MP, C)), 1) * factor
+            du_at = du + i[:, None] * D + d[None, :]
+            tl.store(du_at, _rounded(du_id, u_id.dtype), mask=real_i[:, None] & inside)
+            dx_rd = _add_product(g_rc, h_cd, tl.zeros((R, C), tl.float32)) * factor
+            tl.store(dtable_r[:, None] + d[None, :], dx_rd, mask=(r < n)[:, None] & inside)
+
+
+@triton.jit
+def scale_block(x, factor, n, BLOCK: tl.constexpr):
+    """x (n,) times factor (1,) in float32, in place. A factor of 1 touches nothing."""
+    by = tl.load(factor)
+    if by != 1.0:
+        at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        value = tl.load(x + at, mask=at < n)
+        tl.store(x + at, _rounded(value.to(tl.float32) * by, value.dtype), mask=at < n)
+
+
+# --- the launch -----------------------------------------------------------------------------------
+
+
+class Tile(NamedTuple):
+    """What a program is compiled for: T images, M', R rows of the table, C of D.
+
+    stages: chunks of h in shared memory, the one in use and those on their way.
+    """
+
+    images: int
+    places: int
+    rows: int
+    width: int
+    stages: int
+
+
+def tile_of(images: int, masked: int, table_rows: int, width: int, item_bytes: int) -> Tile:
+    """As many images as registers hold: the table is then read the least often.
+
+    At 8 warps a thread has 32 float32 of an array of 8,192 entries; Q (R x T M') and the scores
+    (M' x T M') are the largest that live through a pass, and float32 items take twice as many.
+    """
+    places = triton.next_power_of_2(masked)
+    rows = max(16, triton.next_power_of_2(table_rows))  # 16: the least that tensor cores take
+    entries = 8192 if item_bytes == 2 else 4096
+    candidates = max(places, 16, min(entries // 32, entries // max(rows, places)))
+    # No more images than there are.
+    candidates = min(candidates, max(16, places * triton.next_power_of_2(images)))
+    small = rows < 64  # beyond, shared memory is what runs out: consumer GPUs have 99 KiB
+    chunk = 32 if small and width > 16 else 16
+    return Tile(candidates // places, places, rows, chunk, 3 if small else 2)
+
+
+def score(
+    u: Tensor,
+    h: Tensor,
+    rows: Tensor,
+    columns: Tensor | None,
+    locations: Tensor,
+    scale: float,
+    stored: float,
+    gradients: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(loss (), correct (), du, dh, dtables (n_rows + n_columns, D) float32).
+
+    Gradients are those of the sum over places and images times `stored`; empty where they are not
+    asked for. Arguments are as `distractor_score` has checked them; the last dimension of u and h
+    is dense.
+    """
+    (b, m, d), n_rows = h.shape, len(rows)
+    n_columns = 0 if columns is None else len(columns)
+    tile = tile_of(b, m, n_rows + n_columns, d, h.element_size())
+    programs = triton.cdiv(b, tile.images)
+
+    def new(*shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=h.device)
+
+    losses, rights = new(programs, dtype=torch.float32), new(programs, dtype=torch.int32)
+    kept = (u.shape, h.shape, (programs, n_rows + n_columns, d)) if gradients else ((0,),) * 3
+    du, dh = new(*kept[0], dtype=u.dtype), new(*kept[1], dtype=h.dtype)
+    dtables = new(*kept[2], dtype=torch.float32)
+    score_tile[(programs,)](
+        u, h, rows, rows if columns is None else columns, locations,
+        du, dh, dtables, losses, rights,
+        b, m, d, u.stride(0), h.stride(0), h.stride(1), locations.stride(0), locations.stride(1),
+        n_rows, n_columns, scale, 1.0 / (b * m), stored,
+        T=tile.images, MP=tile.places, R=tile.rows, C=tile.width, GRADIENTS=gradients,
+        num_warps=WARPS, num_stages=tile.stages,
+    )  # fmt: skip
+    return losses.sum(), rights.sum(), du, dh, dtables.sum(0) if gradients else dtables
+
+
+def scale_(x: Tensor, factor: Tensor) -> None:
+    """x (dense) times factor (), in place."""
+    block = 8192
+    scale_block[(triton.cdiv(x.numel(), block),)](
+        x, factor, x.numel(), BLOCK=block, num_warps=WARPS
+    )

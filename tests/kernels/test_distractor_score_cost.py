@@ -1,0 +1,60 @@
+"""What the program costs without a GPU: bytes that it moves, registers that it compiles to."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY
+
+
+def output_of(script, interpret):
+    """The JSON that a benchmark prints."""
+    environment = {**os.environ, "TRITON_INTERPRET": interpret}
+    environment["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    )
+    done = subprocess.run(
+        [sys.executable, f"benchmarks/{script}.py"],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def committed():
+    path = REPOSITORY / "benchmarks" / "results" / "kernels.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_bytes_stay_near_the_least(committed):
+    rows = output_of("traffic", "1")
+    assert [row["shape"]["m"] for row in rows] == [12, 4]
+    for row in rows:
+        times = row["times_model"]
+        assert 1 <= times["distinct"] <= 1.15
+        assert times["launch"] + times["sums"] <= 1.8
+        # Plain torch moves many times as much, and a unit gradient costs no pass over the results.
+        assert times["reference"] > 5
+        assert times["unit_scaling"] < 0.002
+    assert rows == committed["traffic"]
+
+
+def test_it_compiles_for_every_target_without_spills(committed):
+    rows = output_of("resources", "0")
+    assert {row["target"] for row in rows} == {"sm_80", "sm_90", "sm_100"}
+    assert {row["tile"]["places"] for row in rows} == {16, 4}
+    for row in rows:
+        assert row["spilled_bytes"] == 0, row
+        assert row["shared_bytes"] <= 99 * 1024  # what the smallest of today's GPUs have
+    named = [(row["shape"], row["target"]) for row in rows]
+    assert named == [(row["shape"], row["target"]) for row in committed["resources"]]
