@@ -231,8 +231,9 @@ class RuntimeConfig(_Section):
     threads: PositiveInt | None = Field(None, description="CPU threads of torch; null: its choice")
     kernels: Literal["auto", "reference", "triton"] = Field(
         "auto",
-        description="of the distractor score; auto: Triton on a GPU where it is installed, else "
-        "reference, plain torch",
+        description="auto: the fused ones: Triton for the distractor score and patchify on a GPU "
+        "where it is installed, C++ for patchify and batch norm with ReLU on a CPU; reference: "
+        "plain torch; triton: an error where it does not run",
     )
 
     @model_validator(mode="after")

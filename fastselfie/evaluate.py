@@ -31,6 +31,7 @@ class Pixels:
         self.mean = torch.tensor(config.data.mean, device=machine.device)
         self.std = torch.tensor(config.data.std, device=machine.device)
         self.dtype = machine.precision.dtype
+        self.impl = config.runtime.kernels
 
     def patches(self, batch: Batch) -> Tensor:
         """(B, N, 3, P, P), visible first and masked last."""
@@ -42,7 +43,7 @@ class Pixels:
 
     def _cut(self, batch: Batch, side: int) -> Tensor:
         return patchify(
-            batch.images, batch.flip, batch.order, side, self.mean, self.std, self.dtype
+            batch.images, batch.flip, batch.order, side, self.mean, self.std, self.dtype, self.impl
         )
 
 

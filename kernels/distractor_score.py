@@ -119,7 +119,8 @@ def _check(u: Tensor, h: Tensor, positions: Positions, locations: Tensor) -> Non
     has_values = type(locations) is Tensor and not torch.compiler.is_compiling()
     if h.device.type == "cpu" and has_values and locations.numel():
         n = len(tables[0]) * (len(tables[1]) if len(tables) > 1 else 1)
-        low, high = (int(x) for x in locations.aminmax())
+        places = locations.numpy()  # read without an operation that waits for a device
+        low, high = int(places.min()), int(places.max())
         if low < 0 or high >= n:
             raise ValueError(f"locations has {low if low < 0 else high}: N is {n}")
 

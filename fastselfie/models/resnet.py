@@ -9,14 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fastselfie.kernels.distractor_score import Impl
 from fastselfie.kernels.norm_relu import norm_relu
 
 Stem = Literal["imagenet", "cifar"]
+
+
+class How(NamedTuple):
+    """What changes the speed and the memory of a network, not what it computes.
+
+    checkpointed: keep only the blocks' inputs for the backward pass. kernels: see `norm_relu`.
+    """
+
+    checkpointed: bool = False
+    kernels: Impl = "auto"
+
+
 _EXPANSION = 4  # a bottleneck's output over its inner width
 
 
@@ -59,8 +72,9 @@ class Bottleneck(nn.Module):
     Where the shape changes, the shortcut starts from the normed and activated input.
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, kernels: Impl) -> None:
         super().__init__()
+        self.kernels = kernels
         inner = outputs // _EXPANSION
         self.norm1 = nn.BatchNorm2d(inputs)
         self.conv1 = _convolution(inputs, inner, 1)
@@ -72,11 +86,11 @@ class Bottleneck(nn.Module):
         self.downsample = _Shortcut(inputs, outputs, stride) if changes else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = norm_relu(self.norm1, x)
+        y = norm_relu(self.norm1, x, self.kernels)
         shortcut = x if self.downsample is None else self.downsample(y)
         y = self.conv1(y)
-        y = self.conv2(norm_relu(self.norm2, y))
-        y = self.conv3(norm_relu(self.norm3, y))
+        y = self.conv2(norm_relu(self.norm2, y, self.kernels))
+        y = self.conv3(norm_relu(self.norm3, y, self.kernels))
         out: Tensor = y.add_(shortcut)  # a convolution does not keep its output
         return out
 
@@ -112,14 +126,14 @@ def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
 
 
 class _Stage(nn.Module):
-    def __init__(
-        self, count: int, inputs: int, outputs: int, stride: int, checkpointed: bool
-    ) -> None:
+    def __init__(self, count: int, inputs: int, outputs: int, stride: int, how: How) -> None:
         super().__init__()
-        self.checkpointed = checkpointed
+        self.checkpointed = how.checkpointed
         self.blocks = nn.Sequential(
             *(
-                Bottleneck(inputs if i == 0 else outputs, outputs, stride if i == 0 else 1)
+                Bottleneck(
+                    inputs if i == 0 else outputs, outputs, stride if i == 0 else 1, how.kernels
+                )
                 for i in range(count)
             )
         )
@@ -151,8 +165,7 @@ class ResNetV2(nn.Module):
     """A pre-activation ResNet of bottlenecks.
 
     blocks: bottlenecks in each stage, 3 entries for P and 4 for the classifier. classes: of the
-    head, or None for the pooled features. checkpointed: keep only the blocks' inputs for the
-    backward pass.
+    head, or None for the pooled features.
 
     forward: (B, 3, H, W) -> (B, D) or (B, classes). Ends with norm, ReLU and average pooling.
     """
@@ -163,14 +176,15 @@ class ResNetV2(nn.Module):
         width: int = 64,
         stem: Stem = "imagenet",
         classes: int | None = None,
-        checkpointed: bool = False,
+        how: How = How(),  # noqa: B008
     ) -> None:
         super().__init__()
+        self.kernels = how.kernels
         self.stem = _Stem(stem, width)
         stages, inputs = [], width
         for index, count in enumerate(blocks):
             outputs = width * _EXPANSION * 2**index
-            stages.append(_Stage(count, inputs, outputs, 1 if index == 0 else 2, checkpointed))
+            stages.append(_Stage(count, inputs, outputs, 1 if index == 0 else 2, how))
             inputs = outputs
         self.stages = nn.Sequential(*stages)
         self.norm = nn.BatchNorm2d(inputs)
@@ -182,7 +196,7 @@ class ResNetV2(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, D): what the classifier sees."""
-        return norm_relu(self.norm, self.stages(self.stem(x))).mean(dim=(2, 3))
+        return norm_relu(self.norm, self.stages(self.stem(x)), self.kernels).mean(dim=(2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = self.features(x)

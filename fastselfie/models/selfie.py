@@ -11,7 +11,7 @@ from fastselfie.config import Config
 from fastselfie.kernels.distractor_score import distractor_score, summed
 from fastselfie.kernels.reference import distractor_scores
 from fastselfie.models.pooling import AttentionPooling
-from fastselfie.models.resnet import ResNetV2
+from fastselfie.models.resnet import How, ResNetV2
 
 
 class Positions(nn.Module):
@@ -96,12 +96,14 @@ class Selfie(nn.Module):
 def build_patch_network(config: Config) -> ResNetV2:
     """P: the first three stages, normed and pooled (paper: 'the first three blocks')."""
     model = config.model
-    checkpointed = config.runtime.activation_checkpointing
-    return ResNetV2(model.blocks[:3], model.width, model.stem, checkpointed=checkpointed)
+    return ResNetV2(model.blocks[:3], model.width, model.stem, how=_how(config))
 
 
 def build_classifier(config: Config, classes: int) -> ResNetV2:
     """The network that is finetuned: all four stages and a classifier."""
     model = config.model
-    checkpointed = config.runtime.activation_checkpointing
-    return ResNetV2(model.blocks, model.width, model.stem, classes, checkpointed)
+    return ResNetV2(model.blocks, model.width, model.stem, classes, _how(config))
+
+
+def _how(config: Config) -> How:
+    return How(config.runtime.activation_checkpointing, config.runtime.kernels)

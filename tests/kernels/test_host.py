@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from fastselfie.kernels import reference
 from fastselfie.kernels.host import gather_crops, uniform
-from fastselfie.kernels.patchify import patchify
 
 
 @pytest.mark.parametrize(
@@ -98,30 +96,3 @@ def test_a_set_that_would_be_copied_for_each_batch_is_refused():
     one = np.zeros(1, np.int64)
     with pytest.raises(TypeError):
         gather_crops(images, one, one.repeat(2)[None], one > 0, np.empty((1, 2, 2, 3), np.uint8))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(
-    ("height", "width", "patch"), [(32, 32, 8), (12, 20, 4), (3, 2, 1), (6, 6, 6)]
-)
-def test_patches_equal_the_reference(dtype, height, width, patch):
-    random = torch.Generator().manual_seed(patch)
-    images = torch.randint(0, 256, (5, height, width, 3), dtype=torch.uint8, generator=random)
-    flip = torch.tensor([True, False, True, True, False])
-    places = height // patch * (width // patch)
-    order = torch.randint(0, places, (5, 2 * places), generator=random)
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    expected = reference.patchify(images, flip, order, patch, mean, std, dtype)
-    found = patchify(images, flip, order, patch, mean, std, dtype)
-    assert found.dtype == dtype
-    assert found.stride() == expected.stride()
-    assert torch.equal(found, expected)
-
-
-def test_patches_outside_are_refused():
-    images = torch.zeros(1, 8, 8, 3, dtype=torch.uint8)
-    flip, order, one = torch.zeros(1, dtype=torch.bool), torch.tensor([[4]]), torch.ones(3)
-    with pytest.raises(ValueError, match="order holds 4"):
-        patchify(images, flip, order, 4, one, one)
-    with pytest.raises(ValueError, match="patch is 3"):
-        patchify(images, flip, order, 3, one, one)

@@ -1,0 +1,273 @@
+"""What only a GPU can show: see gpu_check.sh. One check's fault hides no other.
+
+python benchmarks/gpu_check.py --json OUT
+
+The result names every check with ok, FAILED or missing (a package is not installed: the check was
+not made), its seconds and what it measured or why it failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from conditions import command, environment
+from torch import Tensor
+
+from fastselfie.config import Config
+from fastselfie.configfile import load_config
+from fastselfie.data.loaders import build_loader
+from fastselfie.data.sources import open_dataset
+from fastselfie.device import choose_machine
+from fastselfie.kernels import reference
+from fastselfie.kernels.distractor_score import distractor_score
+from fastselfie.kernels.patchify import patchify
+from fastselfie.pretrain import build_pretraining
+
+HERE = Path(__file__).parent
+CONFIGS = HERE.parent / "configs"
+_SECONDS = 200  # the longest that a benchmark in a process of its own may take
+
+
+def kernel_parity() -> dict[str, Any]:
+    """Loss and gradients of the Triton program against float64: the worst error / twice torch's."""
+    worst = 0.0
+    for m, d, b in ((2, 17, 3), (4, 1024, 64), (12, 1024, 64), (16, 640, 7), (64, 64, 5)):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            exact, torchs, tritons = (_score(m, d, b, dtype, impl) for impl in
+                                      ("float64", "reference", "triton"))  # fmt: skip
+            for true, plain, found in zip(exact, torchs, tritons, strict=True):
+                # A result is rounded to its dtype once, whoever computes it.
+                rounding = torch.finfo(found.dtype).eps * float(true.abs().max())
+                allowed = 2 * float((plain.double() - true).abs().max()) + rounding
+                error = float((found.double() - true).abs().max())
+                worst = max(worst, error / allowed)
+    _require(worst <= 1, f"error is {worst:.2f} of what is allowed")
+    return {"worst_error_of_allowed": worst}
+
+
+def _score(m: int, d: int, b: int, dtype: torch.dtype, impl: str) -> list[Tensor]:
+    random = torch.Generator().manual_seed(m * d)
+    inputs = [torch.randn(*shape, generator=random).to(dtype) for shape in ((b, d), (b, m, d))]
+    table = torch.randn(64, d, generator=random)
+    locations = torch.stack([torch.randperm(64, generator=random)[:m] for _ in range(b)]).cuda()
+    wide = torch.float64 if impl == "float64" else None
+    leaves = [t.cuda().to(wide or t.dtype).requires_grad_() for t in (*inputs, table)]
+    u, h, positions = leaves
+    chosen: Any = "triton" if impl == "triton" else "reference"
+    loss, _ = distractor_score(u, h, positions, locations, d**-0.5, chosen)
+    return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+
+
+def patchify_parity() -> dict[str, Any]:
+    """Patches of the Triton program against the reference: the largest difference in roundings."""
+    worst = 0.0
+    random = torch.Generator().manual_seed(0)
+    for size, patch in ((32, 8), (224, 32), (224, 224)):
+        images = torch.randint(0, 256, (9, size, size, 3), dtype=torch.uint8, generator=random)
+        places = (size // patch) ** 2
+        order = torch.stack([torch.randperm(places, generator=random) for _ in range(9)])
+        flip = torch.rand(9, generator=random) < 0.5
+        images, flip, order = images.cuda(), flip.cuda(), order.cuda()
+        mean, std = (torch.full((3,), v, device="cuda") for v in (0.45, 0.22))
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            found = patchify(images, flip, order, patch, mean, std, dtype).float()
+            true = reference.patchify(images, flip, order, patch, mean, std, dtype).float()
+            worst = max(worst, float((found - true).abs().max()) / torch.finfo(dtype).eps)
+    _require(worst <= 4, f"differs by {worst:.1f} roundings")  # levels are below 2.5 = 2 bits
+    return {"largest_difference_in_eps": worst}
+
+
+def sync_free_step() -> dict[str, Any]:
+    """A step between log points makes the host wait for nothing, in bf16 and in fp16."""
+    for precision in ("bf16", "fp16"):
+        config = _cifar(f"runtime.precision={precision}")
+        take, _ = _training(config)
+        take(2)  # memory and the optimiser's state are made
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            take(3)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return {"steps": 3, "precisions": ["bf16", "fp16"]}
+
+
+def precision_and_graphs() -> dict[str, Any]:
+    """Losses of 20 steps: fp32 eager, bf16, fp16 with its scaler, compiled, as CUDA graphs."""
+    kinds = {
+        "fp32": ("runtime.precision=fp32",),
+        "bf16": ("runtime.precision=bf16",),
+        "fp16": ("runtime.precision=fp16",),
+        "compiled": ("runtime.precision=fp32", "runtime.compile=default"),
+        "graphs": ("runtime.precision=fp32", "runtime.compile=default", "runtime.cuda_graphs=true"),
+    }
+    losses = {name: _losses(_cifar("model.dropout=0.0", *sets)) for name, sets in kinds.items()}
+    for name, found in losses.items():
+        _require(bool(np.isfinite(found).all()), f"{name}: a loss is not finite: {found}")
+        # The first step is the same task for all; later ones drift apart as training does.
+        apart = abs(found[0] - losses["fp32"][0])
+        _require(apart < 0.05, f"{name}: the first loss is off by {apart:.3f}")
+        _require(found[-1] < found[0] + 0.5, f"{name}: the loss grows: {found}")
+    return {"losses": losses}
+
+
+def dali_mixed() -> dict[str, Any]:
+    """Pixels of DALI's GPU decoder against ours, same boxes: the least PSNR."""
+    with tempfile.TemporaryDirectory() as folder:
+        beton = _photographs(Path(folder))
+        batches = {}
+        for loader in ("native", "dali"):
+            config = load_config(CONFIGS / "in224.yaml",
+                                 [f"data.train={beton}", f"data.loader={loader}"])  # fmt: skip
+            source = open_dataset(config.data, config.seed).train
+            made = build_loader(source, config.data, config.seed, torch.device("cuda"))
+            with closing(made.train(0, 16)) as stream:
+                batches[loader] = torch.cat([b.images.cpu() for b in islice(stream, 2)]).double()
+    squares = (batches["native"] - batches["dali"]).square().mean(dim=(1, 2, 3))
+    least = float((10 * torch.log10(255**2 / squares.clamp_min(1e-9))).min())
+    _require(least > 30, f"PSNR {least:.1f} dB")
+    return {"least_psnr_db": least}
+
+
+def kernel_times() -> dict[str, Any]:
+    return _script("kernels.py")
+
+
+def step_rates() -> dict[str, Any]:
+    """in224 on random pixels, one switch at a time."""
+    config = str(CONFIGS / "in224.yaml")
+    return _script("step.py", "--config", config, "--batch", "128", "--rounds", "3",
+                   "--seconds", "2")  # fmt: skip
+
+
+def end_to_end() -> dict[str, Any]:
+    """in224 on JPEGs, made here: loader, step and both."""
+    with tempfile.TemporaryDirectory() as folder:
+        beton = _photographs(Path(folder), 512)
+        sets = ["--set", "pretrain.batch_size=128", "--set", "data.limit=400"]
+        return _script(
+            "throughput.py", "--data", str(beton), "--loaders", "native", "--rounds", "3",
+            "--threads", "8", "--seconds", "2", "--end-to-end", str(CONFIGS / "in224.yaml"), *sets,
+        )  # fmt: skip
+
+
+CHECKS: tuple[Callable[[], dict[str, Any]], ...] = (
+    kernel_parity, patchify_parity, sync_free_step, precision_and_graphs, dali_mixed, kernel_times,
+    step_rates, end_to_end,
+)  # fmt: skip
+
+
+# --- how ------------------------------------------------------------------------------------------
+
+
+def _cifar(*sets: str) -> Config:
+    shared = ("data.loader=synthetic", "pretrain.batch_size=64", "pretrain.warmup_steps=5")
+    return load_config(CONFIGS / "cifar10.yaml", [*shared, *sets])
+
+
+def _training(config: Config) -> tuple[Callable[[int], None], Any]:
+    """(take so many steps, the step)."""
+    machine = choose_machine(config.runtime)
+    step = build_pretraining(config, machine).step
+    source = open_dataset(config.data, config.seed).train
+    loader = build_loader(source, config.data, config.seed, machine.device)
+    batches = loader.train(0, config.pretrain.batch_size, config.patches)
+    number = iter(range(10**9))
+
+    def take(count: int) -> None:
+        for _ in range(count):
+            step(next(number), next(batches))
+
+    return take, step
+
+
+def _losses(config: Config) -> list[float]:
+    take, step = _training(config)
+    found = []
+    for _ in range(20):
+        take(1)
+        found.append(step.read().loss)
+    return found
+
+
+def _photographs(folder: Path, count: int = 64) -> Path:
+    """JPEGs of smooth noise, 400 x 300, prepared as a .beton of four classes."""
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for k in range(count):
+        coarse = random.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+        path = folder / "photographs" / f"c{k % 4}" / f"{k}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(coarse).resize((400, 300), Image.Resampling.BICUBIC).save(path, quality=90)
+    out = folder / "photographs.beton"
+    prepare = [sys.executable, "-m", "fastselfie", "prepare", str(folder / "photographs")]
+    subprocess.run([*prepare, "--out", str(out)], check=True, capture_output=True)
+    return out
+
+
+def _script(name: str, *arguments: str) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out.json"
+        call = [sys.executable, str(HERE / name), *arguments, "--json", str(out)]
+        done = subprocess.run(call, capture_output=True, text=True, timeout=_SECONDS, check=False)
+        _require(done.returncode == 0, done.stderr[-2000:])
+        result: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+    return result
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise AssertionError(otherwise)
+
+
+def _made(check: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    print(f"{check.__name__} ...", file=sys.stderr, flush=True)
+    began = time.perf_counter()
+    try:
+        outcome: dict[str, Any] = {"state": "ok", "found": check()}
+    except ImportError as error:
+        outcome = {"state": "missing", "why": str(error)}
+    except Exception as error:
+        traceback.print_exc()
+        outcome = {"state": "FAILED", "why": f"{type(error).__name__}: {error}"[-2000:]}
+    outcome["seconds"] = round(time.perf_counter() - began, 1)
+    return {"check": check.__name__, **outcome}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--json", type=Path, required=True, metavar="OUT")
+    asked = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("torch sees no GPU here: see `fastselfie doctor`")
+    began = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    checks = [_made(check) for check in CHECKS]
+    result = {
+        "checks": checks,
+        "environment": environment(torch.get_num_threads()) | {"began": began},
+        "protocol": {"command": command()},
+    }
+    asked.json.parent.mkdir(parents=True, exist_ok=True)
+    asked.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    for made in checks:
+        print(f"{made['state']:8} {made['check']} ({made['seconds']} s) {made.get('why', '')}")
+    if any(made["state"] == "FAILED" for made in checks):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
