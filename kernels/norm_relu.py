@@ -65,36 +65,26 @@ class _NormReLU(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, epsilon: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        y = torch.empty_like(x)
-        mean, variance = torch.empty_like(weight), torch.empty_like(bias)
-        norm_relu_forward(
-            _array(x),
-            _array(weight),
-            _array(bias),
-            epsilon,
-            torch.get_num_threads(),
-            _array(mean),
-            _array(variance),
-            _array(y),
-        )
-        ctx.save_for_backward(x, y, weight, mean, variance)
+        y, found = torch.empty_like(x), torch.empty(4, len(weight))
+        arrays = (_array(x), _array(weight), _array(bias))
+        norm_relu_forward(*arrays, epsilon, torch.get_num_threads(), _array(found), _array(y))
+        ctx.save_for_backward(x, weight, found)
         ctx.epsilon = epsilon
+        mean, variance = found[0], found[1]
         ctx.mark_non_differentiable(mean, variance)
         return y, mean, variance
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, weight, mean, variance = ctx.saved_tensors
+        x, weight, found = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         grad_x, grad_weight, grad_bias = map(torch.empty_like, (x, weight, weight))
         norm_relu_backward(
             _array(x),
-            _array(y),
             _array(gradient),
             _array(weight),
-            _array(mean),
-            _array(variance),
+            _array(found),
             ctx.epsilon,
             torch.get_num_threads(),
             _array(grad_x),

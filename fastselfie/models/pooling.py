@@ -17,7 +17,7 @@ class PostNormBlock(nn.Module):
     Dropout on the attention weights and before each residual. Equals `nn.TransformerEncoderLayer`
     but for that layer's dropout inside the MLP, which BERT does not have.
 
-    forward: (B, S, D) -> (B, S, D).
+    forward: (B, S, D) -> (B, S, D); with first_only the first place alone, (B, 1, D).
     """
 
     def __init__(self, width: int, heads: int, feed_forward: int, dropout: float) -> None:
@@ -34,17 +34,24 @@ class PostNormBlock(nn.Module):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.norm1(x + self._drop(self._attend(x)))
+    def forward(self, x: Tensor, first_only: bool = False) -> Tensor:
+        y = self._attend(x, first_only)
+        x = self.norm1(x[:, : y.shape[1]] + self._drop(y))
         out: Tensor = self.norm2(x + self._drop(self.fc2(F.gelu(self.fc1(x)))))
         return out
 
-    def _attend(self, x: Tensor) -> Tensor:
-        b, s, d = x.shape
-        q, k, v = self.qkv(x).view(b, s, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+    def _attend(self, x: Tensor, first_only: bool) -> Tensor:
+        d = x.shape[2]
+        if first_only:
+            # One query; its keys and values are of the whole sequence.
+            q = F.linear(x[:, :1], self.qkv.weight[:d], self.qkv.bias[:d])
+            parts = (q, *F.linear(x, self.qkv.weight[d:], self.qkv.bias[d:]).chunk(2, dim=2))
+        else:
+            parts = self.qkv(x).chunk(3, dim=2)
+        q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts)
         dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-        out: Tensor = self.out(y.transpose(1, 2).reshape(b, s, d))
+        out: Tensor = self.out(y.transpose(1, 2).flatten(2))
         return out
 
     def _drop(self, x: Tensor) -> Tensor:
@@ -60,11 +67,15 @@ class AttentionPooling(nn.Module):
         super().__init__()
         self.u0 = nn.Parameter(torch.empty(width))
         nn.init.normal_(self.u0, std=0.02)
-        self.blocks = nn.Sequential(
-            *(PostNormBlock(width, heads, feed_forward, dropout) for _ in range(layers))
+        self.blocks = nn.ModuleList(
+            PostNormBlock(width, heads, feed_forward, dropout) for _ in range(layers)
         )
 
     def forward(self, visible: Tensor) -> Tensor:
         first = self.u0.to(visible.dtype).expand(len(visible), 1, -1)
-        sequence: Tensor = self.blocks(torch.cat([first, visible], dim=1))
-        return sequence[:, 0]
+        sequence = torch.cat([first, visible], dim=1)
+        for block in self.blocks[:-1]:
+            sequence = block(sequence)
+        # Of the last block only u is used: the other places' queries and MLP would be thrown away.
+        u: Tensor = self.blocks[-1](sequence, first_only=True)
+        return u[:, 0]

@@ -57,13 +57,13 @@ def norm_relu_forward(
     bias: npt.NDArray[np.float32],
     epsilon: float,
     threads: int,
-    mean: npt.NDArray[np.float32],
-    variance: npt.NDArray[np.float32],
+    found: npt.NDArray[np.float32],
     y: npt.NDArray[np.float32],
 ) -> None:
-    """y = max(0, batch norm of x), and the statistics of the batch; writes its last three.
+    """y = max(0, batch norm of x), and what it finds of each channel; writes its last two.
 
-    x, y: (pixels, C), contiguous. The others: (C,). variance: biased. The result does not depend
+    x, y: (pixels, C), contiguous. weight, bias: (C,). found: (4, C), the mean, the biased variance,
+    and scale and shift: normalised and weighted, x is x scale + shift. The result does not depend
     on `threads`.
 
     Raises:
@@ -72,11 +72,9 @@ def norm_relu_forward(
 
 def norm_relu_backward(
     x: npt.NDArray[np.float32],
-    y: npt.NDArray[np.float32],
     gradient: npt.NDArray[np.float32],
     weight: npt.NDArray[np.float32],
-    mean: npt.NDArray[np.float32],
-    variance: npt.NDArray[np.float32],
+    found: npt.NDArray[np.float32],
     epsilon: float,
     threads: int,
     grad_x: npt.NDArray[np.float32],

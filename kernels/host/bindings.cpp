@@ -110,41 +110,46 @@ float* floats(const py::array& array, py::ssize_t size, const char* name) {
   return static_cast<float*>(const_cast<void*>(array.data()));
 }
 
-void py_norm_relu_forward(const py::array& x, const py::array& weight, const py::array& bias,
-                          double epsilon, int threads, const py::array& mean,
-                          const py::array& variance, const py::array& y) {
-  require(x.ndim() == 2 && x.size() > 0, "x has the wrong shape");
-  require(threads > 0, "threads must be at least 1");
-  const py::ssize_t channels = x.shape(1);
-  const Activations activations{floats(x, x.size(), "x"), x.shape(0), channels};
-  float* const statistics[] = {floats(mean, channels, "mean"),
-                               floats(variance, channels, "variance")};
-  const float* const affine[] = {floats(weight, channels, "weight"),
-                                 floats(bias, channels, "bias")};
-  float* const out = floats(y, x.size(), "y");
-  py::gil_scoped_release release;
-  norm_relu_forward(activations, affine[0], affine[1], epsilon, threads, statistics[0],
-                    statistics[1], out);
+// (4, C) float32: mean, variance, scale, shift.
+Statistics statistics(const py::array& found, py::ssize_t channels) {
+  float* const rows = floats(found, 4 * channels, "found");
+  return {rows, rows + channels, rows + 2 * channels, rows + 3 * channels};
 }
 
-void py_norm_relu_backward(const py::array& x, const py::array& y, const py::array& gradient,
-                           const py::array& weight, const py::array& mean,
-                           const py::array& variance, double epsilon, int threads,
-                           const py::array& grad_x, const py::array& grad_weight,
-                           const py::array& grad_bias) {
+Activations activations(const py::array& x, int threads) {
   require(x.ndim() == 2 && x.size() > 0, "x has the wrong shape");
   require(threads > 0, "threads must be at least 1");
+  return {floats(x, x.size(), "x"), x.shape(0), x.shape(1)};
+}
+
+void py_norm_relu_forward(const py::array& x, const py::array& weight, const py::array& bias,
+                          double epsilon, int threads, const py::array& found,
+                          const py::array& y) {
+  const Activations pixels = activations(x, threads);
   const py::ssize_t channels = x.shape(1);
-  const Activations activations{floats(x, x.size(), "x"), x.shape(0), channels};
-  const float* const inputs[] = {floats(y, x.size(), "y"), floats(gradient, x.size(), "gradient"),
-                                 floats(weight, channels, "weight"), floats(mean, channels, "mean"),
-                                 floats(variance, channels, "variance")};
+  const float* const affine[] = {floats(weight, channels, "weight"),
+                                 floats(bias, channels, "bias")};
+  const Statistics results = statistics(found, channels);
+  float* const out = floats(y, x.size(), "y");
+  py::gil_scoped_release release;
+  norm_relu_forward(pixels, affine[0], affine[1], epsilon, threads, results, out);
+}
+
+void py_norm_relu_backward(const py::array& x, const py::array& gradient, const py::array& weight,
+                           const py::array& found, double epsilon, int threads,
+                           const py::array& grad_x, const py::array& grad_weight,
+                           const py::array& grad_bias) {
+  const Activations pixels = activations(x, threads);
+  const py::ssize_t channels = x.shape(1);
+  const float* const inputs[] = {floats(gradient, x.size(), "gradient"),
+                                 floats(weight, channels, "weight")};
+  const Statistics forward = statistics(found, channels);
   float* const outputs[] = {floats(grad_x, x.size(), "grad_x"),
                             floats(grad_weight, channels, "grad_weight"),
                             floats(grad_bias, channels, "grad_bias")};
   py::gil_scoped_release release;
-  norm_relu_backward(activations, inputs[0], inputs[1], inputs[2], inputs[3], inputs[4], epsilon,
-                     threads, outputs[0], outputs[1], outputs[2]);
+  norm_relu_backward(pixels, inputs[0], inputs[1], forward, epsilon, threads, outputs[0],
+                     outputs[1], outputs[2]);
 }
 
 }  // namespace
@@ -162,10 +167,8 @@ PYBIND11_MODULE(_host, m) {
         py::arg("order"), py::arg("side"), py::arg("scale"), py::arg("offset"), py::arg("threads"),
         py::arg("out"));
   m.def("norm_relu_forward", &host::py_norm_relu_forward, py::arg("x"), py::arg("weight"),
-        py::arg("bias"), py::arg("epsilon"), py::arg("threads"), py::arg("mean"),
-        py::arg("variance"), py::arg("y"));
-  m.def("norm_relu_backward", &host::py_norm_relu_backward, py::arg("x"), py::arg("y"),
-        py::arg("gradient"), py::arg("weight"), py::arg("mean"), py::arg("variance"),
-        py::arg("epsilon"), py::arg("threads"), py::arg("grad_x"), py::arg("grad_weight"),
-        py::arg("grad_bias"));
+        py::arg("bias"), py::arg("epsilon"), py::arg("threads"), py::arg("found"), py::arg("y"));
+  m.def("norm_relu_backward", &host::py_norm_relu_backward, py::arg("x"), py::arg("gradient"),
+        py::arg("weight"), py::arg("found"), py::arg("epsilon"), py::arg("threads"),
+        py::arg("grad_x"), py::arg("grad_weight"), py::arg("grad_bias"));
 }

@@ -36,15 +36,19 @@ struct Activations {
   int64_t rows, channels;
 };
 
-// y = max(0, batch norm of x) in training: normalised by the mean and the variance (biased, as batch
-// norm has it) of each channel, which are results too, (channels,) each.
+// What the forward pass finds of each channel, (channels,) each. variance: biased, as batch norm has
+// it. Normalised and weighted, x is x scale + shift.
+struct Statistics {
+  float *mean, *variance, *scale, *shift;
+};
+
+// y = max(0, batch norm of x) in training.
 void norm_relu_forward(const Activations& x, const float* weight, const float* bias, double epsilon,
-                       int threads, float* mean, float* variance, float* y);
+                       int threads, const Statistics& found, float* y);
 
 // The gradients for x, weight and bias, from that for y.
-void norm_relu_backward(const Activations& x, const float* y, const float* gradient,
-                        const float* weight, const float* mean, const float* variance,
-                        double epsilon, int threads, float* grad_x, float* grad_weight,
-                        float* grad_bias);
+void norm_relu_backward(const Activations& x, const float* gradient, const float* weight,
+                        const Statistics& found, double epsilon, int threads, float* grad_x,
+                        float* grad_weight, float* grad_bias);
 
 }  // namespace fastselfie::host

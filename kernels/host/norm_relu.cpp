@@ -32,7 +32,7 @@ std::vector<float> block_sums(int64_t rows, int64_t channels, int threads, Sum&&
 }  // namespace
 
 void norm_relu_forward(const Activations& x, const float* weight, const float* bias, double epsilon,
-                       int threads, float* mean, float* variance, float* y) {
+                       int threads, const Statistics& found, float* y) {
   const int64_t rows = x.rows, channels = x.channels;
   // First the mean of each block and the squared distances from it, while the block is in cache:
   // sums of squares alone would cancel where the mean is large.
@@ -57,7 +57,9 @@ void norm_relu_forward(const Activations& x, const float* weight, const float* b
           }
         }
       });
-  std::vector<float> scale(channels), shift(channels);
+  float* const mean = found.mean;
+  float* const scale = found.scale;
+  float* const shift = found.shift;
   const int64_t blocks = blocks_of(rows);
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t c = 0; c < channels; ++c) {
@@ -71,7 +73,7 @@ void norm_relu_forward(const Activations& x, const float* weight, const float* b
       seen += count;
     }
     mean[c] = static_cast<float>(middle);
-    variance[c] = static_cast<float>(squares / static_cast<double>(rows));
+    found.variance[c] = static_cast<float>(squares / static_cast<double>(rows));
     scale[c] = static_cast<float>(weight[c] / std::sqrt(squares / static_cast<double>(rows) + epsilon));
     shift[c] = static_cast<float>(bias[c] - middle * scale[c]);
   }
@@ -88,12 +90,15 @@ void norm_relu_forward(const Activations& x, const float* weight, const float* b
   }
 }
 
-void norm_relu_backward(const Activations& x, const float* y, const float* gradient,
-                        const float* weight, const float* mean, const float* variance,
-                        double epsilon, int threads, float* grad_x, float* grad_weight,
-                        float* grad_bias) {
+void norm_relu_backward(const Activations& x, const float* gradient, const float* weight,
+                        const Statistics& found, double epsilon, int threads, float* grad_x,
+                        float* grad_weight, float* grad_bias) {
   const int64_t rows = x.rows, channels = x.channels;
-  // Sums of the gradient that came through the ReLU, and of it times x's distance from the mean.
+  const float* const mean = found.mean;
+  const float* const scale = found.scale;
+  const float* const shift = found.shift;
+  // Sums of the gradient that came through the ReLU, and of it times x's distance from the mean. What
+  // the ReLU let through is computed again, to the bit: cheaper than to read y.
   const std::vector<float> sums =
       block_sums(rows, channels, threads, [&](int64_t begin, int64_t count, float* out) {
         float* const plain = out;
@@ -101,18 +106,17 @@ void norm_relu_backward(const Activations& x, const float* y, const float* gradi
         std::fill_n(out, 2 * channels, 0.0f);
         for (int64_t r = begin; r < begin + count; ++r) {
           const float* row = x.values + r * channels;
-          const float* active = y + r * channels;
           const float* g = gradient + r * channels;
 #pragma omp simd
           for (int64_t c = 0; c < channels; ++c) {
             const float incoming = g[c];
-            const float through = active[c] > 0.0f ? incoming : 0.0f;
+            const float through = row[c] * scale[c] + shift[c] > 0.0f ? incoming : 0.0f;
             plain[c] += through;
             weighted[c] += through * (row[c] - mean[c]);
           }
         }
       });
-  std::vector<float> scale(channels), offset(channels), slope(channels);
+  std::vector<float> factors(channels), offset(channels), slope(channels);
   const int64_t blocks = blocks_of(rows);
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t c = 0; c < channels; ++c) {
@@ -121,27 +125,26 @@ void norm_relu_backward(const Activations& x, const float* y, const float* gradi
       plain += sums[block * 2 * channels + c];
       weighted += sums[(block * 2 + 1) * channels + c];
     }
-    const double inverse = 1.0 / std::sqrt(variance[c] + epsilon);
+    const double inverse = 1.0 / std::sqrt(found.variance[c] + epsilon);
     grad_bias[c] = static_cast<float>(plain);
     grad_weight[c] = static_cast<float>(weighted * inverse);
     // dx = scale (g - mean(g) - xhat mean(g xhat)) = scale g + slope x + offset
     const double factor = weight[c] * inverse;
     const double along = -factor * inverse * inverse * weighted / static_cast<double>(rows);
-    scale[c] = static_cast<float>(factor);
+    factors[c] = static_cast<float>(factor);
     slope[c] = static_cast<float>(along);
     offset[c] = static_cast<float>(-factor * plain / static_cast<double>(rows));
   }
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t r = 0; r < rows; ++r) {
     const float* row = x.values + r * channels;
-    const float* active = y + r * channels;
     const float* g = gradient + r * channels;
     float* out = grad_x + r * channels;
 #pragma omp simd
     for (int64_t c = 0; c < channels; ++c) {
       const float incoming = g[c];
-            const float through = active[c] > 0.0f ? incoming : 0.0f;
-      out[c] = scale[c] * through + (slope[c] * (row[c] - mean[c]) + offset[c]);
+            const float through = row[c] * scale[c] + shift[c] > 0.0f ? incoming : 0.0f;
+      out[c] = factors[c] * through + (slope[c] * (row[c] - mean[c]) + offset[c]);
     }
   }
 }

@@ -117,12 +117,14 @@ def test_statistics_are_not_counted_where_the_module_does_not():
 
 def test_wrong_arrays_are_refused():
     x = np.zeros((4, 3), np.float32)
-    c = np.zeros(3, np.float32)
+    c, found = np.zeros(3, np.float32), np.zeros((4, 3), np.float32)
     with pytest.raises(ValueError, match="weight is"):
-        norm_relu_forward(x, np.zeros(2, np.float32), c, 1e-5, 1, c, c, x)
+        norm_relu_forward(x, np.zeros(2, np.float32), c, 1e-5, 1, found, x)
     with pytest.raises(ValueError, match="y is"):
-        norm_relu_forward(x, c, c, 1e-5, 1, c, c, x.astype(np.float64))
+        norm_relu_forward(x, c, c, 1e-5, 1, found, x.astype(np.float64))
+    with pytest.raises(ValueError, match="found is"):
+        norm_relu_forward(x, c, c, 1e-5, 1, c, x)
     with pytest.raises(ValueError, match="threads"):
-        norm_relu_forward(x, c, c, 1e-5, 0, c, c, x)
+        norm_relu_forward(x, c, c, 1e-5, 0, found, x)
     with pytest.raises(ValueError, match="gradient is"):
-        norm_relu_backward(x, x, x[:2], c, c, c, 1e-5, 1, x, c, c)
+        norm_relu_backward(x, x[:2], c, found, 1e-5, 1, x, c, c)
