@@ -48,7 +48,7 @@ class PostNormBlock(nn.Module):
             parts = (q, *F.linear(x, self.qkv.weight[d:], self.qkv.bias[d:]).chunk(2, dim=2))
         else:
             parts = self.qkv(x).chunk(3, dim=2)
-        q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts)
+        q, k, v = (part.view(*part.shape[:2], self.heads, -1).transpose(1, 2) for part in parts)
         dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
         out: Tensor = self.out(y.transpose(1, 2).flatten(2))
