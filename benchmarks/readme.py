@@ -115,6 +115,56 @@ def kernels(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def conversion(result: dict[str, Any] | None) -> str:
+    """`fastselfie prepare` beside FFCV's writer, by CPU time."""
+    if result is None:
+        return "*Not measured yet: `benchmarks/conversion.py PHOTOS`.*"
+    lines = [
+        "| conversion, images a CPU second | ours | FFCV's writer | times |",
+        "| --- | --- | --- | --- |",
+    ]
+    for row in result["results"]:
+        rates = row["images_per_cpu_s"]
+        cells = [row["conversion"], _median(rates["ours"], ".0f"), _median(rates["ffcv"], ".0f"),
+                 _median(row["ratio"], ".2f")]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def step(results: list[dict[str, Any]]) -> str:
+    """Images/s of a training step, one switch turned at a time."""
+    if not results:
+        return "*Not measured yet: `benchmarks/step.py`.*"
+    lines = []
+    for result in results:
+        first, batch = result["results"][0]["step"], result["batch"]
+        lines += [
+            f"| {result['config']}, {batch} images a step | images/s | ours is | peak MB |",
+            "| --- | --- | --- | --- |",
+        ]
+        for row in result["results"]:
+            ratio = result["ratios"].get(f"{first}/{row['step']}")
+            times = f"{_median(ratio, '.2f')} times as fast" if ratio else ""
+            cells = [row["step"], _median(row["images_per_s"], ".1f"), times,
+                     f"{row['peak_rss_mb']:,.0f}"]  # fmt: skip
+            lines.append(f"| {' | '.join(cells)} |")
+        rate = result["results"][0]["model_gflops_per_s"]["median"]
+        lines += [
+            "",
+            f"Ours runs at {rate:,.0f} GFLOP/s of the network; a large float32 product of two "
+            f"matrices reached {result['matmul_gflops_per_s']:,.0f} there.",
+            "",
+        ]
+    machine = results[0]["environment"]
+    protocol = results[0]["protocol"]
+    lines.append(
+        f"{machine['processor']}, {protocol['threads']} threads, torch {machine['torch']}; median "
+        f"(min to max) of {protocol['rounds']} alternating rounds of "
+        f"{protocol['seconds_a_round']:g} s."
+    )
+    return "\n".join(lines)
+
+
 def _conditions(result: dict[str, Any]) -> str:
     machine, protocol = result["environment"], result["protocol"]
     ours = next(iter(protocol["loaders"].values()))
@@ -135,6 +185,10 @@ def _read(name: str) -> dict[str, Any]:
     return result
 
 
+def _there(*names: str) -> list[dict[str, Any]]:
+    return [_read(name) for name in names if (RESULTS / f"{name}.json").exists()]
+
+
 def _throughput() -> dict[str, dict[str, Any]]:
     there = [n for n in _THROUGHPUT if (RESULTS / f"throughput-{n}.json").exists()]
     return {name: _read(f"throughput-{name}") for name in there}
@@ -144,6 +198,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "quickstart": lambda: quickstart(_read("quickstart")),
     "throughput": lambda: throughput(_throughput()),
     "loaders": lambda: loaders(_throughput()),
+    "conversion": lambda: conversion(next(iter(_there("conversion")), None)),
+    "step": lambda: step(_there("step-cifar10", "step-in224")),
     "kernels": lambda: kernels(_read("kernels")),
 }
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Every table of the README, from a folder of photographs: under 12 minutes on 2 cores.
+# Every table of the README, from a folder of photographs: under half an hour on 2 cores.
 #   benchmarks/run_all.sh PHOTOS [WORK]     PHOTOS/CLASS/*.jpg; WORK: the inputs, made where missing
 # Needs ffcv, nvidia-dali, spdl and webdataset: see benchmarks/README.md.
 # PYTHON, THREADS, OUT and SECONDS_A_ROUND may be set.
@@ -43,4 +43,9 @@ measure q90-eval "The same, central crop to 224" $q90 --mode eval --loaders $all
 measure orig-224 "The photographs as they are, to 224" --data "$work/orig.beton" \
   --folder "$photos" --loaders $all
 measure resident "50,000 raw images of 32x32" --raw "$work/noise.beton"
+"$python" "$here/conversion.py" "$photos" --json "$out/conversion.json"
+for config in cifar10 in224; do
+  "$python" "$here/step.py" --config "$here/../configs/$config.yaml" --threads "$threads" \
+    --json "$out/step-$config.json"
+done
 [ -n "${OUT:-}" ] || "$python" "$here/readme.py"
