@@ -16,6 +16,7 @@ from fastselfie.device import Machine
 from fastselfie.kernels.patchify import patchify
 from fastselfie.models.resnet import ResNetV2
 from fastselfie.models.selfie import Selfie
+from fastselfie.phases import phase
 
 
 class Pixels:
@@ -42,9 +43,17 @@ class Pixels:
         return self._cut(batch, self.image_size)[:, 0]
 
     def _cut(self, batch: Batch, side: int) -> Tensor:
-        return patchify(
-            batch.images, batch.flip, batch.order, side, self.mean, self.std, self.dtype, self.impl
-        )
+        with phase("patchify"):
+            return patchify(
+                batch.images,
+                batch.flip,
+                batch.order,
+                side,
+                self.mean,
+                self.std,
+                self.dtype,
+                self.impl,
+            )
 
 
 @contextmanager

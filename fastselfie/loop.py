@@ -19,6 +19,7 @@ from fastselfie.data.loaders import Loader
 from fastselfie.errors import UserError
 from fastselfie.interrupt import Interrupted, deferred_signals
 from fastselfie.log import RunLog, say
+from fastselfie.phases import phase
 from fastselfie.step import TrainStep
 
 LATEST = "latest.pt"
@@ -104,22 +105,24 @@ def fit(
             log.write(0, **evaluate(0))
         window = _Window(start)
         for done in range(start + 1, settings.steps + 1):
-            with window.waiting():
+            with window.waiting(), phase("waiting"):
                 batch = next(batches)
             step(done - 1, batch)
             if step.machine.compile and done == start + 1:
                 say(f"{stage.kind}: compiled in {window.age():.0f} s")
                 window = _Window(done)  # start-up is not a rate of training
-            log.advance(done)
+            with phase("logging"):
+                log.advance(done)
             ends = done == settings.steps
             leaves = pending.number is not None
             saves = done % settings.save_every == 0 or ends or leaves
             if done % settings.log_every == 0 or saves:
-                means = step.read()  # waits for the device, so the clock is honest
-                _require_finite(stage, done, means.loss, path)
-                rates = window.close(done, settings.batch_size)
-                skipped = {"skipped": loader.skipped} if loader.skipped else {}
-                log.write(done, loss=means.loss, accuracy=means.accuracy, **rates, **skipped)
+                with phase("logging"):
+                    means = step.read()  # waits for the device, so the clock is honest
+                    _require_finite(stage, done, means.loss, path)
+                    rates = window.close(done, settings.batch_size)
+                    skipped = {"skipped": loader.skipped} if loader.skipped else {}
+                    log.write(done, loss=means.loss, accuracy=means.accuracy, **rates, **skipped)
             if done % settings.eval_every == 0 or done in also_at or ends:
                 with window.paused():
                     final = evaluate(done)

@@ -16,6 +16,7 @@ from fastselfie.config import StageConfig
 from fastselfie.data.loaders import Batch
 from fastselfie.device import Machine
 from fastselfie.optim import build_optimizer, learning_rate
+from fastselfie.phases import phase
 
 # (loss, right answers, answers) of a micro-batch: the loss a mean over it.
 Objective = Callable[[Batch], tuple[Tensor, Tensor, int]]
@@ -59,18 +60,20 @@ class TrainStep:
             group["lr"] = rate
         for part in batch.split(self.micro_batch):
             share = len(part.images) / len(batch.images)
-            with self.machine.autocast():
+            with phase("forward"), self.machine.autocast():
                 loss, correct, answers = self.objective(part)
-            self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
+            with phase("backward"):
+                self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
             self._loss += loss.detach() * share
             self._correct += correct
             self._answers += answers
-        if self.stage.clip_grad_norm is not None:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.stage.clip_grad_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        with phase("optimiser"):
+            if self.stage.clip_grad_norm is not None:
+                self.scaler.unscale_(self.optimizer)
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.stage.clip_grad_norm)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
         self._steps += 1
 
     def read(self) -> Means:

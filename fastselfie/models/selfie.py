@@ -12,6 +12,7 @@ from fastselfie.kernels.distractor_score import distractor_score, summed
 from fastselfie.kernels.reference import distractor_scores
 from fastselfie.models.pooling import AttentionPooling
 from fastselfie.models.resnet import How, ResNetV2
+from fastselfie.phases import phase
 
 
 class Positions(nn.Module):
@@ -74,18 +75,23 @@ class Selfie(nn.Module):
         """Every patch through P once; the visible ones, with their positions, through A."""
         b, n = order.shape
         visible = n - self.masked
-        h_bnd = self.patch_network(patches.flatten(0, 1)).view(b, n, -1)
-        positions = self.positions()
-        seen = h_bnd[:, :visible]
-        if self.encoder_positions:
-            seen = seen + positions[order[:, :visible]].to(seen.dtype)
+        with phase("P"):
+            h_bnd = self.patch_network(patches.flatten(0, 1)).view(b, n, -1)
+        with phase("A"):
+            positions = self.positions()
+            seen = h_bnd[:, :visible]
+            if self.encoder_positions:
+                seen = seen + positions[order[:, :visible]].to(seen.dtype)
+            u = self.pooling(seen)
         # The candidates carry no position: it would give the answer away.
-        return Encoded(self.pooling(seen), h_bnd[:, visible:], positions)
+        return Encoded(u, h_bnd[:, visible:], positions)
 
     def forward(self, patches: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
         u, h, _ = self.encode(patches, order)
         locations = order[:, -self.masked :]
-        return distractor_score(u, h, self.positions.vectors(), locations, self.scale, self.kernels)
+        positions = self.positions.vectors()
+        with phase("scoring"):
+            return distractor_score(u, h, positions, locations, self.scale, self.kernels)
 
     def scores(self, patches: Tensor, order: Tensor) -> Tensor:
         """(B, M, M): masked locations by candidates, for evaluation and pictures."""

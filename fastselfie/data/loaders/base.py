@@ -22,6 +22,7 @@ from fastselfie.config import DataConfig
 from fastselfie.data.sources import BetonSource, Source
 from fastselfie.device import usable_cores
 from fastselfie.errors import UserError
+from fastselfie.phases import phase
 from fastselfie.rng import IntArray
 
 
@@ -255,6 +256,7 @@ class Loader(ABC):
 
     def _send(self, tensor: Tensor) -> Tensor:
         if self.device.type == "cuda" and tensor.device.type == "cpu":
-            # Does nothing to what a loader has put into pinned memory already.
-            return tensor.pin_memory().to(self.device, non_blocking=True)
+            with phase("copy"):
+                # Does nothing to what a loader has put into pinned memory already.
+                return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor
