@@ -39,6 +39,7 @@ setup(
         "fastselfie.data",
         "fastselfie.data.loaders",
         "fastselfie.models",
+        "fastselfie.profiling",
         "fastselfie.report",
         "fastselfie.kernels",
         "fastselfie.kernels.host",

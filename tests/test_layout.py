@@ -36,6 +36,7 @@ FLOORS = {
     "plan": 4,
     "pretrain": 4,
     "finetune": 4,
+    "profiling": 4,
     "report": 4,
     "run": 4,
     "cli": 5,
