@@ -35,6 +35,7 @@ from fastselfie.kernels import reference
 from fastselfie.kernels.distractor_score import distractor_score
 from fastselfie.kernels.patchify import patchify
 from fastselfie.pretrain import build_pretraining
+from fastselfie.profiling.run import profile_config
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parent / "configs"
@@ -164,9 +165,25 @@ def end_to_end() -> dict[str, Any]:
         )  # fmt: skip
 
 
+def profile_phases() -> dict[str, Any]:
+    """`fastselfie profile` on JPEGs: every phase of a step has time of the device."""
+    with tempfile.TemporaryDirectory() as folder:
+        sets = [f"data.train={_photographs(Path(folder), 512)}", "pretrain.batch_size=64",
+                "runtime.compile=off", "runtime.cuda_graphs=false"]  # fmt: skip
+        config = load_config(CONFIGS / "in224.yaml", sets)
+        figures = profile_config(config, 5, Path(folder) / "profile", None)
+    shares = figures["shares"]
+    phases = ("copy", "patchify", "P", "A", "scoring", "backward", "optimiser")
+    missing = [name for name in phases if not shares[name] > 0]
+    _require(not missing, f"no time in {', '.join(missing)}: {shares}")
+    _require(abs(sum(shares.values()) - 1) < 1e-6, f"the shares do not add up: {shares}")
+    _require(bool(figures["memory"]["tensors"]), "no memory over time")
+    return {key: figures[key] for key in ("shares", "operators", "rates", "binding", "advice")}
+
+
 CHECKS: tuple[Callable[[], dict[str, Any]], ...] = (
     kernel_parity, patchify_parity, sync_free_step, precision_and_graphs, dali_mixed, kernel_times,
-    step_rates, end_to_end,
+    step_rates, end_to_end, profile_phases,
 )  # fmt: skip
 
 

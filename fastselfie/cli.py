@@ -204,6 +204,45 @@ def _check_beton(path: Path) -> None:
 
 
 @app.command()
+def profile(
+    config: Annotated[Path, typer.Argument(help="A YAML file, for example configs/in224.yaml.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[key=value]...", help="Replace values.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Pretraining steps under the profiler.")] = 20,
+    out: Annotated[
+        Path | None, typer.Option(help="The report's folder; default runs/NAME/profile.")
+    ] = None,
+    plan: Annotated[
+        str | None,
+        typer.Option(metavar="8xH100", help="Estimate on paper where these GPUs would bind."),
+    ] = None,
+    cores: Annotated[int | None, typer.Option(help="With --plan: its CPU cores.")] = None,
+) -> None:
+    """Run a few real steps and report where their time goes, which part binds and what follows.
+
+    Writes profile.html, profile.json and trace.json.gz. The last line on standard output is JSON.
+    """
+    # Read where torch is loaded: its profiler's own lines say nothing to a user.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from fastselfie.configfile import load_config
+    from fastselfie.log import console
+    from fastselfie.profiling.estimate import parse_target
+    from fastselfie.profiling.run import PAGE, profile_config
+    from fastselfie.report.profile import print_profile
+
+    target = parse_target(plan, cores)
+    settings = load_config(config, overrides or ())
+    folder = out or Path("runs") / settings.name / "profile"
+    figures = profile_config(settings, steps, folder, target)
+    print_profile(figures, folder / PAGE, console)
+    kept = ("binding", "advice", "shares", "rates", "plan")
+    summary = {key: figures[key] for key in kept}
+    typer.echo(json.dumps({**summary, "report": str(folder / PAGE)}))
+
+
+@app.command()
 def doctor() -> None:
     """What this machine has, what is missing, and the command that mends it."""
     from rich.console import Console

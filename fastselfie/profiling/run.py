@@ -1,0 +1,244 @@
+"""Profile a few real pretraining steps, measure the rates, and write all of it down."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from fastselfie.atomic import write_atomically
+from fastselfie.config import Config
+from fastselfie.data.beton import IMAGE_MODES
+from fastselfie.data.loaders import Batch, build_loader, choose_loader
+from fastselfie.data.loaders.base import decoder_count
+from fastselfie.data.sources import BetonSource, Source, open_dataset
+from fastselfie.device import choose_machine, usable_cores
+from fastselfie.doctor import environment
+from fastselfie.errors import UserError
+from fastselfie.log import RunLog, say
+from fastselfie.phases import phase
+from fastselfie.pretrain import build_pretraining
+from fastselfie.profiling.advice import Facts, advise
+from fastselfie.profiling.estimate import ASSUMED, Target, estimate
+from fastselfie.profiling.rates import measure_rates
+from fastselfie.profiling.trace import OTHER, WINDOW, memory_curve, phase_shares
+from fastselfie.report.profile import write_profile_page
+from fastselfie.step import TrainStep
+
+PAGE, FIGURES, TRACE = "profile.html", "profile.json", "trace.json.gz"
+_WARM = 3  # steps before the profiler starts: what was read ahead is used up
+_ROUNDS, _SECONDS = 3, 1.0  # of each rate
+_OPERATORS = 15
+_NETWORK = ("P", "A", "scoring")
+
+
+def profile_config(config: Config, steps: int, out: Path, target: Target | None) -> dict[str, Any]:
+    """Write `out`/profile.html, profile.json and trace.json.gz; return the figures.
+
+    Raises:
+        UserError: no step, no data, a faulty image, or `out` is not a folder.
+    """
+    if steps < 1:
+        raise UserError(f"--steps is {steps}: give at least 1")
+    machine = choose_machine(config.runtime)
+    source = open_dataset(config.data, config.seed).train
+    name, why = choose_loader(config.data, source, machine.device)
+    say(f"{config.name}: device {machine.device} ({machine.why}), loader {name} ({why})")
+    loader = build_loader(source, config.data, config.seed, machine.device)
+    step = build_pretraining(config, machine).step
+    try:
+        out.mkdir(parents=True, exist_ok=True)  # before the minutes that measuring may take
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"{out}: cannot be made ({error.strerror}): give another --out") from error
+    say(f"measuring loader, step and both together, {_ROUNDS} rounds each")
+    rates = measure_rates(config, source, loader, step, _ROUNDS, _SECONDS)
+    say(f"profiling {steps} steps of {config.pretrain.batch_size} images")
+    with closing(loader.train(0, config.pretrain.batch_size, config.patches)) as batches:
+        measured = _profile_steps(config, step, batches, steps)
+    shares = _shares(measured.trace, machine.compile is not None)
+    threads = decoding_threads(config, name)
+    figures: dict[str, Any] = {
+        "config": config.name,
+        "steps": steps,
+        "batch_size": config.pretrain.batch_size,
+        "micro_batch_size": step.micro_batch,
+        "log_every": config.pretrain.log_every,
+        "device": str(machine.device),
+        "precision": machine.precision.name,
+        "compile": machine.compile,
+        "loader": name,
+        "decoding_threads": threads,
+        "ms_a_step": 1000 * measured.seconds / steps,
+        "shares": shares,
+        "operators": measured.operators,
+        "memory": {"tensors": measured.tensors, "process": measured.process},
+        "rates": {key: _spread(found) for key, found in rates._asdict().items()},
+        "profiled_images_per_s": steps * config.pretrain.batch_size / measured.seconds,
+        "binding": rates.binding,
+        "e2e_share_of_binding": rates.share,
+    }
+    figures["advice"] = advise(_facts(figures, config, source, target is not None))
+    figures["plan"] = None
+    if target is not None:
+        per_core = median(rates.loader) / threads if threads else None
+        plan = asdict(estimate(config, target, per_core))
+        figures["plan"] = {
+            **plan,
+            "target": target._asdict(),
+            "measured_per_core": per_core,
+            "assumed": ASSUMED._asdict(),
+        }
+    figures["environment"] = environment(machine.device)
+    _write(out, figures, measured.trace, config)
+    return figures
+
+
+def decoding_threads(config: Config, loader: str) -> int:
+    """Threads or processes that decode at once on this machine; 0 where nothing is decoded."""
+    if loader in ("resident", "synthetic"):
+        return 0
+    return min(usable_cores(), decoder_count(config.data))
+
+
+class _Measured(NamedTuple):
+    """seconds: of all steps. tensors, process: (seconds, bytes) over the steps."""
+
+    trace: dict[str, Any]
+    seconds: float
+    operators: list[dict[str, Any]]
+    tensors: list[tuple[float, float]]
+    process: list[tuple[float, float]]
+
+
+def _profile_steps(
+    config: Config, step: TrainStep, batches: Iterator[Batch], steps: int
+) -> _Measured:
+    """The loop of `fit` without evaluation and checkpoints, under torch.profiler."""
+    cuda = step.machine.device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+    process: list[tuple[float, float]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        with RunLog(Path(scratch), "profile", steps, 0) as log:
+            for number in range(_WARM):
+                step(number, next(batches))
+            step.read()
+            standing = 0 if cuda else _standing_bytes(step)
+            with profile(activities=activities, profile_memory=True) as profiler:
+                began = time.perf_counter()
+                with record_function(WINDOW):
+                    for done in range(1, steps + 1):
+                        with phase("waiting"):
+                            batch = next(batches)
+                        step(_WARM + done, batch)
+                        with phase("logging"):
+                            log.advance(done)
+                            if done % config.pretrain.log_every == 0:
+                                log.write(done, **step.read()._asdict())
+                        process.append((time.perf_counter() - began, _resident_bytes()))
+                    if cuda:
+                        torch.cuda.synchronize()  # the window ends when the work does
+                seconds = time.perf_counter() - began
+        path = Path(scratch) / "trace.json"
+        profiler.export_chrome_trace(str(path))
+        trace: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    tensors = [(at, standing + held) for at, held in memory_curve(trace, cuda)]
+    process = [(at, held) for at, held in process if held]
+    return _Measured(trace, seconds, _operators(profiler, steps, cuda), tensors, process)
+
+
+def _shares(trace: dict[str, Any], compiled: bool) -> dict[str, float]:
+    """Of the phases that this kind of step has: compiled, the network is one of them."""
+    shares = phase_shares(trace)
+    if compiled:
+        shares["forward"] += sum(shares.pop(name) for name in _NETWORK)
+    else:
+        shares[OTHER] += shares.pop("forward")
+    return shares
+
+
+def _operators(profiler: profile, steps: int, cuda: bool) -> list[dict[str, Any]]:
+    """Those with the most time of their own, on the device that computes."""
+    rows = []
+    for event in profiler.key_averages():
+        if event.is_user_annotation:
+            continue
+        spent = event.self_device_time_total if cuda else event.self_cpu_time_total
+        rows.append(
+            {
+                "name": event.key,
+                "calls_a_step": event.count / steps,
+                "ms_a_step": spent / 1000 / steps,
+            }
+        )
+    return sorted(rows, key=lambda row: -row["ms_a_step"])[:_OPERATORS]
+
+
+def _standing_bytes(step: TrainStep) -> int:
+    """Of weights, buffers and momentum, which a CPU's profiler does not see: they were there."""
+    state = (v for values in step.optimizer.state.values() for v in values.values())
+    tensors = [*step.model.state_dict().values(), *(v for v in state if torch.is_tensor(v))]
+    return sum(t.untyped_storage().nbytes() for t in tensors)
+
+
+def _resident_bytes() -> int:
+    """Of this process; 0 where the system does not tell."""
+    try:
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    except OSError:
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _facts(figures: dict[str, Any], config: Config, source: Source, planned: bool) -> Facts:
+    rates = {name: found["median"] for name, found in figures["rates"].items()}
+    computing = set(figures["shares"]) - {"waiting", "copy", "logging", OTHER}
+    phases = {name: figures["shares"][name] for name in computing}
+    longest = max(phases, key=lambda name: phases[name])
+    return Facts(
+        loader=figures["loader"],
+        loader_rate=rates["loader"],
+        step_rate=rates["step"],
+        e2e_rate=rates["e2e"],
+        threads=figures["decoding_threads"],
+        cores=usable_cores(),
+        device=figures["device"].partition(":")[0],
+        compiled=figures["compile"] is not None,
+        image_size=config.data.image_size,
+        long_side=_long_side(source) if figures["loader"] != "synthetic" else None,
+        phase=longest,
+        phase_share=phases[longest],
+        measured_elsewhere=planned,
+    )
+
+
+def _long_side(source: Source) -> float | None:
+    """The mean of a .beton file's JPEGs, pixels."""
+    if not isinstance(source, BetonSource):
+        return None
+    reader, samples = source.reader, source.indices
+    if (reader.mode[samples] == IMAGE_MODES["raw"]).any():
+        return None
+    return float(np.maximum(reader.width[samples], reader.height[samples]).mean())
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"median": median(values), "min": min(values), "max": max(values)}
+
+
+def _write(out: Path, figures: dict[str, Any], trace: dict[str, Any], config: Config) -> None:
+    """The page last: where it is, the files that it names are."""
+    write_atomically(out / TRACE, gzip.compress(json.dumps(trace).encode(), compresslevel=6))
+    write_atomically(out / FIGURES, json.dumps(figures, indent=1) + "\n")
+    write_profile_page(out / PAGE, figures, config.to_yaml(), TRACE)

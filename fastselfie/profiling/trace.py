@@ -1,0 +1,125 @@
+"""What a Chrome trace of torch.profiler says of the steps inside it: phases and memory.
+
+Each moment belongs to what the device computes then; where it computes nothing, to what the host
+does. So the shares add up to one, on a CPU and on a GPU, whose work runs behind the host's.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from fastselfie.phases import PHASES
+
+WINDOW = "profiled steps"  # the range around them all
+OTHER = "other"
+_ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
+_LAUNCHES = ("cuda_runtime", "cuda_driver")
+_MOST_POINTS = 400  # of a curve
+
+
+class Span(NamedTuple):
+    """From `start` to `end`, microseconds."""
+
+    start: float
+    end: float
+    name: str
+
+
+def phase_shares(trace: Mapping[str, Any]) -> dict[str, float]:
+    """The share of the window's time in each phase, and in anything else; together 1."""
+    events = trace["traceEvents"]
+    window = _window(events)
+    begin, end = _span(window).start, _span(window).end
+    named = (e for e in events if e.get("cat") == "user_annotation" and e["name"] in PHASES)
+    ranges = (_span(e) for e in named if e["tid"] == window["tid"])
+    host = flattened((s for s in ranges if begin <= s.start < end), begin, end)
+    seconds = dict.fromkeys((*PHASES, OTHER), 0.0)
+    for span in _merged(host, _device_spans(events, host)):
+        seconds[span.name] += span.end - span.start
+    return {name: spent / (end - begin) for name, spent in seconds.items()}
+
+
+def memory_curve(trace: Mapping[str, Any], cuda: bool) -> list[tuple[float, float]]:
+    """(seconds since the window's begin, bytes that tensors hold), the greatest of each bin.
+
+    On a CPU torch counts from the profiler's start on: the first value is near zero.
+    """
+    window = _span(_window(trace["traceEvents"]))
+    width = (window.end - window.start) / _MOST_POINTS
+    greatest: dict[int, float] = {}
+    for event in trace["traceEvents"]:
+        if event.get("name") != "[memory]" or event["args"].get("Device Type") != int(cuda):
+            continue
+        bin_ = int((event["ts"] - window.start) // width)
+        if 0 <= bin_ < _MOST_POINTS:
+            held = float(event["args"]["Total Allocated"])
+            greatest[bin_] = max(greatest.get(bin_, held), held)
+    return [((bin_ + 0.5) * width / 1e6, held) for bin_, held in sorted(greatest.items())]
+
+
+def flattened(ranges: Iterable[Span], begin: float, end: float) -> list[Span]:
+    """Nested ranges as neighbours from `begin` to `end`: the innermost wins, gaps are other."""
+    flat: list[Span] = []
+    open_, at = [Span(begin, end, OTHER)], begin
+    for span in (*sorted(ranges, key=lambda s: (s.start, -s.end)), Span(end, end, OTHER)):
+        while len(open_) > 1 and open_[-1].end <= span.start:
+            closed = open_.pop()
+            flat.append(Span(at, closed.end, closed.name))
+            at = closed.end
+        flat.append(Span(at, span.start, open_[-1].name))
+        at = span.start
+        open_.append(span._replace(end=min(span.end, open_[-1].end)))
+    return [span for span in flat if span.end > span.start]
+
+
+def _device_spans(events: Sequence[Mapping[str, Any]], host: Sequence[Span]) -> list[Span]:
+    """What ran on a GPU, one after another, by the phase in which the host launched it.
+
+    By the time of the launch, not by its thread: the backward pass launches from a thread of its
+    own, while the one that trains waits inside its range.
+    """
+    launched = {
+        event["args"]["correlation"]: event["ts"]
+        for event in events
+        if event.get("cat") in _LAUNCHES and "correlation" in event.get("args", {})
+    }
+    starts = [span.start for span in host]
+    spans, at = [], host[0].start
+    on_device = (_span(e) for e in events if e.get("cat") in _ON_DEVICE)
+    correlations = (e["args"].get("correlation") for e in events if e.get("cat") in _ON_DEVICE)
+    work = sorted(zip(on_device, correlations, strict=True), key=lambda pair: pair[0].start)
+    for span, correlation in work:
+        begin, end = max(at, span.start), min(host[-1].end, span.end)
+        launch = launched.get(correlation, span.start)
+        if end > begin and launch >= starts[0]:
+            spans.append(Span(begin, end, host[bisect_right(starts, launch) - 1].name))
+            at = end
+    return spans
+
+
+def _merged(host: Sequence[Span], device: Sequence[Span]) -> Iterator[Span]:
+    """The device's spans, and of the host's what lies in between."""
+    yield from device
+    begin, end = host[0].start, host[-1].end
+    edges = [Span(begin, begin, OTHER), *device, Span(end, end, OTHER)]
+    starts = [span.start for span in host]
+    for before, after in pairwise(edges):
+        first = bisect_right(starts, before.end) - 1
+        for span in host[first:]:
+            if span.start >= after.start:
+                break
+            inside = Span(max(span.start, before.end), min(span.end, after.start), span.name)
+            if inside.end > inside.start:
+                yield inside
+
+
+def _window(events: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
+    return next(e for e in events if e.get("cat") == "user_annotation" and e.get("name") == WINDOW)
+
+
+def _span(event: Mapping[str, Any]) -> Span:
+    start = float(event["ts"])
+    return Span(start, start + float(event["dur"]), event["name"])
