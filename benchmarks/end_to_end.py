@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from rounds import spread
-
 from fastselfie.config import Config
 from fastselfie.data.loaders import build_loader
 from fastselfie.data.sources import open_dataset
@@ -20,12 +18,11 @@ def end_to_end(config: Config, rounds: int, seconds: float) -> dict[str, Any]:
     source = open_dataset(config.data, config.seed).train
     step = build_pretraining(config, machine).step
     loader = build_loader(source, config.data, config.seed, machine.device)
-    rates = measure_rates(config, source, loader, step, rounds, seconds)
+    found = measure_rates(config, source, loader, step, rounds, seconds).summary()
     return {
         "config": config.name,
         "batch_size": config.pretrain.batch_size,
         "image_size": config.data.image_size,
-        **{name: spread(found) for name, found in rates._asdict().items()},
-        "binding": rates.binding,
-        "e2e_share_of_binding": round(rates.share, 4),
+        **found.pop("rates"),
+        **found,
     }

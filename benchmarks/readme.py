@@ -85,11 +85,13 @@ def loaders(results: dict[str, dict[str, Any]]) -> str:
     if both is not None and both["step"]["max"] < 1.5 * both["step"]["min"]:
         # A step whose rounds differ more than that was measured beside other programs.
         rates = {name: f"{both[name]['median']:,.0f}" for name in ("loader", "step", "e2e")}
+        share = both["e2e_share_of_binding"]["median"]
         lines += [
             "",
             f"`configs/{both['config']}.yaml` on the same file: the loader alone gives "
-            f"{rates['loader']} images/s, the step alone {rates['step']}, both together "
-            f"{rates['e2e']}: the {both['binding']} binds.",
+            f"{rates['loader']} images/s, the step alone {rates['step']}, both together on the "
+            f"same cores {rates['e2e']}: the {both['binding']} binds. That is {share:.0%} of what "
+            f"it gives on the cores that decoding leaves it; {both['waiting']['median']:.1%} of a step goes by waiting for data.",
         ]
     return "\n".join(lines)
 
@@ -139,20 +141,29 @@ def step(results: list[dict[str, Any]]) -> str:
     for result in results:
         first, batch = result["results"][0]["step"], result["batch"]
         lines += [
-            f"| {result['config']}, {batch} images a step | images/s | ours is | peak MB |",
-            "| --- | --- | --- | --- |",
+            f"| {result['config']}, {batch} images a step | images/s | ours is | peak MB "
+            "| of a matmul's FLOP/s |",
+            "| --- | --- | --- | --- | --- |",
         ]
         for row in result["results"]:
             ratio = result["ratios"].get(f"{first}/{row['step']}")
             times = f"{_median(ratio, '.2f')} times as fast" if ratio else ""
             cells = [row["step"], _median(row["images_per_s"], ".1f"), times,
-                     f"{row['peak_rss_mb']:,.0f}"]  # fmt: skip
+                     f"{row['peak_rss_mb']:,.0f}",
+                     f"{row['flop_utilisation']['median']:.0%}"]  # fmt: skip
             lines.append(f"| {' | '.join(cells)} |")
+        compiled = next((r for r in result["results"] if "again_s" in r), None)
         rate = result["results"][0]["model_gflops_per_s"]["median"]
         lines += [
             "",
             f"Ours runs at {rate:,.0f} GFLOP/s of the network; a large float32 product of two "
-            f"matrices reached {result['matmul_gflops_per_s']:,.0f} there.",
+            f"matrices reached {result['matmul_gflops_per_s']:,.0f} there."
+            + (
+                f" The compiled step takes its first after {compiled['start_s']:.0f} s, "
+                f"{compiled['again_s']:.0f} s at the next start."
+                if compiled
+                else ""
+            ),
             "",
         ]
     machine = results[0]["environment"]

@@ -44,8 +44,10 @@ class PostNormBlock(nn.Module):
         d = x.shape[2]
         if first_only:
             # One query; its keys and values are of the whole sequence.
-            q = F.linear(x[:, :1], self.qkv.weight[:d], self.qkv.bias[:d])
-            parts = (q, *F.linear(x, self.qkv.weight[d:], self.qkv.bias[d:]).chunk(2, dim=2))
+            # tensor_split's gradient is one concatenation, slices' are padded and added.
+            weights, biases = self.qkv.weight.tensor_split([d]), self.qkv.bias.tensor_split([d])
+            q = F.linear(x[:, :1], weights[0], biases[0])
+            parts = (q, *F.linear(x, weights[1], biases[1]).chunk(2, dim=2))
         else:
             parts = self.qkv(x).chunk(3, dim=2)
         q, k, v = (part.view(*part.shape[:2], self.heads, -1).transpose(1, 2) for part in parts)

@@ -6,22 +6,50 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fastselfie.config import Config
 from fastselfie.data.loaders import Batch, Loader, SyntheticLoader
 from fastselfie.data.sources import Source
+from fastselfie.device import usable_cores
 from fastselfie.step import TrainStep
 
 _WARM = 3  # batches: as many as a loader has read ahead during the pause
 
 
 class Rates(NamedTuple):
-    """Images a second of each, round by round."""
+    """Round by round: images/s of each part; waiting, the share of end to end that goes by waiting
+    for data; loader_cpu, seconds of this process's CPU time that the loader takes for an image.
+
+    cores: that loader and step share; None where the step has a device of its own.
+    """
 
     loader: list[float]
     step: list[float]
     e2e: list[float]
+    waiting: list[float]
+    loader_cpu: list[float]
+    cores: int | None
+
+    def summary(self) -> dict[str, Any]:
+        """For a report or a result: median, min and max of each, and what follows."""
+        parts = {"loader": self.loader, "step": self.step, "e2e": self.e2e}
+        return {
+            "rates": {name: _spread(found) for name, found in parts.items()},
+            "waiting": _spread(self.waiting),
+            "loader_cpu_s_per_image": _spread(self.loader_cpu),
+            "step_on_the_cores_left": _spread(self.left),
+            "binding": self.binding,
+            "e2e_share_of_binding": _spread(self.shares),
+        }
+
+    @property
+    def left(self) -> list[float]:
+        """Images/s of the step on the cores that decoding leaves it."""
+        if self.cores is None:
+            return self.step
+        pairs = zip(self.step, self.loader_cpu, strict=True)
+        return [1 / (1 / step + decoding / self.cores) for step, decoding in pairs]
 
     @property
     def binding(self) -> str:
@@ -29,10 +57,15 @@ class Rates(NamedTuple):
         return "loader" if median(self.loader) < median(self.step) else "step"
 
     @property
-    def share(self) -> float:
-        """What both together reach of the one that binds."""
-        slower = self.loader if self.binding == "loader" else self.step
-        return median(self.e2e) / median(slower)
+    def shares(self) -> list[float]:
+        """What both together reach of the slower one, on the cores that are left to it."""
+        rounds = zip(self.e2e, self.loader, self.left, strict=True)
+        return [both / min(loader, left) for both, loader, left in rounds]
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    three = {"median": median(values), "min": min(values), "max": max(values)}
+    return {name: float(f"{value:.5g}") for name, value in three.items()}
 
 
 def measure_rates(
@@ -41,35 +74,50 @@ def measure_rates(
     """Alternating rounds of at least `seconds`, after one that warms up. loader: of `source`."""
     batch_size = config.pretrain.batch_size
     noise = SyntheticLoader(source, config.data, config.seed, step.machine.device)
-    rates = Rates([], [], [])
+    on_cpu = step.machine.device.type == "cpu"
+    rates = Rates([], [], [], [], [], usable_cores() if on_cpu else None)
     with (
         closing(loader.train(0, batch_size, config.patches)) as loaded,
         closing(noise.train(0, batch_size, config.patches)) as synthetic,
         closing(loader.train(0, batch_size, config.patches)) as trained,
     ):
-        parts = ((loaded, None), (synthetic, step), (trained, step))
         for number in range(rounds + 1):
-            for found, (batches, taken) in zip(rates, parts, strict=True):
-                rate = _rate(batches, taken, seconds)
-                if number:  # the first is the warm-up
-                    found.append(rate)
+            alone = _round(loaded, None, seconds)
+            stepping = _round(synthetic, step, seconds)
+            both = _round(trained, step, seconds)
+            if number:  # the first is the warm-up
+                rates.loader.append(alone.images / alone.seconds)
+                rates.loader_cpu.append(alone.cpu / alone.images)
+                rates.step.append(stepping.images / stepping.seconds)
+                rates.e2e.append(both.images / both.seconds)
+                rates.waiting.append(both.waited / both.seconds)
     return rates
 
 
-def _rate(batches: Iterator[Batch], step: TrainStep | None, seconds: float) -> float:
-    """Images/s over at least `seconds`, the device waited for."""
+class _Round(NamedTuple):
+    images: int
+    seconds: float
+    waited: float
+    cpu: float
+
+
+def _round(batches: Iterator[Batch], step: TrainStep | None, seconds: float) -> _Round:
+    """At least `seconds` of it, the device waited for."""
     for number in range(_WARM):
         batch = next(batches)
         if step is not None:
             step(number, batch)
     if step is not None:
         step.read()
-    count, begun, spent = 0, time.perf_counter(), 0.0
+    count, waited, spent = 0, 0.0, 0.0
+    cpu, begun = time.process_time(), time.perf_counter()
     while spent < seconds:
+        asked = time.perf_counter()
         batch = next(batches)
+        waited += time.perf_counter() - asked
         count += len(batch.images)
         if step is not None:
             step(count, batch)
             step.read()  # waits: the clock must not run ahead of a GPU
         spent = time.perf_counter() - begun
-    return count / spent
+    return _Round(count, spent, waited, time.process_time() - cpu)

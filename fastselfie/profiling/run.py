@@ -84,10 +84,8 @@ def profile_config(config: Config, steps: int, out: Path, target: Target | None)
         "shares": shares,
         "operators": measured.operators,
         "memory": {"tensors": measured.tensors, "process": measured.process},
-        "rates": {key: _spread(found) for key, found in rates._asdict().items()},
+        **rates.summary(),
         "profiled_images_per_s": steps * config.pretrain.batch_size / measured.seconds,
-        "binding": rates.binding,
-        "e2e_share_of_binding": rates.share,
     }
     figures["advice"] = advise(_facts(figures, config, source, target is not None))
     figures["plan"] = None
@@ -231,10 +229,6 @@ def _long_side(source: Source) -> float | None:
     if (reader.mode[samples] == IMAGE_MODES["raw"]).any():
         return None
     return float(np.maximum(reader.width[samples], reader.height[samples]).mean())
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    return {"median": median(values), "min": min(values), "max": max(values)}
 
 
 def _write(out: Path, figures: dict[str, Any], trace: dict[str, Any], config: Config) -> None:

@@ -82,9 +82,11 @@ class BatchDecoder:
     """A pool of threads that fills batches in the background, in the order of submit().
 
     Not to be used across a fork: the child has none of the threads, and submit() says so.
+
+    niceness: of the threads, 0 to 19 as nice(1) has it: they yield to threads of a smaller one.
     """
 
-    def __init__(self, threads: int) -> None: ...
+    def __init__(self, threads: int, niceness: int = 0) -> None: ...
     @property
     def threads(self) -> int: ...
     def submit(

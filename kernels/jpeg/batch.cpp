@@ -1,6 +1,8 @@
 // The batch engine: see batch.hpp.
 #include "batch.hpp"
 
+#include <sys/resource.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cstring>
@@ -65,7 +67,7 @@ std::vector<Failure> Batch::wait() {
   return failures;
 }
 
-BatchPool::BatchPool(int threads) : owner_(getpid()) {
+BatchPool::BatchPool(int threads, int niceness) : owner_(getpid()), niceness_(niceness) {
   threads_.reserve(threads);
   try {
     for (int i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
@@ -84,6 +86,11 @@ void BatchPool::require_own_process() const {
 }
 
 void BatchPool::work() {
+#ifdef __linux__
+  // Of a thread, against POSIX, by its number. A refusal is no fault.
+  const auto self = static_cast<id_t>(syscall(SYS_gettid));
+  if (getpriority(PRIO_PROCESS, self) < niceness_) setpriority(PRIO_PROCESS, self, niceness_);
+#endif
   Decoder decoder;
   std::unique_lock lock(mutex_);
   for (;;) {

@@ -66,7 +66,8 @@ class Batch {
 
 class BatchPool {
  public:
-  explicit BatchPool(int threads);
+  // niceness: of the threads, as nice(1) has it, where the system keeps one for each (Linux).
+  explicit BatchPool(int threads, int niceness = 0);
   ~BatchPool() { close(); }
 
   // Whether this is a forked child's copy. Such a pool must be leaked: its threads cannot be
@@ -95,6 +96,7 @@ class BatchPool {
   std::atomic<bool> closing_{false};
   std::vector<std::thread> threads_;
   const pid_t owner_;  // the process that has the threads
+  const int niceness_;
   std::mutex close_mutex_;
   std::mutex helper_mutex_;
   Decoder helper_;  // of the caller of wait()

@@ -29,8 +29,8 @@ const T* column(const std::optional<Array<T>>& array, py::ssize_t items, py::ssi
 
 class PyBatchDecoder {
  public:
-  explicit PyBatchDecoder(int threads)
-      : threads_(threads), pool_(std::make_unique<BatchPool>(checked(threads))) {}
+  PyBatchDecoder(int threads, int niceness)
+      : threads_(threads), pool_(std::make_unique<BatchPool>(checked(threads), niceness)) {}
   ~PyBatchDecoder() {
     close();
     if (pool_->is_forked_copy()) {  // whoever waited for a batch then is never going to leave it
@@ -160,7 +160,7 @@ class PyBatchDecoder {
 void bind_batch_decoder(py::module_& m) {
   using namespace py::literals;
   py::class_<PyBatchDecoder>(m, "BatchDecoder")
-      .def(py::init<int>(), "threads"_a)
+      .def(py::init<int, int>(), "threads"_a, "niceness"_a = 0)
       .def_property_readonly("threads", &PyBatchDecoder::threads)
       .def("submit", &PyBatchDecoder::submit, "data"_a, "boxes"_a, "flips"_a = py::none(),
            py::kw_only(), "out"_a, "offsets"_a = py::none(), "sizes"_a = py::none(),

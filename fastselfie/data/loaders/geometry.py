@@ -8,6 +8,7 @@ from PIL import Image
 
 from fastselfie import rng
 from fastselfie.config import DataConfig
+from fastselfie.kernels.host import gather_crops
 from fastselfie.rng import IntArray
 
 # Evaluation on large images: resize the short side to size x 256 / 224, crop the centre.
@@ -51,13 +52,13 @@ def shift(
     images: npt.NDArray[np.uint8], data: DataConfig, seed: int, index: tuple[IntArray, IntArray]
 ) -> None:
     """Pad and crop back, in place, as crop: pad asks: (B, H, W, 3). index: (samples, epochs)."""
-    pad, size = shift_of(data), data.image_size
+    pad = shift_of(data)
     if not pad:
         return
     samples, epochs = index
     whole = padded(images, pad, data.pad_mode)
-    for row, (y, x) in enumerate(rng.shifts(seed, epochs, samples, pad)):
-        images[row] = whole[row, y : y + size, x : x + size]
+    rows, unflipped = np.arange(len(images)), np.zeros(len(images), dtype=np.bool_)
+    gather_crops(whole, rows, rng.shifts(seed, epochs, samples, pad), unflipped, images)
 
 
 def shift_of(data: DataConfig) -> int:

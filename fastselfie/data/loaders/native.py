@@ -23,6 +23,10 @@ Images = npt.NDArray[np.uint8]
 # Batches being decoded beside the one in use: with one, the threads idle while it is fetched.
 _AHEAD = 2
 
+# Where the step runs on the same cores, decoding takes what it leaves: the step's threads wait for
+# one another, so what one loses to a decoder all lose.
+_NICENESS = 10
+
 
 class _Pending(NamedTuple):
     ticket: int
@@ -44,7 +48,8 @@ class NativeLoader(Loader):
 
     def load(self, plan: Iterator[Index], augment: bool) -> Generator[Pixels]:
         buffers = _Buffers(self.data.image_size, pinned=self.device.type == "cuda")
-        with BatchDecoder(self.threads) as decoder:
+        niceness = _NICENESS if self.device.type == "cpu" else 0
+        with BatchDecoder(self.threads, niceness) as decoder:
             pending: deque[_Pending] = deque()
             for index in plan:
                 images = buffers.take(len(index.samples))

@@ -246,3 +246,17 @@ def test_other_mistakes_of_the_caller(decoder, files, boxes):
         decoder.submit(files[:-1], boxes, out=empty(count))
     with pytest.raises(ValueError, match="threads"):
         jpeg.BatchDecoder(0)
+
+
+@pytest.mark.parametrize("niceness", [0, 7])
+def test_its_threads_yield_as_asked(niceness, files, boxes):
+    def nices():
+        tasks = set(os.listdir("/proc/self/task"))
+        return {t: os.getpriority(os.PRIO_PROCESS, int(t)) for t in tasks}
+
+    before = nices()
+    with jpeg.BatchDecoder(2, niceness) as decoder:
+        decoder.wait(decoder.submit(files, boxes, out=empty(len(files))))
+        added = [nice for task, nice in nices().items() if task not in before]
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert added == [max(own, niceness)] * 2
