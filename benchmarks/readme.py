@@ -91,7 +91,8 @@ def loaders(results: dict[str, dict[str, Any]]) -> str:
             f"`configs/{both['config']}.yaml` on the same file: the loader alone gives "
             f"{rates['loader']} images/s, the step alone {rates['step']}, both together on the "
             f"same cores {rates['e2e']}: the {both['binding']} binds. That is {share:.0%} of what "
-            f"it gives on the cores that decoding leaves it; {both['waiting']['median']:.1%} of a step goes by waiting for data.",
+            f"it gives on the cores that decoding leaves it; {both['waiting']['median']:.1%} of a "
+            "step goes by waiting for data.",
         ]
     return "\n".join(lines)
 
