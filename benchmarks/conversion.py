@@ -87,6 +87,8 @@ def main() -> None:
     if asked.job:
         print(json.dumps(measure(asked.job, asked.photos)))
         return
+    if asked.json is None:
+        parser.error("--json OUT is missing")
     if not files_of(asked.photos)[0]:
         parser.error(f"{asked.photos}: holds no DIR/CLASS/*.jpg")
     began = time.strftime("%Y-%m-%d %H:%M:%S %z")

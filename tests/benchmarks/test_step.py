@@ -1,7 +1,8 @@
-"""The step's benchmark: the straightforward code does what ours does, and the script runs."""
+"""The step's benchmark: the straightforward code does what ours does."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import pytest
@@ -40,3 +41,21 @@ def test_the_straightforward_code_gives_the_same_loss_and_gradients(stem, positi
         other = gradients.pop(names[name])
         torch.testing.assert_close(parameter.grad, other)
     assert not gradients
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--config", "configs/cifar10.yaml", "--contenders", "ours,turbo"], "'turbo'"),
+        (["--config", "no-such.yaml", "--contenders", "ours"], "no-such.yaml"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, arguments, named):
+    script = str(REPOSITORY / "benchmarks" / "step.py")
+    done = subprocess.run(
+        [sys.executable, script, *arguments, "--json", str(tmp_path / "out.json")],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert named in done.stderr
+    assert len(done.stderr.splitlines()) == 1
