@@ -29,7 +29,8 @@ from traffic import SHAPES, Shape, inputs, model_bytes
 
 from fastselfie.device import choose_device
 from fastselfie.doctor import environment
-from fastselfie.kernels.distractor_score import Impl, distractor_score, unavailable
+from fastselfie.kernels.distractor_score import distractor_score
+from fastselfie.kernels.impl import Impl, unavailable
 
 HERE = Path(__file__).parent
 

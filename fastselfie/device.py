@@ -13,7 +13,7 @@ from torch import nn
 
 from fastselfie.config import RuntimeConfig
 from fastselfie.errors import UserError
-from fastselfie.kernels.distractor_score import unavailable
+from fastselfie.kernels.impl import unavailable
 
 
 @dataclass(frozen=True)

@@ -10,23 +10,20 @@ Shapes: B images, N patches, M masked, D width, G x G = N the grid.
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import os
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastselfie.kernels import reference
+from fastselfie.kernels.impl import Impl, unavailable
 
-Impl = Literal["auto", "reference", "triton"]
 Positions = Tensor | tuple[Tensor, Tensor]
 
 MAX_MASKED = 64
 MAX_TABLE_ROWS = 256  # the table's scores live in registers,
 AUTO_TABLE_ROWS = 64  # and beyond this in more shared memory than every GPU has
-_CAPABILITY = 8  # older GPUs have too little shared memory
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -138,22 +135,6 @@ def refusal(u: Tensor, h: Tensor, positions: Positions) -> str | None:
     if table_rows(positions) > MAX_TABLE_ROWS:
         return f"positions has {table_rows(positions)} rows: impl triton takes {MAX_TABLE_ROWS}"
     return unavailable(h.device)
-
-
-def unavailable(device: torch.device) -> str | None:
-    """Why Triton does not run there, in one line; None: it does."""
-    if importlib.util.find_spec("triton") is None:
-        return "impl is triton, which is not installed: pip install 'fastselfie[triton]'"
-    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return (
-            f"impl is triton, but the tensors are on {device}: Triton needs a GPU, or "
-            "TRITON_INTERPRET=1 before the start to be interpreted"
-        )
-    if device.type == "cuda" and (
-        torch.version.hip or torch.cuda.get_device_properties(device).major < _CAPABILITY
-    ):
-        return f"impl is triton, which needs an NVIDIA GPU of sm_80 or newer, but h is on {device}"
-    return None
 
 
 # --- the operation --------------------------------------------------------------------------------

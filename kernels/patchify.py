@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastselfie.kernels import host, reference
-from fastselfie.kernels.distractor_score import Impl, unavailable
+from fastselfie.kernels.impl import Impl, unavailable
 
 
 def patchify(

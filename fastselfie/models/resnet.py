@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fastselfie.kernels.distractor_score import Impl
+from fastselfie.kernels.impl import Impl
 from fastselfie.kernels.norm_relu import norm_relu
 
 Stem = Literal["imagenet", "cifar"]

@@ -82,7 +82,7 @@ def test_resident_equals_folder_pixel_by_pixel(image_folder, mode, workers):
 
 
 @pytest.mark.parametrize("augment", [False, True])
-def test_resident_gathers_the_same_on_a_gpu(image_folder, augment):
+def test_the_gathers_of_resident_for_host_and_gpu_agree(image_folder, augment):
     """Its gather there is torch's, which runs on the host as well. Nothing is mirrored by it."""
     made = loader(image_folder, "resident", pad_mode="reflect", pad=4, flip=False)
     index = SampleStream(16, seed=3).take(0, 40)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from fastselfie.kernels import distractor_score as module
 from fastselfie.kernels import reference
 from fastselfie.kernels.distractor_score import distractor_score, summed
+from fastselfie.kernels.impl import unavailable
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -254,7 +255,7 @@ def test_triton_on_a_cpu_needs_the_interpreter(monkeypatch):
 
 
 def test_triton_that_is_not_installed_is_named(monkeypatch):
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"^impl is triton, .*pip install 'fastselfie\[triton\]'"):
         distractor_score(U, H, TABLE, PLACES, 1.0, "triton")
 
@@ -262,9 +263,9 @@ def test_triton_that_is_not_installed_is_named(monkeypatch):
 def test_a_gpu_that_is_too_old_is_named(monkeypatch):
     device = torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(major=7))
-    assert "sm_80 or newer, but h is on cuda:0" in module.unavailable(device)
+    assert "sm_80 or newer, but the tensors are on cuda:0" in unavailable(device)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(major=8))
-    assert module.unavailable(device) is None
+    assert unavailable(device) is None
 
 
 def test_auto_takes_what_triton_does_not():
