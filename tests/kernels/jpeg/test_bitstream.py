@@ -65,6 +65,10 @@ def test_crop_is_its_region_of_the_whole(subsampling, width, height, restart, da
     region = np.asarray(decode(source))[y0 : y0 + header.height, x0 : x0 + header.width]
     pixels = np.asarray(decode(small))
     assert pixels.shape == region.shape
+    # Two columns of chroma libjpeg repeats, where it interpolates three and more: it enlarges such
+    # a crop otherwise than the whole, and only the coefficients can be compared.
+    if factors[0] > 1 and (header.width > 4) != (width > 4):
+        return
     inner = tuple(
         slice(f * (at > 0 and f > 1), length - f * (at + length < end and f > 1))
         for f, at, length, end in zip(
