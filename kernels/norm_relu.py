@@ -19,9 +19,9 @@ from fastselfie.kernels.impl import Impl
 def norm_relu(norm: nn.BatchNorm2d, x: Tensor, impl: Impl = "auto") -> Tensor:
     """relu(norm(x)), whose running statistics it updates as the module does.
 
-    x: (B, C, H, W). One fused kernel where x is float32, channels-last and on a CPU and the norm is
-    in training; else, and with impl reference, the two operations. The results differ by rounding
-    alone. There is no Triton program: for a GPU torch.compile makes one.
+    x: (B, C, H, W). One fused kernel where x is float32 or bfloat16, channels-last and on a CPU and
+    the norm is in training and float32; else, and with impl reference, the two operations. The
+    results differ by rounding alone. There is no Triton program: for a GPU torch.compile makes one.
     """
     if impl == "reference" or not _fuses(norm, x):
         return F.relu(norm(x))
@@ -40,7 +40,8 @@ def _fuses(norm: nn.BatchNorm2d, x: Tensor) -> bool:
         and type(norm) is nn.BatchNorm2d
         and norm.training
         and x.device.type == "cpu"
-        and x.dtype == norm.weight.dtype == torch.float32
+        and x.dtype in (torch.float32, torch.bfloat16)
+        and norm.weight.dtype == torch.float32
         and x.is_contiguous(memory_format=torch.channels_last)
         and x.numel() > x.shape[1]  # of one value there is no variance: the module says so
     )
@@ -95,7 +96,8 @@ class _NormReLU(torch.autograd.Function):
 
 
 def _array(tensor: Tensor) -> Any:
-    """A view as numpy has it; of activations a matrix of pixels by channels."""
+    """A view for numpy, bfloat16 as its bits; activations as a matrix of pixels by channels."""
+    tensor = tensor.detach()
     if tensor.dim() == 4:
         tensor = tensor.permute(0, 2, 3, 1).flatten(0, 2)
-    return tensor.detach().numpy()
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()

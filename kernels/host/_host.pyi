@@ -1,6 +1,8 @@
 import numpy as np
 import numpy.typing as npt
 
+_Numbers = npt.NDArray[np.float32] | npt.NDArray[np.uint16]
+
 def uniform(
     seed: int,
     purpose: int,
@@ -52,32 +54,32 @@ def patchify(
     """
 
 def norm_relu_forward(
-    x: npt.NDArray[np.float32],
+    x: _Numbers,
     weight: npt.NDArray[np.float32],
     bias: npt.NDArray[np.float32],
     epsilon: float,
     threads: int,
     found: npt.NDArray[np.float32],
-    y: npt.NDArray[np.float32],
+    y: _Numbers,
 ) -> None:
     """y = max(0, batch norm of x), and what it finds of each channel; writes its last two.
 
-    x, y: (pixels, C), contiguous. weight, bias: (C,). found: (4, C), the mean, the biased variance,
-    and scale and shift: normalised and weighted, x is x scale + shift. The result does not depend
-    on `threads`.
+    x, y: (pixels, C), contiguous, float32 or uint16 for bfloat16's bits. weight, bias: (C,). found:
+    (4, C), the mean, the biased variance, and scale and shift: normalised and weighted, x is x
+    scale + shift. The result does not depend on `threads`.
 
     Raises:
         ValueError: a wrong shape or dtype.
     """
 
 def norm_relu_backward(
-    x: npt.NDArray[np.float32],
-    gradient: npt.NDArray[np.float32],
+    x: _Numbers,
+    gradient: _Numbers,
     weight: npt.NDArray[np.float32],
     found: npt.NDArray[np.float32],
     epsilon: float,
     threads: int,
-    grad_x: npt.NDArray[np.float32],
+    grad_x: _Numbers,
     grad_weight: npt.NDArray[np.float32],
     grad_bias: npt.NDArray[np.float32],
 ) -> None:

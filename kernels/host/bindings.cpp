@@ -102,12 +102,26 @@ void py_patchify(const Array<uint8_t>& images, const Array<bool>& flips,
   half ? run(static_cast<uint16_t*>(numbers)) : run(static_cast<float*>(numbers));
 }
 
-// The data of a contiguous float32 array of `size` numbers.
+// What a Number is to numpy, which has no bfloat16.
+template <typename Number>
+constexpr const char* kind = sizeof(Number) == 4 ? "float32" : "uint16";
+
+template <typename Number>
+bool holds(const py::array& array) {
+  return py::isinstance<py::array_t<Number>>(array);
+}
+
+// The data of a contiguous array of `size` Numbers.
+template <typename Number>
+Number* numbers(const py::array& array, py::ssize_t size, const char* name) {
+  require(holds<Number>(array) && (array.flags() & py::array::c_style) && array.size() == size,
+          std::string(name) + " is a contiguous " + kind<Number> + " array of " +
+              std::to_string(size));
+  return static_cast<Number*>(const_cast<void*>(array.data()));
+}
+
 float* floats(const py::array& array, py::ssize_t size, const char* name) {
-  require(py::isinstance<py::array_t<float>>(array) && (array.flags() & py::array::c_style) &&
-              array.size() == size,
-          std::string(name) + " is a contiguous float32 array of " + std::to_string(size));
-  return static_cast<float*>(const_cast<void*>(array.data()));
+  return numbers<float>(array, size, name);
 }
 
 // (4, C) float32: mean, variance, scale, shift.
@@ -116,40 +130,53 @@ Statistics statistics(const py::array& found, py::ssize_t channels) {
   return {rows, rows + channels, rows + 2 * channels, rows + 3 * channels};
 }
 
-Activations activations(const py::array& x, int threads) {
+template <typename Number>
+Activations<Number> activations(const py::array& x, int threads) {
   require(x.ndim() == 2 && x.size() > 0, "x has the wrong shape");
   require(threads > 0, "threads must be at least 1");
-  return {floats(x, x.size(), "x"), x.shape(0), x.shape(1)};
+  return {numbers<Number>(x, x.size(), "x"), x.shape(0), x.shape(1)};
+}
+
+// run(a Number), of those that x holds.
+template <typename Run>
+void with_numbers_of(const py::array& x, Run&& run) {
+  holds<uint16_t>(x) ? run(uint16_t{}) : run(float{});
 }
 
 void py_norm_relu_forward(const py::array& x, const py::array& weight, const py::array& bias,
                           double epsilon, int threads, const py::array& found,
                           const py::array& y) {
-  const Activations pixels = activations(x, threads);
-  const py::ssize_t channels = x.shape(1);
-  const float* const affine[] = {floats(weight, channels, "weight"),
-                                 floats(bias, channels, "bias")};
-  const Statistics results = statistics(found, channels);
-  float* const out = floats(y, x.size(), "y");
-  py::gil_scoped_release release;
-  norm_relu_forward(pixels, affine[0], affine[1], epsilon, threads, results, out);
+  with_numbers_of(x, [&](auto number) {
+    using Number = decltype(number);
+    const Activations<Number> pixels = activations<Number>(x, threads);
+    const py::ssize_t channels = x.shape(1);
+    const float* const affine[] = {floats(weight, channels, "weight"),
+                                   floats(bias, channels, "bias")};
+    const Statistics results = statistics(found, channels);
+    Number* const out = numbers<Number>(y, x.size(), "y");
+    py::gil_scoped_release release;
+    norm_relu_forward(pixels, affine[0], affine[1], epsilon, threads, results, out);
+  });
 }
 
 void py_norm_relu_backward(const py::array& x, const py::array& gradient, const py::array& weight,
                            const py::array& found, double epsilon, int threads,
                            const py::array& grad_x, const py::array& grad_weight,
                            const py::array& grad_bias) {
-  const Activations pixels = activations(x, threads);
-  const py::ssize_t channels = x.shape(1);
-  const float* const inputs[] = {floats(gradient, x.size(), "gradient"),
-                                 floats(weight, channels, "weight")};
-  const Statistics forward = statistics(found, channels);
-  float* const outputs[] = {floats(grad_x, x.size(), "grad_x"),
-                            floats(grad_weight, channels, "grad_weight"),
-                            floats(grad_bias, channels, "grad_bias")};
-  py::gil_scoped_release release;
-  norm_relu_backward(pixels, inputs[0], inputs[1], forward, epsilon, threads, outputs[0],
-                     outputs[1], outputs[2]);
+  with_numbers_of(x, [&](auto number) {
+    using Number = decltype(number);
+    const Activations<Number> pixels = activations<Number>(x, threads);
+    const py::ssize_t channels = x.shape(1);
+    const Number* const incoming = numbers<Number>(gradient, x.size(), "gradient");
+    const float* const weights = floats(weight, channels, "weight");
+    const Statistics forward = statistics(found, channels);
+    Number* const outgoing = numbers<Number>(grad_x, x.size(), "grad_x");
+    float* const affine[] = {floats(grad_weight, channels, "grad_weight"),
+                             floats(grad_bias, channels, "grad_bias")};
+    py::gil_scoped_release release;
+    norm_relu_backward(pixels, incoming, weights, forward, epsilon, threads, outgoing, affine[0],
+                       affine[1]);
+  });
 }
 
 }  // namespace

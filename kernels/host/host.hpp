@@ -30,9 +30,11 @@ template <typename Number>
 void patchify(const ImageSet& images, const bool* flips, const int64_t* order, int64_t patches,
               int64_t side, const float* scale, const float* offset, int threads, Number* out);
 
-// Channels-last activations as a matrix: a row for each pixel of each image.
+// Channels-last activations as a matrix: a row for each pixel of each image. A Number is float or
+// (uint16_t) bfloat16; what is computed of them is float.
+template <typename Number>
 struct Activations {
-  const float* values;
+  const Number* values;
   int64_t rows, channels;
 };
 
@@ -43,12 +45,14 @@ struct Statistics {
 };
 
 // y = max(0, batch norm of x) in training.
-void norm_relu_forward(const Activations& x, const float* weight, const float* bias, double epsilon,
-                       int threads, const Statistics& found, float* y);
+template <typename Number>
+void norm_relu_forward(const Activations<Number>& x, const float* weight, const float* bias,
+                       double epsilon, int threads, const Statistics& found, Number* y);
 
 // The gradients for x, weight and bias, from that for y.
-void norm_relu_backward(const Activations& x, const float* gradient, const float* weight,
-                        const Statistics& found, double epsilon, int threads, float* grad_x,
+template <typename Number>
+void norm_relu_backward(const Activations<Number>& x, const Number* gradient, const float* weight,
+                        const Statistics& found, double epsilon, int threads, Number* grad_x,
                         float* grad_weight, float* grad_bias);
 
 }  // namespace fastselfie::host

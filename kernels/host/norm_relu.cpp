@@ -3,9 +3,12 @@
 // forward and eight times backward; here it is three and five, and that is what they cost.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 #include "host.hpp"
+#include "numbers.hpp"
+#include "simd.hpp"
 
 namespace fastselfie::host {
 namespace {
@@ -16,137 +19,190 @@ constexpr int64_t kRows = 64;
 
 int64_t blocks_of(int64_t rows) { return (rows + kRows - 1) / kRows; }
 
-// Every block's two sums a channel, (blocks, 2, channels), by sum(block's rows, their number, out).
-template <typename Sum>
-std::vector<float> block_sums(int64_t rows, int64_t channels, int threads, Sum&& sum) {
+// The rows [begin, begin + count) of a block, one after another.
+template <typename Run>
+void over_blocks(int64_t rows, int threads, Run&& run) {
   const int64_t blocks = blocks_of(rows);
-  std::vector<float> sums(blocks * 2 * channels);
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t begin = block * kRows;
-    sum(begin, std::min(kRows, rows - begin), &sums[block * 2 * channels]);
+    run(block, begin, std::min(kRows, rows - begin));
   }
-  return sums;
+}
+
+// A block's mean and the squared distances from it, (2, channels). Both while the block is in
+// cache: sums of squares alone would cancel where the mean is large.
+template <typename Number>
+FASTSELFIE_SIMD void moments(const Number* rows, int64_t count, int64_t channels, float* out) {
+  float* const mean = out;
+  float* const squares = out + channels;
+  std::memset(out, 0, 2 * channels * sizeof(float));
+  for (int64_t r = 0; r < count; ++r) {
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) mean[c] += load(rows[r * channels + c]);
+  }
+  const float share = 1.0f / static_cast<float>(count);
+  for (int64_t c = 0; c < channels; ++c) mean[c] *= share;
+  for (int64_t r = 0; r < count; ++r) {
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) {
+      const float distance = load(rows[r * channels + c]) - mean[c];
+      squares[c] += distance * distance;
+    }
+  }
+}
+
+// Adds a block of `count` rows to the mean and squares, (2, channels), of the `seen` ones before it
+// (Chan et al., 1983).
+FASTSELFIE_SIMD void merge(const float* block, int64_t channels, int64_t seen, int64_t count,
+                           double* merged) {
+  double* const mean = merged;
+  double* const squares = merged + channels;
+  const double share = static_cast<double>(count) / static_cast<double>(seen + count);
+  const double factor = static_cast<double>(seen) * share;
+#pragma omp simd
+  for (int64_t c = 0; c < channels; ++c) {
+    const double apart = block[c] - mean[c];
+    squares[c] += block[channels + c] + apart * apart * factor;
+    mean[c] += apart * share;
+  }
+}
+
+template <typename Number>
+FASTSELFIE_SIMD void activate(const Number* rows, int64_t count, int64_t channels,
+                              const float* scale, const float* shift, Number* y) {
+  for (int64_t r = 0; r < count; ++r) {
+    // The comparison is this way round so that a NaN goes through.
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) {
+      const float value = load(rows[r * channels + c]) * scale[c] + shift[c];
+      store(value < 0.0f ? 0.0f : value, y[r * channels + c]);
+    }
+  }
+}
+
+// What the forward pass found of each channel.
+struct Found {
+  const float *mean, *scale, *shift;
+};
+
+// The gradient that came through the ReLU. What the ReLU let through is computed again, to the bit:
+// cheaper than to read y.
+inline float came_through(float value, float gradient, const Found& found, int64_t c) {
+  return value * found.scale[c] + found.shift[c] > 0.0f ? gradient : 0.0f;
+}
+
+// A block's sums, (2, channels): of the gradient that came through, and of it times x's distance
+// from the mean.
+template <typename Number>
+FASTSELFIE_SIMD void gradient_sums(const Number* rows, const Number* gradient, int64_t count,
+                                   int64_t channels, Found found, float* out) {
+  float* const plain = out;
+  float* const weighted = out + channels;
+  std::memset(out, 0, 2 * channels * sizeof(float));
+  for (int64_t r = 0; r < count; ++r) {
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) {
+      const float value = load(rows[r * channels + c]);
+      const float through = came_through(value, load(gradient[r * channels + c]), found, c);
+      plain[c] += through;
+      weighted[c] += through * (value - found.mean[c]);
+    }
+  }
+}
+
+// dx = factor g + slope (x - mean) + offset
+struct Line {
+  const float *factor, *slope, *offset;
+};
+
+template <typename Number>
+FASTSELFIE_SIMD void gradient_rows(const Number* rows, const Number* gradient, int64_t count,
+                                   int64_t channels, Found found, Line line, Number* out) {
+  for (int64_t r = 0; r < count; ++r) {
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) {
+      const float value = load(rows[r * channels + c]);
+      const float through = came_through(value, load(gradient[r * channels + c]), found, c);
+      store(line.factor[c] * through +
+                (line.slope[c] * (value - found.mean[c]) + line.offset[c]),
+            out[r * channels + c]);
+    }
+  }
 }
 
 }  // namespace
 
-void norm_relu_forward(const Activations& x, const float* weight, const float* bias, double epsilon,
-                       int threads, const Statistics& found, float* y) {
+template <typename Number>
+void norm_relu_forward(const Activations<Number>& x, const float* weight, const float* bias,
+                       double epsilon, int threads, const Statistics& found, Number* y) {
   const int64_t rows = x.rows, channels = x.channels;
-  // First the mean of each block and the squared distances from it, while the block is in cache:
-  // sums of squares alone would cancel where the mean is large.
-  const std::vector<float> sums =
-      block_sums(rows, channels, threads, [&](int64_t begin, int64_t count, float* out) {
-        float* const total = out;
-        float* const squares = out + channels;
-        std::fill_n(out, 2 * channels, 0.0f);
-        for (int64_t r = begin; r < begin + count; ++r) {
-          const float* row = x.values + r * channels;
-#pragma omp simd
-          for (int64_t c = 0; c < channels; ++c) total[c] += row[c];
-        }
-        const float share = 1.0f / static_cast<float>(count);
-        for (int64_t c = 0; c < channels; ++c) total[c] *= share;
-        for (int64_t r = begin; r < begin + count; ++r) {
-          const float* row = x.values + r * channels;
-#pragma omp simd
-          for (int64_t c = 0; c < channels; ++c) {
-            const float distance = row[c] - total[c];
-            squares[c] += distance * distance;
-          }
-        }
-      });
-  float* const mean = found.mean;
-  float* const scale = found.scale;
-  float* const shift = found.shift;
-  const int64_t blocks = blocks_of(rows);
-#pragma omp parallel for num_threads(threads) schedule(static)
+  std::vector<float> sums(blocks_of(rows) * 2 * channels);
+  over_blocks(rows, threads, [&](int64_t block, int64_t begin, int64_t count) {
+    moments(x.values + begin * channels, count, channels, &sums[block * 2 * channels]);
+  });
+  std::vector<double> merged(2 * channels);
+  const double *const mean = merged.data(), *const squares = mean + channels;
+  for (int64_t block = 0; block < blocks_of(rows); ++block) {
+    const int64_t begin = block * kRows;
+    merge(&sums[block * 2 * channels], channels, begin, std::min(kRows, rows - begin),
+          merged.data());
+  }
   for (int64_t c = 0; c < channels; ++c) {
-    double middle = 0, squares = 0, seen = 0;
-    for (int64_t block = 0; block < blocks; ++block) {  // Chan et al., 1983
-      const float* part = &sums[block * 2 * channels];
-      const auto count = static_cast<double>(std::min(kRows, rows - block * kRows));
-      const double apart = part[c] - middle;
-      squares += part[channels + c] + apart * apart * seen * count / (seen + count);
-      middle += apart * count / (seen + count);
-      seen += count;
-    }
-    mean[c] = static_cast<float>(middle);
-    found.variance[c] = static_cast<float>(squares / static_cast<double>(rows));
-    scale[c] = static_cast<float>(weight[c] / std::sqrt(squares / static_cast<double>(rows) + epsilon));
-    shift[c] = static_cast<float>(bias[c] - middle * scale[c]);
+    const double variance = squares[c] / static_cast<double>(rows);
+    found.mean[c] = static_cast<float>(mean[c]);
+    found.variance[c] = static_cast<float>(variance);
+    found.scale[c] = static_cast<float>(weight[c] / std::sqrt(variance + epsilon));
+    found.shift[c] = static_cast<float>(bias[c] - mean[c] * found.scale[c]);
   }
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t r = 0; r < rows; ++r) {
-    const float* row = x.values + r * channels;
-    float* out = y + r * channels;
-    // The comparison is this way round so that a NaN goes through.
-#pragma omp simd
-    for (int64_t c = 0; c < channels; ++c) {
-      const float value = row[c] * scale[c] + shift[c];
-      out[c] = value < 0.0f ? 0.0f : value;
-    }
-  }
+  over_blocks(rows, threads, [&](int64_t, int64_t begin, int64_t count) {
+    activate(x.values + begin * channels, count, channels, found.scale, found.shift,
+             y + begin * channels);
+  });
 }
 
-void norm_relu_backward(const Activations& x, const float* gradient, const float* weight,
-                        const Statistics& found, double epsilon, int threads, float* grad_x,
+template <typename Number>
+void norm_relu_backward(const Activations<Number>& x, const Number* gradient, const float* weight,
+                        const Statistics& found, double epsilon, int threads, Number* grad_x,
                         float* grad_weight, float* grad_bias) {
   const int64_t rows = x.rows, channels = x.channels;
-  const float* const mean = found.mean;
-  const float* const scale = found.scale;
-  const float* const shift = found.shift;
-  // Sums of the gradient that came through the ReLU, and of it times x's distance from the mean. What
-  // the ReLU let through is computed again, to the bit: cheaper than to read y.
-  const std::vector<float> sums =
-      block_sums(rows, channels, threads, [&](int64_t begin, int64_t count, float* out) {
-        float* const plain = out;
-        float* const weighted = out + channels;
-        std::fill_n(out, 2 * channels, 0.0f);
-        for (int64_t r = begin; r < begin + count; ++r) {
-          const float* row = x.values + r * channels;
-          const float* g = gradient + r * channels;
-#pragma omp simd
-          for (int64_t c = 0; c < channels; ++c) {
-            const float incoming = g[c];
-            const float through = row[c] * scale[c] + shift[c] > 0.0f ? incoming : 0.0f;
-            plain[c] += through;
-            weighted[c] += through * (row[c] - mean[c]);
-          }
-        }
-      });
+  const Found forward{found.mean, found.scale, found.shift};
+  std::vector<float> sums(blocks_of(rows) * 2 * channels);
+  over_blocks(rows, threads, [&](int64_t block, int64_t begin, int64_t count) {
+    gradient_sums(x.values + begin * channels, gradient + begin * channels, count, channels,
+                  forward, &sums[block * 2 * channels]);
+  });
   std::vector<float> factors(channels), offset(channels), slope(channels);
-  const int64_t blocks = blocks_of(rows);
-#pragma omp parallel for num_threads(threads) schedule(static)
+  std::vector<double> totals(2 * channels);
+  const double *const plain = totals.data(), *const weighted = plain + channels;
+  for (int64_t block = 0; block < blocks_of(rows); ++block) {
+    for (int64_t i = 0; i < 2 * channels; ++i) totals[i] += sums[block * 2 * channels + i];
+  }
   for (int64_t c = 0; c < channels; ++c) {
-    double plain = 0, weighted = 0;
-    for (int64_t block = 0; block < blocks; ++block) {
-      plain += sums[block * 2 * channels + c];
-      weighted += sums[(block * 2 + 1) * channels + c];
-    }
     const double inverse = 1.0 / std::sqrt(found.variance[c] + epsilon);
-    grad_bias[c] = static_cast<float>(plain);
-    grad_weight[c] = static_cast<float>(weighted * inverse);
+    grad_bias[c] = static_cast<float>(plain[c]);
+    grad_weight[c] = static_cast<float>(weighted[c] * inverse);
     // dx = scale (g - mean(g) - xhat mean(g xhat)) = scale g + slope x + offset
     const double factor = weight[c] * inverse;
-    const double along = -factor * inverse * inverse * weighted / static_cast<double>(rows);
+    const double along = -factor * inverse * inverse * weighted[c] / static_cast<double>(rows);
     factors[c] = static_cast<float>(factor);
     slope[c] = static_cast<float>(along);
-    offset[c] = static_cast<float>(-factor * plain / static_cast<double>(rows));
+    offset[c] = static_cast<float>(-factor * plain[c] / static_cast<double>(rows));
   }
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t r = 0; r < rows; ++r) {
-    const float* row = x.values + r * channels;
-    const float* g = gradient + r * channels;
-    float* out = grad_x + r * channels;
-#pragma omp simd
-    for (int64_t c = 0; c < channels; ++c) {
-      const float incoming = g[c];
-            const float through = row[c] * scale[c] + shift[c] > 0.0f ? incoming : 0.0f;
-      out[c] = factors[c] * through + (slope[c] * (row[c] - mean[c]) + offset[c]);
-    }
-  }
+  const Line line{factors.data(), slope.data(), offset.data()};
+  over_blocks(rows, threads, [&](int64_t, int64_t begin, int64_t count) {
+    gradient_rows(x.values + begin * channels, gradient + begin * channels, count, channels,
+                  forward, line, grad_x + begin * channels);
+  });
 }
+
+template void norm_relu_forward(const Activations<float>&, const float*, const float*, double, int,
+                                const Statistics&, float*);
+template void norm_relu_forward(const Activations<uint16_t>&, const float*, const float*, double,
+                                int, const Statistics&, uint16_t*);
+template void norm_relu_backward(const Activations<float>&, const float*, const float*,
+                                 const Statistics&, double, int, float*, float*, float*);
+template void norm_relu_backward(const Activations<uint16_t>&, const uint16_t*, const float*,
+                                 const Statistics&, double, int, uint16_t*, float*, float*);
 
 }  // namespace fastselfie::host

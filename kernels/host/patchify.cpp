@@ -1,24 +1,11 @@
 // Normalise, flip, cut into patches and put in order, in one pass over the bytes of the images.
-#include <cstring>
 #include <vector>
 
 #include "host.hpp"
+#include "numbers.hpp"
 #include "pixels.hpp"
 
 namespace fastselfie::host {
-namespace {
-
-void store(float value, float& out) { out = value; }
-
-// bfloat16: the upper half of a float, rounded to nearest, ties to even. Pixels are never NaN.
-void store(float value, uint16_t& out) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  out = static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
-}
-
-}  // namespace
-
 template <typename Number>
 void patchify(const ImageSet& images, const bool* flips, const int64_t* order, int64_t patches,
               int64_t side, const float* scale, const float* offset, int threads, Number* out) {

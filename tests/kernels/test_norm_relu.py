@@ -67,6 +67,18 @@ def test_a_large_mean_does_not_cancel_the_variance():
     assert float((ours[5].double() / exact[5] - 1).abs().max()) < 1e-5
 
 
+@pytest.mark.parametrize("shape", [(3, 5, 1, 7), (65, 33, 1, 1), (16, 256, 2, 2)])
+def test_bfloat16_is_rounded_once(shape):
+    """What is computed of bfloat16 is float32's of the same numbers, to the bit."""
+    norm, x, gradient = case(shape)
+    x, gradient = x.bfloat16(), gradient.bfloat16()
+    wide = run(norm_relu, copy.deepcopy(norm), x.float(), gradient.float())
+    ours = run(norm_relu, copy.deepcopy(norm), x, gradient)
+    assert ours[0].dtype == ours[1].dtype == torch.bfloat16
+    for mine, theirs in zip(ours, wide, strict=True):
+        assert torch.equal(mine, theirs.to(mine.dtype))
+
+
 def test_the_threads_change_nothing():
     norm, x, gradient = case((40, 24, 4, 4))
     threads = torch.get_num_threads()
@@ -81,15 +93,18 @@ def test_the_threads_change_nothing():
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_a_nan_goes_through():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF])  # the second, rounded, would be -0
+def test_a_nan_goes_through(dtype, bits):
     norm, x, _ = case((4, 3, 2, 2))
-    x[0, 1, 0, 0] = float("nan")
+    x[0, 1, 0, 0] = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+    x = x.to(dtype)
     y = norm_relu(norm, x)
     assert y[:, 1].isnan().all()
     assert not y[:, 0].isnan().any()
 
 
-@pytest.mark.parametrize("why", ["eval", "NCHW", "float64", "one value"])
+@pytest.mark.parametrize("why", ["eval", "NCHW", "float64", "all bfloat16", "one value"])
 def test_elsewhere_it_is_torchs_own(why, monkeypatch):
     monkeypatch.setattr(module._NormReLU, "apply", lambda *_: pytest.fail("fused"))
     norm, x, _ = case((4, 3, 2, 2))
@@ -99,6 +114,8 @@ def test_elsewhere_it_is_torchs_own(why, monkeypatch):
         x = x.contiguous()
     elif why == "float64":
         norm, x = norm.double(), x.double()
+    elif why == "all bfloat16":
+        norm, x = norm.bfloat16(), x.bfloat16()
     else:
         x = x[:1, :, :1, :1]
         with pytest.raises(ValueError, match="more than 1 value"):
@@ -128,3 +145,8 @@ def test_wrong_arrays_are_refused():
         norm_relu_forward(x, c, c, 1e-5, 0, found, x)
     with pytest.raises(ValueError, match="gradient is"):
         norm_relu_backward(x, x[:2], c, found, 1e-5, 1, x, c, c)
+    half = x.astype(np.uint16)
+    with pytest.raises(ValueError, match="y is a contiguous uint16"):
+        norm_relu_forward(half, c, c, 1e-5, 1, found, x)
+    with pytest.raises(ValueError, match="grad_x is a contiguous uint16"):
+        norm_relu_backward(half, half, c, found, 1e-5, 1, x, c, c)
