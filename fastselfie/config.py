@@ -216,7 +216,9 @@ class RuntimeConfig(_Section):
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if one is seen")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="auto: bf16 on sm_80 and newer, fp16 with a scaler below, fp32 on CPU"
+        "auto",
+        description="of the matrix work; auto: bf16 on sm_80 and newer and on CPUs with AMX or "
+        "AVX-512 instructions for it, fp16 with a scaler on older GPUs, else fp32",
     )
     channels_last: bool = Field(True, description="NHWC memory format of the convolutions")
     compile: Annotated[Literal["off", "default", "max-autotune"], BeforeValidator(_off)] = Field(

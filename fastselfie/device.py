@@ -97,7 +97,11 @@ def choose_device(runtime: RuntimeConfig) -> tuple[torch.device, str]:
 
 
 def choose_precision(runtime: RuntimeConfig, device: torch.device) -> Precision:
-    """bf16 on sm_80 and newer, fp16 with a scaler below, fp32 on a CPU; the config overrides."""
+    """What the config says, else the fastest that trains as fp32 does.
+
+    On a GPU bf16 from sm_80 on, fp16 with a scaler below; on a CPU bf16 where it has instructions
+    for it and torch can tell, else fp32.
+    """
     if runtime.precision != "auto":
         if device.type == "cpu" and runtime.precision == "fp16":
             raise UserError("runtime.precision is fp16, which needs a GPU: use fp32 or bf16")
@@ -106,7 +110,12 @@ def choose_precision(runtime: RuntimeConfig, device: torch.device) -> Precision:
         major, minor = torch.cuda.get_device_capability(device)
         name = "bf16" if major >= 8 else "fp16"
         return Precision(name, f"sm_{major}{minor}")
-    return Precision("fp32", "on a CPU without AMX bf16 is slower")
+    # Emulated, bf16 is slower than fp32. Older torch does not say what a CPU has.
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    for name in ("amx_bf16", "avx512_bf16"):
+        if capabilities.get(name):
+            return Precision("bf16", f"a CPU with {name}")
+    return Precision("fp32", "a CPU without bf16 instructions")
 
 
 def choose_compile(runtime: RuntimeConfig, device: torch.device) -> str | None:

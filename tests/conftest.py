@@ -64,6 +64,8 @@ TINY: dict[str, Any] = {
         "eval_every": 2,
         "save_every": 1,
     },
+    # On auto what is tested would depend on the processor.
+    "runtime": {"precision": "fp32"},
 }
 
 

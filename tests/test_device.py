@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from conftest import tiny_config
 
 from fastselfie.device import choose_machine
 from fastselfie.errors import UserError
+
+AUTO = {"device": "cpu", "precision": "auto"}
 
 
 def test_triton_without_a_gpu_is_refused_before_the_start(monkeypatch):
@@ -15,3 +18,21 @@ def test_triton_without_a_gpu_is_refused_before_the_start(monkeypatch):
     with pytest.raises(UserError, match=r"^runtime\.kernels: .* tensors are on cpu"):
         choose_machine(runtime)
     choose_machine(tiny_config(runtime={"kernels": "auto", "device": "cpu"}).runtime)
+
+
+@pytest.mark.parametrize("has", ["amx_bf16", "avx512_bf16"])
+def test_a_cpu_with_instructions_for_bf16_uses_them(has, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {has: True}, raising=False)
+    found = choose_machine(tiny_config(runtime=AUTO).runtime).precision
+    assert (found.name, found.why) == ("bf16", f"a CPU with {has}")
+    asked = choose_machine(tiny_config(runtime={"device": "cpu", "precision": "fp32"}).runtime)
+    assert asked.precision.name == "fp32"
+
+
+@pytest.mark.parametrize("capabilities", [{}, {"avx512_f": True, "avx512_bf16": False}, None])
+def test_another_cpu_stays_at_fp32(capabilities, monkeypatch):
+    if capabilities is None:  # an older torch
+        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert choose_machine(tiny_config(runtime=AUTO).runtime).precision.name == "fp32"

@@ -15,8 +15,10 @@ from conftest import REPOSITORY, picture, tiny_config
 
 from fastselfie import loop
 from fastselfie.checkpoint import load_checkpoint
+from fastselfie.config import RuntimeConfig
 from fastselfie.data.loaders import build_loader
 from fastselfie.data.sources import open_dataset
+from fastselfie.device import choose_machine
 from fastselfie.errors import UserError
 from fastselfie.evaluate import pretext_accuracy
 from fastselfie.finetune import finetune
@@ -69,7 +71,9 @@ def test_ten_golden_losses(image_folder, machine):
     assert golden_losses(image_folder, machine) == pytest.approx(expected, rel=1e-9)
 
 
-def test_a_tiny_net_learns_eight_images_by_heart(tmp_path, machine):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_tiny_net_learns_eight_images_by_heart(tmp_path, precision):
+    machine = choose_machine(RuntimeConfig(device="cpu", precision=precision))
     for i in range(10):
         (tmp_path / f"c{i % 2}").mkdir(exist_ok=True)
         picture(i).save(tmp_path / f"c{i % 2}" / f"{i}.png")
@@ -78,8 +82,8 @@ def test_a_tiny_net_learns_eight_images_by_heart(tmp_path, machine):
         tmp_path / "out",
         machine,
         data={"held_out": 0.2, "pad_mode": "none", "flip": False},
-        model={"dropout": 0.0, "width": 8},
-        pretrain={"steps": 300, "lr": 0.05, "log_every": 10, "warmup_steps": 10, "eval_every": 300},
+        model={"dropout": 0.0, "width": 16},
+        pretrain={"steps": 150, "lr": 0.05, "log_every": 10, "warmup_steps": 10, "eval_every": 150},
     )
     accuracy = [x["accuracy"] for x in read_log(tmp_path / "out" / "log.jsonl") if "accuracy" in x]
     assert accuracy[-1] == 1.0
