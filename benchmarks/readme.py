@@ -155,10 +155,12 @@ def step(results: list[dict[str, Any]]) -> str:
             lines.append(f"| {' | '.join(cells)} |")
         compiled = next((r for r in result["results"] if "again_s" in r), None)
         rate = result["results"][0]["model_gflops_per_s"]["median"]
+        losses = ", ".join(f"{name} {loss:.5f}" for name, loss in result["losses"].items())
         lines += [
             "",
-            f"Ours runs at {rate:,.0f} GFLOP/s of the network; a large float32 product of two "
-            f"matrices reached {result['matmul_gflops_per_s']:,.0f} there."
+            f"Ours, in {result['precision']}, runs at {rate:,.0f} GFLOP/s of the network; a large "
+            f"product of two matrices reached {result['matmul_gflops_per_s']:,.0f} there. Loss of "
+            f"one batch: {losses}."
             + (
                 f" The compiled step takes its first after {compiled['start_s']:.0f} s, "
                 f"{compiled['again_s']:.0f} s at the next start."

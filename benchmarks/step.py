@@ -5,7 +5,8 @@ python benchmarks/step.py --config configs/cifar10.yaml --json OUT
 Every contender is a process of its own on random pixels, with the same weights at the start, in
 alternating rounds. Before the clock runs, torch.compile has compiled, with an empty cache; how long
 the first step took from the start of the process is start_s, of another start of what is compiled
-then again_s. losses: of ours and of the straightforward code on one batch, dropout off.
+then again_s. losses: of ours, of ours in fp32 and of the straightforward code, which is fp32, on
+one batch, dropout off.
 """
 
 from __future__ import annotations
@@ -40,9 +41,7 @@ SWITCHES: dict[str, tuple[str, ...]] = {
     "checkpointed": ("runtime.activation_checkpointing=true",),
     "reference kernels": ("runtime.kernels=reference",),
 }
-_CPU = ("ours", BASELINE, "NCHW", "compiled", "bf16", "checkpointed", "reference kernels")
-_CUDA = ("ours", BASELINE, "NCHW", "compiled", "CUDA graphs", "fp32", "checkpointed",
-         "reference kernels")  # fmt: skip
+_GPU_ONLY = {"CUDA graphs"}
 _MATMUL = 2048  # side of the product that the machine's own rate is measured with
 
 
@@ -74,7 +73,7 @@ class StepJob:
 def main() -> None:
     options = _parse()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    names = options.contenders.split(",") if options.contenders else _CUDA if _gpu() else _CPU
+    names = options.contenders.split(",") if options.contenders else _all_contenders(options)
     for name in names:  # an unknown one would be ours under another name
         if name != BASELINE and name not in SWITCHES:
             known = ", ".join((BASELINE, *SWITCHES))
@@ -177,10 +176,16 @@ def _first_step(worker: Worker) -> float:
     return round(time.perf_counter() - begun, 1)
 
 
-def _gpu() -> bool:
-    import torch
+def _all_contenders(options: argparse.Namespace) -> list[str]:
+    """All that run here and are not ours under another name, in which precision they would be."""
+    from fastselfie.configfile import load_config
+    from fastselfie.device import choose_machine
 
-    return torch.cuda.is_available()
+    machine = choose_machine(load_config(options.config, _sets(options)).runtime)
+    without = {"ours", machine.precision.name}
+    if machine.device.type != "cuda":
+        without |= _GPU_ONLY
+    return ["ours", BASELINE, *(name for name in SWITCHES if name not in without)]
 
 
 def _say(text: str) -> None:

@@ -96,28 +96,39 @@ def facts(job: StepJob, side: int) -> dict[str, Any]:
 
     gflop_per_image: forward and backward by torch's counter, 2 a multiply-add. matmul_gflops_per_s:
     of a product of two side x side matrices in the config's precision, the best of ten. losses: of
-    ours and of the straightforward code, dropout off, from the same weights on the same batch.
+    ours, of ours in fp32 and of the straightforward code, dropout off, from the same weights on the
+    same batch.
     """
-    config = load_config(job.config, [*job.overrides, "model.dropout=0.0"])
+    overrides = [*job.overrides, "model.dropout=0.0"]
+    config = load_config(job.config, overrides)
     machine = choose_machine(config.runtime)
-    pretraining = build_pretraining(config, machine)
-    model, pixels = pretraining.model, pretraining.pixels
+    with FlopCounterMode(display=False) as counter:
+        ours, model, batch = _loss(config)
+        ours.backward()  # type: ignore[no-untyped-call]
+    in_fp32 = _loss(load_config(job.config, [*overrides, "runtime.precision=fp32"]))[0]
     theirs = StraightforwardSelfie(shape_of(config)).to(machine.device)
     names = their_names(model.state_dict(), theirs)
     theirs.load_state_dict({names[name]: value for name, value in model.state_dict().items()})
-    batch: Batch = next(_batches(config, machine.device))
-    with FlopCounterMode(display=False) as counter:
-        with machine.autocast():
-            loss, _ = model(pixels.patches(batch), batch.order)
-        loss.backward()
     mean, std = (torch.tensor(v, device=machine.device) for v in (config.data.mean,
                                                                   config.data.std))  # fmt: skip
     plain = theirs(normalised(batch.images, batch.flip, mean, std), batch.order)
+    losses = {"ours": ours, "ours in fp32": in_fp32, BASELINE: plain}
     return {
+        "precision": machine.precision.name,
         "gflop_per_image": round(counter.get_total_flops() / len(batch.images) / 1e9, 3),
         "matmul_gflops_per_s": round(_matmul_rate(machine, side) / 1e9, 1),
-        "losses": {"ours": float(loss.detach()), BASELINE: float(plain.detach())},
+        "losses": {name: float(loss.detach()) for name, loss in losses.items()},
     }
+
+
+def _loss(config: Config) -> tuple[Tensor, Selfie, Batch]:
+    """Of a fresh network on its first batch."""
+    machine = choose_machine(config.runtime)
+    pretraining = build_pretraining(config, machine)
+    batch: Batch = next(_batches(config, machine.device))
+    with machine.autocast():
+        loss, _ = pretraining.model(pretraining.pixels.patches(batch), batch.order)
+    return loss, pretraining.model, batch
 
 
 def _matmul_rate(machine: Machine, side: int) -> float:
