@@ -159,10 +159,10 @@ def step(results: list[dict[str, Any]]) -> str:
         lines += [
             "",
             f"Ours, in {result['precision']}, runs at {rate:,.0f} GFLOP/s of the network; a large "
-            f"product of two matrices reached {result['matmul_gflops_per_s']:,.0f} there. Loss of "
+            f"product of two matrices\nreached {result['matmul_gflops_per_s']:,.0f} there. Loss of "
             f"one batch: {losses}."
             + (
-                f" The compiled step takes its first after {compiled['start_s']:.0f} s, "
+                f"\nThe compiled step takes its first after {compiled['start_s']:.0f} s, "
                 f"{compiled['again_s']:.0f} s at the next start."
                 if compiled
                 else ""
