@@ -179,6 +179,51 @@ def step(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def reliability(results: list[dict[str, Any]]) -> str:
+    """What the campaign of faults did, and what was lost."""
+    if not results:
+        return "*Not run yet: `benchmarks/reliability.py`.*"
+    result = results[0]
+    parts = {name: part for name, part in result["parts"].items() if name in _OUTCOMES}
+    lines = ["| fault | how many | outcome | lost |", "| --- | --- | --- | --- |"]
+    for name, part in parts.items():
+        cells = [part["what"], str(part["made"]), _OUTCOMES[name](part), str(len(part["lost"]))]
+        lines.append(f"| {' | '.join(cells)} |")
+    machine = result["environment"]
+    lines += [
+        "",
+        f"Seed {result['seed']}, {machine['processor']}, {machine['cores']} cores, torch "
+        f"{machine['torch']}; `python {result['protocol']['command'].removeprefix('python ')}`.",
+    ]
+    return "\n".join(lines)
+
+
+def _memory(part: dict[str, Any]) -> str:
+    ways = (("run through", part["run_through"]), ("left early", part["left_early"]))
+    return "; ".join(
+        f"{name}: memory {found['growth']:+.1%}, {found['threads'][-1]} threads"
+        for name, found in ways
+    )
+
+
+# What became of a part of the campaign, in words.
+_OUTCOMES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "kills": lambda p: f"{p['runs']} runs ended with the uninterrupted run's weights and losses",
+    "prepare": lambda p: f"{p['runs']} files made in the end, byte for byte the same",
+    "checkpoints": lambda p: (
+        f"{p['recovered']} times a good one loaded, {p['refused']} refused, "
+        f"{p['loaded_bad']} bad ones loaded"
+    ),
+    "terms": lambda p: f"all left, the slowest in {p['slowest_s']:.1f} s, and resumed exactly",
+    "ranks": lambda p: f"{p['runs']} runs restarted by torchrun ended with the right weights",
+    "images": lambda p: (
+        f"skip: {p['counted']:,} counted of {p['drawn']:,} drawn; raise: the first one named"
+    ),
+    "memory": _memory,
+    "saving": lambda p: f"a save is at most {p['bound']:.2%} of the steps between two",
+}
+
+
 def _conditions(result: dict[str, Any]) -> str:
     machine, protocol = result["environment"], result["protocol"]
     ours = next(iter(protocol["loaders"].values()))
@@ -215,6 +260,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "conversion": lambda: conversion(next(iter(_there("conversion")), None)),
     "step": lambda: step(_there("step-cifar10", "step-in224")),
     "kernels": lambda: kernels(_read("kernels")),
+    "reliability": lambda: reliability(_there("reliability")),
 }
 
 
