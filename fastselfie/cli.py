@@ -1,7 +1,7 @@
 """The command line, the only file that parses argv. Each command imports what it needs itself.
 
-Exit status: 0 done, 2 the user's mistake (one line), 1 a fault of ours (a traceback), 130 and 143
-left at a whole step after Ctrl-C and SIGTERM.
+Exit status: 0 done, 2 the user's mistake (one line), 1 a fault of ours (a traceback), 130, 143 and
+138 left at a whole step after Ctrl-C, SIGTERM and SIGUSR1.
 """
 
 from __future__ import annotations
