@@ -243,6 +243,22 @@ def profile(
 
 
 @app.command()
+def replay(
+    file: Annotated[Path, typer.Argument(help="A nonfinite-STEP.pt that a run left.")],
+) -> None:
+    """Run the step again at which a run stopped because it was not finite, and say where it broke.
+
+    The last line on standard output is JSON.
+    """
+    from fastselfie.replay import replay_step
+
+    found = replay_step(file)
+    for line in found.lines():
+        typer.echo(line)
+    typer.echo(json.dumps(found.summary()))
+
+
+@app.command()
 def doctor() -> None:
     """What this machine has, what is missing, and the command that mends it."""
     from rich.console import Console

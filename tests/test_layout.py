@@ -40,6 +40,7 @@ FLOORS = {
     "finetune": 4,
     "profiling": 4,
     "report": 4,
+    "replay": 4,
     "run": 4,
     "cli": 5,
     "__main__": 5,
