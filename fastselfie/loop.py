@@ -98,6 +98,12 @@ def fit(
             f"{stage.kind}: batches of {settings.batch_size} in passes of {step.micro_batch} "
             "images, which is what batch norm sees"
         )
+    if progress.done and not loader.repeats:
+        say(
+            f"warning: {stage.kind}: resumed at step {progress.done}, but the random crops of "
+            f"data.loader={stage.config.data.loader} cannot be repeated: from here on the run is "
+            "not the one that would have gone on"
+        )
     consumed = progress.done * settings.batch_size
     with (
         RunLog(folder, stage.kind, settings.steps, progress.done) as log,

@@ -135,7 +135,10 @@ class Loader(ABC):
     """Batches of augmented training images, or of evaluation images in order.
 
     patches: N, for the order of each image's patches; 1 for whole images, which have none.
+    repeats: whether the same samples come with the same pixels again, as a resumed run needs.
     """
+
+    repeats = True
 
     def __init__(self, count: int, data: DataConfig, seed: int, device: torch.device) -> None:
         self.count = count
