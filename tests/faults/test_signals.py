@@ -16,6 +16,7 @@ import torch
 from conftest import REPOSITORY, thread_count, tiny_config
 
 from fastselfie import pretrain as pretraining
+from fastselfie import saver
 from fastselfie.checkpoint import load_checkpoint
 from fastselfie.data.sources import FolderSource, open_dataset
 from fastselfie.interrupt import SIGNALS, Interrupted, deferred_signals
@@ -104,6 +105,21 @@ def test_a_run_that_left_ends_as_a_straight_one(
     assert logged(tmp_path / "left") == logged(tmp_path / "straight")
     assert load_checkpoint(tmp_path / "left" / "latest.pt")["metrics"] == final
     assert load_checkpoint(tmp_path / "left" / "latest.pt")["owed"] is False
+
+
+def test_a_signal_in_the_last_write_is_not_lost(image_folder, tmp_path, machine, monkeypatch):
+    """The stage is done by then; the one after it must not begin."""
+    original = saver.save_checkpoint
+
+    def signalled(path, state):
+        if state["step"] == TRAINING["steps"]:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(path, state)
+
+    monkeypatch.setattr(saver, "save_checkpoint", signalled)
+    with pytest.raises(Interrupted):
+        run(image_folder, tmp_path, machine)
+    assert load_checkpoint(tmp_path / "latest.pt")["step"] == TRAINING["steps"]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
