@@ -6,14 +6,14 @@ import os
 from pathlib import Path
 
 
-def write_atomically(path: Path, data: bytes | str) -> None:
+def write_atomically(path: Path, data: bytes | memoryview | str) -> None:
     """Write `data` (text as UTF-8) under `path` in one step.
 
     A temporary file is synced and renamed, then the folder is synced, so a kill or a full disk
     leaves what stood there before untouched. Raises OSError with the path in it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = temporary_name(path)
     try:
         with open(temporary, "wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
@@ -26,8 +26,37 @@ def write_atomically(path: Path, data: bytes | str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync(path.parent)
+
+
+def link_atomically(path: Path, target: Path) -> None:
+    """Make `path` another name of the file `target`, in one step and without writing it again.
+
+    Where the file system has no hard links it becomes a copy. Raises OSError.
+    """
+    temporary = temporary_name(path)
+    temporary.unlink(missing_ok=True)
     try:
-        os.fsync(folder)
+        os.link(target, temporary)
+    except OSError:
+        write_atomically(path, target.read_bytes())
+        return
+    try:
+        os.replace(temporary, path)
     finally:
-        os.close(folder)
+        temporary.unlink(missing_ok=True)  # rename does nothing where both name one file already
+    _sync(path.parent)
+
+
+def temporary_name(path: Path) -> Path:
+    """What `path` is called until it is whole."""
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
+def _sync(folder: Path) -> None:
+    """Make the names in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

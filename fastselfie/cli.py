@@ -1,7 +1,7 @@
 """The command line, the only file that parses argv. Each command imports what it needs itself.
 
-Exit status: 0 done, 2 the user's mistake (one line), 1 a fault of ours (a traceback), 130 and 143
-left at a whole step after Ctrl-C and SIGTERM.
+Exit status: 0 done, 2 the user's mistake (one line), 1 a fault of ours (a traceback), 130, 143 and
+138 left at a whole step after Ctrl-C, SIGTERM and SIGUSR1.
 """
 
 from __future__ import annotations
@@ -240,6 +240,22 @@ def profile(
     kept = ("binding", "advice", "shares", "rates", "plan")
     summary = {key: figures[key] for key in kept}
     typer.echo(json.dumps({**summary, "report": str(folder / PAGE)}))
+
+
+@app.command()
+def replay(
+    file: Annotated[Path, typer.Argument(help="A nonfinite-STEP.pt that a run left.")],
+) -> None:
+    """Run the step again at which a run stopped because it was not finite, and say where it broke.
+
+    The last line on standard output is JSON.
+    """
+    from fastselfie.replay import replay_step
+
+    found = replay_step(file)
+    for line in found.lines():
+        typer.echo(line)
+    typer.echo(json.dumps(found.summary()))
 
 
 @app.command()

@@ -77,6 +77,12 @@ class DataConfig(_Section):
         description="an image that cannot be decoded: raise names it and stops; skip puts another "
         "of its batch in its place, and counts",
     )
+    max_skipped_in_a_row: PositiveInt = Field(
+        100,
+        description="on_error: skip stops after so many images one after the other: a disk that is "
+        "gone is not a bad image",
+        json_schema_extra=FREE,
+    )
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
@@ -164,6 +170,16 @@ class StageConfig(_Section):
     clip_grad_norm: Annotated[float, Field(gt=0.0)] | None = Field(
         None, description="clip the gradient's norm; null: off"
     )
+    on_nonfinite: Literal["raise", "skip"] = Field(
+        "raise",
+        description="a loss or gradient that is NaN or infinite: raise stops with the weights as "
+        "they were before, and writes what `fastselfie replay` repeats; skip leaves the step out",
+    )
+    max_skipped_in_a_row: PositiveInt = Field(
+        10,
+        description="on_nonfinite: skip stops after so many steps one after the other",
+        json_schema_extra=FREE,
+    )
     log_every: PositiveInt = Field(50, description="steps", json_schema_extra=FREE)
     eval_every: PositiveInt = Field(5_000, description="steps", json_schema_extra=FREE)
     save_every: PositiveInt = Field(1_000, description="steps", json_schema_extra=FREE)
@@ -250,6 +266,22 @@ class RuntimeConfig(_Section):
         return self
 
 
+class CheckpointConfig(_Section):
+    """Which checkpoints of a stage stay on the disk, and what a full disk means."""
+
+    keep: PositiveInt = Field(
+        2, description="the newest so many; one more while a new one is written"
+    )
+    keep_every: PositiveInt | None = Field(
+        None, description="and those of every so many steps, which nothing deletes; null: none"
+    )
+    on_error: Literal["stop", "continue"] = Field(
+        "stop",
+        description="one that cannot be written (a full or read-only disk): stop ends the run; "
+        "continue says so in a line and trains on",
+    )
+
+
 class OptimizerConfig(_Section):
     """Whose implementation of SGD."""
 
@@ -269,6 +301,7 @@ class Config(_Section):
     model: ModelConfig = ModelConfig()
     pretrain: PretrainConfig = PretrainConfig()
     finetune: FinetuneConfig = FinetuneConfig()
+    checkpoint: CheckpointConfig = Field(CheckpointConfig(), json_schema_extra=FREE)
     optimizer: OptimizerConfig = Field(OptimizerConfig(), json_schema_extra=FREE)
     runtime: RuntimeConfig = Field(RuntimeConfig(), json_schema_extra=FREE)
 

@@ -39,12 +39,34 @@ _Loader.add_implicit_resolver(
 )
 
 
+_MOST_VALUES = 10_000  # a config has about a hundred
+
+
 def parse_yaml(text: str, origin: str) -> Any:
     """Parse YAML with the safe loader; a fault is a `UserError` that names `origin`."""
     try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is not None and _size(node, {}) > _MOST_VALUES:
+            raise yaml.YAMLError(f"its aliases stand for more than {_MOST_VALUES:,} values")
+        return None if node is None else loader.construct_document(node)
+    except RecursionError as error:
+        raise UserError(f"{origin}: not valid YAML: nested too deeply") from error
+    except (yaml.YAMLError, ValueError) as error:  # a date that there is not is a ValueError
         raise UserError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Values in `node` with each alias written out, which some lines can make billions."""
+    if id(node) not in known:
+        known[id(node)] = _MOST_VALUES + 1  # found again inside itself, it has no end
+        inner: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            inner = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            inner = node.value
+        known[id(node)] = 1 + sum(_size(part, known) for part in inner)
+    return known[id(node)]
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -65,6 +87,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     overridden = [_apply(values, override) for override in overrides]
     try:
         return Config.model_validate_json(json.dumps(values, default=str))
+    except TypeError as error:
+        raise UserError(f"{path}: a key that is not text: {error}") from error
     except ValidationError as error:
         raise UserError(_one_line(error, path, overridden)) from None
 

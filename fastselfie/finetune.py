@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -58,18 +59,18 @@ def labelled(config: Config, dataset: Dataset) -> IntArray:
     )
 
 
-def finetune(
-    config: Config, dataset: Dataset, folder: Path, machine: Machine, start: ResNetV2 | None
-) -> dict[str, float]:
-    """Train all four stages and a classifier on the labelled images; return the last measures.
+class Finetuning(NamedTuple):
+    """A fresh network, what turns batches into its input, and the step that trains it."""
 
-    start: P, or None for the control. Stage 4 and the classifier begin as usual in both.
+    network: ResNetV2
+    pixels: Pixels
+    step: TrainStep
 
-    Raises:
-        UserError: see `labelled`, `fit` and the loaders.
-    """
-    stage = finetuning_stage(config, dataset, from_p=start is not None)
-    classes = len(dataset.train.classes)
+
+def build_finetuning(
+    config: Config, stage: Stage, classes: int, machine: Machine, start: ResNetV2 | None
+) -> Finetuning:
+    """The classifier on the machine's device, from P if `start` is given, and its training step."""
     torch.manual_seed(config.seed)
     network = build_classifier(config, classes)
     if start is not None:
@@ -85,6 +86,24 @@ def finetune(
         right = (logits.argmax(dim=1) == batch.labels).sum()
         return F.cross_entropy(logits, batch.labels), right, len(batch.images)
 
+    backend = config.optimizer.backend
+    step = TrainStep(network, objective, stage.settings, machine, micro_batch, backend)
+    return Finetuning(network, pixels, step)
+
+
+def finetune(
+    config: Config, dataset: Dataset, folder: Path, machine: Machine, start: ResNetV2 | None
+) -> dict[str, float]:
+    """Train all four stages and a classifier on the labelled images; return the last measures.
+
+    start: P, or None for the control. Stage 4 and the classifier begin as usual in both.
+
+    Raises:
+        UserError: see `labelled`, `fit` and the loaders.
+    """
+    stage = finetuning_stage(config, dataset, from_p=start is not None)
+    classes = len(dataset.train.classes)
+    network, pixels, step = build_finetuning(config, stage, classes, machine, start)
     few = dataset.train.select(labelled(config, dataset))
     train = build_loader(few, config.data, config.seed, machine.device)
     held_out = build_loader(dataset.held_out, config.data, config.seed, machine.device)
@@ -93,6 +112,4 @@ def finetune(
         del step
         return classification_accuracy(network, held_out, pixels, machine)
 
-    backend = config.optimizer.backend
-    step = TrainStep(network, objective, stage.settings, machine, micro_batch, backend)
     return fit(stage, folder, step, train, evaluate)

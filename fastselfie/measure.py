@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastselfie.checkpoint import load_checkpoint, load_weights
+from fastselfie.checkpoint import has_checkpoints, load_weights, newest_checkpoint
 from fastselfie.data.loaders import build_loader
 from fastselfie.data.sources import open_dataset
 from fastselfie.device import choose_machine, total_memory
@@ -16,7 +16,6 @@ from fastselfie.evaluate import (
     knn_accuracy,
     linear_probe_accuracy,
 )
-from fastselfie.loop import LATEST
 from fastselfie.memory import estimate_finetuning
 from fastselfie.models.selfie import build_classifier
 from fastselfie.run import (
@@ -41,7 +40,7 @@ def measure_run(run: Path, data: str | None) -> dict[str, dict[str, float]]:
     if data is not None:
         config = config.model_copy(update={"data": config.data.model_copy(update={"test": data})})
     machine = choose_machine(config.runtime)
-    found = [n for n in (PRETRAIN, FINETUNED, SUPERVISED) if (run / n / LATEST).exists()]
+    found = [n for n in (PRETRAIN, FINETUNED, SUPERVISED) if has_checkpoints(run / n)]
     if not found:
         raise UserError(f"{run}: holds no checkpoint yet: `fastselfie train` makes them")
     dataset = open_dataset(config.data, config.seed)
@@ -52,7 +51,7 @@ def measure_run(run: Path, data: str | None) -> dict[str, dict[str, float]]:
     measures: dict[str, dict[str, float]] = {}
     for name in found:
         if name == PRETRAIN:
-            network = load_patch_network(config, run / name / LATEST)
+            network = load_patch_network(config, run / name)
             machine.place(network)
             train = build_loader(dataset.train, config.data, config.seed, machine.device)
             bank = extract_features(network, train, pixels, machine)
@@ -63,7 +62,9 @@ def measure_run(run: Path, data: str | None) -> dict[str, dict[str, float]]:
             }
         else:
             classifier = build_classifier(config, len(dataset.train.classes))
-            load_weights(classifier, load_checkpoint(run / name / LATEST)["model"], run / name)
+            checkpoint = newest_checkpoint(run / name, name)
+            assert checkpoint is not None
+            load_weights(classifier, checkpoint.state["model"], checkpoint.path)
             machine.place(classifier)
             measures[name] = classification_accuracy(classifier, held_out, pixels, machine)
     return measures

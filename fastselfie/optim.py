@@ -59,6 +59,19 @@ def build_optimizer(
     return torch.optim.SGD(groups, **settings, fused=True)  # type: ignore[arg-type]
 
 
+def begin_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give torch's SGD its momentum, zero, before the first step.
+
+    Where that step is left out (not finite, or fp16's scale too large) the buffers it makes itself
+    would stay as the memory happened to be. 0.9 x 0 + g is the g that they begin with.
+    """
+    if optimizer.state or not isinstance(optimizer, torch.optim.SGD):
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] > 0 else []:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
 def _apex_sgd() -> Callable[..., Any]:
     way_out = "build it from github.com/NVIDIA/apex, or set optimizer.backend=torch"
     if importlib.util.find_spec("apex") is None:

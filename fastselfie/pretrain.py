@@ -68,7 +68,7 @@ def pretrain(
 ) -> tuple[ResNetV2, dict[str, float]]:
     """Train on all images of the training part, without labels; return P and the last measures.
 
-    Writes log.jsonl, latest.pt and pictures/STEP.png in `folder`; goes on from latest.pt.
+    Writes log.jsonl, checkpoints and pictures/STEP.png in `folder`; goes on from the newest.
 
     Raises:
         UserError: see `fit` and the loaders.

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from fastselfie.atomic import write_atomically
-from fastselfie.checkpoint import load_checkpoint, load_weights
+from fastselfie.checkpoint import (
+    LATEST,
+    has_checkpoints,
+    load_checkpoint,
+    load_weights,
+    newest_checkpoint,
+)
 from fastselfie.config import Config
 from fastselfie.configfile import load_config
 from fastselfie.data.loaders import choose_loader
@@ -21,7 +27,7 @@ from fastselfie.doctor import environment
 from fastselfie.errors import UserError
 from fastselfie.finetune import finetune, finetuning_stage, labelled
 from fastselfie.log import read_log, say
-from fastselfie.loop import LATEST, Stage
+from fastselfie.loop import Stage
 from fastselfie.models.resnet import ResNetV2
 from fastselfie.models.selfie import build_patch_network
 from fastselfie.pretrain import pretrain, pretraining_stage
@@ -53,7 +59,7 @@ def train(config: Config, stage: str, resume: str, out: Path) -> dict[str, Any]:
 
     measures: dict[str, dict[str, float]] = {}
     if stage == "finetune":
-        network = load_patch_network(config, out / PRETRAIN / LATEST, whole=True)
+        network = load_patch_network(config, out / PRETRAIN, whole=True)
     else:
         network, measures[PRETRAIN] = pretrain(config, dataset, out / PRETRAIN, machine)
     if stage != PRETRAIN:
@@ -65,17 +71,16 @@ def train(config: Config, stage: str, resume: str, out: Path) -> dict[str, Any]:
     return _conclude(config, machine, out, measures, time.time() - began)
 
 
-def load_patch_network(config: Config, path: Path, whole: bool = False) -> ResNetV2:
-    """P from a pretraining checkpoint; `whole`: only from one that reached its last step.
+def load_patch_network(config: Config, folder: Path, whole: bool = False) -> ResNetV2:
+    """P from a pretraining stage's folder; `whole`: only if the stage reached its last step.
 
     Raises:
-        UserError: no checkpoint, one of another stage or model, or of an unfinished stage.
+        UserError: no good checkpoint, one of another model, or of an unfinished stage.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: nothing is pretrained there: run --stage pretrain or all first")
-    state = load_checkpoint(path)
-    if state["kind"] != PRETRAIN:
-        raise UserError(f"{path}: a checkpoint of stage {state['kind']}, not of {PRETRAIN}")
+    found = newest_checkpoint(folder, PRETRAIN)
+    if found is None:
+        raise UserError(f"{folder}: nothing is pretrained there: run --stage pretrain or all first")
+    path, state = found
     if whole and state["step"] < config.pretrain.steps:
         raise UserError(
             f"{path}: pretraining stopped at step {state['step']} of {config.pretrain.steps}: go "
@@ -115,9 +120,9 @@ def _prepare_folder(out: Path, resume: str, stages: dict[str, Stage]) -> None:
     source = out if resume in ("auto", "never") else Path(resume)
     if resume != "never":
         for name, stage in stages.items():
-            path = source / name / LATEST
-            if path.exists():
-                stage.check(load_checkpoint(path), path)
+            found = newest_checkpoint(source / name, name, quiet=True)  # the stage will say it
+            if found is not None:
+                stage.check(found.state, found.path)
     if resume == "never" and out.exists():
         whole = out.resolve()
         aside = whole.with_name(f"{whole.name}.{time.strftime('%Y%m%d-%H%M%S')}")
@@ -137,7 +142,7 @@ def _copy_run(source: Path, out: Path, stages: dict[str, Stage]) -> None:
         raise UserError(f"{source}: no such run or checkpoint to resume from")
     if out.exists() and source.resolve() == out.resolve():
         return
-    if any((out / name / LATEST).exists() for name in stages):
+    if any(has_checkpoints(out / name) for name in stages):
         raise UserError(f"{out}: has checkpoints of its own: use --resume auto or another --out")
     if source.is_dir():
         open_run(source)  # refuses a folder that is not a run

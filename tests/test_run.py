@@ -12,7 +12,7 @@ import torch
 import yaml
 from conftest import REPOSITORY, picture
 
-from fastselfie import loop
+from fastselfie import saver
 from fastselfie.checkpoint import load_checkpoint, save_checkpoint
 
 
@@ -22,6 +22,13 @@ def trained(cli, tiny_yaml, image_folder, tmp_path):
     result = cli("train", tiny_yaml, f"data.train={image_folder}", "--out", out)
     assert result.status == 0, result.err
     return out, json.loads(result.out.splitlines()[-1])
+
+
+def only_latest(stage):
+    """latest.pt, whose older brothers are gone."""
+    for path in stage.glob("step-*.pt"):
+        path.unlink()
+    return stage / "latest.pt"
 
 
 def test_a_run_leaves_its_figures_its_page_and_its_config(trained, image_folder):
@@ -143,7 +150,7 @@ def test_a_bad_image_ends_the_run_with_its_path(cli, tiny_yaml, image_folder, tm
 def test_a_checkpoint_of_another_model_is_refused(trained, cli, tiny_yaml, image_folder):
     """Its config says the right width and its weights are of another: a swapped file."""
     out, _ = trained
-    path = out / "pretrain" / "latest.pt"
+    path = only_latest(out / "pretrain")
     state = load_checkpoint(path)
     state["model"]["patch_network.norm.weight"] = torch.ones(7)
     state["step"] = 2
@@ -155,7 +162,7 @@ def test_a_checkpoint_of_another_model_is_refused(trained, cli, tiny_yaml, image
 
 def test_a_damaged_checkpoint_is_named(trained, cli, tiny_yaml, image_folder):
     out, _ = trained
-    path = out / "pretrain" / "latest.pt"
+    path = only_latest(out / "pretrain")
     path.write_bytes(path.read_bytes()[:1000])
     result = cli("train", tiny_yaml, f"data.train={image_folder}", "--out", out)
     assert result.status == 2
@@ -184,7 +191,7 @@ def test_other_images_are_not_gone_on_with(trained, cli, tiny_yaml, image_folder
 def test_an_unfinished_pretraining_is_not_finetuned(cli, tiny_yaml, image_folder, tmp_path):
     command = ("train", tiny_yaml, f"data.train={image_folder}", "--out", tmp_path / "run")
     cli(*command, "--stage", "pretrain")
-    path = tmp_path / "run" / "pretrain" / "latest.pt"
+    path = only_latest(tmp_path / "run" / "pretrain")
     save_checkpoint(path, {**load_checkpoint(path), "step": 3})
     result = cli(*command, "--stage", "finetune")
     assert result.status == 2
@@ -243,18 +250,18 @@ def test_brackets_in_a_path_are_shown_as_they_are(cli, tiny_yaml, image_folder, 
 def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(
     cli, tiny_yaml, image_folder, tmp_path, monkeypatch
 ):
-    save = loop.save_checkpoint
+    save = saver.save_checkpoint
 
     def full_at_4(path, state):
         if state["step"] == 4:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         save(path, state)
 
-    monkeypatch.setattr(loop, "save_checkpoint", full_at_4)
+    monkeypatch.setattr(saver, "save_checkpoint", full_at_4)
     out = tmp_path / "run"
     result = cli("train", tiny_yaml, f"data.train={image_folder}", "--out", out)
     assert result.status == 2
-    assert re.search(r"latest\.pt: No space left on device: make room", result.err)
+    assert re.search(r"step-0000004\.pt: No space left on device: make room", result.err)
     assert load_checkpoint(out / "pretrain" / "latest.pt")["step"] == 2
 
 

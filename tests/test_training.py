@@ -14,7 +14,7 @@ import torch
 from conftest import REPOSITORY, picture, tiny_config
 
 from fastselfie import loop
-from fastselfie.checkpoint import load_checkpoint
+from fastselfie.checkpoint import Checkpoint, load_checkpoint
 from fastselfie.config import RuntimeConfig
 from fastselfie.data.loaders import build_loader
 from fastselfie.data.sources import open_dataset
@@ -304,7 +304,7 @@ def test_the_micro_batch_of_a_checkpoint_is_kept(image_folder, tmp_path, machine
     config = tiny_config(data={"train": str(image_folder)})
     model = Selfie(config)
     step = TrainStep(model, lambda _: None, config.pretrain, machine, 8)
-    loop._restore(step, state, tmp_path)
+    loop._restore(step, Checkpoint(tmp_path, state))
     assert step.micro_batch == 4
 
 

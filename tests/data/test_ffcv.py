@@ -241,6 +241,7 @@ def test_the_run_says_that_its_crops_cannot_be_repeated(colours):
         name, why = choose_loader(config.data, source, CPU)
         assert name == "ffcv"
         assert ("which no seed repeats" in why) == said
+        assert loader(colours, "ffcv", crop=crop).repeats == (not said)
 
 
 def test_it_wants_a_beton_file(image_folder):

@@ -7,7 +7,7 @@ which patches are masked is decided here, once, from counter-based draws.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -135,7 +135,10 @@ class Loader(ABC):
     """Batches of augmented training images, or of evaluation images in order.
 
     patches: N, for the order of each image's patches; 1 for whole images, which have none.
+    repeats: whether the same samples come with the same pixels again, as a resumed run needs.
     """
+
+    repeats = True
 
     def __init__(self, count: int, data: DataConfig, seed: int, device: torch.device) -> None:
         self.count = count
@@ -143,6 +146,7 @@ class Loader(ABC):
         self.seed = seed
         self.device = device
         self.skipped = 0  # images that on_error: skip replaced since the loader was made
+        self._in_a_row: list[str] = []  # what was said of those that failed one after the other
 
     def __len__(self) -> int:
         """Images in an epoch."""
@@ -211,6 +215,7 @@ class Loader(ABC):
         """
         images, labels, failures, _ = pixels
         if not failures:
+            self._in_a_row.clear()
             return images, labels, index
         rows = self._stand_ins(len(images), failures)
         taken = torch.from_numpy(rows).to(images.device)
@@ -220,16 +225,37 @@ class Loader(ABC):
         """(count,) rows: each its own, a failed one the next good one's. Counts them.
 
         Raises:
-            UserError: the first failure, under on_error: raise or where nothing is good.
+            UserError: the first failure, under on_error: raise, where nothing is good, or of more
+                than data.max_skipped_in_a_row.
         """
         rows = np.arange(count, dtype=np.int64)
         failed = np.asarray([row for row, _ in failures], dtype=np.int64)
         if failures and (self.data.on_error == "raise" or len(failed) == count):
             raise UserError(failures[0][1])
+        self._count_in_a_row(count, dict(failures))
         good = np.setdiff1d(rows, failed)
         rows[failed] = good[np.searchsorted(good, failed) % len(good)]
         self.skipped += len(failed)
         return rows
+
+    def _count_in_a_row(self, count: int, failures: Mapping[int, str]) -> None:
+        """Refuse a row of failures that is too long, over the ends of batches too."""
+        limit = self.data.max_skipped_in_a_row
+        for row in range(count):
+            if row not in failures:
+                self._in_a_row.clear()
+                continue
+            self._in_a_row.append(failures[row])
+            if len(self._in_a_row) == limit:
+                raise UserError(
+                    f"{self._in_a_row[0]}: the first of {limit} images in a row that cannot be "
+                    "decoded: see to the disk, or raise data.max_skipped_in_a_row"
+                )
+
+    def again(self, index: Index, patches: int = 1) -> Batch:
+        """The augmented batch of `index`, as `train` made it when it came to those samples."""
+        with closing(self._batches(lambda: iter([index]), augment=True, patches=patches)) as found:
+            return next(found)
 
     def _finish(
         self, images: Tensor, labels: Tensor, index: Index, flips: bool, patches: int

@@ -58,6 +58,7 @@ class FfcvLoader(Loader):
         self.source = required_beton(source, "ffcv")
         # numba refuses more threads than it counted cores.
         self.threads = min(decoder_count(data), numba.config.NUMBA_NUM_THREADS)
+        self.repeats = data.crop != "resized"
         self._stock: dict[bool, Any] = {}
 
     def load(self, plan: Iterator[Index], augment: bool) -> Generator[Pixels]:

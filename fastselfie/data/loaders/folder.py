@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Generator, Iterator
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from fastselfie.config import DataConfig
 from fastselfie.data.loaders.base import Index, Loader, Pixels
@@ -16,6 +18,7 @@ from fastselfie.data.loaders.geometry import boxes, read_box, shift
 from fastselfie.data.sources import Source
 from fastselfie.device import usable_cores
 from fastselfie.errors import UserError
+from fastselfie.interrupt import SIGNALS
 
 
 class FolderLoader(Loader):
@@ -41,7 +44,8 @@ class FolderLoader(Loader):
         try:
             yield from iterator
         finally:
-            del iterator  # joins the workers, also when an epoch is left early
+            if isinstance(iterator, _MultiProcessingDataLoaderIter):
+                _end_workers(iterator)
 
 
 class _Decode(TorchDataset[Pixels]):
@@ -84,5 +88,21 @@ class _Plan(Sampler[Index]):
 
 
 def _quiet(_: int) -> None:
-    # Ctrl-C reaches the whole process group; only the parent answers it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C reaches the whole process group, a cluster's signals every process of the job; only
+    # the parent answers them. It ends its workers by SIGKILL.
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _end_workers(iterator: _MultiProcessingDataLoaderIter) -> None:
+    """Also when an epoch is left early. One may hang in a file system: torch gives each 5 s."""
+    here = threading.current_thread() is threading.main_thread()
+    # Torch's own handler would call the end of a killed worker an error.
+    heard = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if here else None
+    try:
+        for worker in iterator._workers:
+            worker.kill()
+        iterator._shutdown_workers()  # joins them; an error's traceback may hold the iterator
+    finally:
+        if here:
+            signal.signal(signal.SIGCHLD, heard)

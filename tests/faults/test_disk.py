@@ -1,0 +1,149 @@
+"""A disk that is full, or may not be written: what was saved stays whole, nothing half is left."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import subprocess
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from fastselfie.checkpoint import load_checkpoint, newest_checkpoint
+from fastselfie.config import CheckpointConfig
+from fastselfie.errors import UserError
+from fastselfie.saver import Saver
+
+SIZE = 400_000  # bytes of a checkpoint
+ROOM = 1_000_000  # of the disk: two fit, and not a third beside them
+
+
+def state(step):
+    return {"kind": "pretrain", "step": step, "w": torch.full((SIZE // 4,), float(step))}
+
+
+@contextmanager
+def small_disk(folder):
+    """A real file system of ROOM bytes where root may mount one; skips nothing: else a limit."""
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", folder],
+        check=False, capture_output=True,
+    )  # fmt: skip
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        yield mounted.returncode == 0
+    finally:
+        if mounted.returncode == 0:
+            subprocess.run(["umount", folder], check=True)
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def fill(folder, mounted):
+    """Leave less room than one more checkpoint takes."""
+    if mounted:
+        (folder / "other").write_bytes(bytes(ROOM - 2 * SIZE - 100_000))
+    else:  # no file may grow over a quarter of one (Python ignores SIGXFSZ)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (SIZE // 4, resource.RLIM_INFINITY))
+
+
+def checkpoints(folder):
+    return sorted(p.name for p in folder.iterdir() if p.name != "other")
+
+
+@pytest.mark.parametrize("policy", ["stop", "continue"])
+def test_a_full_disk(tmp_path, capsys, policy):
+    """Under continue, what fits again after room is made is saved again."""
+    folder = tmp_path / "disk"
+    with small_disk(folder) as mounted:
+        with Saver(folder, CheckpointConfig(on_error=policy)) as writer:
+            writer.save(state(1))
+            writer.save(state(2))
+            writer.wait()
+            fill(folder, mounted)
+            writer.save(state(3))
+            if policy == "stop":
+                with pytest.raises(UserError, match=r"step-0000003\.pt: .*make room") as caught:
+                    writer.wait()
+                assert "\n" not in str(caught.value)
+            else:
+                writer.save(state(4))
+                writer.wait()
+                said = capsys.readouterr().err
+                assert said.count("warning: ") == 2
+                assert "step-0000003.pt" in said
+                assert "step-0000004.pt" in said
+            assert writer.written == 2
+            assert checkpoints(folder) == ["latest.pt", "step-0000001.pt", "step-0000002.pt"]
+            assert newest_checkpoint(folder, "pretrain").state["step"] == 2
+            assert load_checkpoint(folder / "step-0000001.pt")["step"] == 1
+            (folder / "step-0000001.pt").unlink()
+            (folder / "other").unlink(missing_ok=True)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+            writer.save(state(5))
+        assert load_checkpoint(folder / "latest.pt")["step"] == 5
+
+
+@pytest.mark.parametrize("call", ["open", "fsync", "replace", "link"])
+def test_a_fault_of_any_call_leaves_what_was_there(tmp_path, monkeypatch, call):
+    with Saver(tmp_path, CheckpointConfig()) as writer:
+        writer.save(state(1))
+    original = getattr(os, call) if call != "open" else open
+
+    def refused(path, *arguments, **named):
+        if call in {"fsync", "link"} or ".step-0000002" in str(path):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return original(path, *arguments, **named)
+
+    monkeypatch.setattr(*(("builtins.open", refused) if call == "open" else (os, call, refused)))
+    with Saver(tmp_path, CheckpointConfig()) as writer:
+        writer.save(state(2))
+        if call == "link":  # a copy stands in
+            writer.wait()
+            return
+        with pytest.raises(UserError, match=r"step-0000002\.pt: Read-only file system"):
+            writer.wait()
+    monkeypatch.undo()
+    assert checkpoints(tmp_path) == ["latest.pt", "step-0000001.pt"]
+    assert newest_checkpoint(tmp_path, "pretrain").state["step"] == 1
+
+
+def test_a_fault_of_ours_is_not_taken_for_a_full_disk(tmp_path):
+    with Saver(tmp_path, CheckpointConfig(on_error="continue")) as writer:
+        writer.save({**state(1), "what": lambda: 0})
+        with pytest.raises(Exception, match=r"lambda"):
+            writer.wait()
+
+
+@pytest.mark.parametrize("policy", ["stop", "continue"])
+def test_a_run_stops_or_trains_on(cli, tiny_yaml, image_folder, tmp_path, monkeypatch, policy):
+    """And ends well where the disk has room again."""
+    out = tmp_path / "run"
+    monkeypatch.setattr(os, "fsync", fails_for("step-0000002", os.fsync))
+    command = ("train", tiny_yaml, f"data.train={image_folder}", f"checkpoint.on_error={policy}",
+               "--stage", "pretrain", "--out", out)  # fmt: skip
+    result = cli(*command)
+    assert "Traceback" not in result.err
+    assert result.err.count("step-0000002.pt: No space left on device") == 1
+    if policy == "stop":
+        assert result.status == 2
+        assert not list((out / "pretrain").glob("*.pt"))
+    else:
+        assert result.status == 0
+        assert checkpoints_of(out) == ["latest.pt", "step-0000004.pt"]
+    assert not list((out / "pretrain").glob(".*"))
+
+
+def checkpoints_of(out):
+    return sorted(p.name for p in (out / "pretrain").glob("*.pt"))
+
+
+def fails_for(name, original):
+    def fsync(descriptor):
+        if name in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(descriptor)
+
+    return fsync
