@@ -76,9 +76,11 @@ def finetune(
         network.start_from(start)
     machine.place(network)
     estimate = estimate_finetuning(config, classes, machine.precision)
-    micro_batch = estimate.micro_batch(stage.settings, total_memory(machine.device))
+    memory = total_memory(machine.device)
+    micro_batch = estimate.micro_batch(stage.settings, memory, machine.ranks.world)
     pixels = Pixels(config, machine, micro_batch)
-    forward = machine.compiled(network)
+    replica = machine.replica(network, config.model.sync_batch_norm)
+    forward = machine.compiled(replica)
 
     def objective(batch: Batch) -> tuple[Tensor, Tensor, int]:
         logits = forward(pixels.whole(batch)).float()
@@ -86,13 +88,14 @@ def finetune(
         return F.cross_entropy(logits, batch.labels), right, len(batch.images)
 
     few = dataset.train.select(labelled(config, dataset))
-    train = build_loader(few, config.data, config.seed, machine.device)
-    held_out = build_loader(dataset.held_out, config.data, config.seed, machine.device)
+    with machine.ranks.as_one():
+        train = build_loader(few, config.data, config.seed, machine.device)
+        held_out = build_loader(dataset.held_out, config.data, config.seed, machine.device)
 
     def evaluate(step: int) -> dict[str, float]:
         del step
         return classification_accuracy(network, held_out, pixels, machine)
 
     backend = config.optimizer.backend
-    step = TrainStep(network, objective, stage.settings, machine, micro_batch, backend)
+    step = TrainStep(replica, objective, stage.settings, machine, micro_batch, backend)
     return fit(stage, folder, step, train, evaluate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from types import TracebackType
@@ -27,17 +28,20 @@ class RunLog:
     """Log of one stage, a context manager: `folder`/log.jsonl, TensorBoard files, a bar.
 
     Opening it for a run resumed at `start` drops the lines after that step, which the run will
-    write again.
+    write again. leads: whether this process writes; where it does not, lines go nowhere.
     """
 
-    def __init__(self, folder: Path, title: str, steps: int, start: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "log.jsonl"
+    def __init__(
+        self, folder: Path, title: str, steps: int, start: int, leads: bool = True
+    ) -> None:
+        self.path = folder / "log.jsonl" if leads else Path(os.devnull)
         self.title = title
-        kept = [line for line in read_log(self.path) if line["step"] <= start]
-        write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        if leads:
+            folder.mkdir(parents=True, exist_ok=True)
+            kept = [line for line in read_log(self.path) if line["step"] <= start]
+            write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
-        self._board = _tensorboard(folder / "tensorboard", start)
+        self._board = _tensorboard(folder / "tensorboard", start) if leads else None
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=8),

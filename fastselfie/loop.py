@@ -16,10 +16,12 @@ import torch
 from fastselfie.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from fastselfie.config import Config, StageConfig, differing_keys
 from fastselfie.data.loaders import Loader
+from fastselfie.distributed import Ranks
 from fastselfie.errors import UserError
 from fastselfie.interrupt import Interrupted, deferred_signals
 from fastselfie.log import RunLog, say
 from fastselfie.phases import phase
+from fastselfie.rng import process_seed
 from fastselfie.step import TrainStep
 
 LATEST = "latest.pt"
@@ -75,38 +77,37 @@ def fit(
     """Train to the last step, from the newest checkpoint in `folder` if there is one.
 
     patches: N, or 1 for whole images. also_at: steps to evaluate after, beside every eval_every-th
-    and the last. Returns what `evaluate` said after the last step.
+    and the last. Returns what `evaluate` said after the last step. Of several processes each calls
+    it, and rank 0 alone reads and writes `folder`.
 
     Raises:
         UserError: the checkpoint is damaged or of another experiment; the loss is not finite.
-        Interrupted: a signal came; the step in progress was finished and saved.
+        Interrupted: a signal came to any process; the step in progress was finished and saved.
     """
-    settings, path = stage.settings, folder / LATEST
+    settings, path, ranks = stage.settings, folder / LATEST, step.machine.ranks
     start, consumed = 0, 0
     final: dict[str, float] = {}
-    if path.exists():
-        state = load_checkpoint(path)
-        stage.check(state, path)
-        _restore(step, state, path)
+    state = ranks.from_leader(lambda: load_checkpoint(path) if path.exists() else None)
+    if state is not None:
+        _go_on(stage, step, state, path)
         start, consumed, final = state["step"], state["consumed"], state["metrics"]
     if start >= settings.steps:
         return final
-    if step.micro_batch < settings.batch_size:
-        say(
-            f"{stage.kind}: batches of {settings.batch_size} in passes of {step.micro_batch} "
-            "images, which is what batch norm sees"
-        )
+    _say_passes(stage, step)
+    found = loader.skipped  # by every process in the whole set, before it took its part
     with (
-        RunLog(folder, stage.kind, settings.steps, start) as log,
+        RunLog(folder, stage.kind, settings.steps, start, ranks.leads) as log,
         deferred_signals() as pending,
-        closing(loader.train(consumed, settings.batch_size, patches)) as batches,
+        closing(loader.train(consumed, settings.batch_size, patches, ranks)) as batches,
     ):
         if start == 0:
             log.write(0, **evaluate(0))
         window = _Window(start)
         for done in range(start + 1, settings.steps + 1):
-            with window.waiting(), phase("waiting"):
+            with window.waiting(), phase("waiting"), ranks.as_one():
                 batch = next(batches)
+            if ranks.world > 1:  # each drops other units, alike in a resumed run
+                torch.manual_seed(process_seed(stage.config.seed, done - 1, ranks.rank))
             step(done - 1, batch)
             if step.machine.compile and done == start + 1:
                 say(f"{stage.kind}: compiled in {window.age():.0f} s")
@@ -114,27 +115,62 @@ def fit(
             with phase("logging"):
                 log.advance(done)
             ends = done == settings.steps
-            leaves = pending.number is not None
-            saves = done % settings.save_every == 0 or ends or leaves
+            left = ranks.largest(pending.number or 0)  # the same on all, or some would wait
+            saves = done % settings.save_every == 0 or ends or left > 0
             if done % settings.log_every == 0 or saves:
                 with phase("logging"):
                     means = step.read()  # waits for the device, so the clock is honest
-                    _require_finite(stage, done, means.loss, path)
+                    with ranks.as_one():
+                        _require_finite(stage, done, means.loss, path)
                     rates = window.close(done, settings.batch_size)
-                    skipped = {"skipped": loader.skipped} if loader.skipped else {}
+                    skipped = _skipped(loader, found, ranks)
                     log.write(done, loss=means.loss, accuracy=means.accuracy, **rates, **skipped)
             if done % settings.eval_every == 0 or done in also_at or ends:
                 with window.paused():
                     final = evaluate(done)
-                _require_finite(stage, done, final["heldout_loss"], path)
+                with ranks.as_one():
+                    _require_finite(stage, done, final["heldout_loss"], path)
                 log.write(done, **final)
             if saves:
-                save_checkpoint(path, _state(stage, step, done, final))
-            if leaves and not ends:
-                assert pending.number is not None
+                with ranks.as_one():
+                    if ranks.leads:
+                        save_checkpoint(path, _state(stage, step, done, final))
+            if left and not ends:
                 say(f"saved {path} after step {done}")
-                raise Interrupted(pending.number)
+                ranks.wait_for_the_leaders_end()
+                raise Interrupted(left)
     return final
+
+
+def _go_on(stage: Stage, step: TrainStep, state: dict[str, Any], path: Path) -> None:
+    """Check and restore `state`, which all processes have from `path`."""
+    ranks = step.machine.ranks
+    with ranks.as_one():
+        stage.check(state, path)
+        _restore(step, state, path)
+    before = state.get("processes", 1)
+    if before != ranks.world:
+        say(
+            f"{stage.kind}: was trained by {before} processes, goes on with {ranks.world}: in the "
+            "same order of samples, but batch norm and dropout see them in other parts"
+        )
+
+
+def _skipped(loader: Loader, found: int, ranks: Ranks) -> dict[str, int]:
+    """For the log. found: those that each process knew of before it took its part."""
+    count = found + int(ranks.summed(loader.skipped - found)[0])
+    return {"skipped": count} if count else {}
+
+
+def _say_passes(stage: Stage, step: TrainStep) -> None:
+    """How a batch is cut up, where it is: batch norm sees the pieces."""
+    ranks, size = step.machine.ranks, stage.settings.batch_size
+    if step.micro_batch < size:
+        over = f" over {ranks.world} processes" if ranks.world > 1 else ""
+        say(
+            f"{stage.kind}: batches of {size}{over} in passes of "
+            f"{min(step.micro_batch, size // ranks.world)} images, which is what batch norm sees"
+        )
 
 
 class _Window:
@@ -193,6 +229,7 @@ def _state(stage: Stage, step: TrainStep, done: int, final: dict[str, float]) ->
         "step": done,
         "consumed": done * stage.settings.batch_size,
         "micro_batch": step.micro_batch,
+        "processes": step.machine.ranks.world,
         "config": json.dumps(stage.config.model_dump(mode="json")),
         "model": step.model.state_dict(),
         "optimizer": step.optimizer.state_dict(),
