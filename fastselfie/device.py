@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastselfie.config import RuntimeConfig
-from fastselfie.distributed import ALONE, Ranks, ranks_of
+from fastselfie.distributed import ALONE, Ranks, mean_in_order, ranks_of
 from fastselfie.errors import UserError
 from fastselfie.kernels.impl import unavailable
 
@@ -74,13 +74,18 @@ class Machine:
             return model
         if sync_batch_norm:
             nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
-        index = [self.device.index] if self.device.type == "cuda" else None
+        on_gpu = self.device.type == "cuda"
+        index = [self.device.index] if on_gpu else None
         with warnings.catch_warnings():
             # torch 2.13 renamed broadcast_buffers; older ones know no other name.
             warnings.simplefilter("ignore", FutureWarning)
-            return DistributedDataParallel(
+            replica = DistributedDataParallel(
                 model, device_ids=index, broadcast_buffers=False, gradient_as_bucket_view=True
             )
+        if not on_gpu:
+            # Without annotations, which DDP compares with classes, not with their names.
+            replica.register_comm_hook(None, lambda _, bucket: mean_in_order(bucket.buffer()))
+        return replica
 
     def compiled(self, model: nn.Module) -> Callable[..., Any]:
         """What trains in place of `model`, whose weights it shares; compiled at its first call."""
