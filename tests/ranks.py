@@ -2,7 +2,8 @@
 
 figures OUT CONFIG   measures of a step and of evaluations, to OUT/RANK.pt
 FAULT ARGS           `fastselfie ARGS`; kill:R:S and term:R:S send rank R that signal in step S,
-                     the first time it is started
+                     the first time it is started; seeds:OUT notes the steps' seeds in OUT/RANK;
+                     whole does nothing
 """
 
 from __future__ import annotations
@@ -90,6 +91,18 @@ def figures(out, path):
     torch.save(found, Path(out) / f"{ranks.rank}.pt")
 
 
+def note_seeds(out):
+    """Append the seed of torch's generator in each step to OUT/RANK."""
+    original = TrainStep.__call__
+
+    def call(self, step, batch):
+        with open(Path(out) / os.environ["RANK"], "a", encoding="ascii") as file:
+            file.write(f"{torch.initial_seed()}\n")
+        original(self, step, batch)
+
+    TrainStep.__call__ = call
+
+
 def hurt(kind, rank, at):
     """Send this process a signal in the middle of a step."""
     if os.environ["RANK"] != rank or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
@@ -109,7 +122,9 @@ if __name__ == "__main__":
     if scenario == "figures":
         figures(*rest)
     else:
-        if scenario != "whole":
+        if scenario.startswith("seeds:"):
+            note_seeds(scenario.removeprefix("seeds:"))
+        elif scenario != "whole":
             hurt(*scenario.split(":"))
         sys.argv[1:] = rest
         main()

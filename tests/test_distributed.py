@@ -145,12 +145,14 @@ def test_a_killed_process_costs_only_time(tmp_path, yaml_of):
     dropout, another on each rank, is drawn again."""
     path = yaml_of(pretrain={"steps": 6})
     ended = {}
-    for name, fault, restarts in (("straight", "whole", 0), ("killed", "kill:1:3", 3)):
+    for name, fault, restarts in (("straight", f"seeds:{tmp_path}", 0), ("killed", "kill:1:3", 3)):
         ended[name] = torchrun(
             fault, "train", path, "--stage", "pretrain", "--out", tmp_path / name,
             restarts=restarts,
         )  # fmt: skip
         assert ended[name].returncode == 0, ended[name].stderr
+    seeds = [(tmp_path / str(rank)).read_text(encoding="ascii").split() for rank in range(WORLD)]
+    assert len(set(seeds[0] + seeds[1])) == WORLD * 6  # each process and step drops other units
     assert "exitcode: -9" in ended["killed"].stderr
     states = [load_checkpoint(tmp_path / name / "pretrain" / "latest.pt") for name in ended]
     for name, value in states[0]["model"].items():
