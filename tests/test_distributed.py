@@ -68,10 +68,16 @@ def start(*arguments, world=WORLD):
 def torchrun(*arguments, restarts=0):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
                f"--nproc-per-node={WORLD}", f"--max-restarts={restarts}"]  # fmt: skip
-    return subprocess.run(
+    process = subprocess.Popen(
         [*command, SCRIPT, *map(str, arguments)],
-        env=environment(), capture_output=True, text=True, timeout=LIMIT, check=False,
+        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+    try:
+        out, err = process.communicate(timeout=LIMIT)
+    finally:
+        process.terminate()  # which ends its processes too, where a kill would leave them
+        process.wait()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 @pytest.fixture
