@@ -110,9 +110,11 @@ def train(
     from fastselfie.interrupt import Interrupted
 
     try:
-        typer.echo(json.dumps(run.train(settings, stage.value, resume, folder)))
+        summary = run.train(settings, stage.value, resume, folder)
     except Interrupted as left:
         raise typer.Exit(128 + left.number) from None
+    if summary is not None:  # as it is where another process leads
+        typer.echo(json.dumps(summary))
 
 
 @app.command()

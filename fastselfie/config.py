@@ -128,6 +128,11 @@ class ModelConfig(_Section):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.1, description="attention pooling: on the attention weights and before each residual"
     )
+    sync_batch_norm: bool = Field(
+        False,
+        description="batch norm sees the images of all processes' passes, not of one's; needs "
+        "GPUs where there is more than one process",
+    )
     logit_scale: Literal["inverse_sqrt", "none"] = Field(
         "inverse_sqrt",
         description="scores are divided by sqrt(D): raw ones spread by about 10 at step 0, "
@@ -153,11 +158,13 @@ class StageConfig(_Section):
     """What pretraining and finetuning share: SGD with Nesterov momentum under a cosine."""
 
     steps: PositiveInt = Field(120_000, description="updates of the weights")
-    batch_size: PositiveInt = Field(1024, description="images an update, over all processes")
+    batch_size: PositiveInt = Field(
+        1024, description="images an update, over all processes, whose number divides it"
+    )
     micro_batch_size: PositiveInt | None = Field(
         None,
-        description="images a forward pass, a divisor of batch_size; null: as many as fit in "
-        "memory by the estimate of --dry-run. Batch norm sees this many",
+        description="images a forward pass of one process, a divisor of batch_size; null: as many "
+        "as fit in memory by the estimate of --dry-run. Batch norm sees this many",
     )
     lr: Annotated[float, Field(gt=0.0)] = Field(
         0.1, description="maximum learning rate; the paper tunes it in [0.01, 0.4]"
@@ -246,7 +253,16 @@ class RuntimeConfig(_Section):
     activation_checkpointing: bool = Field(
         False, description="keep only each block's input of P, and compute the block again backward"
     )
-    threads: PositiveInt | None = Field(None, description="CPU threads of torch; null: its choice")
+    threads: PositiveInt | None = Field(
+        None,
+        description="CPU threads of torch in each process; null: its choice, or with several "
+        "processes on a machine as many as share its cores",
+    )
+    timeout: PositiveInt = Field(
+        1800,
+        description="seconds that a process of several waits for the others before it fails. "
+        "Longer than the slowest start, evaluation and checkpoint",
+    )
     kernels: Literal["auto", "reference", "triton"] = Field(
         "auto",
         description="auto: the fused ones: Triton for the distractor score and patchify on a GPU "

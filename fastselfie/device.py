@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from fastselfie.config import RuntimeConfig
+from fastselfie.distributed import ALONE, Ranks, mean_in_order, ranks_of
 from fastselfie.errors import UserError
 from fastselfie.kernels.impl import unavailable
 
@@ -41,19 +44,48 @@ class Precision:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a run computes. why: the reason for the device. compile: torch.compile's mode."""
+    """Where a run computes. why: the reason for the device. compile: torch.compile's mode.
+
+    ranks: this process among those that train together.
+    """
 
     device: torch.device
     why: str
     precision: Precision
     channels_last: bool
     compile: str | None = None
+    ranks: Ranks = ALONE
 
     def place(self, model: nn.Module) -> None:
         """Move `model` to the device, its convolutions in the configured memory format."""
         model.to(self.device)
         if self.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def replica(self, model: nn.Module, sync_batch_norm: bool) -> nn.Module:
+        """`model`, placed already, as one of the processes' replicas: backward passes leave in each
+        the mean of their gradients. The model itself where there is one process.
+
+        sync_batch_norm: turn its batch norms into those that see all processes' images. Batch
+        statistics are not sent at every pass: training does not read them, and rank 0's are given
+        to all before a measurement.
+        """
+        if self.ranks.world == 1:
+            return model
+        if sync_batch_norm:
+            nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        on_gpu = self.device.type == "cuda"
+        index = [self.device.index] if on_gpu else None
+        with warnings.catch_warnings():
+            # torch 2.13 renamed broadcast_buffers; older ones know no other name.
+            warnings.simplefilter("ignore", FutureWarning)
+            replica = DistributedDataParallel(
+                model, device_ids=index, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+        if not on_gpu:
+            # Without annotations, which DDP compares with classes, not with their names.
+            replica.register_comm_hook(None, lambda _, bucket: mean_in_order(bucket.buffer()))
+        return replica
 
     def compiled(self, model: nn.Module) -> Callable[..., Any]:
         """What trains in place of `model`, whose weights it shares; compiled at its first call."""
@@ -63,32 +95,42 @@ class Machine:
         return self.precision.autocast(self.device)
 
 
-def choose_machine(runtime: RuntimeConfig) -> Machine:
+def choose_machine(runtime: RuntimeConfig, ranks: Ranks = ALONE) -> Machine:
     """As the config says or, on auto, as the machine is. Sets torch's CPU threads.
+
+    ranks: those that `join` found, where processes train together.
 
     Raises:
         UserError: the machine has not what is asked for.
     """
-    device, why = choose_device(runtime)
+    device, why = choose_device(runtime, ranks.local_rank)
     if runtime.kernels == "triton" and (reason := unavailable(device)):
         raise UserError(f"runtime.kernels: {reason}")
     if runtime.threads is not None:
         torch.set_num_threads(runtime.threads)
+    elif ranks.world > 1:  # torchrun's choice is one
+        torch.set_num_threads(usable_cores())
     precision = choose_precision(runtime, device)
-    return Machine(device, why, precision, runtime.channels_last, choose_compile(runtime, device))
+    compiling = choose_compile(runtime, device)
+    return Machine(device, why, precision, runtime.channels_last, compiling, ranks)
 
 
-def choose_device(runtime: RuntimeConfig) -> tuple[torch.device, str]:
-    """The device and the reason.
+def choose_device(runtime: RuntimeConfig, local_rank: int = 0) -> tuple[torch.device, str]:
+    """The device and the reason. local_rank: among this machine's processes, a GPU for each.
 
     Raises:
-        UserError: a GPU is asked for where torch sees none.
+        UserError: a GPU is asked for where torch sees none, or too few.
     """
     if runtime.device == "cpu":
         return torch.device("cpu"), "runtime.device: cpu"
     if torch.cuda.is_available():
-        index = torch.cuda.current_device()
-        return torch.device("cuda", index), torch.cuda.get_device_name(index)
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"LOCAL_RANK is {local_rank}, but torch sees {torch.cuda.device_count()} GPUs: "
+                "start one process a GPU, or set runtime.device=cpu"
+            )
+        torch.cuda.set_device(local_rank)
+        return torch.device("cuda", local_rank), torch.cuda.get_device_name(local_rank)
     cpu_build = torch.version.cuda is None and torch.version.hip is None
     reason = "this torch is a CPU build" if cpu_build else "torch sees no GPU"
     if runtime.device == "cuda":
@@ -140,20 +182,27 @@ def choose_compile(runtime: RuntimeConfig, device: torch.device) -> str | None:
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on, which a container makes fewer than the machine's."""
+    """This process's share of the cores: a container makes them fewer, torchrun's others too."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return max(1, cores // ranks_of(os.environ).local_world)
 
 
 def total_memory(device: torch.device) -> int:
-    """Bytes of memory that the device has; on a CPU what the machine or the cgroup allows."""
+    """Bytes that this process may have of the device's memory.
+
+    On a CPU: its share of what the machine or the cgroup allows.
+    """
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
             limit = file.read().strip()
     except OSError:
-        return physical
-    return min(physical, int(limit)) if limit.isdigit() else physical
+        limit = "max"
+    if limit.isdigit():
+        available = min(available, int(limit))
+    return available // ranks_of(os.environ).local_world

@@ -75,8 +75,13 @@ def pretext_accuracy(
 
     The masks are drawn once for each image, so every step is measured on the same task.
     """
-    loss = right = answers = 0.0
-    with evaluating(model), closing(loader.evaluate(pixels.batch, patches, limit)) as batches:
+    ranks, loss, right, answers = machine.ranks, 0.0, 0.0, 0.0
+    ranks.take_buffers(model)
+    with (
+        ranks.as_one(),
+        evaluating(model),
+        closing(loader.evaluate(pixels.batch, patches, limit, ranks)) as batches,
+    ):
         for batch in batches:
             with machine.autocast():
                 batch_loss, correct = model(pixels.patches(batch), batch.order)
@@ -85,6 +90,7 @@ def pretext_accuracy(
             # The largest of NaNs is the first, which would pass for chance.
             right += int(correct) if math.isfinite(loss) else 0
             answers += count
+    loss, right, answers = ranks.summed(loss, right, answers)
     return {"heldout_loss": loss / answers, "pretext_accuracy": right / answers}
 
 
@@ -92,8 +98,13 @@ def classification_accuracy(
     model: ResNetV2, loader: Loader, pixels: Pixels, machine: Machine
 ) -> dict[str, float]:
     """Loss, top-1 and top-5 accuracy over all images of `loader`."""
-    loss = top1 = top5 = 0.0
-    with evaluating(model), closing(loader.evaluate(pixels.batch)) as batches:
+    ranks, loss, top1, top5 = machine.ranks, 0.0, 0.0, 0.0
+    ranks.take_buffers(model)
+    with (
+        ranks.as_one(),
+        evaluating(model),
+        closing(loader.evaluate(pixels.batch, ranks=ranks)) as batches,
+    ):
         for batch in batches:
             with machine.autocast():
                 logits = model(pixels.whole(batch)).float()
@@ -101,6 +112,7 @@ def classification_accuracy(
             best = logits.topk(min(5, logits.shape[1]), dim=1).indices == batch.labels[:, None]
             top1 += int(best[:, 0].sum())
             top5 += int(best.sum())
+    loss, top1, top5 = ranks.summed(loss, top1, top5)
     count = len(loader)
     return {"heldout_loss": loss / count, "top1": top1 / count, "top5": top5 / count}
 

@@ -77,9 +77,11 @@ def build_finetuning(
         network.start_from(start)
     machine.place(network)
     estimate = estimate_finetuning(config, classes, machine.precision)
-    micro_batch = estimate.micro_batch(stage.settings, total_memory(machine.device))
+    memory = total_memory(machine.device)
+    micro_batch = estimate.micro_batch(stage.settings, memory, machine.ranks.world)
     pixels = Pixels(config, machine, micro_batch)
-    forward = machine.compiled(network)
+    replica = machine.replica(network, config.model.sync_batch_norm)
+    forward = machine.compiled(replica)
 
     def objective(batch: Batch) -> tuple[Tensor, Tensor, int]:
         logits = forward(pixels.whole(batch)).float()
@@ -87,7 +89,7 @@ def build_finetuning(
         return F.cross_entropy(logits, batch.labels), right, len(batch.images)
 
     backend = config.optimizer.backend
-    step = TrainStep(network, objective, stage.settings, machine, micro_batch, backend)
+    step = TrainStep(replica, objective, stage.settings, machine, micro_batch, backend)
     return Finetuning(network, pixels, step)
 
 
@@ -105,8 +107,9 @@ def finetune(
     classes = len(dataset.train.classes)
     network, pixels, step = build_finetuning(config, stage, classes, machine, start)
     few = dataset.train.select(labelled(config, dataset))
-    train = build_loader(few, config.data, config.seed, machine.device)
-    held_out = build_loader(dataset.held_out, config.data, config.seed, machine.device)
+    with machine.ranks.as_one():
+        train = build_loader(few, config.data, config.seed, machine.device)
+        held_out = build_loader(dataset.held_out, config.data, config.seed, machine.device)
 
     def evaluate(step: int) -> dict[str, float]:
         del step

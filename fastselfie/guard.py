@@ -37,6 +37,10 @@ class Offence(NamedTuple):
     norm: float
     before: Before | None
 
+    def samples(self) -> Index | None:
+        """Those of the step, of this process."""
+        return None if self.before is None else self.before.samples
+
 
 class Guard:
     """Judges every step of `model`, and puts its batch statistics back after a bad one."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,17 +30,20 @@ class RunLog:
     """Log of one stage, a context manager: `folder`/log.jsonl, TensorBoard files, a bar.
 
     Opening it for a run resumed at `start` drops the lines after that step, which the run will
-    write again.
+    write again. leads: whether this process writes; where it does not, lines go nowhere.
     """
 
-    def __init__(self, folder: Path, title: str, steps: int, start: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "log.jsonl"
+    def __init__(
+        self, folder: Path, title: str, steps: int, start: int, leads: bool = True
+    ) -> None:
+        self.path = folder / "log.jsonl" if leads else Path(os.devnull)
         self.title = title
-        kept = [line for line in read_log(self.path) if line["step"] <= start]
-        write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        if leads:
+            folder.mkdir(parents=True, exist_ok=True)
+            kept = [line for line in read_log(self.path) if line["step"] <= start]
+            write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
-        self._board = _tensorboard(folder / "tensorboard", start)
+        self._board = _tensorboard(folder / "tensorboard", start) if leads else None
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=8),
@@ -79,6 +85,40 @@ class RunLog:
             self._progress.update(self._task, completed=step, note=note)
         if not console.is_terminal:
             say(f"{self.title} step {step}  {note}")
+
+
+class Window:
+    """The time between two lines of the log, and how much of it went by waiting for data."""
+
+    def __init__(self, step: int) -> None:
+        self._begin(step)
+
+    def _begin(self, step: int) -> None:
+        self._step, self._waited, self._since = step, 0.0, time.perf_counter()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        asked = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - asked
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is not training, evaluation for one, does not count."""
+        asked = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - asked
+
+    def age(self) -> float:
+        """Seconds since it began."""
+        return time.perf_counter() - self._since
+
+    def close(self, step: int, batch_size: int) -> dict[str, float]:
+        """Images a second and the share of waiting since the last line; begins the next."""
+        spent = self.age()
+        rate, waiting = (step - self._step) * batch_size / spent, self._waited / spent
+        self._begin(step)
+        return {"images_per_s": rate, "waiting": waiting}
 
 
 def say(text: str) -> None:

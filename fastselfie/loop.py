@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from fastselfie.checkpoint import (
     LATEST,
@@ -21,12 +22,13 @@ from fastselfie.checkpoint import (
     save_checkpoint,
 )
 from fastselfie.config import Config, StageConfig, differing_keys
-from fastselfie.data.loaders import Batch, Loader
+from fastselfie.data.loaders import Batch, Index, Loader
 from fastselfie.errors import UserError
 from fastselfie.guard import NONFINITE, Offence, random_state, set_random_state
 from fastselfie.interrupt import Interrupted, Pending, deferred_signals
-from fastselfie.log import RunLog, say
+from fastselfie.log import RunLog, Window, say
 from fastselfie.phases import phase
+from fastselfie.rng import process_seed
 from fastselfie.saver import Saver
 from fastselfie.step import TrainStep
 
@@ -79,49 +81,40 @@ def fit(
     """Train to the last step, from the newest good checkpoint in `folder` if there is one.
 
     patches: N, or 1 for whole images. also_at: steps to evaluate after, beside every eval_every-th
-    and the last. Returns what `evaluate` said after the last step.
+    and the last. Returns what `evaluate` said after the last step. Of several processes each calls
+    it, and rank 0 alone reads and writes `folder`.
 
     Raises:
         UserError: no good checkpoint is left, or it is of another experiment; a loss or gradient
             is not finite; a checkpoint cannot be written.
-        Interrupted: a signal came; the step in progress was finished and saved.
+        Interrupted: a signal came to any process; the step in progress was finished and saved.
     """
-    settings = stage.settings
-    progress = _Progress()
-    if (found := newest_checkpoint(folder, stage.kind)) is not None:
-        stage.check(found.state, found.path)
-        progress = _restore(step, found)
+    settings, ranks = stage.settings, step.machine.ranks
+    progress = Progress()
+    found = ranks.from_leader(lambda: newest_checkpoint(folder, stage.kind))
+    if found is not None:
+        progress = _go_on(stage, step, found)
     if progress.done >= settings.steps and not progress.owed:
         return progress.metrics
-    if step.micro_batch < settings.batch_size:
-        say(
-            f"{stage.kind}: batches of {settings.batch_size} in passes of {step.micro_batch} "
-            "images, which is what batch norm sees"
-        )
-    if progress.done and not loader.repeats:
-        say(
-            f"warning: {stage.kind}: resumed at step {progress.done}, but the random crops of "
-            f"data.loader={stage.config.data.loader} cannot be repeated: from here on the run is "
-            "not the one that would have gone on"
-        )
+    _say_what_differs(stage, step, loader, progress)
     consumed = progress.done * settings.batch_size
     with (
-        RunLog(folder, stage.kind, settings.steps, progress.done) as log,
+        RunLog(folder, stage.kind, settings.steps, progress.done, ranks.leads) as log,
         deferred_signals() as pending,
         Saver(folder, stage.config.checkpoint, progress.done) as saver,
-        closing(loader.train(consumed, settings.batch_size, patches)) as batches,
+        closing(loader.train(consumed, settings.batch_size, patches, ranks)) as batches,
     ):
-        training = _Training(stage, step, evaluate, also_at, progress, log, saver, pending)
+        training = _Training(stage, step, loader, evaluate, also_at, progress, log, saver, pending)
         try:
-            training.run(batches, loader)
-        except Interrupted:
-            training.leave()
+            training.run(batches)
+        except Interrupted as left:
+            training.leave(128 + left.number)
             raise
     return progress.metrics
 
 
 @dataclass
-class _Progress:
+class Progress:
     """How far a stage is.
 
     done: whole steps. metrics: of the last evaluation. owed: the one due now is not finished.
@@ -132,20 +125,30 @@ class _Progress:
     owed: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Training:
-    """A stage between its first and its last step, and what it writes to."""
+    """A stage between its first and its last step, and what it writes to.
+
+    Of several processes each has one, and all call the same of its methods: those agree on every
+    mistake and signal, or one would wait for the others for ever. Rank 0's alone writes.
+    """
 
     stage: Stage
     step: TrainStep
+    loader: Loader
     evaluate: Evaluate
     also_at: frozenset[int]
-    progress: _Progress
+    progress: Progress
     log: RunLog
     saver: Saver
     pending: Pending
 
-    def run(self, batches: Iterator[Batch], loader: Loader) -> None:
+    def __post_init__(self) -> None:
+        self.ranks = self.step.machine.ranks
+        # Images that every process knew to be bad before it took its part.
+        self._known_bad = self.loader.skipped
+
+    def run(self, batches: Iterator[Batch]) -> None:
         """Train to the end.
 
         Raises:
@@ -158,43 +161,66 @@ class _Training:
         elif progress.owed:
             self._evaluate()
             self._save()
-        first, window = progress.done + 1, _Window(progress.done)
+        first, window = progress.done + 1, Window(progress.done)
         while progress.done < settings.steps:
-            with window.waiting(), phase("waiting"), self.pending.abandoning():
-                batch = next(batches)
+            with window.waiting(), phase("waiting"):
+                batch = self._next(batches)
             self.step(progress.done, batch)
             done = progress.done = progress.done + 1
             if self.step.machine.compile and done == first:
                 say(f"{self.stage.kind}: compiled in {window.age():.0f} s")
-                window = _Window(done)  # start-up is not a rate of training
+                window = Window(done)  # start-up is not a rate of training
             with phase("logging"):
                 self.log.advance(done)
-            self.saver.poll()
             saves = done % settings.save_every == 0 or done == settings.steps
             if done % settings.log_every == 0 or saves:
                 with phase("logging"):
-                    self._write_means(window, loader.skipped)
+                    self._write_means(window)
             if done % settings.eval_every == 0 or done in self.also_at or done == settings.steps:
                 with window.paused():
                     self._evaluate()
             if saves:
                 self._save()
-        self.saver.wait()
-        self.pending.leave()
+            if done < settings.steps:
+                self._leave_together()
+        with self.ranks.as_one():
+            self.saver.wait()
+        self._leave_together()
 
-    def leave(self) -> None:
-        """Save where the run is, unless that is done."""
-        self.saver.wait()
-        if self.progress.done > self.saver.written:
+    def leave(self, status: int) -> None:
+        """Save where the run is, unless that is done. status: other processes' than rank 0."""
+        with self.ranks.as_one():
+            self.saver.wait()
+        if self.progress.done > self.ranks.from_leader(lambda: self.saver.written):
             self._stop_at_offence()
             self._save()
-            self.saver.wait()
+            with self.ranks.as_one():
+                self.saver.wait()
         say(
             f"{self.stage.kind}: left after step {self.progress.done}, saved up to step "
             f"{self.saver.written}"
         )
+        self.ranks.leave_after_the_leader(status)
 
-    def _write_means(self, window: _Window, skipped: int) -> None:
+    def _next(self, batches: Iterator[Batch]) -> Batch:
+        with self.ranks.as_one(), self._abandoning():
+            self.saver.poll()
+            batch = next(batches)
+        if self.ranks.world > 1:  # each drops other units, alike in a resumed run
+            seed, done = self.stage.config.seed, self.progress.done
+            torch.manual_seed(process_seed(seed, done, self.ranks.rank))
+        return batch
+
+    def _abandoning(self) -> AbstractContextManager[None]:
+        """See `Pending.abandoning`. Of several processes one must not leave the others there."""
+        return self.pending.abandoning() if self.ranks.world == 1 else nullcontext()
+
+    def _leave_together(self) -> None:
+        """Where a signal came to any process: the same on all, after a whole step."""
+        if number := self.ranks.largest(self.pending.number or 0):
+            raise Interrupted(number)
+
+    def _write_means(self, window: Window) -> None:
         self._stop_at_offence()  # this and the reading wait for the device
         means = self.step.read()
         values = window.close(self.progress.done, self.stage.settings.batch_size)
@@ -202,21 +228,26 @@ class _Training:
             values = {"loss": means.loss, "accuracy": means.accuracy, **values}
         if means.skipped:
             values["skipped_steps"] = means.skipped
-        if skipped:
+        own = self.loader.skipped - self._known_bad
+        if skipped := self._known_bad + int(self.ranks.summed(own)[0]):
             values["skipped"] = skipped
         self.log.write(self.progress.done, **values)
 
     def _evaluate(self) -> None:
         done = self.progress.done
         self.progress.owed = True
-        with self.pending.abandoning():
+        with self._abandoning():
             metrics = self.evaluate(done)
-        _require_finite(self.stage, done, metrics["heldout_loss"], self.saver.folder / LATEST)
+        with self.ranks.as_one():
+            _require_finite(self.stage, done, metrics["heldout_loss"], self.saver.folder / LATEST)
         self.progress.metrics, self.progress.owed = metrics, False
         self.log.write(done, **metrics)
 
     def _save(self) -> None:
-        self.saver.save(_state(self.stage, self.step, self.progress))
+        unread = self.ranks.gathered(self.step.unread())
+        with self.ranks.as_one():
+            if self.ranks.leads:
+                self.saver.save(checkpoint_state(self.stage, self.step, self.progress, unread))
 
     def _stop_at_offence(self) -> None:
         """Refuse to go on once the guard has halted; waits for the device.
@@ -226,56 +257,75 @@ class _Training:
         offence = self.step.guard.offence()
         if offence is None:
             return
-        kind, number = self.stage.kind, offence.step + 1
-        what, value = ("loss", offence.loss)
-        if math.isfinite(value):
-            what, value = "norm of the gradient", offence.norm
-        path = self.saver.folder / f"nonfinite-{number:07d}.pt"
-        record = _record(self.stage, self.step, self.progress, offence)
-        try:
-            save_checkpoint(path, record)
-            kept = f"`fastselfie replay {path}` runs that step again"
-        except OSError as error:
-            kept = f"{path} could not be written ({error.strerror})"
-        section = self.stage.sections[-1]
-        raise UserError(
-            f"{kind}: the {what} is {value} at step {number}: lower {section}.lr "
-            f"({self.stage.settings.lr}) or set {section}.clip_grad_norm; {kept}"
+        unread = self.ranks.gathered(self.step.unread())
+        samples = self.ranks.gathered(offence.samples())
+        with self.ranks.as_one():
+            if self.ranks.leads:
+                state = checkpoint_state(self.stage, self.step, self.progress, unread)
+                kept = _record(state, offence, samples, self.saver.folder)
+                raise UserError(f"{_complaint(self.stage, offence)}; {kept}")
+
+
+def _complaint(stage: Stage, offence: Offence) -> str:
+    what, value = ("loss", offence.loss)
+    if math.isfinite(value):
+        what, value = "norm of the gradient", offence.norm
+    section = stage.sections[-1]
+    return (
+        f"{stage.kind}: the {what} is {value} at step {offence.step + 1}: lower {section}.lr "
+        f"({stage.settings.lr}) or set {section}.clip_grad_norm"
+    )
+
+
+def _record(
+    state: dict[str, Any], offence: Offence, samples: Sequence[Index | None], folder: Path
+) -> str:
+    """Write what the offence began from; say how to look at it.
+
+    samples: of all processes, unknown only if nobody read for too long.
+    """
+    path = folder / f"nonfinite-{offence.step + 1:07d}.pt"
+    record = {**state, "kind": NONFINITE, "stage": state["kind"], "step": offence.step}
+    known = [index for index in samples if index is not None]
+    if offence.before is not None:
+        ids, epochs = (torch.from_numpy(np.concatenate(v)) for v in zip(*known, strict=True))
+        record.update(random=offence.before.random, samples=ids, epochs=epochs)
+    try:
+        save_checkpoint(path, record)
+    except OSError as error:
+        return f"{path} could not be written ({error.strerror})"
+    return f"`fastselfie replay {path}` runs that step again"
+
+
+def _go_on(stage: Stage, step: TrainStep, found: Checkpoint) -> Progress:
+    """Check and restore a checkpoint, which all processes have from rank 0."""
+    with step.machine.ranks.as_one():
+        stage.check(found.state, found.path)
+        progress = _restore(step, found)
+    before, world = found.state["processes"], step.machine.ranks.world
+    if before != world:
+        say(
+            f"{stage.kind}: was trained by {before} processes, goes on with {world}: in the same "
+            "order of samples, but batch norm and dropout see them in other parts"
         )
+    return progress
 
 
-class _Window:
-    """The time between two lines of the log, and how much of it went by waiting for data."""
-
-    def __init__(self, step: int) -> None:
-        self._begin(step)
-
-    def _begin(self, step: int) -> None:
-        self._step, self._waited, self._since = step, 0.0, time.perf_counter()
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        asked = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - asked
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """What is not training, evaluation for one, does not count."""
-        asked = time.perf_counter()
-        yield
-        self._since += time.perf_counter() - asked
-
-    def age(self) -> float:
-        """Seconds since it began."""
-        return time.perf_counter() - self._since
-
-    def close(self, step: int, batch_size: int) -> dict[str, float]:
-        """Images a second and the share of waiting since the last line; begins the next."""
-        spent = self.age()
-        rate, waiting = (step - self._step) * batch_size / spent, self._waited / spent
-        self._begin(step)
-        return {"images_per_s": rate, "waiting": waiting}
+def _say_what_differs(stage: Stage, step: TrainStep, loader: Loader, progress: Progress) -> None:
+    """Lines about passes, which batch norm sees, and about a resumed run that is another one."""
+    world, size = step.machine.ranks.world, stage.settings.batch_size
+    if step.micro_batch < size:
+        over = f" over {world} processes" if world > 1 else ""
+        say(
+            f"{stage.kind}: batches of {size}{over} in passes of "
+            f"{min(step.micro_batch, size // world)} images, which is what batch norm sees"
+        )
+    if progress.done and not loader.repeats:
+        say(
+            f"warning: {stage.kind}: resumed at step {progress.done}, but the random crops of "
+            f"data.loader={stage.config.data.loader} cannot be repeated: from here on the run is "
+            "not the one that would have gone on"
+        )
 
 
 def _require_finite(stage: Stage, step: int, loss: float, path: Path) -> None:
@@ -290,24 +340,28 @@ def _require_finite(stage: Stage, step: int, loss: float, path: Path) -> None:
     )
 
 
-def _state(stage: Stage, step: TrainStep, progress: _Progress) -> dict[str, Any]:
+def checkpoint_state(
+    stage: Stage, step: TrainStep, progress: Progress, unread: Sequence[Mapping[str, Tensor]]
+) -> dict[str, Any]:
+    """A checkpoint. unread: every process's, see `TrainStep.unread`."""
     return {
         "kind": stage.kind,
         "images": stage.images,
         "step": progress.done,
         "micro_batch": step.micro_batch,
+        "processes": step.machine.ranks.world,
         "config": json.dumps(stage.config.model_dump(mode="json")),
         "model": step.model.state_dict(),
         "optimizer": step.optimizer.state_dict(),
         "scaler": step.scaler.state_dict(),
         "random": random_state(step.machine.device),
-        "unread": step.unread(),
+        "unread": unread,
         "metrics": progress.metrics,
         "owed": progress.owed,
     }
 
 
-def _restore(step: TrainStep, found: Checkpoint) -> _Progress:
+def _restore(step: TrainStep, found: Checkpoint) -> Progress:
     """Put a state into the step: weights, optimiser, scaler and torch's own random state."""
     state = found.state
     load_weights(step.model, state["model"], found.path)
@@ -317,14 +371,4 @@ def _restore(step: TrainStep, found: Checkpoint) -> _Progress:
     step.micro_batch = state["micro_batch"]
     step.go_on_from(state["unread"])
     set_random_state(state["random"], step.machine.device)
-    return _Progress(state["step"], state["metrics"], state["owed"])
-
-
-def _record(stage: Stage, step: TrainStep, progress: _Progress, offence: Offence) -> dict[str, Any]:
-    """What the offence began from. Its samples are unknown only if nobody read for too long."""
-    record = {**_state(stage, step, progress), "kind": NONFINITE, "stage": stage.kind}
-    record["step"] = offence.step
-    if offence.before is not None:
-        samples, epochs = map(torch.from_numpy, offence.before.samples)
-        record.update(random=offence.before.random, samples=samples, epochs=epochs)
-    return record
+    return Progress(state["step"], state["metrics"], state["owed"])

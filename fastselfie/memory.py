@@ -31,11 +31,13 @@ class Estimate:
     def total(self, images: int) -> int:
         return self.fixed + images * self.per_image
 
-    def micro_batch(self, stage: StageConfig, memory: int) -> int:
-        """The images a forward pass: as configured, else the largest divisor that fits."""
+    def micro_batch(self, stage: StageConfig, memory: int, processes: int = 1) -> int:
+        """The images a forward pass of one process: as configured, else the largest divisor of its
+        part of a batch that fits."""
+        part = stage.batch_size // processes
         if stage.micro_batch_size is not None:
-            return stage.micro_batch_size
-        divisors = [d for d in range(1, stage.batch_size + 1) if stage.batch_size % d == 0]
+            return min(stage.micro_batch_size, part)
+        divisors = [d for d in range(1, part + 1) if part % d == 0]
         fitting = [d for d in divisors if self.total(d) <= _USABLE * memory]
         return max(fitting, default=1)
 

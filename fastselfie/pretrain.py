@@ -50,16 +50,18 @@ def build_pretraining(config: Config, machine: Machine) -> Pretraining:
     model = Selfie(config)
     machine.place(model)
     estimate = estimate_pretraining(config, machine.precision)
-    micro_batch = estimate.micro_batch(settings, total_memory(machine.device))
+    memory = total_memory(machine.device)
+    micro_batch = estimate.micro_batch(settings, memory, machine.ranks.world)
     pixels = Pixels(config, machine, micro_batch)
-    forward = machine.compiled(model)
+    replica = machine.replica(model, config.model.sync_batch_norm)
+    forward = machine.compiled(replica)
 
     def objective(batch: Batch) -> tuple[Tensor, Tensor, int]:
         loss, correct = forward(pixels.patches(batch), batch.order)
         return loss, correct, len(batch.images) * model.masked
 
     backend = config.optimizer.backend
-    step = TrainStep(model, objective, settings, machine, micro_batch, backend)
+    step = TrainStep(replica, objective, settings, machine, micro_batch, backend)
     return Pretraining(model, pixels, step)
 
 
@@ -75,13 +77,15 @@ def pretrain(
     """
     settings = config.pretrain
     model, pixels, step = build_pretraining(config, machine)
-    train = build_loader(dataset.train, config.data, config.seed, machine.device)
-    held_out = build_loader(dataset.held_out, config.data, config.seed, machine.device)
+    with machine.ranks.as_one():
+        train = build_loader(dataset.train, config.data, config.seed, machine.device)
+        held_out = build_loader(dataset.held_out, config.data, config.seed, machine.device)
     pictured = frozenset((*settings.picture_steps, settings.steps))
 
     def evaluate(done: int) -> dict[str, float]:
-        if done in pictured:
-            _take_picture(model, held_out, pixels, machine, folder / PICTURES, done)
+        with machine.ranks.as_one():
+            if done in pictured and machine.ranks.leads:
+                _take_picture(model, held_out, pixels, machine, folder / PICTURES, done)
         return pretext_accuracy(
             model, held_out, pixels, machine, config.patches, settings.eval_images
         )

@@ -30,6 +30,7 @@ class Purpose(IntEnum):
     MASK = 3
     SUBSET = 4
     SPLIT = 5
+    PROCESS = 6
 
 
 def uniform(
@@ -48,6 +49,12 @@ def epoch_order(seed: int, epoch: int, count: int) -> IntArray:
     """A permutation of range(count), the same on every process: (count,) int64."""
     draws = uniform(seed, epoch, np.arange(count, dtype=np.int64), Purpose.ORDER, 1)[:, 0]
     return np.argsort(draws, kind="stable")  # stable: 32-bit draws tie in large sets
+
+
+def process_seed(seed: int, step: int, rank: int) -> int:
+    """For torch's own generators, dropout's: another one each step and process, below 2^32."""
+    draw = uniform(seed, step, np.asarray([rank], dtype=np.int64), Purpose.PROCESS, 1)
+    return int(draw[0, 0] * 2**32)
 
 
 def flips(seed: int, epochs: int | IntArray, samples: IntArray) -> npt.NDArray[np.bool_]:

@@ -23,10 +23,11 @@ from fastselfie.data.loaders import choose_loader
 from fastselfie.data.sources import Dataset, open_dataset
 from fastselfie.data.subsets import keep_labels
 from fastselfie.device import Machine, choose_machine
+from fastselfie.distributed import Ranks, join
 from fastselfie.doctor import environment
 from fastselfie.errors import UserError
 from fastselfie.finetune import finetune, finetuning_stage, labelled
-from fastselfie.log import read_log, say
+from fastselfie.log import console, read_log, say
 from fastselfie.loop import Stage
 from fastselfie.models.resnet import ResNetV2
 from fastselfie.models.selfie import build_patch_network
@@ -37,8 +38,10 @@ CONFIG, SUMMARY, PAGE = "config.yaml", "summary.json", "report.html"
 PRETRAIN, FINETUNED, SUPERVISED = "pretrain", "finetuned", "supervised"
 
 
-def train(config: Config, stage: str, resume: str, out: Path) -> dict[str, Any]:
+def train(config: Config, stage: str, resume: str, out: Path) -> dict[str, Any] | None:
     """Run the stages into `out`, going on from what is there; return the summary.
+
+    Of several processes each calls it; those that only follow rank 0 return None.
 
     stage: pretrain, finetune or all. resume: auto goes on from the checkpoints in `out`; never
     moves an earlier run aside first; a path starts from a copy of that run or checkpoint.
@@ -48,18 +51,18 @@ def train(config: Config, stage: str, resume: str, out: Path) -> dict[str, Any]:
             known before the first step is found before it, and leaves `out` as it was.
     """
     began = time.time()
-    machine = choose_machine(config.runtime)
-    dataset = open_dataset(config.data, config.seed)
-    chosen = labelled(config, dataset) if stage != PRETRAIN else None
-    _announce(config, machine, dataset, 0 if chosen is None else len(chosen))
-    _prepare_folder(out, resume, _stages(config, dataset))
-    if chosen is not None:
-        keep_labels(out / "labels.txt", chosen, dataset.train.labels, config.seed)
-    write_atomically(out / CONFIG, config.to_yaml())
-
+    ranks = join(config.runtime)
+    console.quiet = not ranks.leads
+    with ranks.as_one():
+        machine, dataset = _open(config, stage, resume, out, ranks)
+    ranks.require_same(
+        dataset.fingerprint(),
+        f"{config.data.train}: other images on another machine: data.train and data.test must be "
+        "the same on all",
+    )
     measures: dict[str, dict[str, float]] = {}
     if stage == "finetune":
-        network = load_patch_network(config, out / PRETRAIN, whole=True)
+        network = ranks.from_leader(lambda: load_patch_network(config, out / PRETRAIN, whole=True))
     else:
         network, measures[PRETRAIN] = pretrain(config, dataset, out / PRETRAIN, machine)
     if stage != PRETRAIN:
@@ -68,7 +71,51 @@ def train(config: Config, stage: str, resume: str, out: Path) -> dict[str, Any]:
             arms.append((SUPERVISED, None))
         for name, start in arms:
             measures[name] = finetune(config, dataset, out / name, machine, start)
+    if not ranks.leads:
+        return None
     return _conclude(config, machine, out, measures, time.time() - began)
+
+
+def _open(
+    config: Config, stage: str, resume: str, out: Path, ranks: Ranks
+) -> tuple[Machine, Dataset]:
+    """Find every mistake that can be known before the first step, then prepare `out`."""
+    machine = choose_machine(config.runtime, ranks)
+    _check_processes(config, stage, machine)
+    dataset = open_dataset(config.data, config.seed)
+    chosen = labelled(config, dataset) if stage != PRETRAIN else None
+    if ranks.leads:
+        _announce(config, machine, dataset, 0 if chosen is None else len(chosen))
+        _prepare_folder(out, resume, _stages(config, dataset))
+        if chosen is not None:
+            keep_labels(out / "labels.txt", chosen, dataset.train.labels, config.seed)
+        write_atomically(out / CONFIG, config.to_yaml())
+    return machine, dataset
+
+
+def _check_processes(config: Config, stage: str, machine: Machine) -> None:
+    """Whether so many processes can train by this config.
+
+    Raises:
+        UserError: the first key that they cannot keep to.
+    """
+    ranks = machine.ranks
+    if config.model.sync_batch_norm and ranks.world > 1 and machine.device.type != "cuda":
+        raise UserError(
+            "model.sync_batch_norm is true, which torch has for GPUs only: set it to false, or "
+            "start one process"
+        )
+    for name, settings in ((PRETRAIN, config.pretrain), ("finetune", config.finetune)):
+        if stage not in (name, "all"):
+            continue
+        part = ranks.share_of(settings.batch_size, f"{name}.batch_size")
+        micro = min(settings.micro_batch_size or part, part)
+        if part % micro:
+            raise UserError(
+                f"{name}.micro_batch_size is {micro}: it must divide the {part} images of "
+                f"{name}.batch_size = {settings.batch_size} that each of {ranks.world} processes "
+                "takes"
+            )
 
 
 def load_patch_network(config: Config, folder: Path, whole: bool = False) -> ResNetV2:
@@ -160,8 +207,10 @@ def _copy_run(source: Path, out: Path, stages: dict[str, Stage]) -> None:
 def _announce(config: Config, machine: Machine, dataset: Dataset, labels: int) -> None:
     loader, why = choose_loader(config.data, dataset.train, machine.device)
     labelled_text = f", {labels:,} of them with labels" if labels else ""
+    world = machine.ranks.world
+    several = f"{world} processes, " if world > 1 else ""
     for line in (
-        f"{config.name}: device {machine.device} ({machine.why}), precision "
+        f"{config.name}: {several}device {machine.device} ({machine.why}), precision "
         f"{machine.precision.name} ({machine.precision.why}), loader {loader} ({why})",
         f"{len(dataset.train):,} training images{labelled_text}, {len(dataset.held_out):,} held "
         f"out ({dataset.split}), {len(dataset.train.classes)} classes",

@@ -7,11 +7,13 @@ add up. What a log line needs is summed on the device and read only when asked f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from fastselfie.config import StageConfig
 from fastselfie.data.loaders import Batch
@@ -25,9 +27,10 @@ Objective = Callable[[Batch], tuple[Tensor, Tensor, int]]
 
 
 class Means(NamedTuple):
-    """Over the `steps` since the last reading. loss, accuracy: 0 where no step was applied.
+    """Over the `steps` since the last reading, of all processes.
 
-    skipped: steps left out because they were not finite.
+    loss, accuracy: 0 where no step was applied. skipped: steps left out because they were not
+    finite.
     """
 
     loss: float
@@ -37,29 +40,34 @@ class Means(NamedTuple):
 
 
 class TrainStep:
-    """Updates `model` by `objective`, which runs it forward on a batch.
+    """Updates a model by `objective`, which runs it forward on a batch.
 
+    replica: the model, or what `Machine.replica` made of it. A batch is this process's part.
     micro_batch: images a forward pass. The loss of a step is the mean over its micro-batches.
     backend: whose SGD, see `build_optimizer`.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        replica: nn.Module,
         objective: Objective,
         stage: StageConfig,
         machine: Machine,
         micro_batch: int,
         backend: str = "torch",
     ) -> None:
-        self.model = model
+        # How several processes hold their gradients back until the last pass.
+        self._unsent: Callable[[], AbstractContextManager[None]] = nullcontext
+        self.model = replica
+        if isinstance(replica, DistributedDataParallel):
+            self._unsent, self.model = replica.no_sync, replica.module
         self.objective = objective
         self.stage = stage
         self.machine = machine
         self.micro_batch = micro_batch
-        self.optimizer = build_optimizer(model, stage, backend)
+        self.optimizer = build_optimizer(self.model, stage, backend)
         self.scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.precision.scaled)
-        self.guard = Guard(model, stage, machine.device)
+        self.guard = Guard(self.model, stage, machine.device)
         self._clear()
 
     def __call__(self, step: int, batch: Batch) -> None:
@@ -70,10 +78,12 @@ class TrainStep:
         self.guard.begin(step, batch.index)
         loss, correct, answers = self._gradients(batch)
         with phase("optimiser"):
+            # Of all processes: they must judge alike.
+            seen = self.machine.ranks.mean_on_device(loss)
             if self.scaler.is_enabled():
-                applied = self._update_scaled(step, loss)
+                applied = self._update_scaled(step, seen)
             else:
-                applied = self._update(step, loss)
+                applied = self._update(step, seen)
             self.optimizer.zero_grad(set_to_none=True)
             self.guard.undo_statistics(applied)
         totals = self._totals
@@ -84,27 +94,37 @@ class TrainStep:
         totals["skipped"] += ~applied
 
     def read(self) -> Means:
-        """The means since the last call. Waits for the device: a decision of the caller."""
-        loss, correct, answers, steps, skipped = (
-            float(self._totals[name]) for name in ("loss", "correct", "answers", "steps", "skipped")
-        )
+        """The means since the last call. Waits for the device: a decision of the caller.
+
+        All processes read together.
+        """
+        ranks, totals = self.machine.ranks, {k: float(v) for k, v in self._totals.items()}
+        loss, correct, answers = ranks.summed(*(totals[k] for k in ("loss", "correct", "answers")))
+        steps, skipped = int(totals["steps"]), int(totals["skipped"])  # the same on all
         self._clear()
-        return Means(loss / max(1, steps), correct / max(1, answers), int(steps), int(skipped))
+        return Means(loss / max(1, ranks.world * steps), correct / max(1, answers), steps, skipped)
 
     def unread(self) -> dict[str, Tensor]:
         """What the next reading begins from; a resumed run goes on with it."""
         return {**self._totals, "in_a_row": self.guard.in_a_row}
 
-    def go_on_from(self, unread: Mapping[str, Tensor]) -> None:
-        """Take up what `unread` gave."""
-        values = {name: value.to(self.machine.device) for name, value in unread.items()}
-        self.guard.in_a_row = values.pop("in_a_row")
-        self._totals = values
+    def go_on_from(self, unread: Sequence[Mapping[str, Tensor]]) -> None:
+        """Take up what every process's `unread` gave, if it was another number of them."""
+        ranks = self.machine.ranks
+        own = dict(unread[min(ranks.rank, len(unread) - 1)])
+        if len(unread) != ranks.world:
+            own["loss"] = torch.stack([each["loss"] for each in unread]).mean()
+            for name in ("correct", "answers"):
+                total = torch.stack([each[name] for each in unread]).sum()
+                own[name] = total if ranks.leads else torch.zeros_like(total)
+        own = {name: value.to(self.machine.device) for name, value in own.items()}
+        self.guard.in_a_row = own.pop("in_a_row")
+        self._totals = own
 
     def _gradients(self, batch: Batch) -> tuple[Tensor, Tensor, int]:
         """Those of the batch's mean loss, left in the parameters; loss, right answers, answers."""
         losses, rights, total = [], [], 0
-        for part in batch.split(self.micro_batch):
+        for part in self._passes(batch):
             share = len(part.images) / len(batch.images)
             with phase("forward"), self.machine.autocast():
                 loss, correct, answers = self.objective(part)
@@ -146,6 +166,13 @@ class TrainStep:
 
     def _all_gradients(self) -> list[Tensor]:
         return [p.grad for p in self.model.parameters() if p.grad is not None]
+
+    def _passes(self, batch: Batch) -> Iterator[Batch]:
+        """The micro-batches. Only with the last one do gradients travel, summed up until then."""
+        *first, last = batch.split(self.micro_batch)
+        with self._unsent():
+            yield from first
+        yield last
 
     def _clear(self) -> None:
         device, counts = self.machine.device, ("correct", "answers", "steps", "skipped")

@@ -22,6 +22,7 @@ FLOORS = {
     "rng": 0,
     "optim": 0,
     "device": 0,
+    "distributed": 0,
     "phases": 0,
     "models": 1,
     "data": 2,

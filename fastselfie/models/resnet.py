@@ -98,7 +98,7 @@ class Bottleneck(nn.Module):
 @contextmanager
 def _frozen_statistics(block: nn.Module) -> Iterator[None]:
     """Batch norm still normalises by its batch, but does not count it again."""
-    norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = [m for m in block.modules() if isinstance(m, (nn.BatchNorm2d, nn.SyncBatchNorm))]
     for norm in norms:
         norm.track_running_stats = False
     try:

@@ -21,6 +21,7 @@ from fastselfie import rng
 from fastselfie.config import DataConfig
 from fastselfie.data.sources import BetonSource, Source
 from fastselfie.device import usable_cores
+from fastselfie.distributed import ALONE, Ranks
 from fastselfie.errors import UserError
 from fastselfie.phases import phase
 from fastselfie.rng import IntArray
@@ -163,26 +164,44 @@ class Loader(ABC):
         What cannot be decoded is among the failures, its pixels anything.
         """
 
-    def train(self, consumed: int, batch_size: int, patches: int = 1) -> Generator[Batch]:
-        """Endless augmented batches, from the sample at position `consumed` on."""
+    def train(
+        self,
+        consumed: int,
+        batch_size: int,
+        patches: int = 1,
+        ranks: Ranks = ALONE,
+    ) -> Generator[Batch]:
+        """Endless augmented batches, from the sample at position `consumed` on.
+
+        batch_size: over all `ranks`, each of which gets its own equal part of every batch.
+        """
         stream = SampleStream(self.count, self.seed)
+        share = batch_size // ranks.world
 
         def plan() -> Iterator[Index]:
-            position = consumed
+            position = consumed + ranks.rank * share
             while True:
-                yield stream.take(position, batch_size)
+                yield stream.take(position, share)
                 position += batch_size
 
         return self._batches(plan, augment=True, patches=patches)
 
     def evaluate(
-        self, batch_size: int, patches: int = 1, limit: int | None = None
+        self,
+        batch_size: int,
+        patches: int = 1,
+        limit: int | None = None,
+        ranks: Ranks = ALONE,
     ) -> Generator[Batch]:
-        """The first `limit` images once, in order, as they are; the last batch may be smaller."""
+        """The first `limit` images once, in order, as they are; the last batch may be smaller.
+
+        Of these batches each of the `ranks` gets every world-th, so they are the same batches on
+        any number of processes.
+        """
         count = min(self.count, limit or self.count)
 
         def plan() -> Iterator[Index]:
-            for start in range(0, count, batch_size):
+            for start in range(ranks.rank * batch_size, count, ranks.world * batch_size):
                 samples = np.arange(start, min(start + batch_size, count), dtype=np.int64)
                 yield Index(samples, np.zeros_like(samples))
 

@@ -1,0 +1,130 @@
+"""What the processes of test_distributed.py run, each for itself: `python ranks.py SCENARIO ...`.
+
+figures OUT CONFIG   measures of a step and of evaluations, to OUT/RANK.pt
+FAULT ARGS           `fastselfie ARGS`; kill:R:S and term:R:S send rank R that signal in step S,
+                     the first time it is started; seeds:OUT notes the steps' seeds in OUT/RANK;
+                     whole does nothing
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import torch
+
+from fastselfie.cli import main
+from fastselfie.configfile import load_config
+from fastselfie.data.loaders import build_loader
+from fastselfie.data.sources import open_dataset
+from fastselfie.device import choose_machine
+from fastselfie.distributed import join
+from fastselfie.evaluate import Pixels, classification_accuracy, pretext_accuracy
+from fastselfie.kernels.reference import patchify
+from fastselfie.models.selfie import Selfie, build_classifier
+from fastselfie.step import TrainStep
+
+FLOAT64 = torch.float64
+
+
+def one_step(config, machine, micro_batch):
+    """In float64 with batch norm frozen: gradients, weights after a step, means, exchanges."""
+    torch.manual_seed(0)
+    model = Selfie(config).double().eval()
+    replica = machine.replica(model, False)
+    mean, std = torch.tensor(config.data.mean), torch.tensor(config.data.std)
+    sent, seen = [], {}
+
+    def objective(batch):
+        patches = patchify(batch.images, batch.flip, batch.order, 8, mean, std, FLOAT64)
+        return *replica(patches, batch.order), len(batch.images) * model.masked
+
+    step = TrainStep(replica, objective, config.pretrain, machine, micro_batch)
+    gather = torch.distributed.all_gather
+
+    def counting(*arguments, **named):
+        sent.append(1)
+        return gather(*arguments, **named)
+
+    torch.distributed.all_gather = counting
+
+    def keep(*_):
+        seen["gradients"] = torch.cat([p.grad.flatten().clone() for p in model.parameters()])
+
+    step.optimizer.register_step_pre_hook(keep)
+    loader = build_loader(open_dataset(config.data).train, config.data, 0, machine.device)
+    size = config.pretrain.batch_size
+    with closing(loader.train(0, size, config.patches, machine.ranks)) as batches:
+        step(0, next(batches))
+    weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+    means = tuple(step.read())
+    torch.distributed.all_gather = gather
+    return {**seen, "weights": weights, "means": means, "sent": len(sent)}
+
+
+def measures(config, machine):
+    """Of fresh networks, whose batch statistics only rank 0 has right."""
+    torch.manual_seed(0)
+    loader = build_loader(open_dataset(config.data).train, config.data, 0, machine.device)
+    pixels = Pixels(config, machine, batch=3)  # 16 images: six batches, the last of one
+    selfie, classifier = Selfie(config), build_classifier(config, 2)
+    for model in (selfie, classifier):
+        for buffer in model.buffers():
+            buffer.add_(machine.ranks.rank)
+    pretext = pretext_accuracy(selfie, loader, pixels, machine, config.patches, limit=13)
+    return pretext, classification_accuracy(classifier, loader, pixels, machine)
+
+
+def figures(out, path):
+    config = load_config(Path(path))
+    ranks = join(config.runtime)
+    machine = choose_machine(config.runtime, ranks)
+    found = {
+        "whole": one_step(config, machine, 8 // ranks.world),
+        "passes": one_step(config, machine, 3),
+        "measures": measures(config, machine),
+        "threads": torch.get_num_threads(),
+    }
+    torch.save(found, Path(out) / f"{ranks.rank}.pt")
+
+
+def note_seeds(out):
+    """Append the seed of torch's generator in each step to OUT/RANK."""
+    original = TrainStep.__call__
+
+    def call(self, step, batch):
+        with open(Path(out) / os.environ["RANK"], "a", encoding="ascii") as file:
+            file.write(f"{torch.initial_seed()}\n")
+        original(self, step, batch)
+
+    TrainStep.__call__ = call
+
+
+def hurt(kind, rank, at):
+    """Send this process a signal in the middle of a step."""
+    if os.environ["RANK"] != rank or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        return
+    original = TrainStep.__call__
+
+    def call(self, step, batch):
+        if step == int(at):
+            os.kill(os.getpid(), signal.SIGKILL if kind == "kill" else signal.SIGTERM)
+        original(self, step, batch)
+
+    TrainStep.__call__ = call
+
+
+if __name__ == "__main__":
+    scenario, *rest = sys.argv[1:]
+    if scenario == "figures":
+        figures(*rest)
+    else:
+        if scenario.startswith("seeds:"):
+            note_seeds(scenario.removeprefix("seeds:"))
+        elif scenario != "whole":
+            hurt(*scenario.split(":"))
+        sys.argv[1:] = rest
+        main()
