@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from itertools import islice
 
 import numpy as np
@@ -40,9 +41,12 @@ def environment(**more):
 
 
 def free_port():
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return str(server.getsockname()[1])
+    """Not one that the system hands out: another connection could take it before its use."""
+    while True:
+        port = random.randrange(20_000, 30_000)
+        with socket.socket() as server, suppress(OSError):
+            server.bind(("127.0.0.1", port))
+            return str(port)
 
 
 def start(*arguments, world=WORLD):
@@ -179,7 +183,7 @@ def test_a_signal_to_one_process_ends_all_at_the_same_step(tmp_path, yaml_of):
     state = load_checkpoint(out / "pretrain" / "latest.pt")
     assert state["step"] == 3
     assert "left after step 3, saved up to step 3" in ended[0][2].replace("\n", "")
-    assert ended[1][1:] == ("", "")
+    assert ended[1][1:] == ("", ""), ended
     # With another number of processes: the same samples, and it is said.
     (again,) = start("whole", "train", path, "--stage", "pretrain", "--out", out, world=1)
     assert again[0] == 0, again[2]
