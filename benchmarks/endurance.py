@@ -1,0 +1,124 @@
+"""What reliability.py measures inside one process: memory over many epochs, what a save costs."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastselfie.config import Config
+from fastselfie.configfile import load_config
+from fastselfie.data.loaders import build_loader
+from fastselfie.data.sources import open_dataset
+from fastselfie.device import choose_machine
+
+_SETTLED = 20  # epochs until buffers and pools have their size
+_GROWTH = 0.02
+_COST = 0.01
+
+
+def memory_over_epochs(config_path: Path, epochs: int) -> dict[str, Any]:
+    """Resident memory and threads over `epochs` of the native loader, whole ones and left ones."""
+    config = load_config(config_path)
+    through = _grown(config, epochs, early=False)
+    early = _grown(config, epochs, early=True)
+    lost = [
+        f"{name}: memory grew by {found['growth']:.1%}, threads from {found['threads']}"
+        for name, found in (("run through", through), ("left early", early))
+        if found["growth"] > _GROWTH or len(set(found["threads"])) > 1
+    ]
+    return {"made": epochs, "run_through": through, "left_early": early, "lost": lost}
+
+
+def _grown(config: Config, epochs: int, early: bool) -> dict[str, Any]:
+    source = open_dataset(config.data, config.seed).train
+    loader = build_loader(source, config.data, config.seed, torch.device("cpu"))
+    batch = config.pretrain.batch_size
+    sizes, threads = [], []
+    consumed = 0
+    for epoch in range(epochs):
+        with closing(loader.train(consumed, batch, config.patches)) as batches:
+            for _ in range(1 if early else -(-len(loader) // batch)):
+                next(batches)
+                consumed += batch
+        if epoch in (_SETTLED - 1, epochs - 1):
+            sizes.append(_resident())
+            threads.append(len(os.listdir("/proc/self/task")))
+    return {
+        "mb": [round(size / 2**20, 1) for size in sizes],
+        "growth": round(sizes[-1] / sizes[0] - 1, 4),
+        "threads": threads,
+    }
+
+
+def _resident() -> int:
+    fields = Path("/proc/self/statm").read_text(encoding="ascii").split()
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def saving_cost(config_path: Path, folder: Path, rounds: int) -> dict[str, Any]:
+    """The time of a checkpoint beside training, over that of the steps between two.
+
+    Rounds of save_every steps, with the save at their beginning and without, in turn. bound: all
+    the time that a save takes alone, over that of the steps: what it costs if nothing of it fits
+    beside them. stall_ms: how long the step waits while the state is copied.
+    """
+    from fastselfie.loop import Progress, checkpoint_state
+    from fastselfie.pretrain import build_pretraining, pretraining_stage
+    from fastselfie.saver import Saver
+
+    config = load_config(config_path, ["data.loader=synthetic"])
+    machine = choose_machine(config.runtime)
+    dataset = open_dataset(config.data, config.seed)
+    stage = pretraining_stage(config, dataset)
+    step = build_pretraining(config, machine).step
+    loader = build_loader(dataset.train, config.data, config.seed, machine.device)
+    settings = config.pretrain
+    took: dict[bool, list[float]] = {True: [], False: []}
+    stalls, alone, steps, done = [], [], [], 0
+    folder.mkdir(parents=True)
+    with (
+        closing(loader.train(0, settings.batch_size, config.patches)) as batches,
+        Saver(folder, config.checkpoint, 0) as saver,
+    ):
+        for number in range(-1, 2 * rounds):  # the first warms up
+            saves = number % 2 == 0
+            begun = time.perf_counter()
+            if saves:
+                saver.save(checkpoint_state(stage, step, Progress(done), [step.unread()]))
+                stalls.append(time.perf_counter() - begun)
+            for _ in range(settings.save_every):
+                since = time.perf_counter()
+                step(done % settings.steps, next(batches))
+                done += 1
+                steps.append(time.perf_counter() - since)
+            step.read()
+            saver.wait()
+            if number >= 0:
+                took[saves].append(time.perf_counter() - begun)
+            if not saves:
+                begun = time.perf_counter()
+                saver.save(checkpoint_state(stage, step, Progress(done), [step.unread()]))
+                saver.wait()
+                alone.append(time.perf_counter() - begun)
+    pairs = [a / b - 1 for a, b in zip(took[True], took[False], strict=True)]
+    middle, save = statistics.median(steps), statistics.median(alone)
+    bound = save / (middle * settings.save_every)
+    return {
+        "made": rounds,
+        "config": config.name,
+        "save_every": settings.save_every,
+        "cost": {"median": round(statistics.median(pairs), 5), "min": round(min(pairs), 5),
+                 "max": round(max(pairs), 5)},
+        "bound": round(bound, 5),
+        "save_ms": round(save * 1e3, 2),
+        "stall_ms": round(statistics.median(stalls) * 1e3, 2),
+        "step_ms": round(middle * 1e3, 2),
+        "relative": [round(s / middle, 3) for s in steps[settings.save_every :]],
+        "lost": [f"a save costs {bound:.1%} of the steps between two"] if bound > _COST else [],
+    }  # fmt: skip

@@ -1,0 +1,136 @@
+"""The campaign of faults: what a run survives, counted. Status 1 where anything was lost.
+
+python benchmarks/reliability.py --quick                a seeded sample, under 10 minutes
+python benchmarks/reliability.py --json benchmarks/results/reliability.json       the whole
+python benchmarks/reliability.py --only kills,ranks --seed 3
+
+A run is a slim network on 240 small photographs in a .beton file, on the CPU in float32. What it
+must come to is what the uninterrupted run comes to: the weights and statistics bit for bit, every
+loss in the log, the last measures. While it goes the folder keeps what was lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from conditions import command, environment
+from damage import damaged_checkpoints, damaged_images
+from endurance import memory_over_epochs, saving_cost
+from faults import dead_ranks, kills, prepares, terminations
+from scaling import on_paper
+from slim_run import SlimRun, seconds_to_start
+
+_STEPS = 120
+_JOIN = 0.003  # seconds a rank at the rendezvous, assumed: three trips to torchrun's store
+_QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
+
+
+class Part(NamedTuple):
+    """whole, quick: how many faults. run(slim, that many, seed)."""
+
+    what: str
+    whole: int
+    quick: int
+    run: Callable[[SlimRun, int, int], dict[str, Any]]
+
+
+PARTS = {
+    "kills": Part("SIGKILL in training and saving", 100, 6, kills),
+    "prepare": Part("SIGKILL in `prepare`", 20, 3, prepares),
+    "checkpoints": Part("damaged checkpoints", 200, 60, damaged_checkpoints),
+    "terms": Part("SIGTERM", 20, 4, terminations),
+    "ranks": Part("SIGKILL of a rank, of 2 and of 4", 50, 2, dead_ranks),
+    "images": Part("damaged images, 5%", 1, 1, lambda slim, _, seed: damaged_images(slim, seed)),
+    "memory": Part("epochs: memory and threads", 200, 60,
+                   lambda slim, count, _: memory_over_epochs(slim.config, count)),
+    "saving": Part("rounds: a save beside the quickstart's steps", 5, 1,
+                   lambda slim, count, _: saving_cost(_QUICKSTART, slim.folder / "saves", count)),
+}  # fmt: skip
+
+
+def main() -> int:
+    options = _parse()
+    folder = Path(tempfile.mkdtemp(prefix="fastselfie-reliability-"))
+    slim = SlimRun(folder)
+    began = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    slim.make(options.seed, _STEPS)
+    found: dict[str, Any] = {}
+    for name in options.only:
+        part, since = PARTS[name], time.monotonic()
+        _say(f"{part.what} ...")
+        result = part.run(slim, part.quick if options.quick else part.whole, options.seed)
+        found[name] = {"what": part.what, **result, "seconds": round(time.monotonic() - since, 1)}
+        shown = {k: v for k, v in found[name].items() if not isinstance(v, (list, dict))}
+        _say(f"  {shown}")
+        for line in result["lost"]:
+            _say(f"  LOST {line}")
+    if "saving" in found:
+        found["saving"] = dict(found["saving"])
+        relative = found["saving"].pop("relative")
+        found["paper"] = on_paper(_measured(slim, found["saving"], relative))
+    lost = sum(len(part.get("lost", [])) for part in found.values())
+    if options.json:
+        result = {
+            "seed": options.seed,
+            "quick": options.quick,
+            "parts": found,
+            "environment": environment(slim.threads) | {"began": began},
+            "protocol": {"command": command(), "notes": (__doc__ or "").split("\n\n")[-1].strip()},
+        }
+        Path(options.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if lost:
+        _say(f"{lost} lost: what they left is in {folder}")
+        return 1
+    shutil.rmtree(folder)
+    _say("nothing lost")
+    return 0
+
+
+def _measured(slim: SlimRun, saving: dict[str, Any], relative: list[float]) -> dict[str, Any]:
+    """The inputs of the estimate for many ranks; the step of in224 on one H100 is an estimate."""
+    from fastselfie.configfile import load_config
+    from fastselfie.profiling.estimate import Target, estimate
+
+    config = load_config(_QUICKSTART.with_name("in224.yaml"))
+    one = estimate(config, Target(1, "H100", 16), None)
+    images = 256  # a GPU and step
+    return {
+        "step_s": images / min(one.compute, one.bandwidth),
+        "images_a_gpu": images,
+        "relative": relative,
+        "start_s": seconds_to_start(slim),
+        "join_s": _JOIN,
+        "copy_s": saving["stall_ms"] / 1e3,
+        "save_every": config.pretrain.save_every,
+    }
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    add = parser.add_argument
+    add("--quick", action="store_true", help="fewer of each")
+    add("--seed", type=int, default=0, help="of every moment and every damage")
+    add("--only", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
+    add("--json", metavar="OUT")
+    options = parser.parse_args()
+    options.only = options.only.split(",")
+    for name in options.only:
+        if name not in PARTS:
+            parser.error(f"--only: unknown part {name!r}: one of {', '.join(PARTS)}")
+    return options
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
