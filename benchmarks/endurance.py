@@ -20,6 +20,7 @@ from fastselfie.device import choose_machine
 _SETTLED = 20  # epochs until buffers and pools have their size
 _GROWTH = 0.02
 _COST = 0.01
+_ROUND = 40  # steps
 
 
 def memory_over_epochs(config_path: Path, epochs: int) -> dict[str, Any]:
@@ -64,9 +65,10 @@ def _resident() -> int:
 def saving_cost(config_path: Path, folder: Path, rounds: int) -> dict[str, Any]:
     """The time of a checkpoint beside training, over that of the steps between two.
 
-    Rounds of save_every steps, with the save at their beginning and without, in turn. bound: all
-    the time that a save takes alone, over that of the steps: what it costs if nothing of it fits
-    beside them. stall_ms: how long the step waits while the state is copied.
+    Rounds of so many steps, with the save at their beginning and without, in turn. bound: all the
+    time that a save takes alone, over that of save_every steps: what it costs if nothing of it fits
+    beside them. beside: what it added to a round, over the same. stall_ms: how long the step waits
+    while the state is copied.
     """
     from fastselfie.loop import Progress, checkpoint_state
     from fastselfie.pretrain import build_pretraining, pretraining_stage
@@ -92,7 +94,7 @@ def saving_cost(config_path: Path, folder: Path, rounds: int) -> dict[str, Any]:
             if saves:
                 saver.save(checkpoint_state(stage, step, Progress(done), [step.unread()]))
                 stalls.append(time.perf_counter() - begun)
-            for _ in range(settings.save_every):
+            for _ in range(_ROUND):
                 since = time.perf_counter()
                 step(done % settings.steps, next(batches))
                 done += 1
@@ -106,19 +108,21 @@ def saving_cost(config_path: Path, folder: Path, rounds: int) -> dict[str, Any]:
                 saver.save(checkpoint_state(stage, step, Progress(done), [step.unread()]))
                 saver.wait()
                 alone.append(time.perf_counter() - begun)
-    pairs = [a / b - 1 for a, b in zip(took[True], took[False], strict=True)]
     middle, save = statistics.median(steps), statistics.median(alone)
-    bound = save / (middle * settings.save_every)
+    between = middle * settings.save_every
+    bound = save / between
+    beside = [(a - b) / between for a, b in zip(took[True], took[False], strict=True)]
     return {
         "made": rounds,
         "config": config.name,
         "save_every": settings.save_every,
-        "cost": {"median": round(statistics.median(pairs), 5), "min": round(min(pairs), 5),
-                 "max": round(max(pairs), 5)},
+        "beside": {"median": round(statistics.median(beside), 5), "min": round(min(beside), 5),
+                   "max": round(max(beside), 5)},
         "bound": round(bound, 5),
         "save_ms": round(save * 1e3, 2),
+        "mb": round((folder / "latest.pt").stat().st_size / 1e6, 2),
         "stall_ms": round(statistics.median(stalls) * 1e3, 2),
         "step_ms": round(middle * 1e3, 2),
-        "relative": [round(s / middle, 3) for s in steps[settings.save_every :]],
+        "relative": [round(s / middle, 3) for s in steps[_ROUND:]],
         "lost": [f"a save costs {bound:.1%} of the steps between two"] if bound > _COST else [],
     }  # fmt: skip

@@ -25,7 +25,7 @@ from conditions import command, environment
 from damage import damaged_checkpoints, damaged_images
 from endurance import memory_over_epochs, saving_cost
 from faults import dead_ranks, kills, prepares, terminations
-from scaling import on_paper
+from scaling import PARAMETERS, on_paper
 from slim_run import SlimRun, seconds_to_start
 
 _STEPS = 120
@@ -51,7 +51,7 @@ PARTS = {
     "images": Part("damaged images, 5%", 1, 1, lambda slim, _, seed: damaged_images(slim, seed)),
     "memory": Part("epochs: memory and threads", 200, 60,
                    lambda slim, count, _: memory_over_epochs(slim.config, count)),
-    "saving": Part("rounds: a save beside the quickstart's steps", 5, 1,
+    "saving": Part("rounds: a save beside the quickstart's steps", 20, 3,
                    lambda slim, count, _: saving_cost(_QUICKSTART, slim.folder / "saves", count)),
 }  # fmt: skip
 
@@ -108,7 +108,8 @@ def _measured(slim: SlimRun, saving: dict[str, Any], relative: list[float]) -> d
         "relative": relative,
         "start_s": seconds_to_start(slim),
         "join_s": _JOIN,
-        "copy_s": saving["stall_ms"] / 1e3,
+        # Weights and momentum of the paper's network, at the rate of the copy here.
+        "copy_s": saving["stall_ms"] / 1e3 * 8 * PARAMETERS / (saving["mb"] * 1e6),
         "save_every": config.pretrain.save_every,
     }
 
