@@ -3,7 +3,8 @@
 All-reduce: a ring, 2 (n - 1) hops of bytes / n each, so 2 (n - 1) / n x bytes / bandwidth plus
 2 (n - 1) latencies; over several machines NCCL's rings use every GPU's own network card, so the
 slowest link of the ring counts. A step waits for its slowest rank: simulated from the spread of
-step times measured here, on a shared CPU, which is wider than that of a GPU. Backward overlaps with all of the all-reduce but its last bucket.
+step times measured here, on a shared CPU, which is wider than that of a GPU. Backward overlaps with
+all of the all-reduce but its last bucket.
 """
 
 from __future__ import annotations
