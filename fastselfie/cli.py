@@ -170,6 +170,9 @@ def prepare(
     page_size: Annotated[
         int | None, typer.Option(help="Bytes, a power of two; the largest image that fits.")
     ] = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="K/N", help="Only the K-th of N parts; then `join`.")
+    ] = None,
 ) -> None:
     """Turn a set of images into one .beton file, which the fast loaders read; goes on by itself.
 
@@ -190,7 +193,30 @@ def prepare(
     options = preparing.Options(recoding, part.value, workers, on_error.value)
     if page_size is not None:
         options = replace(options, page_size=page_size)
+    if shard is not None:
+        options = replace(options, shard=_parse_shard(shard))
     typer.echo(json.dumps(preparing.prepare(source, out, options)))
+
+
+def _parse_shard(text: str) -> tuple[int, int]:
+    shard, slash, shards = text.partition("/")
+    if not (slash and shard.isdecimal() and shards.isdecimal()):
+        raise UserError(f"--shard {text}: give K/N, the K-th of N parts")
+    return int(shard), int(shards)
+
+
+@app.command()
+def join(
+    parts: Annotated[list[Path], typer.Argument(help="All files of `prepare --shard K/N`.")],
+    out: Annotated[Path, typer.Option(metavar="FILE.beton", help="The file to make.")],
+) -> None:
+    """Join the parts that several machines prepared: the file that one would have made.
+
+    The last line on standard output is JSON.
+    """
+    from fastselfie.data import join as joining
+
+    typer.echo(json.dumps(joining.join(parts, out)))
 
 
 def _check_beton(path: Path) -> None:

@@ -43,8 +43,9 @@ _CHUNK = 8  # images a task: enough to hide the hand-over, few enough for large 
 
 @dataclass(frozen=True)
 class Options:
-    """How to prepare. Of these `recoding` and `part` decide the bytes, the others do not.
+    """How to prepare. Of these `recoding`, `part` and `shard` decide the bytes, others do not.
 
+    shard      (K, N): only the K-th of N equal ranges of the images; see `fastselfie.data.join`
     workers    processes; None: one a core; 1: none, this process does the work
     page_size  bytes, a power of two from 4,096 to 2**31: the largest image that fits
     """
@@ -54,6 +55,7 @@ class Options:
     workers: int | None = None
     on_error: Literal["raise", "skip"] = "raise"
     page_size: int = DEFAULT_PAGE_SIZE
+    shard: tuple[int, int] = (1, 1)
 
 
 def prepare(path: Path, out: Path, options: Options) -> dict[str, Any]:
@@ -77,6 +79,7 @@ def prepare(path: Path, out: Path, options: Options) -> dict[str, Any]:
             f"{path}: {kind} holds pixels, which are stored as they are: leave out --max-side, "
             "--quality and --subsampling"
         )
+    source = _shard(source, *options.shard)
     out.parent.mkdir(parents=True, exist_ok=True)
     with BetonWriter(
         out, len(source), options.page_size, fingerprint=_fingerprint(path, source, options)
@@ -86,12 +89,14 @@ def prepare(path: Path, out: Path, options: Options) -> dict[str, Any]:
         _append_all(writer, source, options, skipped)
         if writer.count == 0:
             raise UserError(f"{path}: not one image is readable, see {skipped.path}")
-        note = {
+        note: dict[str, Any] = {
             "classes": list(source.classes),
             "source": f"{kind} {path.resolve().name}, {options.part}",
             "options": options.recoding.note(),
             "skipped": len(source) - writer.count,
         }
+        if options.shard[1] > 1:
+            note["shard"] = options.shard
         writer.finish(note, allow_fewer=True)
     seconds = time.perf_counter() - began
     return {
@@ -128,8 +133,21 @@ def _check(out: Path, options: Options) -> None:
         raise UserError(f"--quality {recoding.quality}: give 1 to 100")
     if recoding.max_side is not None and not 1 <= recoding.max_side <= MAX_SIDE:
         raise UserError(f"--max-side {recoding.max_side}: give 1 to {MAX_SIDE} pixels")
+    shard, shards = options.shard
+    if not 1 <= shard <= shards:
+        raise UserError(f"--shard {shard}/{shards}: give K/N with K from 1 to N")
     if options.workers is not None and options.workers < 1:
         raise UserError(f"--workers {options.workers}: give at least 1")
+
+
+def _shard(source: Source, shard: int, shards: int) -> Source:
+    """The shard-th of `shards` ranges of the images; a range is not empty."""
+    if shards == 1:
+        return source
+    count = len(source)
+    if shards > count:
+        raise UserError(f"--shard {shard}/{shards}: there are only {count} images")
+    return source.select(np.arange(count * (shard - 1) // shards, count * shard // shards))
 
 
 def _fingerprint(path: Path, source: Source, options: Options) -> str:

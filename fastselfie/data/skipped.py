@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -15,7 +16,7 @@ class SkipList:
     """
 
     def __init__(self, out: Path, next_source: int) -> None:
-        self.path = out.with_suffix(".skipped.txt")
+        self.path = skip_list_of(out)
         if not self.path.exists():
             return
         lines = self.path.read_text(encoding="utf-8", errors="surrogateescape").splitlines(True)
@@ -35,6 +36,20 @@ class SkipList:
             file.write("\t".join((str(index), *texts)) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def skip_list_of(beton: Path) -> Path:
+    """Where the list of a .beton file is, if there is one."""
+    return beton.with_suffix(".skipped.txt")
+
+
+def skipped_lines(path: Path) -> Iterator[tuple[int, str, str]]:
+    """(number in the source, name, reason) of each line; none where there is no list."""
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        number, name, reason = line.split("\t", 2)
+        yield int(number), name, reason
 
 
 def _number(line: str) -> int:

@@ -355,3 +355,51 @@ def test_check_names_what_is_wrong(cli, folder, tmp_path, damage):
     assert result.out.startswith(f"{out}: ")
     assert ("sample 5" in result.out) == (damage == "image")
     assert result.err == f"error: {out}: 1 problems found: copy or prepare it again\n"
+
+
+@pytest.fixture
+def parts(folder, tmp_path, cli):
+    """Three parts of a folder in which one image is unreadable."""
+    (folder / "b" / "13.jpg").write_bytes(b"no image")
+    files = []
+    for k in (1, 2, 3):
+        files.append(tmp_path / f"part-{k}.beton")
+        options = ("--shard", f"{k}/3", "--on-error", "skip", "--workers", "1")
+        assert cli("prepare", folder, "--out", files[-1], *options).status == 0
+    return files
+
+
+def test_joined_parts_are_the_bytes_of_one_file(folder, tmp_path, parts, cli):
+    whole, joined = tmp_path / "whole.beton", tmp_path / "joined.beton"
+    assert cli("prepare", folder, "--out", whole, "--on-error", "skip").status == 0
+    result = cli("join", parts[2], parts[0], parts[1], "--out", joined)
+    assert result.status == 0, result.err
+    assert json.loads(result.out.splitlines()[-1])["images"] == 39
+    assert joined.read_bytes() == whole.read_bytes()
+    lists = [p.with_suffix(".skipped.txt").read_text(encoding="utf-8") for p in (whole, joined)]
+    assert lists[0] == lists[1]
+    assert [len(BetonReader(p)) for p in parts] == [13, 12, 14]
+
+
+def test_parts_that_make_no_whole_are_refused(folder, tmp_path, parts, cli):
+    out = tmp_path / "joined.beton"
+    other = tmp_path / "other.beton"
+    options = ("--shard", "2/3", "--quality", "50", "--on-error", "skip")
+    assert cli("prepare", folder, "--out", other, *options).status == 0
+    whole = tmp_path / "whole.beton"
+    assert cli("prepare", folder, "--out", whole, "--on-error", "skip").status == 0
+    for files, named in (
+        (parts[:2], "part 3 of 3 is missing"),
+        ([*parts, parts[0]], "is part 1 again"),
+        ([parts[0], other, parts[2]], "another options than"),
+        ([whole], "is no part"),
+        ([tmp_path / "no.beton"], "no.beton"),
+    ):
+        result = cli("join", *files, "--out", out)
+        assert result.status == 2
+        assert named in result.err.replace("\n", " ")
+        assert len(result.err.splitlines()) == 1
+        assert not out.exists()
+    for text, named in (("3", "give K/N"), ("4/3", "K from 1 to N"), ("1/99", "only 40 images")):
+        result = cli("prepare", folder, "--out", out, "--shard", text)
+        assert (result.status, named in result.err) == (2, True)
