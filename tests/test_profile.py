@@ -300,6 +300,13 @@ def test_a_resnet_50_is_near_what_was_published():
         assert 0.75 < rate / published < 1.33
 
 
+def test_kernels_that_run_on_a_gpu_alone_change_no_estimate(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET")
+    triton, auto = (tiny_config(runtime={"kernels": kernels}) for kernels in ("triton", "auto"))
+    target = Target(8, "H100", 96)
+    assert estimate(triton, target, None) == estimate(auto, target, None)
+
+
 def test_an_estimate_scales_and_names_what_binds():
     config = load_config(REPOSITORY / "configs" / "in224.yaml")
     one = estimate(config, Target(1, "H100", 96), 3000.0)
