@@ -218,10 +218,11 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     u, h, rows, columns, _locations, scale, _gradients = inputs
     _loss, correct, du, dh, dtables = output
     ctx.mark_non_differentiable(correct, du, dh, dtables)
+    ctx.set_materialize_grads(False)  # else zeros as large as du, dh and dtables, each time
     ctx.save_for_backward(du, dh, dtables)
     ctx.remaining = 1.0 / (h.shape[0] * h.shape[1] * _stored(u, h, scale))
     ctx.n_rows = len(rows)
-    ctx.table_types = (rows.dtype, None if columns is None else columns.dtype)
+    ctx.types = [None if t is None else t.dtype for t in (u, h, rows, columns)]
 
 
 def _scaled(stored: Tensor, factor: Tensor) -> Tensor:
@@ -235,21 +236,12 @@ def _scaled(stored: Tensor, factor: Tensor) -> Tensor:
 def _gradient(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     du, dh, dtables = ctx.saved_tensors
     factor = grad_loss * ctx.remaining
-    wanted = ctx.needs_input_grad
-    du, dh = (
-        _scaled(part, factor) if asked else None
-        for part, asked in zip((du, dh), wanted[:2], strict=True)
+    parts = (du, dh, dtables[: ctx.n_rows], dtables[ctx.n_rows :])
+    gradients = (
+        _scaled(part, factor).to(dtype) if asked else None
+        for part, dtype, asked in zip(parts, ctx.types, ctx.needs_input_grad[:4], strict=True)
     )
-    drows, dcolumns = (
-        (part * factor).to(dtype) if asked else None
-        for part, dtype, asked in zip(
-            (dtables[: ctx.n_rows], dtables[ctx.n_rows :]),
-            ctx.table_types,
-            wanted[2:4],
-            strict=True,
-        )
-    )
-    return du, dh, drows, dcolumns, None, None, None
+    return *gradients, None, None, None
 
 
 _score.register_autograd(_gradient, setup_context=_keep)
