@@ -126,7 +126,7 @@ class _Made(TorchDispatchMode):
 
 @pytest.mark.parametrize("row_column", [True, False])
 def test_the_backward_pass_of_a_unit_gradient_makes_nothing(row_column):
-    """The forward pass made every gradient, and autograd makes no zeros; a scalar is not counted."""
+    """The forward pass made every gradient, autograd makes no zeros; a scalar does not count."""
     u, h, rows, columns, locations = task(dtype=torch.bfloat16)
     leaves = asked(u, h, rows, columns) if row_column else asked(u, h, torch.randn(16, 16))
     positions = tuple(leaves[2:]) if row_column else leaves[2]
