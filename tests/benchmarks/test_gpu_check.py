@@ -1,0 +1,49 @@
+"""What surrounds the checks that only a GPU can make: their verdicts, time and results."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import pytest
+import torch
+from conftest import REPOSITORY
+
+sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+
+import gpu_check
+
+
+@pytest.mark.parametrize("ratio", [1.01, math.inf, math.nan])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_ratio_above_or_no_number_fails_and_all_are_told(ratio, first):
+    """max(worst, nan) is worst: the place of a NaN must not matter."""
+    rows = {"a": {"loss": 0.5, "du": 1.0}, "b": {"loss": ratio}}
+    rows = rows if first else dict(reversed(rows.items()))
+    made = gpu_check._made(lambda: gpu_check.within(rows, 1.0, "error"))
+    assert made["state"] == "FAILED"
+    assert "b: loss" in made["why"]
+    assert "a: " not in made["why"]
+    told = ratio if math.isfinite(ratio) else str(ratio)
+    assert made["found"] == {"error": {"a": {"loss": 0.5, "du": 1.0}, "b": {"loss": told}}}
+
+
+def test_ratios_that_hold_are_told():
+    assert gpu_check.within({"a": {"du": 0.123456}}, 1.0, "error") == {
+        "error": {"a": {"du": 0.1235}}
+    }
+
+
+def test_the_allowed_error_tells_tf32_from_three_products():
+    """A sum of 1,024 products whose factors keep tf32's 11 bits of 24 is refused."""
+    x, y = torch.randn(2, 64, 1024)
+    true, plain = x.double() @ y.double().T, x @ y.T
+
+    def ratio(lost):
+        """Of the product without the `lost` lowest bits, summed exactly."""
+        cut = [(t.view(torch.int32) >> lost << lost).view(torch.float32).double() for t in (x, y)]
+        return gpu_check.error_of_allowed(true, plain, (cut[0] @ cut[1].T).float(), 1024)
+
+    assert ratio(0) < 1 < ratio(13)
+    broken = torch.full_like(plain, math.nan)
+    assert math.isnan(gpu_check.error_of_allowed(true, plain, broken, 1024))
