@@ -10,6 +10,7 @@ last ones fail where the time for all is over.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import math
 import os
@@ -171,6 +172,7 @@ def precision_and_graphs() -> dict[str, Any]:
 
 def dali_mixed() -> dict[str, Any]:
     """Pixels of DALI's GPU decoder against ours, same boxes: the least PSNR."""
+    importlib.import_module("nvidia.dali")  # the loader would name a mistake of the user's
     with tempfile.TemporaryDirectory() as folder:
         beton = _photographs(Path(folder))
         batches = {}

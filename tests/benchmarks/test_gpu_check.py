@@ -103,3 +103,10 @@ def test_the_end_of_a_script_that_fails_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check, "HERE", tmp_path)
     made = gpu_check._made(lambda: gpu_check._script("script.py"), 60.0)
     assert made["why"] == "CheckError: error: no such file\n"
+
+
+def test_without_dali_its_check_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)  # stands for one that is not there
+    made = gpu_check._made(gpu_check.dali_mixed, 60.0)
+    assert made["state"] == "missing"
+    assert "nvidia.dali" in made["why"]
