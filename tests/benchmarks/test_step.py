@@ -11,6 +11,8 @@ from conftest import REPOSITORY, tiny_config
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
+import step_contenders
+from step import StepJob
 from step_contenders import shape_of
 from straightforward import StraightforwardSelfie, normalised, their_names
 
@@ -41,6 +43,31 @@ def test_the_straightforward_code_gives_the_same_loss_and_gradients(stem, positi
         other = gradients.pop(names[name])
         torch.testing.assert_close(parameter.grad, other)
     assert not gradients
+
+
+def test_one_graph_at_a_time_is_in_memory_for_the_facts(monkeypatch, tiny_yaml):
+    """The parent holds the GPU's memory that the contenders need."""
+    with_graph, losses = [], step_contenders._loss
+    forward = StraightforwardSelfie.forward
+
+    def seen(*arguments):
+        found = losses(*arguments)
+        with_graph.append(found[0].requires_grad)
+        return found
+
+    def seen_forward(*arguments):
+        found = forward(*arguments)
+        with_graph.append(found.requires_grad)
+        return found
+
+    monkeypatch.setattr(step_contenders, "_loss", seen)
+    monkeypatch.setattr(StraightforwardSelfie, "forward", seen_forward)
+    job = StepJob("ours", str(tiny_yaml), ("data.loader=synthetic",), 8, 1)
+    facts = step_contenders.facts(job, 16)
+    assert with_graph == [True, False, False]
+    ours, in_fp32, plain = facts["losses"].values()
+    assert ours == in_fp32 == pytest.approx(plain, rel=1e-5)
+    assert facts["gflop_per_image"] > 0
 
 
 @pytest.mark.parametrize(
