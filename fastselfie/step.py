@@ -45,6 +45,7 @@ class TrainStep:
         micro_batch: int,
         backend: str = "torch",
     ) -> None:
+        machine.check_micro_batch(micro_batch, stage.batch_size)
         self.model = model
         self.objective = objective
         self.stage = stage

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastselfie.data.loaders import build_loader
 from fastselfie.data.sources import open_dataset
-from fastselfie.device import choose_machine
+from fastselfie.device import choose_compile, choose_machine
 from fastselfie.errors import UserError
 from fastselfie.memory import estimate_pretraining
 from fastselfie.optim import build_optimizer
@@ -113,6 +113,24 @@ def test_what_the_machine_cannot_do_is_said(monkeypatch, runtime, named):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match=named):
         choose_machine(tiny_config(runtime={"device": "cpu", **runtime}).runtime)
+
+
+@pytest.mark.parametrize("mode", ["default", "max-autotune"])
+def test_micro_batches_do_not_go_with_cuda_graphs(monkeypatch, machine, mode):
+    """A replay overwrites the first one's gradients, which lie in the graph's memory."""
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch, "compile", lambda model, mode: model)
+    for graphs, micro, refused in ((True, 4, True), (True, 8, False), (False, 4, False)):
+        sizes = {"batch_size": 8, "micro_batch_size": micro}
+        config = tiny_config(
+            pretrain=sizes, runtime={"compile": mode, "cuda_graphs": graphs, "precision": "fp32"}
+        )
+        there = replace(machine, compile=choose_compile(config.runtime, gpu))
+        if not refused:
+            build_pretraining(config, there)
+            continue
+        with pytest.raises(UserError, match=r"^runtime\.cuda_graphs is .* 8 images .* of 4: set"):
+            build_pretraining(config, there)
 
 
 @pytest.mark.parametrize(
