@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import pytest
@@ -68,21 +67,3 @@ def test_one_graph_at_a_time_is_in_memory_for_the_facts(monkeypatch, tiny_yaml):
     ours, in_fp32, plain = facts["losses"].values()
     assert ours == in_fp32 == pytest.approx(plain, rel=1e-5)
     assert facts["gflop_per_image"] > 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["--config", "configs/cifar10.yaml", "--contenders", "ours,turbo"], "'turbo'"),
-        (["--config", "no-such.yaml", "--contenders", "ours"], "no-such.yaml"),
-    ],
-)
-def test_bad_input_is_one_line(tmp_path, arguments, named):
-    script = str(REPOSITORY / "benchmarks" / "step.py")
-    done = subprocess.run(
-        [sys.executable, script, *arguments, "--json", str(tmp_path / "out.json")],
-        cwd=REPOSITORY, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert named in done.stderr
-    assert len(done.stderr.splitlines()) == 1
