@@ -190,7 +190,7 @@ def dali_mixed() -> dict[str, Any]:
 
 
 def kernel_times() -> dict[str, Any]:
-    return _script("kernels.py")
+    return _script("kernels.py", "--only-times")
 
 
 def step_rates() -> dict[str, Any]:
