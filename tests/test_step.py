@@ -16,7 +16,6 @@ from fastselfie.data.sources import open_dataset
 from fastselfie.device import choose_compile, choose_machine
 from fastselfie.errors import UserError
 from fastselfie.memory import estimate_pretraining
-from fastselfie.optim import build_optimizer
 from fastselfie.pretrain import build_pretraining
 
 
@@ -148,17 +147,3 @@ def test_switches_that_exclude_each_other_are_refused(runtime, named):
 def test_a_bare_off_is_no_boolean():
     """YAML 1.1 reads it as false."""
     assert tiny_config(runtime={"compile": False}).runtime.compile == "off"
-
-
-def test_apex_is_asked_for_by_its_name(monkeypatch, tmp_path):
-    model, settings = torch.nn.Linear(2, 2), tiny_config().pretrain
-    with pytest.raises(UserError, match="apex, which is not installed"):
-        build_optimizer(model, settings, "apex")
-    # The package of that name on PyPI is another one.
-    (tmp_path / "apex").mkdir()
-    (tmp_path / "apex" / "__init__.py").touch()
-    (tmp_path / "apex-0.9.10.dist-info").mkdir()
-    (tmp_path / "apex-0.9.10.dist-info" / "METADATA").write_text("Name: apex\nVersion: 0.9.10\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UserError, match=r"the apex 0.9.10 that is installed is not NVIDIA's"):
-        build_optimizer(model, settings, "apex")
