@@ -81,9 +81,10 @@ def _apex_sgd(
             )
         sgd: torch.optim.Optimizer = ApexSGD(groups, **settings)
     except (ImportError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
         raise UserError(
             f"optimizer.backend is apex, but {_found_apex(spec)} is not NVIDIA's, or was built "
-            f"without its CUDA code ({str(error).splitlines()[0]}): {way_out}"
+            f"without its CUDA code ({reason}): {way_out}"
         ) from error
     return sgd
 
