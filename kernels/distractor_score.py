@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastselfie.kernels import reference
-from fastselfie.kernels.impl import Impl, unavailable
+from fastselfie.kernels.impl import Impl, check_impl, unavailable
 
 Positions = Tensor | tuple[Tensor, Tensor]
 
@@ -49,7 +49,7 @@ def distractor_score(
         h: (B, M, D), the masked patches; a view whose last dimension is dense is not copied.
         positions: (N, D), one vector a location, or (rows (G, D), columns (G', D)), whose sum
             is the vector of location row * G' + column.
-        locations: (B, M) integers in [0, N), where the masked patches were.
+        locations: (B, M) int64 or int32 in [0, N), where the masked patches were.
         scale: a factor of the scores.
         impl: auto: Triton for tensors on a GPU where it is installed and takes the arguments,
             else reference. Triton takes float32, bfloat16 and float16, any D, M up to 64 and 256
@@ -63,8 +63,7 @@ def distractor_score(
             while torch.compile traces), or an impl that cannot take the arguments.
     """
     _check(u, h, positions, locations)
-    if impl not in ("auto", "reference", "triton"):
-        raise ValueError(f"impl is {impl!r}: one of auto, reference, triton")
+    check_impl(impl)
     reason = None if impl == "reference" else refusal(u, h, positions)
     if impl == "triton" and reason:
         raise ValueError(reason)
@@ -104,10 +103,10 @@ def _check(u: Tensor, h: Tensor, positions: Positions, locations: Tensor) -> Non
     for table in tables:
         if table.dim() != 2 or table.shape[1] != d:
             raise ValueError(f"positions has shape {tuple(table.shape)}: D is {d} as h has it")
-    if locations.shape != (b, m) or locations.is_floating_point():
+    if locations.shape != (b, m) or locations.dtype not in (torch.int64, torch.int32):
         raise ValueError(
-            f"locations is {locations.dtype} of shape {tuple(locations.shape)}: it must be "
-            f"integers of shape (B, M) = {(b, m)} as h has it"
+            f"locations is {locations.dtype} of shape {tuple(locations.shape)}: it must be int64 "
+            f"or int32 of shape (B, M) = {(b, m)} as h has it"
         )
     for name, tensor in (("u", u), ("locations", locations), *(("positions", t) for t in tables)):
         if tensor.device != h.device:
