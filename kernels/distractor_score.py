@@ -39,10 +39,12 @@ def distractor_score(
 
     A NaN in u, h or positions makes the loss NaN, on either path. So does, with Triton on a GPU, a
     location outside the grid: to raise would mean to wait for the GPU. With Triton a place that
-    has a NaN among its scores is not right; reference's argmax takes the NaN for the maximum.
+    has a NaN among its scores is not right; reference's argmax takes the NaN for the maximum. The
+    reference fails on a GPU at a location outside the grid as torch's indexing does.
 
     The Triton gradients are made in the forward pass and scaled in place in the backward one: a
-    second backward pass through the same graph (retain_graph) is an error.
+    second backward pass through the same graph (retain_graph) is an error. In float16 they are
+    infinite where that of an image's loss, summed over its places, is above about 500 x scale.
 
     Args:
         u: (B, D), the summary of the visible patches.
@@ -205,7 +207,8 @@ def _stored(u: Tensor, h: Tensor, scale: float) -> float:
     the incoming gradient is 1. In float16, whose normal numbers end at 6e-5, that would be too
     small before the gradient scaler's factor comes in: there the scores' factor is replaced by one
     of 64 to 128, room for gradients of 1e-6 to 500 per unit of scale. What is then missing is a
-    power of two, which changes no bit of a significand.
+    power of two, which changes no bit of a significand. A larger gradient is stored as infinite,
+    whatever the incoming one is: a scaler skips that step, and to lower its factor does not help.
     """
     answers = h.shape[0] * h.shape[1]
     if torch.float16 not in (u.dtype, h.dtype):
