@@ -3,8 +3,9 @@
 python benchmarks/kernels.py --json OUT
 
 Forward and backward of the reference, of the reference under torch.compile and, on a GPU, of the
-Triton program. Without a GPU the program is only interpreted, which is not timed: its bytes are
-counted there, and it is compiled for GPUs that are not here to read its registers and spills.
+Triton program, which is timed alone too. Without a GPU the program is only interpreted, which is
+not timed: its bytes are counted there, and it is compiled for GPUs that are not here to read its
+registers and spills.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import argparse
 import importlib.metadata
 import json
 import os
-import shlex
 import subprocess
 import sys
 import time
@@ -24,56 +24,64 @@ from statistics import quantiles
 from typing import Any
 
 import torch
+from arguments import Parser, above_zero, result_file
+from conditions import command
 from torch import Tensor
 from traffic import SHAPES, Shape, inputs, model_bytes
 
+from fastselfie.config import RuntimeConfig
 from fastselfie.device import choose_device
 from fastselfie.doctor import environment
+from fastselfie.errors import UserError
 from fastselfie.kernels.distractor_score import distractor_score
 from fastselfie.kernels.impl import Impl, unavailable
 
 HERE = Path(__file__).parent
+# Images. A GPU makes 256 in the time that Python takes to ask for them.
+_BATCH = {"cpu": 256, "cuda": 8192}
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", required=True, metavar="OUT")
-    parser.add_argument("--batch", type=int, default=256, help="images, for the times")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each time on a CPU")
-    options = parser.parse_args(arguments)
-    if os.environ.get("TRITON_INTERPRET"):
-        parser.error("TRITON_INTERPRET is set: what is timed must not be interpreted")
-    from fastselfie.config import RuntimeConfig
-
     device, _ = choose_device(RuntimeConfig())
+    options = _parse(arguments, device)
     load = os.getloadavg()
-    result = {
-        "traffic": _json_of("traffic", interpret=True),
-        "resources": _json_of("resources", interpret=False),
-        "times": [
-            _times(replace(shape, b=options.batch), device, options.seconds) for shape in SHAPES
-        ],
-        "environment": environment(device)
-        | {
-            "triton": importlib.metadata.version("triton"),
-            "load_average": {"start": load, "end": os.getloadavg()},
-        },
-        "protocol": _protocol(options, device),
+    result: dict[str, Any] = {}
+    if not options.only_times:
+        result["traffic"] = _json_of("traffic", interpret=True)
+        result["resources"] = _json_of("resources", interpret=False)
+    result["times"] = [
+        _times(replace(shape, b=options.batch), device, options.seconds) for shape in SHAPES
+    ]
+    result["environment"] = environment(device) | {
+        "triton": importlib.metadata.version("triton"),
+        "load_average": {"start": load, "end": os.getloadavg()},
     }
-    path = Path(options.json)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    result["protocol"] = _protocol(device)
+    options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     _show(result)
+
+
+def _parse(arguments: list[str], device: torch.device) -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add, batch = parser.add_argument, _BATCH[device.type]
+    add("--json", required=True, metavar="OUT")
+    add("--batch", type=int, default=batch, help=f"images, for the times; here {batch}")
+    add("--seconds", type=float, default=3.0, help="of each time on a CPU")
+    add("--only-times", action="store_true", help="neither bytes nor registers, a minute less")
+    options = parser.parse_args(arguments)
+    above_zero(options, "batch", "seconds")
+    if os.environ.get("TRITON_INTERPRET"):
+        raise UserError("TRITON_INTERPRET is set: what is timed must not be interpreted")
+    options.json = result_file(options.json)
+    return options
 
 
 def _json_of(script: str, interpret: bool) -> Any:
     """What a script beside this one prints: Triton interprets or compiles, never both at once."""
     print(f"{script} ...", file=sys.stderr, flush=True)
     variables = {**os.environ, "TRITON_INTERPRET": "1" if interpret else "0"}
-    command = [sys.executable, str(HERE / f"{script}.py")]
-    done = subprocess.run(command, env=variables, stdout=subprocess.PIPE, check=True)
+    call = [sys.executable, str(HERE / f"{script}.py")]
+    done = subprocess.run(call, env=variables, stdout=subprocess.PIPE, check=True)
     return json.loads(done.stdout)
 
 
@@ -81,19 +89,21 @@ def _json_of(script: str, interpret: bool) -> Any:
 
 
 def _times(shape: Shape, device: torch.device, seconds: float) -> dict[str, Any]:
-    """Milliseconds forward and backward, and GB/s of the model's bytes where Triton ran."""
+    """Milliseconds forward and backward, and GB/s of the model's bytes of the program alone."""
     runs = {"eager": _pass(shape, device, "reference", compiled=False)}
     runs["torch.compile"] = _pass(shape, device, "reference", compiled=True)
     if unavailable(device) is None:
         runs["triton"] = _pass(shape, device, "triton", compiled=False)
     if device.type == "cuda":
         found = {name: _on_a_gpu(run) for name, run in runs.items()}
+        if "triton" in runs:
+            found["program"] = _program_alone(shape, device)
     else:
         found = _on_a_cpu(runs, seconds)
     least = model_bytes(shape)
     times: dict[str, Any] = {"shape": shape.name, "batch": shape.b, "milliseconds": found}
-    if "triton" in found:
-        times["gigabytes_a_second"] = float(f"{least / found['triton']['p50'] / 1e6:.5g}")
+    if "program" in found:
+        times["gigabytes_a_second"] = float(f"{least / found['program']['p50'] / 1e6:.5g}")
     return times
 
 
@@ -120,6 +130,23 @@ def _on_a_gpu(run: Callable[[], None]) -> dict[str, float]:
     return _named(do_bench(run, quantiles=[0.2, 0.5, 0.8]))
 
 
+def _program_alone(shape: Shape, device: torch.device) -> dict[str, float]:
+    """The launch and the sums after it, as a CUDA graph: no Python in between."""
+    from triton.testing import do_bench_cudagraph
+
+    from fastselfie.kernels import distractor_score_triton as program
+
+    u, h, positions, locations = inputs(shape, str(device))
+    rows, columns = (positions, None) if isinstance(positions, Tensor) else positions
+    mean = 1.0 / (shape.b * shape.m)
+
+    @torch.no_grad()
+    def once() -> None:
+        program.score(u, h, rows, columns, locations, shape.d**-0.5, mean, True)
+
+    return _named(do_bench_cudagraph(once, quantiles=[0.2, 0.5, 0.8]))
+
+
 def _on_a_cpu(runs: dict[str, Callable[[], None]], seconds: float) -> dict[str, dict[str, float]]:
     """In turns, so that a disturbance meets them all."""
     taken: dict[str, list[float]] = {name: [] for name in runs}
@@ -140,12 +167,9 @@ def _named(three: Any) -> dict[str, float]:
 # --- what to say ----------------------------------------------------------------------------------
 
 
-def _protocol(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    command = ["python", "benchmarks/kernels.py", "--json", "benchmarks/results/kernels.json"]
-    if options.batch != 256:
-        command += ["--batch", str(options.batch)]
+def _protocol(device: torch.device) -> dict[str, Any]:
     return {
-        "command": shlex.join(command),
+        "command": command(),
         "notes": [
             "u and h are bfloat16, positions float32; forward and backward, gradients for u, h "
             "and the tables.",
@@ -154,10 +178,11 @@ def _protocol(options: argparse.Namespace, device: torch.device) -> dict[str, An
             "interpreter; sums: torch adding up the partial tables, losses and right answers; "
             "scaling: the backward pass where the incoming gradient is not 1 (unit_scaling: where "
             "it is); reference: inputs and outputs of every operation that plain torch dispatches "
-            "that is not a view.",
+            "that is not a view, and so what autograd adds to scaling.",
             "resources: compiled by Triton for GPUs that are not there, read with cuobjdump.",
             "times: " + (
-                "triton.testing.do_bench." if device.type == "cuda" else
+                "triton.testing.do_bench; program: the launch and the sums after it, alone, by "
+                "do_bench_cudagraph, and gigabytes_a_second of it." if device.type == "cuda" else
                 "on this CPU in turns; the Triton program is only interpreted here, so not timed: "
                 "it has not run on a GPU."
             ),
@@ -166,14 +191,18 @@ def _protocol(options: argparse.Namespace, device: torch.device) -> dict[str, An
 
 
 def _show(result: dict[str, Any]) -> None:
-    for row in result["traffic"]:
+    for row in result.get("traffic", ()):
         print(row["shape"]["name"], "times the model's bytes:", row["times_model"])
-    for row in result["resources"]:
+    for row in result.get("resources", ()):
         usage = f"{row['registers']} registers, {row['spilled_bytes']} bytes spilled"
-        print(row["shape"], row["target"], usage)
+        print(row["program"], row["shape"], row["target"], usage)
     for row in result["times"]:
         print(row["shape"], f"batch {row['batch']}, ms:", row["milliseconds"])
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -14,9 +14,12 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from traffic import SHAPES, Shape
+
+if TYPE_CHECKING:
+    from triton import JITFunction
 
 TARGETS = (80, 90, 100)
 _WIDE = ("u", "h", "du", "dh")
@@ -33,12 +36,21 @@ _TYPES = {
 }
 
 
-def compiled(shape: Shape, target: int) -> dict[str, Any]:
-    """What one program of `shape` takes on sm_TARGET. A stack holds what registers could not."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+class Program(NamedTuple):
+    """A Triton function as it is launched. types: of arguments that are neither constants nor i32;
+    aligned: arguments that 16 divides; tile: what the constants come from."""
 
+    name: str
+    shape: str
+    function: JITFunction[Any]
+    types: dict[str, str]
+    constants: dict[str, Any]
+    aligned: tuple[str, ...]
+    options: dict[str, int]
+    tile: dict[str, int]
+
+
+def score(shape: Shape) -> Program:
     from fastselfie.kernels import distractor_score_triton as program
 
     table_rows = 2 * shape.grid if shape.row_column else shape.grid**2
@@ -47,16 +59,44 @@ def compiled(shape: Shape, target: int) -> dict[str, Any]:
         "T": tile.images, "MP": tile.places, "R": tile.rows, "C": tile.width,
         "GRADIENTS": True,
     }  # fmt: skip
-    names = program.score_tile.arg_names
-    signature = {n: "constexpr" if n in constants else _TYPES.get(n, "i32") for n in names}
+    options = {"num_warps": program.WARPS, "num_stages": tile.stages}
+    return Program("score", shape.name, program.score_tile, _TYPES, constants, _ALIGNED, options,
+                   tile._asdict())  # fmt: skip
+
+
+def scaling() -> Program:
+    from fastselfie.kernels import distractor_score_triton as program
+
+    tile, options = {"BLOCK": program.SCALED_BLOCK}, {"num_warps": program.WARPS}
+    types = {"x": "*bf16", "factor": "*fp32"}
+    return Program("scaling", "bfloat16", program.scale_block, types, tile, tuple(types), options,
+                   tile)  # fmt: skip
+
+
+def patches(dtype: str, name: str) -> Program:
+    from fastselfie.kernels import patchify_triton as program
+
+    tile, options = {"BLOCK": program.BLOCK}, {"num_warps": program.WARPS}
+    types = {"images": "*u8", "flips": "*i1", "order": "*i64", "scale": "*fp32",
+             "offset": "*fp32", "out": dtype}  # fmt: skip
+    return Program("patchify", name, program.patch, types, tile, tuple(types), options, tile)
+
+
+def compiled(program: Program, target: int) -> dict[str, Any]:
+    """What a program takes on sm_TARGET. A stack holds what registers could not."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names, constants = program.function.arg_names, program.constants
+    signature = {n: "constexpr" if n in constants else program.types.get(n, "i32") for n in names}
     source = ASTSource(
-        program.score_tile,
+        program.function,
         signature,
         {(names.index(name),): value for name, value in constants.items()},
-        {(names.index(name),): [["tt.divisibility", 16]] for name in _ALIGNED},
+        {(names.index(name),): [["tt.divisibility", 16]] for name in program.aligned},
     )
-    options = {"num_warps": program.WARPS, "num_stages": tile.stages}
-    binary = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
+    binary = triton.compile(source, target=GPUTarget("cuda", target, 32), options=program.options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
         file.flush()
@@ -65,9 +105,10 @@ def compiled(shape: Shape, target: int) -> dict[str, Any]:
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     usage = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
     return {
-        "shape": shape.name,
+        "program": program.name,
+        "shape": program.shape,
         "target": f"sm_{target}",
-        "tile": tile._asdict(),
+        "tile": program.tile,
         "registers": usage["REG"],
         "spilled_bytes": usage["STACK"] + usage["LOCAL"],
         "shared_bytes": int(binary.metadata.shared),
@@ -77,4 +118,6 @@ def compiled(shape: Shape, target: int) -> dict[str, Any]:
 if __name__ == "__main__":
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise SystemExit("error: TRITON_INTERPRET=1 is set: nothing is compiled then")
-    json.dump([compiled(shape, target) for target in TARGETS for shape in SHAPES], sys.stdout)
+    programs = [*map(score, SHAPES), scaling(), patches("*bf16", "bfloat16"),
+                patches("*fp32", "float32")]  # fmt: skip
+    json.dump([compiled(each, target) for target in TARGETS for each in programs], sys.stdout)

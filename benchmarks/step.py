@@ -23,6 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from arguments import Parser, above_zero, chosen, result_file
 from conditions import command, environment
 from rounds import Worker, WorkerError, alternate, spread
 from showing import print_step_table
@@ -73,11 +74,11 @@ class StepJob:
 def main() -> None:
     options = _parse()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    names = options.contenders.split(",") if options.contenders else _all_contenders(options)
-    for name in names:  # an unknown one would be ours under another name
-        if name != BASELINE and name not in SWITCHES:
-            known = ", ".join((BASELINE, *SWITCHES))
-            raise UserError(f"--contenders: unknown contender {name!r}: one of {known}")
+    names = (
+        chosen("--contenders", options.contenders, (BASELINE, *SWITCHES))
+        if options.contenders
+        else _all_contenders(options)
+    )
     jobs = [
         StepJob(
             name,
@@ -141,12 +142,12 @@ def main() -> None:
         "switches": {job.name: job.overrides for job in jobs},
         "notes": (__doc__ or "").split("\n\n")[-1].replace("\n", " ").strip(),
     }
-    Path(options.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print_step_table(result)
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = Parser(description=__doc__.splitlines()[0] if __doc__ else None)
     add = parser.add_argument
     add("--config", required=True)
     add("--set", metavar="KEY=VALUE", action="append", default=[], help="of the config, for all")
@@ -156,7 +157,10 @@ def _parse() -> argparse.Namespace:
     add("--rounds", type=int, default=5)
     add("--seconds", type=float, default=4.0, help="the least of a round")
     add("--json", required=True, metavar="OUT")
-    return parser.parse_args()
+    options = parser.parse_args()
+    above_zero(options, "batch", "threads", "rounds", "seconds")
+    options.json = result_file(options.json)
+    return options
 
 
 def _sets(options: argparse.Namespace) -> list[str]:

@@ -100,25 +100,35 @@ def facts(job: StepJob, side: int) -> dict[str, Any]:
     same batch.
     """
     overrides = [*job.overrides, "model.dropout=0.0"]
-    config = load_config(job.config, overrides)
-    machine = choose_machine(config.runtime)
+    machine = choose_machine(load_config(job.config, overrides).runtime)
+    flops, losses = _one_batch(job.config, overrides)
+    found = {
+        "precision": machine.precision.name,
+        "gflop_per_image": round(flops / 1e9, 3),
+        "matmul_gflops_per_s": round(_matmul_rate(machine, side) / 1e9, 1),
+        "losses": losses,
+    }
+    torch.cuda.empty_cache()  # the contenders are other processes, and need the room
+    return found
+
+
+def _one_batch(path: str, overrides: list[str]) -> tuple[float, dict[str, float]]:
+    """FLOP an image, forward and backward, and the losses."""
+    config = load_config(path, overrides)
     with FlopCounterMode(display=False) as counter:
         ours, model, batch = _loss(config)
         ours.backward()  # type: ignore[no-untyped-call]
-    in_fp32 = _loss(load_config(job.config, [*overrides, "runtime.precision=fp32"]))[0]
-    theirs = StraightforwardSelfie(shape_of(config)).to(machine.device)
-    names = their_names(model.state_dict(), theirs)
-    theirs.load_state_dict({names[name]: value for name, value in model.state_dict().items()})
-    mean, std = (torch.tensor(v, device=machine.device) for v in (config.data.mean,
-                                                                  config.data.std))  # fmt: skip
-    plain = theirs(normalised(batch.images, batch.flip, mean, std), batch.order)
+    with torch.no_grad():  # the graphs of two networks in fp32 may not fit beside each other
+        in_fp32 = _loss(load_config(path, [*overrides, "runtime.precision=fp32"]))[0]
+        device = batch.images.device
+        theirs = StraightforwardSelfie(shape_of(config)).to(device)
+        names = their_names(model.state_dict(), theirs)
+        theirs.load_state_dict({names[name]: value for name, value in model.state_dict().items()})
+        mean, std = (torch.tensor(v, device=device) for v in (config.data.mean, config.data.std))
+        plain = theirs(normalised(batch.images, batch.flip, mean, std), batch.order)
     losses = {"ours": ours, "ours in fp32": in_fp32, BASELINE: plain}
-    return {
-        "precision": machine.precision.name,
-        "gflop_per_image": round(counter.get_total_flops() / len(batch.images) / 1e9, 3),
-        "matmul_gflops_per_s": round(_matmul_rate(machine, side) / 1e9, 1),
-        "losses": {name: float(loss.detach()) for name, loss in losses.items()},
-    }
+    flops = counter.get_total_flops() / len(batch.images)
+    return flops, {name: float(loss.detach()) for name, loss in losses.items()}
 
 
 def _loss(config: Config) -> tuple[Tensor, Selfie, Batch]:

@@ -21,8 +21,9 @@ from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
-from typing import Any, NoReturn
+from typing import Any
 
+from arguments import Parser, above_zero, chosen, result_file
 from conditions import command, environment, named
 from contenders import CONTENDERS, Spec, shards_of
 from rounds import Round, Worker, WorkerError, alternate, spread
@@ -32,11 +33,6 @@ from fastselfie.errors import UserError
 
 _FILE_LOADERS = "native,ffcv,dali-cpu,folder"
 _RAW_LOADERS = "resident,ffcv-raw"
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}: see --help")
 
 
 def main(arguments: list[str]) -> None:
@@ -56,12 +52,10 @@ def main(arguments: list[str]) -> None:
         "load_average": {"start": load, "end": os.getloadavg()},
     }
     result["protocol"] = _protocol(options, specs)
-    path = Path(options.json)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print_table(result)
     if _installed("matplotlib"):
-        plot(result, path.with_suffix(".png"))
+        plot(result, options.json.with_suffix(".png"))
     else:
         _say("no plot: pip install matplotlib")
 
@@ -70,7 +64,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--data", help=".beton file with JPEGs, for native and ffcv")
     add("--ffcv-data", help="another .beton file for ffcv, say of its own writer; default: --data")
@@ -89,9 +83,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--title", default="", help="for the plot and the README's table")
     add("--json", required=True, metavar="OUT")
     options = parser.parse_args(arguments)
-    for name in ("threads", "rounds", "seconds"):
-        if getattr(options, name) <= 0:
-            raise UserError(f"--{name} {getattr(options, name)}: it must be above 0")
+    above_zero(options, "threads", "rounds", "seconds")
+    options.json = result_file(options.json)
     if bool(options.data) == bool(options.raw):
         raise UserError("give either --data FILE.beton or --raw FILE.beton")
     if options.end_to_end and not options.data:
@@ -101,18 +94,15 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def _specs(options: argparse.Namespace) -> list[Spec]:
     """A Spec for each loader, its inputs checked and made where they can be."""
-    names = (options.loaders or (_RAW_LOADERS if options.raw else _FILE_LOADERS)).split(",")
+    asked = options.loaders or (_RAW_LOADERS if options.raw else _FILE_LOADERS)
+    names = chosen("--loaders", asked, CONTENDERS)
     for name in names:
-        if name not in CONTENDERS:
-            raise UserError(f"--loaders: unknown loader {name!r}: one of {', '.join(CONTENDERS)}")
         if (name in _RAW_LOADERS.split(",")) != bool(options.raw):
             raise UserError(f"--loaders: {name} does not go with {'--raw' if options.raw else ''}"
                             f"{'--data' if options.data else ''}")  # fmt: skip
         if not _installed(CONTENDERS[name].package):
             raise UserError(f"{name}: the package {CONTENDERS[name].package} is not installed: "
                             "see benchmarks/README.md, or leave it out of --loaders")  # fmt: skip
-    if len(set(names)) != len(names):
-        raise UserError(f"--loaders {options.loaders}: a loader is named twice")
     import inputs
 
     from fastselfie.data.beton import BetonReader

@@ -68,10 +68,10 @@ def triton_traffic() -> Iterator[TritonTraffic]:
 
 
 class TorchTraffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """total: bytes of the inputs and outputs of every operation that is not a view.
+    """total: bytes of the inputs and outputs of torch's every operation that is not a view.
 
-    A tensor that repeats its memory (expand) counts with the memory that it has. only: the name of
-    the one operation to count.
+    A tensor that repeats its memory (expand) counts with the memory that it has. Ours are Triton
+    programs, which `triton_traffic` counts. only: the name of the one operation to count.
     """
 
     def __init__(self, only: str | None = None) -> None:
@@ -82,7 +82,8 @@ class TorchTraffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = func._schema.name
-        counted = name == self.only if self.only else not name.startswith("aten::empty")
+        uncounted = ("aten::empty", "fastselfie::")
+        counted = name == self.only if self.only else not name.startswith(uncounted)
         if counted and not func.is_view:
             self.total += sum(map(_size, tree_leaves((args, kwargs, out))))
         return out
@@ -140,9 +141,9 @@ def model_bytes(shape: Shape) -> int:
 def measured(shape: Shape) -> dict[str, Any]:
     """Bytes by the model, of the Triton program and of the reference, forward and backward.
 
-    sums: what torch moves to add up the programs' partial results. scaling: what the backward pass
-    moves where the incoming gradient is not 1, which it is in a step of one micro-batch in
-    bfloat16.
+    sums: what torch moves to add up the programs' partial results. scaling: what autograd's
+    backward pass moves where the incoming gradient is not 1, which it is in a step of one
+    micro-batch in bfloat16: unit_scaling.
     """
     from fastselfie.kernels import distractor_score_triton as program
     from fastselfie.kernels.distractor_score import distractor_score
@@ -152,13 +153,8 @@ def measured(shape: Shape) -> dict[str, Any]:
     scale = shape.d**-0.5
     # The interpreter copies every argument: only the sums are the operation's own.
     with torch.no_grad(), triton_traffic() as launch, TorchTraffic("aten::sum") as sums:
-        *_, du, dh, _ = program.score(u, h, rows, columns, locations, scale, 1.0, True)
-    with triton_traffic() as unscaled:
-        for gradient in (du, dh):
-            program.scale_(gradient, torch.tensor(1.0))
-    with triton_traffic() as scaling:
-        for gradient in (du, dh):
-            program.scale_(gradient, torch.tensor(0.5))
+        program.score(u, h, rows, columns, locations, scale, 1.0, True)
+    unscaled, scaling = (_backward_bytes(shape, incoming) for incoming in (1.0, 0.5))
     with TorchTraffic() as plain:
         loss, _ = distractor_score(u, h, positions, locations, scale, impl="reference")
         loss.backward()  # type: ignore[no-untyped-call]
@@ -167,8 +163,8 @@ def measured(shape: Shape) -> dict[str, Any]:
         "distinct": launch.distinct,
         "launch": launch.total,
         "sums": sums.total,
-        "unit_scaling": unscaled.total,
-        "scaling": scaling.total,
+        "unit_scaling": unscaled,
+        "scaling": scaling,
         "reference": plain.total,
     }
     return {
@@ -177,6 +173,18 @@ def measured(shape: Shape) -> dict[str, Any]:
         "bytes": found,
         "times_model": {name: round(count / least, 4) for name, count in found.items()},
     }
+
+
+def _backward_bytes(shape: Shape, incoming: float) -> int:
+    """Of Triton's backward pass, with what autograd does around it."""
+    from fastselfie.kernels.distractor_score import distractor_score
+
+    u, h, positions, locations = inputs(shape)
+    loss, _ = distractor_score(u, h, positions, locations, shape.d**-0.5, impl="triton")
+    with triton_traffic() as programs, TorchTraffic() as around:
+        loss.backward(torch.tensor(incoming))  # type: ignore[no-untyped-call]
+    total: int = programs.total + around.total
+    return total
 
 
 if __name__ == "__main__":

@@ -249,7 +249,9 @@ class RuntimeConfig(_Section):
         description="torch.compile of the training step's network: minutes at the first start, "
         "seconds afterwards, from its cache",
     )
-    cuda_graphs: bool = Field(False, description="replay the compiled network as CUDA graphs")
+    cuda_graphs: bool = Field(
+        False, description="replay the compiled network as CUDA graphs; not with micro-batches"
+    )
     activation_checkpointing: bool = Field(
         False, description="keep only each block's input of P, and compute the block again backward"
     )

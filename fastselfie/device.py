@@ -18,6 +18,9 @@ from fastselfie.distributed import ALONE, Ranks, mean_in_order, ranks_of
 from fastselfie.errors import UserError
 from fastselfie.kernels.impl import unavailable
 
+# torch.compile's modes that replay CUDA graphs, with their outputs in the graphs' own memory.
+_GRAPHED = ("reduce-overhead", "max-autotune")
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -93,6 +96,18 @@ class Machine:
 
     def autocast(self) -> torch.autocast:
         return self.precision.autocast(self.device)
+
+    def check_micro_batch(self, micro_batch: int, batch: int) -> None:
+        """Whether `batch` images of this process may go in passes of `micro_batch`.
+
+        Raises:
+            UserError: the second pass would replay a CUDA graph over the first one's gradients.
+        """
+        if self.compile in _GRAPHED and micro_batch < batch:
+            raise UserError(
+                f"runtime.cuda_graphs is true, which takes no micro-batches, but {batch} images go "
+                f"in passes of {micro_batch}: set batch_size to that, or runtime.cuda_graphs=false"
+            )
 
 
 def choose_machine(runtime: RuntimeConfig, ranks: Ranks = ALONE) -> Machine:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import platform
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ class Finding:
 
 def environment(device: torch.device) -> dict[str, str]:
     """What a result depends on, for reports and benchmark files."""
-    return {
+    facts = {
         "fastselfie": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -40,8 +41,30 @@ def environment(device: torch.device) -> dict[str, str]:
         "cores": str(usable_cores()),
         "threads": str(torch.get_num_threads()),
         "memory": f"{total_memory(torch.device('cpu')) / 2**30:.1f} GiB",
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "device": "cpu",
     }
+    return facts | _gpu(device) if device.type == "cuda" else facts
+
+
+def _gpu(device: torch.device) -> dict[str, str]:
+    major, minor = torch.cuda.get_device_capability(device)
+    return {
+        "device": torch.cuda.get_device_name(device),
+        "capability": f"sm_{major}{minor}",
+        "cuda": str(torch.version.cuda),
+        "cudnn": str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
+        "driver": _driver(),
+    }
+
+
+def _driver() -> str:
+    """Of NVIDIA, as its kernel module says it."""
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+    except OSError:
+        return "unknown"
+    found = re.search(r"Kernel Module[^\n]*?\s(\d+(?:\.\d+)+)\s", text)
+    return found[1] if found else "unknown"
 
 
 def examine() -> list[Finding]:

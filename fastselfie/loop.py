@@ -244,10 +244,17 @@ class _Training:
         self.log.write(done, **metrics)
 
     def _save(self) -> None:
-        unread = self.ranks.gathered(self.step.unread())
+        unread = self._unread()
         with self.ranks.as_one():
             if self.ranks.leads:
                 self.saver.save(checkpoint_state(self.stage, self.step, self.progress, unread))
+
+    def _unread(self) -> list[dict[str, Tensor]]:
+        """Of all processes, see `TrainStep.unread`."""
+        own = self.step.unread()
+        if self.ranks.world > 1:  # elsewhere a tensor of a GPU would come out on the same GPU
+            own = {name: value.cpu() for name, value in own.items()}
+        return self.ranks.gathered(own)
 
     def _stop_at_offence(self) -> None:
         """Refuse to go on once the guard has halted; waits for the device.
@@ -257,7 +264,7 @@ class _Training:
         offence = self.step.guard.offence()
         if offence is None:
             return
-        unread = self.ranks.gathered(self.step.unread())
+        unread = self._unread()
         samples = self.ranks.gathered(offence.samples())
         with self.ranks.as_one():
             if self.ranks.leads:

@@ -51,7 +51,7 @@ def estimate_pretraining(config: Config, precision: Precision) -> Estimate:
         order = torch.zeros(images, config.patches, dtype=torch.int64)
         return patches, order
 
-    return _estimate(lambda: Selfie(config), inputs, precision)
+    return _estimate(lambda: Selfie(plain(config)), inputs, precision)
 
 
 def estimate_finetuning(config: Config, classes: int, precision: Precision) -> Estimate:
@@ -62,6 +62,12 @@ def estimate_finetuning(config: Config, classes: int, precision: Precision) -> E
         return (torch.empty(images, 3, side, side, dtype=precision.dtype),)
 
     return _estimate(lambda: build_classifier(config, classes), inputs, precision)
+
+
+def plain(config: Config) -> Config:
+    """For fake tensors: they are on no GPU, and runtime.kernels: triton refuses them."""
+    runtime = config.runtime.model_copy(update={"kernels": "reference"})
+    return config.model_copy(update={"runtime": runtime})
 
 
 def _estimate(

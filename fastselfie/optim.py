@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
 from typing import Any
 
 import torch
@@ -49,13 +50,13 @@ def build_optimizer(
     """SGD with Nesterov momentum, in one fused kernel: torch's or NVIDIA apex's.
 
     Raises:
-        UserError: apex is asked for and is not there, or is another package of that name.
+        UserError: apex is asked for and is not there, is another package of that name, was built
+            without its CUDA code, or `model` is not on a GPU.
     """
     groups: Sequence[dict[str, object]] = parameter_groups(model, stage.weight_decay)
     settings = {"lr": stage.lr, "momentum": stage.momentum, "nesterov": stage.momentum > 0}
     if backend == "apex":
-        fused: torch.optim.Optimizer = _apex_sgd()(groups, **settings)
-        return fused
+        return _apex_sgd(groups, settings)
     return torch.optim.SGD(groups, **settings, fused=True)  # type: ignore[arg-type]
 
 
@@ -72,17 +73,38 @@ def begin_momentum(optimizer: torch.optim.Optimizer) -> None:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
-def _apex_sgd() -> Callable[..., Any]:
+def _apex_sgd(
+    groups: Sequence[dict[str, Any]], settings: dict[str, float]
+) -> torch.optim.Optimizer:
     way_out = "build it from github.com/NVIDIA/apex, or set optimizer.backend=torch"
-    if importlib.util.find_spec("apex") is None:
+    spec = importlib.util.find_spec("apex")
+    if spec is None:
         raise UserError(f"optimizer.backend is apex, which is not installed: {way_out}")
     try:
         from apex.optimizers import FusedSGD
-    except ImportError as error:
-        version = importlib.metadata.version("apex")
+
+        class ApexSGD(FusedSGD):  # type: ignore[misc]
+            """Whose own zero_grad takes no argument."""
+
+            zero_grad = torch.optim.Optimizer.zero_grad
+
+        if any(p.device.type != "cuda" for group in groups for p in group["params"]):
+            raise UserError(
+                "optimizer.backend is apex, which needs a GPU: set optimizer.backend=torch"
+            )
+        sgd: torch.optim.Optimizer = ApexSGD(groups, **settings)
+    except (ImportError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
         raise UserError(
-            f"optimizer.backend is apex, but the apex {version} that is installed is not NVIDIA's, "
-            f"or was built without its CUDA code ({error}): {way_out}"
+            f"optimizer.backend is apex, but {_found_apex(spec)} is not NVIDIA's, or was built "
+            f"without its CUDA code ({reason}): {way_out}"
         ) from error
-    sgd: Callable[..., Any] = FusedSGD
     return sgd
+
+
+def _found_apex(spec: ModuleSpec) -> str:
+    try:
+        return f"the apex {importlib.metadata.version('apex')} that is installed"
+    except importlib.metadata.PackageNotFoundError:  # a folder of that name is one to Python
+        places = [spec.origin] if spec.origin else list(spec.submodule_search_locations or ())
+        return f"the apex in {', '.join(places)}"

@@ -56,6 +56,7 @@ class TrainStep:
         micro_batch: int,
         backend: str = "torch",
     ) -> None:
+        machine.check_micro_batch(micro_batch, stage.batch_size // machine.ranks.world)
         # How several processes hold their gradients back until the last pass.
         self._unsent: Callable[[], AbstractContextManager[None]] = nullcontext
         self.model = replica

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastselfie.kernels import reference
-from fastselfie.kernels.impl import Impl, unavailable
+from fastselfie.kernels.impl import Impl, check_impl, unavailable
 
 Positions = Tensor | tuple[Tensor, Tensor]
 
@@ -39,17 +39,19 @@ def distractor_score(
 
     A NaN in u, h or positions makes the loss NaN, on either path. So does, with Triton on a GPU, a
     location outside the grid: to raise would mean to wait for the GPU. With Triton a place that
-    has a NaN among its scores is not right; reference's argmax takes the NaN for the maximum.
+    has a NaN among its scores is not right; reference's argmax takes the NaN for the maximum. The
+    reference fails on a GPU at a location outside the grid as torch's indexing does.
 
     The Triton gradients are made in the forward pass and scaled in place in the backward one: a
-    second backward pass through the same graph (retain_graph) is an error.
+    second backward pass through the same graph (retain_graph) is an error. In float16 they are
+    infinite where that of an image's loss, summed over its places, is above about 500 x scale.
 
     Args:
         u: (B, D), the summary of the visible patches.
         h: (B, M, D), the masked patches; a view whose last dimension is dense is not copied.
         positions: (N, D), one vector a location, or (rows (G, D), columns (G', D)), whose sum
             is the vector of location row * G' + column.
-        locations: (B, M) integers in [0, N), where the masked patches were.
+        locations: (B, M) int64 or int32 in [0, N), where the masked patches were.
         scale: a factor of the scores.
         impl: auto: Triton for tensors on a GPU where it is installed and takes the arguments,
             else reference. Triton takes float32, bfloat16 and float16, any D, M up to 64 and 256
@@ -63,8 +65,7 @@ def distractor_score(
             while torch.compile traces), or an impl that cannot take the arguments.
     """
     _check(u, h, positions, locations)
-    if impl not in ("auto", "reference", "triton"):
-        raise ValueError(f"impl is {impl!r}: one of auto, reference, triton")
+    check_impl(impl)
     reason = None if impl == "reference" else refusal(u, h, positions)
     if impl == "triton" and reason:
         raise ValueError(reason)
@@ -104,10 +105,10 @@ def _check(u: Tensor, h: Tensor, positions: Positions, locations: Tensor) -> Non
     for table in tables:
         if table.dim() != 2 or table.shape[1] != d:
             raise ValueError(f"positions has shape {tuple(table.shape)}: D is {d} as h has it")
-    if locations.shape != (b, m) or locations.is_floating_point():
+    if locations.shape != (b, m) or locations.dtype not in (torch.int64, torch.int32):
         raise ValueError(
-            f"locations is {locations.dtype} of shape {tuple(locations.shape)}: it must be "
-            f"integers of shape (B, M) = {(b, m)} as h has it"
+            f"locations is {locations.dtype} of shape {tuple(locations.shape)}: it must be int64 "
+            f"or int32 of shape (B, M) = {(b, m)} as h has it"
         )
     for name, tensor in (("u", u), ("locations", locations), *(("positions", t) for t in tables)):
         if tensor.device != h.device:
@@ -206,7 +207,8 @@ def _stored(u: Tensor, h: Tensor, scale: float) -> float:
     the incoming gradient is 1. In float16, whose normal numbers end at 6e-5, that would be too
     small before the gradient scaler's factor comes in: there the scores' factor is replaced by one
     of 64 to 128, room for gradients of 1e-6 to 500 per unit of scale. What is then missing is a
-    power of two, which changes no bit of a significand.
+    power of two, which changes no bit of a significand. A larger gradient is stored as infinite,
+    whatever the incoming one is: a scaler skips that step, and to lower its factor does not help.
     """
     answers = h.shape[0] * h.shape[1]
     if torch.float16 not in (u.dtype, h.dtype):
@@ -218,10 +220,11 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     u, h, rows, columns, _locations, scale, _gradients = inputs
     _loss, correct, du, dh, dtables = output
     ctx.mark_non_differentiable(correct, du, dh, dtables)
+    ctx.set_materialize_grads(False)  # else zeros as large as du, dh and dtables, each time
     ctx.save_for_backward(du, dh, dtables)
     ctx.remaining = 1.0 / (h.shape[0] * h.shape[1] * _stored(u, h, scale))
     ctx.n_rows = len(rows)
-    ctx.table_types = (rows.dtype, None if columns is None else columns.dtype)
+    ctx.types = [None if t is None else t.dtype for t in (u, h, rows, columns)]
 
 
 def _scaled(stored: Tensor, factor: Tensor) -> Tensor:
@@ -235,21 +238,12 @@ def _scaled(stored: Tensor, factor: Tensor) -> Tensor:
 def _gradient(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     du, dh, dtables = ctx.saved_tensors
     factor = grad_loss * ctx.remaining
-    wanted = ctx.needs_input_grad
-    du, dh = (
-        _scaled(part, factor) if asked else None
-        for part, asked in zip((du, dh), wanted[:2], strict=True)
+    parts = (du, dh, dtables[: ctx.n_rows], dtables[ctx.n_rows :])
+    gradients = (
+        _scaled(part, factor).to(dtype) if asked else None
+        for part, dtype, asked in zip(parts, ctx.types, ctx.needs_input_grad[:4], strict=True)
     )
-    drows, dcolumns = (
-        (part * factor).to(dtype) if asked else None
-        for part, dtype, asked in zip(
-            (dtables[: ctx.n_rows], dtables[ctx.n_rows :]),
-            ctx.table_types,
-            wanted[2:4],
-            strict=True,
-        )
-    )
-    return du, dh, drows, dcolumns, None, None, None
+    return *gradients, None, None, None
 
 
 _score.register_autograd(_gradient, setup_context=_keep)

@@ -33,6 +33,7 @@ import triton.language as tl
 from torch import Tensor
 
 WARPS = 8
+SCALED_BLOCK = 8192  # numbers that a program scales
 
 _INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
@@ -333,7 +334,6 @@ def score(
 
 def scale_(x: Tensor, factor: Tensor) -> None:
     """x (dense) times factor (), in place."""
-    block = 8192
-    scale_block[(triton.cdiv(x.numel(), block),)](
-        x, factor, x.numel(), BLOCK=block, num_warps=WARPS
+    scale_block[(triton.cdiv(x.numel(), SCALED_BLOCK),)](
+        x, factor, x.numel(), BLOCK=SCALED_BLOCK, num_warps=WARPS
     )

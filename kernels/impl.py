@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
 Impl = Literal["auto", "reference", "triton"]
 
 _CAPABILITY = 8  # older GPUs have too little shared memory for the distractor score
+
+
+def check_impl(impl: str) -> None:
+    """Raises ValueError: a misspelt one would be another, silently."""
+    if impl not in get_args(Impl):
+        raise ValueError(f"impl is {impl!r}: one of {', '.join(get_args(Impl))}")
 
 
 def unavailable(device: torch.device) -> str | None:

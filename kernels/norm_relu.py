@@ -13,16 +13,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastselfie.kernels.host import norm_relu_backward, norm_relu_forward
-from fastselfie.kernels.impl import Impl
+from fastselfie.kernels.impl import Impl, check_impl
 
 
 def norm_relu(norm: nn.BatchNorm2d, x: Tensor, impl: Impl = "auto") -> Tensor:
     """relu(norm(x)), whose running statistics it updates as the module does.
 
     x: (B, C, H, W). One fused kernel where x is float32 or bfloat16, channels-last and on a CPU and
-    the norm is in training and float32; else, and with impl reference, the two operations. The
-    results differ by rounding alone. There is no Triton program: for a GPU torch.compile makes one.
+    the norm is in training and has float32 weights; else, and with impl reference, the two
+    operations. The results differ by rounding alone. There is no Triton program, and impl triton is
+    auto: for a GPU torch.compile makes one.
+
+    Raises:
+        ValueError: an unknown impl.
     """
+    check_impl(impl)
     if impl == "reference" or not _fuses(norm, x):
         return F.relu(norm(x))
     y: Tensor
@@ -41,6 +46,7 @@ def _fuses(norm: nn.BatchNorm2d, x: Tensor) -> bool:
         and norm.training
         and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.bfloat16)
+        and norm.affine
         and norm.weight.dtype == torch.float32
         and x.is_contiguous(memory_format=torch.channels_last)
         and x.numel() > x.shape[1]  # of one value there is no variance: the module says so

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastselfie.kernels import host, reference
-from fastselfie.kernels.impl import Impl, unavailable
+from fastselfie.kernels.impl import Impl, check_impl, unavailable
 
 
 def patchify(
@@ -26,19 +26,21 @@ def patchify(
     """As `reference.patchify`: (B, H, W, C) uint8 -> (B, N, C, P, P) in `dtype`, channels-last.
 
     impl: chooses only the speed. auto: Triton on a GPU where it is installed, on a CPU the C++ for
-    three channels and float32 or bfloat16, else reference. triton: on a CPU only with
-    TRITON_INTERPRET=1.
+    three channels and float32 or bfloat16, else reference. triton: float32, bfloat16 and float16;
+    on a CPU only with TRITON_INTERPRET=1.
 
     Raises:
-        ValueError: P does not divide H and W; Triton is asked for where it does not run; a place of
-            `order` is outside of the grid (on a GPU its patch is NaN instead, as is the loss then).
+        ValueError: types, shapes or devices are others than `reference.patchify` says; P does not
+            divide H and W; Triton is asked for where it does not run; a place of `order` is outside
+            of the grid. To read places on a GPU would mean to wait for it: there the patch is NaN
+            with Triton, as is the loss then, and reference fails as torch's indexing does.
     """
-    height, width = images.shape[1:3]
-    if height % patch or width % patch:
-        raise ValueError(f"patch is {patch}: it must divide the image, {height} x {width}")
-    if impl == "triton" and (reason := unavailable(images.device)):
+    check_impl(impl)
+    _check(images, flip, order, patch, mean, std)
+    reason = _refusal(images, dtype)
+    if impl == "triton" and reason:
         raise ValueError(reason)
-    if impl == "triton" or (impl == "auto" and images.is_cuda and not unavailable(images.device)):
+    if impl == "triton" or (impl == "auto" and images.is_cuda and not reason):
         from fastselfie.kernels import patchify_triton
 
         scale, offset = reference.scale_and_offset(mean, std, torch.float32)
@@ -47,6 +49,44 @@ def patchify(
     if impl == "auto" and _host_takes(images, dtype):
         return _on_host(images, flip, order, patch, mean, std, dtype).permute(0, 1, 4, 2, 3)
     return reference.patchify(images, flip, order, patch, mean, std, dtype)
+
+
+def _check(
+    images: Tensor, flip: Tensor, order: Tensor, patch: int, mean: Tensor, std: Tensor
+) -> None:
+    if images.dim() != 4 or images.dtype != torch.uint8:
+        raise ValueError(f"images is {_kind(images)}: it must be uint8 of shape (B, H, W, C)")
+    b, height, width, c = images.shape
+    if patch < 1 or height % patch or width % patch:
+        raise ValueError(f"patch is {patch}: it must divide the image, {height} x {width}")
+    if flip.shape != (b,) or flip.dtype != torch.bool:
+        raise ValueError(f"flip is {_kind(flip)}: it must be bool of shape (B,) = {(b,)}")
+    if order.dim() != 2 or len(order) != b or order.dtype != torch.int64:
+        raise ValueError(f"order is {_kind(order)}: it must be int64 of shape (B, N), B = {b}")
+    for name, tensor in (("mean", mean), ("std", std)):
+        if tensor.shape != (c,) or not tensor.is_floating_point():
+            raise ValueError(f"{name} is {_kind(tensor)}: it must be floats of shape (C,) = {(c,)}")
+    for name, tensor in (("flip", flip), ("order", order), ("mean", mean), ("std", std)):
+        if tensor.device != images.device:
+            raise ValueError(f"{name} is on {tensor.device}, images on {images.device}")
+    # A FakeTensor has a shape and no values.
+    has_values = type(order) is Tensor and not torch.compiler.is_compiling()
+    if order.device.type == "cpu" and has_values and order.numel():
+        places = (height // patch) * (width // patch)
+        low, high = int(order.numpy().min()), int(order.numpy().max())
+        if low < 0 or high >= places:
+            raise ValueError(f"order holds {low if low < 0 else high}: N is {places}")
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+
+
+def _refusal(images: Tensor, dtype: torch.dtype) -> str | None:
+    """Why Triton cannot make these patches; None: it can."""
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"dtype is {dtype}: impl triton takes float32, bfloat16 and float16"
+    return unavailable(images.device)
 
 
 def _host_takes(images: Tensor, dtype: torch.dtype) -> bool:

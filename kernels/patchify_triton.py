@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 WARPS = 4
-_BLOCK = 1024  # numbers a program makes at a time: the largest patch of the paper has 3,072
+BLOCK = 1024  # numbers a program makes at a time: the largest patch of the paper has 3,072
 
 
 @triton.jit
@@ -54,6 +54,6 @@ def patchify(
     out = torch.empty(b, n, side, side, channels, dtype=dtype, device=images.device)
     patch[(b * n,)](
         images.contiguous(), flip.contiguous(), order.contiguous(), scale, offset, out,
-        height, width, side, n, channels, BLOCK=_BLOCK, num_warps=WARPS,
+        height, width, side, n, channels, BLOCK=BLOCK, num_warps=WARPS,
     )  # fmt: skip
     return out

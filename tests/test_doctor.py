@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 
 import pytest
+import torch
 
 from fastselfie import doctor, plan
 from fastselfie.doctor import Finding
@@ -30,6 +31,48 @@ def test_without_an_extra_it_gives_the_command(monkeypatch, hidden):
     assert found["dali"].state == found["ffcv"].state == "missing"
     assert "fastselfie[dali]" in found["dali"].mend
     assert "libturbojpeg0-dev" in found["ffcv"].mend
+
+
+NVRM = """NVRM version: NVIDIA UNIX {kind}x86_64 Kernel Module  {version}  Release Build
+GCC version:  gcc version 12.2.0 (Debian 12.2.0-14)
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "driver"),
+    [
+        (NVRM.format(kind="", version="535.129.03"), "535.129.03"),
+        (NVRM.format(kind="Open ", version="570.86.15"), "570.86.15"),
+        (
+            "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  560.35.03  Release",
+            "560.35.03",
+        ),
+        ("", "unknown"),
+        (None, "unknown"),
+    ],
+)
+def test_a_gpu_is_told_with_what_drives_it(monkeypatch, text, driver):
+    read = doctor.Path.read_text
+
+    def fake(path, **options):
+        if str(path) != "/proc/driver/nvidia/version":
+            return read(path, **options)
+        if text is None:
+            raise FileNotFoundError(path)
+        return text
+
+    monkeypatch.setattr(doctor.Path, "read_text", fake)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
+    facts = doctor.environment(torch.device("cuda", 0))
+    gpu = {"device": "NVIDIA H100", "capability": "sm_90", "cuda": "13.0", "cudnn": "91002",
+           "driver": driver}  # fmt: skip
+    assert gpu.items() <= facts.items()
+    on_cpu = doctor.environment(torch.device("cpu"))
+    assert set(facts) - set(on_cpu) == {"capability", "cuda", "cudnn", "driver"}
+    assert on_cpu["device"] == "cpu"
 
 
 def test_a_run_lacks_only_the_loader_that_it_uses(monkeypatch, tmp_path):

@@ -37,6 +37,12 @@ def test_the_estimate_is_what_a_forward_pass_keeps():
     assert abs(estimate.per_image - (more - few) / 2) < 0.1 * estimate.per_image
 
 
+def test_kernels_that_run_on_a_gpu_alone_change_no_estimate(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET")
+    triton = tiny_config(runtime={"kernels": "triton"})
+    assert estimate_pretraining(triton, FP32) == estimate_pretraining(tiny_config(), FP32)
+
+
 def test_half_precision_halves_the_activations():
     config = load_config(REPOSITORY / "configs" / "cifar10.yaml")
     full = estimate_finetuning(config, 10, FP32).per_image

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import pairwise
 
 import pytest
+import torch
+from conftest import tiny_config
 
+from fastselfie.errors import UserError
 from fastselfie.models.selfie import Selfie
 from fastselfie.optim import build_optimizer, learning_rate, parameter_groups
 
@@ -41,3 +45,94 @@ def test_the_optimiser_is_nesterov(tiny):
     optimizer = build_optimizer(Selfie(tiny()), tiny().pretrain)
     assert optimizer.defaults["nesterov"]
     assert optimizer.defaults["momentum"] == 0.9
+
+
+# --- apex -------------------------------------------------------------------------------------
+
+# As NVIDIA's: its constructor looks for its CUDA code, its zero_grad takes no argument.
+FUSED = """
+import torch
+
+class FusedSGD(torch.optim.SGD):
+    def __init__(self, params, lr, momentum=0.0, nesterov=False):
+        if {refuses}:
+            raise RuntimeError("apex.optimizers.FusedSGD requires cuda extensions")
+        super().__init__(params, lr, momentum, nesterov=nesterov)
+
+    def zero_grad(self):
+        super().zero_grad()
+"""
+
+
+@pytest.fixture
+def apex(tmp_path, monkeypatch):
+    """Puts a package of that name first on the path: files by their names."""
+
+    def place(files):
+        for name, text in files.items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        monkeypatch.syspath_prepend(tmp_path)
+
+    yield place
+    for name in [n for n in sys.modules if n.partition(".")[0] == "apex"]:
+        del sys.modules[name]
+
+
+def on_a_gpu():
+    """Parameters that say they were there."""
+
+    class Cuda(torch.nn.Parameter):
+        device = torch.device("cuda")
+
+    model = torch.nn.Linear(2, 2)
+    model.weight, model.bias = (Cuda(p.detach().clone()) for p in (model.weight, model.bias))
+    return model
+
+
+def build(model):
+    return build_optimizer(model, tiny_config().pretrain, "apex")
+
+
+def refusal():
+    with pytest.raises(UserError) as refused:
+        build(torch.nn.Linear(2, 2))
+    (line,) = str(refused.value).splitlines()
+    return line
+
+
+def test_without_apex_it_is_said():
+    assert refusal().startswith("optimizer.backend is apex, which is not installed: build it from")
+
+
+def test_another_package_of_that_name_is_told_with_its_version(apex):
+    metadata = "Name: apex\nVersion: 0.9.10\n"
+    apex({"apex/__init__.py": "", "apex-0.9.10.dist-info/METADATA": metadata})
+    assert "the apex 0.9.10 that is installed is not NVIDIA's" in refusal()
+
+
+def test_a_folder_of_that_name_is_told_with_its_path(apex, tmp_path):
+    apex({"apex/readme.txt": ""})
+    assert f"the apex in {tmp_path / 'apex'} is not NVIDIA's" in refusal()
+
+
+def test_apex_without_its_cuda_code_is_told(apex):
+    apex({"apex/__init__.py": "", "apex/optimizers.py": FUSED.format(refuses=True)})
+    with pytest.raises(UserError, match=r"^optimizer\.backend is .* requires cuda extensions"):
+        build(on_a_gpu())
+
+
+def test_apex_on_a_cpu_is_refused(apex):
+    apex({"apex/__init__.py": "", "apex/optimizers.py": FUSED.format(refuses=False)})
+    assert refusal() == "optimizer.backend is apex, which needs a GPU: set optimizer.backend=torch"
+
+
+def test_apex_clears_gradients_as_torch_does(apex):
+    apex({"apex/__init__.py": "", "apex/optimizers.py": FUSED.format(refuses=False)})
+    optimizer = build(on_a_gpu())
+    assert optimizer.defaults["nesterov"]
+    (parameter, *_) = optimizer.param_groups[0]["params"]
+    parameter.grad = torch.ones(2, 2)
+    optimizer.zero_grad(set_to_none=True)
+    assert parameter.grad is None

@@ -8,10 +8,12 @@ import re
 import tempfile
 from pathlib import Path
 from time import sleep
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import REPOSITORY, jpeg_bytes, textured, tiny_config, write_beton
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from fastselfie.configfile import load_config
@@ -280,6 +282,24 @@ def test_rates_that_contradict_one_another_are_not_believed():
     assert "profile again" not in advise(facts(e2e_rate=1050.0))[-1]
 
 
+@pytest.mark.parametrize("cuda", [True, False])
+def test_a_gpus_kernels_are_not_counted_beside_their_operators(cuda):
+    def event(key, where, cpu, device, note=False):
+        return SimpleNamespace(key=key, device_type=where, self_cpu_time_total=cpu, count=4,
+                               self_device_time_total=device, is_user_annotation=note)  # fmt: skip
+
+    events = [
+        event("aten::mm", DeviceType.CPU, 2000.0, 6000.0),
+        event("sgemm_128x64", DeviceType.CUDA, 0.0, 6000.0),
+        event("backward", DeviceType.CPU, 9000.0, 9000.0, note=True),
+        event("aten::add", DeviceType.CPU, 4000.0, 1000.0),
+    ]
+    rows = run._operators(SimpleNamespace(key_averages=lambda: events), 2, cuda)
+    found = {row["name"]: (row["calls_a_step"], row["ms_a_step"]) for row in rows}
+    times = {"aten::mm": (2, 3.0), "aten::add": (2, 0.5)}
+    assert found == (times if cuda else {"aten::mm": (2, 1.0), "aten::add": (2, 2.0)})
+
+
 # --- on paper ---------------------------------------------------------------------------------
 
 
@@ -298,6 +318,13 @@ def test_a_resnet_50_is_near_what_was_published():
     for name, published in (("H100", 7157), ("A100", 3410)):
         rate = min(step_rates(GPUS[name], 8.18e9, kept))  # 4.09 G multiply-adds forward
         assert 0.75 < rate / published < 1.33
+
+
+def test_kernels_that_run_on_a_gpu_alone_change_no_estimate(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET")
+    triton, auto = (tiny_config(runtime={"kernels": kernels}) for kernels in ("triton", "auto"))
+    target = Target(8, "H100", 96)
+    assert estimate(triton, target, None) == estimate(auto, target, None)
 
 
 def test_an_estimate_scales_and_names_what_binds():

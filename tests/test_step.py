@@ -13,10 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastselfie.data.loaders import build_loader
 from fastselfie.data.sources import open_dataset
-from fastselfie.device import choose_machine
+from fastselfie.device import choose_compile, choose_machine
 from fastselfie.errors import UserError
 from fastselfie.memory import estimate_pretraining
-from fastselfie.optim import build_optimizer
 from fastselfie.pretrain import build_pretraining
 
 
@@ -115,6 +114,24 @@ def test_what_the_machine_cannot_do_is_said(monkeypatch, runtime, named):
         choose_machine(tiny_config(runtime={"device": "cpu", **runtime}).runtime)
 
 
+@pytest.mark.parametrize("mode", ["default", "max-autotune"])
+def test_micro_batches_do_not_go_with_cuda_graphs(monkeypatch, machine, mode):
+    """A replay overwrites the first one's gradients, which lie in the graph's memory."""
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch, "compile", lambda model, mode: model)
+    for graphs, micro, refused in ((True, 4, True), (True, 8, False), (False, 4, False)):
+        sizes = {"batch_size": 8, "micro_batch_size": micro}
+        config = tiny_config(
+            pretrain=sizes, runtime={"compile": mode, "cuda_graphs": graphs, "precision": "fp32"}
+        )
+        there = replace(machine, compile=choose_compile(config.runtime, gpu))
+        if not refused:
+            build_pretraining(config, there)
+            continue
+        with pytest.raises(UserError, match=r"^runtime\.cuda_graphs is .* 8 images .* of 4: set"):
+            build_pretraining(config, there)
+
+
 @pytest.mark.parametrize(
     ("runtime", "named"),
     [
@@ -130,17 +147,3 @@ def test_switches_that_exclude_each_other_are_refused(runtime, named):
 def test_a_bare_off_is_no_boolean():
     """YAML 1.1 reads it as false."""
     assert tiny_config(runtime={"compile": False}).runtime.compile == "off"
-
-
-def test_apex_is_asked_for_by_its_name(monkeypatch, tmp_path):
-    model, settings = torch.nn.Linear(2, 2), tiny_config().pretrain
-    with pytest.raises(UserError, match="apex, which is not installed"):
-        build_optimizer(model, settings, "apex")
-    # The package of that name on PyPI is another one.
-    (tmp_path / "apex").mkdir()
-    (tmp_path / "apex" / "__init__.py").touch()
-    (tmp_path / "apex-0.9.10.dist-info").mkdir()
-    (tmp_path / "apex-0.9.10.dist-info" / "METADATA").write_text("Name: apex\nVersion: 0.9.10\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UserError, match=r"the apex 0.9.10 that is installed is not NVIDIA's"):
-        build_optimizer(model, settings, "apex")

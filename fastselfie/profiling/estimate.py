@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastselfie.config import Config
 from fastselfie.device import Precision
 from fastselfie.errors import UserError
-from fastselfie.memory import estimate_pretraining
+from fastselfie.memory import estimate_pretraining, plain
 from fastselfie.models.selfie import Selfie
 
 
@@ -129,7 +129,7 @@ def forward_flops(config: Config, gpu: Gpu) -> float:
     images, side = 2, config.model.patch_size  # batch norm wants more than one
     precision = Precision(gpu.precision, "the plan's")
     with FakeTensorMode():
-        model = Selfie(config)
+        model = Selfie(plain(config))
         patches = torch.empty(images, config.patches, 3, side, side, dtype=precision.dtype)
         order = torch.zeros(images, config.patches, dtype=torch.int64)
         with FlopCounterMode(display=False) as counter, precision.autocast(torch.device("cpu")):

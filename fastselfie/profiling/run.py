@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from fastselfie.atomic import write_atomically
@@ -170,7 +171,8 @@ def _operators(profiler: profile, steps: int, cuda: bool) -> list[dict[str, Any]
     """Those with the most time of their own, on the device that computes."""
     rows = []
     for event in profiler.key_averages():
-        if event.is_user_annotation:
+        # A GPU's kernels are rows of their own, beside the operators that have their time.
+        if event.is_user_annotation or event.device_type != DeviceType.CPU:
             continue
         spent = event.self_device_time_total if cuda else event.self_cpu_time_total
         rows.append(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import pytest
@@ -11,6 +10,8 @@ from conftest import REPOSITORY, tiny_config
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
+import step_contenders
+from step import StepJob
 from step_contenders import shape_of
 from straightforward import StraightforwardSelfie, normalised, their_names
 
@@ -43,19 +44,26 @@ def test_the_straightforward_code_gives_the_same_loss_and_gradients(stem, positi
     assert not gradients
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["--config", "configs/cifar10.yaml", "--contenders", "ours,turbo"], "'turbo'"),
-        (["--config", "no-such.yaml", "--contenders", "ours"], "no-such.yaml"),
-    ],
-)
-def test_bad_input_is_one_line(tmp_path, arguments, named):
-    script = str(REPOSITORY / "benchmarks" / "step.py")
-    done = subprocess.run(
-        [sys.executable, script, *arguments, "--json", str(tmp_path / "out.json")],
-        cwd=REPOSITORY, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert named in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+def test_one_graph_at_a_time_is_in_memory_for_the_facts(monkeypatch, tiny_yaml):
+    """The parent holds the GPU's memory that the contenders need."""
+    with_graph, losses = [], step_contenders._loss
+    forward = StraightforwardSelfie.forward
+
+    def seen(*arguments):
+        found = losses(*arguments)
+        with_graph.append(found[0].requires_grad)
+        return found
+
+    def seen_forward(*arguments):
+        found = forward(*arguments)
+        with_graph.append(found.requires_grad)
+        return found
+
+    monkeypatch.setattr(step_contenders, "_loss", seen)
+    monkeypatch.setattr(StraightforwardSelfie, "forward", seen_forward)
+    job = StepJob("ours", str(tiny_yaml), ("data.loader=synthetic",), 8, 1)
+    facts = step_contenders.facts(job, 16)
+    assert with_graph == [True, False, False]
+    ours, in_fp32, plain = facts["losses"].values()
+    assert ours == in_fp32 == pytest.approx(plain, rel=1e-5)
+    assert facts["gflop_per_image"] > 0

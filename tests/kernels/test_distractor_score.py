@@ -231,6 +231,8 @@ U, H, TABLE, PLACES = (
         ((U, H, (TABLE, TABLE[:, 1:]), PLACES), r"^positions has shape \(16, 7\)"),
         ((U, H, TABLE, PLACES[:, :3]), r"^locations is torch.int64 of shape \(2, 3\)"),
         ((U, H, TABLE, PLACES.float()), "^locations is torch.float32"),
+        ((U, H, TABLE, PLACES.bool()), "^locations is torch.bool .* int64 or int32"),
+        ((U, H, TABLE, PLACES.to(torch.uint8)), "^locations is torch.uint8"),
         ((U, H, TABLE, PLACES.to("meta")), "^locations is on meta, h on cpu"),
         ((U, torch.ones(2, 65, 8), TABLE, torch.ones(2, 65).long()), "^h has M = 65: .* up to 64"),
         ((U, H.double(), TABLE, PLACES), "^h is torch.float64"),
@@ -241,6 +243,16 @@ U, H, TABLE, PLACES = (
 def test_bad_input_names_its_argument(arguments, said):
     with pytest.raises(ValueError, match=said):
         distractor_score(*arguments, 1.0, "triton")
+
+
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+def test_locations_of_32_bits_are_the_same(impl):
+    u, h, positions, locations = task(3, 4, 17, 4, True)
+    wide, narrow = (
+        distractor_score(u, h, positions, places, 1.0, impl)[0]
+        for places in (locations, locations.int())
+    )
+    assert torch.equal(wide, narrow)
 
 
 def test_an_unknown_impl_is_named():

@@ -8,6 +8,8 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from fastselfie.kernels.distractor_score import distractor_score
 
@@ -106,6 +108,33 @@ def test_only_what_is_asked_for_gets_a_gradient():
     assert columns.grad is not None
     assert h.grad is None
     assert rows.grad is None
+
+
+class _Made(TorchDispatchMode):
+    """Numbers in each tensor that an operation makes, views apart."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_dispatch__(self, operation, types, arguments=(), named=None):
+        out = operation(*arguments, **(named or {}))
+        made = [] if operation.is_view else tree_leaves(out)
+        self.sizes += [leaf.numel() for leaf in made if isinstance(leaf, torch.Tensor)]
+        return out
+
+
+@pytest.mark.parametrize("row_column", [True, False])
+def test_the_backward_pass_of_a_unit_gradient_makes_nothing(row_column):
+    """The forward pass made every gradient, autograd makes no zeros; a scalar does not count."""
+    u, h, rows, columns, locations = task(dtype=torch.bfloat16)
+    leaves = asked(u, h, rows, columns) if row_column else asked(u, h, torch.randn(16, 16))
+    positions = tuple(leaves[2:]) if row_column else leaves[2]
+    loss, _ = distractor_score(*leaves[:2], positions, locations, 0.2, "triton")
+    with _Made() as made:
+        loss.backward()
+    assert set(made.sizes) == {1}
+    assert all(leaf.grad is not None for leaf in leaves)
 
 
 def test_evaluation_makes_no_gradients(monkeypatch):

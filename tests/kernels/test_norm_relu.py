@@ -104,7 +104,9 @@ def test_a_nan_goes_through(dtype, bits):
     assert not y[:, 0].isnan().any()
 
 
-@pytest.mark.parametrize("why", ["eval", "NCHW", "float64", "all bfloat16", "one value"])
+@pytest.mark.parametrize(
+    "why", ["eval", "NCHW", "float64", "all bfloat16", "without weights", "one value"]
+)
 def test_elsewhere_it_is_torchs_own(why, monkeypatch):
     monkeypatch.setattr(module._NormReLU, "apply", lambda *_: pytest.fail("fused"))
     norm, x, _ = case((4, 3, 2, 2))
@@ -114,6 +116,8 @@ def test_elsewhere_it_is_torchs_own(why, monkeypatch):
         x = x.contiguous()
     elif why == "float64":
         norm, x = norm.double(), x.double()
+    elif why == "without weights":
+        norm = nn.BatchNorm2d(3, affine=False)
     elif why == "all bfloat16":
         norm, x = norm.bfloat16(), x.bfloat16()
     else:
@@ -122,6 +126,12 @@ def test_elsewhere_it_is_torchs_own(why, monkeypatch):
             norm_relu(norm, x)
         return
     assert torch.equal(norm_relu(norm, x), plain(copy.deepcopy(norm), x))
+
+
+def test_an_unknown_impl_is_named():
+    norm, x, _ = case((4, 3, 2, 2))
+    with pytest.raises(ValueError, match=r"^impl is 'fast': one of auto, reference, triton"):
+        norm_relu(norm, x, "fast")
 
 
 def test_statistics_are_not_counted_where_the_module_does_not():

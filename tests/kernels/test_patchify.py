@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastselfie.kernels import reference
+from fastselfie.kernels import host, patchify_triton, reference
 from fastselfie.kernels.patchify import patchify
 
 
@@ -19,14 +19,24 @@ def task(height, width, patch, images=5):
     return pixels, flip, order, patch, mean, std
 
 
+def spy(monkeypatch):
+    """The shapes of the images that the C++ is given from now on."""
+    cut, given = host.patchify, []
+    monkeypatch.setattr(host, "patchify", lambda images, *a: given.append(images.shape)
+                        or cut(images, *a))  # fmt: skip
+    return given
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("height", "width", "patch"), [(32, 32, 8), (12, 20, 4), (3, 2, 1), (6, 6, 6)]
 )
-def test_on_a_cpu_it_equals_the_reference(dtype, height, width, patch):
+def test_on_a_cpu_it_equals_the_reference(monkeypatch, dtype, height, width, patch):
     arguments = task(height, width, patch)
     expected = reference.patchify(*arguments, dtype)
+    used = spy(monkeypatch)
     found = patchify(*arguments, dtype)
+    assert used == [(5, height, width, 3)]
     assert found.dtype == dtype
     assert found.stride() == expected.stride()
     assert torch.equal(found, expected)
@@ -52,14 +62,69 @@ def test_patches_that_do_not_fit_are_refused(impl):
         patchify(pixels, flip, order, 3, mean, std, impl=impl)
 
 
-def test_a_place_outside_of_the_grid_is_refused_or_nan():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("impl", ["auto", "triton", "reference"])
+@pytest.mark.parametrize("place", [-1, 4, 2**40])
+def test_a_place_outside_of_the_grid_is_refused(place, impl, dtype):
     pixels, flip, order, patch, mean, std = task(8, 8, 4)
-    order[1, 2] = 4
-    with pytest.raises(ValueError, match="order holds 4"):
-        patchify(pixels, flip, order, patch, mean, std)
-    found = patchify(pixels, flip, order, patch, mean, std, impl="triton")
+    order[1, 2] = place
+    with pytest.raises(ValueError, match=f"^order holds {place}: N is 4$"):
+        patchify(pixels, flip, order, patch, mean, std, dtype, impl)
+
+
+@pytest.mark.parametrize("place", [-1, 4, 2**40])
+def test_on_a_device_a_place_outside_of_the_grid_makes_nan(place):
+    """Below the check of CPU tensors, where tensors of a GPU come in."""
+    pixels, flip, order, patch, mean, std = task(8, 8, 4)
+    order[1, 2] = place
+    factors = reference.scale_and_offset(mean, std, torch.float32)
+    found = patchify_triton.patchify(pixels, flip, order, patch, *factors, torch.float32)
     assert found[1, 2].isnan().all()
     assert int(found.isnan().sum()) == found[1, 2].numel()
+
+
+IMAGES, FLIP, ORDER, PATCH, MEAN, STD = task(8, 8, 4)
+
+
+@pytest.mark.parametrize("impl", ["auto", "triton", "reference"])
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"images": IMAGES[0]}, r"^images is torch.uint8 of shape \(8, 8, 3\)"),
+        ({"images": IMAGES.float()}, "^images is torch.float32"),
+        ({"flip": FLIP[:4]}, r"^flip is torch.bool of shape \(4,\): .* = \(5,\)"),
+        ({"flip": FLIP[:, None]}, "^flip is"),
+        ({"flip": FLIP.long()}, "^flip is torch.int64"),
+        ({"order": ORDER[:4]}, r"^order is torch.int64 of shape \(4, 8\)"),
+        ({"order": ORDER[0]}, "^order is"),
+        ({"order": ORDER.float()}, "^order is torch.float32"),
+        ({"order": ORDER.int()}, "^order is torch.int32"),
+        ({"patch": 0}, "^patch is 0"),
+        ({"mean": MEAN[:1]}, r"^mean is torch.float32 of shape \(1,\): .* = \(3,\)"),
+        ({"std": STD.long()}, "^std is torch.int64"),
+        ({"order": ORDER.to("meta")}, "^order is on meta, images on cpu"),
+        ({"mean": MEAN.to("meta")}, "^mean is on meta, images on cpu"),
+    ],
+)
+def test_bad_input_names_its_argument(changed, said, impl):
+    given = {"images": IMAGES, "flip": FLIP, "order": ORDER, "patch": PATCH, "mean": MEAN,
+             "std": STD, **changed}  # fmt: skip
+    with pytest.raises(ValueError, match=said):
+        patchify(**given, impl=impl)
+
+
+def test_triton_makes_no_float64():
+    """Auto leaves it to the reference."""
+    arguments = task(8, 8, 4)
+    with pytest.raises(ValueError, match=r"^dtype is torch\.float64"):
+        patchify(*arguments, torch.float64, "triton")
+    expected = reference.patchify(*arguments, torch.float64)
+    assert torch.equal(patchify(*arguments, torch.float64), expected)
+
+
+def test_an_unknown_impl_is_named():
+    with pytest.raises(ValueError, match=r"^impl is 'fast': one of auto, reference, triton"):
+        patchify(*task(8, 8, 4), impl="fast")
 
 
 def test_triton_where_it_does_not_run_is_said(monkeypatch):

@@ -1,0 +1,72 @@
+"""What a benchmark says of bad input: one line, before it measures for minutes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY
+
+STEP = ("step.py", "--config", "configs/cifar10.yaml")
+JSON = ("--json", "OUT/result.json")
+
+
+def run(*arguments, interpret=None):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    if interpret is not None:
+        environment["TRITON_INTERPRET"] = interpret
+    paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    command = [sys.executable, f"benchmarks/{arguments[0]}", *arguments[1:]]
+    return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True,
+                          check=False, timeout=120)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ((*STEP, "--contenders", "ours,turbo", *JSON), "--contenders: unknown contender 'turbo'"),
+        ((*STEP, "--contenders", "ours,NCHW,ours", *JSON), "a contender is named twice"),
+        (("step.py", "--config", "no-such.yaml", "--contenders", "ours", *JSON), "no-such.yaml"),
+        ((*STEP, "--rounds", "0", *JSON), "--rounds 0: it must be above 0"),
+        ((*STEP, "--batch", "0", *JSON), "--batch 0: it must be above 0"),
+        ((*STEP, "--seconds", "-1", *JSON), "--seconds -1.0: it must be above 0"),
+        ((*STEP, "--rounds", "many", *JSON), "invalid int value: 'many': see --help"),
+        (STEP, "--json"),
+        ((*STEP, "--json", "FILE/result.json"), "FILE/result.json: "),
+        ((*STEP, "--json", "OUT"), "is a folder: give a file in it"),
+        (("kernels.py", "--batch", "0", *JSON), "--batch 0: it must be above 0"),
+        (("kernels.py", "--seconds", "0", *JSON), "--seconds 0.0: it must be above 0"),
+        (("kernels.py", "--json", "FILE/result.json"), "FILE/result.json: "),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, arguments, named):
+    (tmp_path / "FILE").touch()
+    (tmp_path / "OUT").mkdir()
+    places = {word: str(tmp_path / word) for word in ("FILE", "OUT")}
+    for word, place in places.items():
+        arguments = [a.replace(word, place) for a in arguments]
+    done = run(*arguments)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert named in line.replace(str(tmp_path) + "/", "")
+
+
+def test_what_is_interpreted_is_not_timed(tmp_path):
+    done = run("kernels.py", "--json", str(tmp_path / "out.json"), interpret="1")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "TRITON_INTERPRET is set" in line
+
+
+def test_a_step_is_measured_into_a_folder_that_was_missing(tmp_path, tiny_yaml):
+    out = tmp_path / "missing" / "result.json"
+    done = run(
+        "step.py", "--config", str(tiny_yaml), "--contenders", "ours", "--rounds", "1",
+        "--seconds", "0.01", "--batch", "4", "--threads", "1", "--json", str(out),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert out.stat().st_size > 0

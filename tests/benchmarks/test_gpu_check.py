@@ -1,0 +1,112 @@
+"""What surrounds the checks that only a GPU can make: their verdicts, time and results."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+
+import pytest
+import torch
+from conftest import REPOSITORY
+
+sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+
+import gpu_check
+
+
+@pytest.mark.parametrize("ratio", [1.01, math.inf, math.nan])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_ratio_above_or_no_number_fails_and_all_are_told(ratio, first):
+    """max(worst, nan) is worst: the place of a NaN must not matter."""
+    rows = {"a": {"loss": 0.5, "du": 1.0}, "b": {"loss": ratio}}
+    rows = rows if first else dict(reversed(rows.items()))
+    made = gpu_check._made(lambda: gpu_check.within(rows, 1.0, "error"), 60.0)
+    assert made["state"] == "FAILED"
+    assert "b: loss" in made["why"]
+    assert "a: " not in made["why"]
+    told = ratio if math.isfinite(ratio) else str(ratio)
+    assert made["found"] == {"error": {"a": {"loss": 0.5, "du": 1.0}, "b": {"loss": told}}}
+
+
+def test_ratios_that_hold_are_told():
+    assert gpu_check.within({"a": {"du": 0.123456}}, 1.0, "error") == {
+        "error": {"a": {"du": 0.1235}}
+    }
+
+
+def test_the_allowed_error_tells_tf32_from_three_products():
+    """A sum of 1,024 products whose factors keep tf32's 11 bits of 24 is refused."""
+    x, y = torch.randn(2, 64, 1024)
+    true, plain = x.double() @ y.double().T, x @ y.T
+
+    def ratio(lost):
+        """Of the product without the `lost` lowest bits, summed exactly."""
+        cut = [(t.view(torch.int32) >> lost << lost).view(torch.float32).double() for t in (x, y)]
+        return gpu_check.error_of_allowed(true, plain, (cut[0] @ cut[1].T).float(), 1024)
+
+    assert ratio(0) < 1 < ratio(13)
+    broken = torch.full_like(plain, math.nan)
+    assert math.isnan(gpu_check.error_of_allowed(true, plain, broken, 1024))
+
+
+# --- time and results -------------------------------------------------------------------------
+
+
+def test_one_deadline_is_for_all_and_every_outcome_is_written_at_once(tmp_path):
+    path, seen = tmp_path / "results" / "gpu.json", []
+
+    def read():
+        return [row["state"] for row in json.loads(path.read_text())["checks"]]
+
+    def right():
+        return {"figure": 1}
+
+    def wrong():
+        seen.append(read())
+        raise RuntimeError("no")
+
+    def stubborn():
+        seen.append(read())
+        time.sleep(60)
+
+    def late():
+        seen.append("late")
+
+    began = time.monotonic()
+    made = gpu_check.make((right, wrong, stubborn, late), path, 0.5)
+    assert time.monotonic() - began < 30
+    assert seen == [["ok"], ["ok", "FAILED"]]
+    assert read() == [row["state"] for row in made] == ["ok", *["FAILED"] * 3]
+    assert made[0]["found"] == {"figure": 1}
+    assert [row["why"] for row in made[1:]] == [
+        "RuntimeError: no", *["TimeoutError: the time for all checks is over"] * 2
+    ]  # fmt: skip
+
+
+def test_a_script_out_of_time_takes_its_workers_along(tmp_path, monkeypatch):
+    beat, script = tmp_path / "beat", tmp_path / "script.py"
+    worker = f"import time\nwhile True: open({str(beat)!r}, 'a').write('.'); time.sleep(0.05)"
+    script.write_text(f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {worker!r}])")
+    monkeypatch.setattr(gpu_check, "HERE", tmp_path)
+    made = gpu_check._made(lambda: gpu_check._script("script.py"), 2.0)
+    assert made["why"] == "TimeoutError: the time for all checks is over"
+    beats = beat.stat().st_size
+    assert beats > 0
+    time.sleep(0.5)
+    assert beat.stat().st_size == beats
+
+
+def test_the_end_of_a_script_that_fails_is_told(tmp_path, monkeypatch):
+    (tmp_path / "script.py").write_text("raise SystemExit('error: no such file')")
+    monkeypatch.setattr(gpu_check, "HERE", tmp_path)
+    made = gpu_check._made(lambda: gpu_check._script("script.py"), 60.0)
+    assert made["why"] == "CheckError: error: no such file\n"
+
+
+def test_without_dali_its_check_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)  # stands for one that is not there
+    made = gpu_check._made(gpu_check.dali_mixed, 60.0)
+    assert made["state"] == "missing"
+    assert "nvidia.dali" in made["why"]
