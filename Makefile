@@ -1,7 +1,7 @@
 # Two commands do all their own set-up: make quickstart, make test.
 #   make quickstart            Fashion-MNIST, a slim net, some minutes on 2 cores
 #   make quickstart DATA=DIR   the same on your own image folder
-#   make test                  lint, types and every test
+#   make test                  lint, types, every test, and a sample of the campaign of faults
 #   make lint                  ruff and mypy alone
 #   make bench DATA=PHOTOS     every throughput table; the peers: see benchmarks/README.md
 
@@ -23,8 +23,10 @@ quickstart: $(VENV)/.run $(if $(DATA),,$(FASHION)/.complete)
 	$(BIN)/fastselfie train configs/quickstart.yaml --out $(OUT) \
 	  $(if $(DATA),data.train="$(DATA)" data.limit=60000)
 
+# Last a seeded sample of the campaign of faults, some minutes: it ends with status 1 on any loss.
 test: lint
 	$(BIN)/pytest
+	$(BIN)/python benchmarks/reliability.py --quick
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

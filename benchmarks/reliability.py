@@ -6,13 +6,15 @@ python benchmarks/reliability.py --only kills,ranks --seed 3
 
 A run is a slim network on 240 small photographs in a .beton file, on the CPU in float32. What it
 must come to is what the uninterrupted run comes to: the weights and statistics bit for bit, every
-loss in the log, the last measures. While it goes the folder keeps what was lost.
+loss in the log, the last measures. With --json a part takes the place of an earlier call's with the
+same seed, and the others stay.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -62,7 +64,8 @@ def main() -> int:
     slim = SlimRun(folder)
     began = time.strftime("%Y-%m-%d %H:%M:%S %z")
     slim.make(options.seed, _STEPS)
-    found: dict[str, Any] = {}
+    found = _earlier(options)
+    lost = 0
     for name in options.only:
         part, since = PARTS[name], time.monotonic()
         _say(f"{part.what} ...")
@@ -72,26 +75,39 @@ def main() -> int:
         _say(f"  {shown}")
         for line in result["lost"]:
             _say(f"  LOST {line}")
-    if "saving" in found:
-        found["saving"] = dict(found["saving"])
-        relative = found["saving"].pop("relative")
-        found["paper"] = on_paper(_measured(slim, found["saving"], relative))
-    lost = sum(len(part.get("lost", [])) for part in found.values())
-    if options.json:
-        result = {
-            "seed": options.seed,
-            "quick": options.quick,
-            "parts": found,
-            "environment": environment(slim.threads) | {"began": began},
-            "protocol": {"command": command(), "notes": (__doc__ or "").split("\n\n")[-1].strip()},
-        }
-        Path(options.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        lost += len(result["lost"])
+        if name == "saving":
+            relative = found[name].pop("relative")
+            found["paper"] = on_paper(_measured(slim, found[name], relative))
+        if options.json:
+            _write(options, found, began)
     if lost:
         _say(f"{lost} lost: what they left is in {folder}")
         return 1
     shutil.rmtree(folder)
     _say("nothing lost")
     return 0
+
+
+def _earlier(options: argparse.Namespace) -> dict[str, Any]:
+    """The parts that an earlier call left in the same file, of the same campaign."""
+    if not options.json or not os.path.exists(options.json):
+        return {}
+    earlier = json.loads(Path(options.json).read_text(encoding="utf-8"))
+    same = (earlier["seed"], earlier["quick"]) == (options.seed, options.quick)
+    parts: dict[str, Any] = earlier["parts"] if same else {}
+    return parts
+
+
+def _write(options: argparse.Namespace, found: dict[str, Any], began: str) -> None:
+    result = {
+        "seed": options.seed,
+        "quick": options.quick,
+        "parts": {name: found[name] for name in (*PARTS, "paper") if name in found},
+        "environment": environment(1) | {"began": began},
+        "protocol": {"command": command(), "notes": (__doc__ or "").split("\n\n")[-1].strip()},
+    }
+    Path(options.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def _measured(slim: SlimRun, saving: dict[str, Any], relative: list[float]) -> dict[str, Any]:

@@ -315,6 +315,12 @@ def _go_on(stage: Stage, step: TrainStep, found: Checkpoint) -> Progress:
             f"{stage.kind}: was trained by {before} processes, goes on with {world}: in the same "
             "order of samples, but batch norm and dropout see them in other parts"
         )
+    before, now = found.state["precision"], step.machine.precision.name
+    if before != now:
+        say(
+            f"warning: {stage.kind}: was trained in {before}, goes on in {now} "
+            f"({step.machine.precision.why}): runtime.precision={before} goes on as it was"
+        )
     return progress
 
 
@@ -357,6 +363,7 @@ def checkpoint_state(
         "step": progress.done,
         "micro_batch": step.micro_batch,
         "processes": step.machine.ranks.world,
+        "precision": step.machine.precision.name,
         "config": json.dumps(stage.config.model_dump(mode="json")),
         "model": step.model.state_dict(),
         "optimizer": step.optimizer.state_dict(),

@@ -130,6 +130,18 @@ def test_a_finished_stage_is_not_run_again(image_folder, tmp_path, machine, monk
     assert second == first
 
 
+def test_another_precision_is_named_when_a_run_goes_on(image_folder, tmp_path, machine, capsys):
+    run(image_folder, tmp_path / "out", machine, checkpoint={"keep": 9})
+    for path in (tmp_path / "out").glob("*.pt"):
+        if path.name != "step-0000002.pt":
+            path.unlink()
+    half = choose_machine(RuntimeConfig(device="cpu", precision="bf16"))
+    run(image_folder, tmp_path / "out", half)
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "was trained in fp32, goes on in bf16" in said
+    assert "runtime.precision=fp32" in said
+
+
 def test_another_config_is_not_resumed(image_folder, tmp_path, machine):
     run(image_folder, tmp_path, machine)
     with pytest.raises(
