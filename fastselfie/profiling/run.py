@@ -144,7 +144,8 @@ def _profile_steps(
                         with phase("logging"):
                             log.advance(done)
                             if done % config.pretrain.log_every == 0:
-                                log.write(done, **step.read()._asdict())
+                                means = step.read()
+                                log.write(done, loss=means.loss, accuracy=means.accuracy)
                         process.append((time.perf_counter() - began, _resident_bytes()))
                     if cuda:
                         torch.cuda.synchronize()  # the window ends when the work does
