@@ -193,9 +193,35 @@ def reliability(results: list[dict[str, Any]]) -> str:
     lines += [
         "",
         f"Seed {result['seed']}, {machine['processor']}, {machine['cores']} cores, torch "
-        f"{machine['torch']}; `python {result['protocol']['command'].removeprefix('python ')}`.",
+        f"{machine['torch']}: `benchmarks/reliability.py`.",
     ]
+    if "paper" in result["parts"]:
+        lines += ["", *_many_ranks(result["parts"]["paper"])]
     return "\n".join(lines)
+
+
+def _many_ranks(paper: dict[str, Any]) -> list[str]:
+    lines = [
+        "| GPUs, on paper | all-reduce | not hidden by the backward pass | waiting for the slowest "
+        "| of one GPU's rate, each | start | a save, of a step's time |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in paper["ranks"]:
+        cells = [
+            f"{row['ranks']}, {row['link']}", f"{row['all_reduce_ms']:.1f} ms",
+            f"{row['exposed_ms']:.1f} ms", f"{row['waiting_ms']:.1f} ms",
+            f"{row['efficiency']:.0%}", f"{row['start_s']:.0f} s",
+            f"{row['checkpoint_share']:.3%}",
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    inputs = paper["inputs"]
+    return [
+        *lines,
+        "",
+        f"Estimated, not measured: in224 with {inputs['images_a_gpu']} images a step on an H100 "
+        f"({inputs['step_s'] * 1e3:.0f} ms by `--plan`), 25 M bf16 gradients in a ring.",
+        "Formula and inputs are in the result; the spread of steps is that of this shared CPU.",
+    ]
 
 
 def _memory(part: dict[str, Any]) -> str:
