@@ -85,13 +85,14 @@ def loaders(results: dict[str, dict[str, Any]]) -> str:
     if both is not None and both["step"]["max"] < 1.5 * both["step"]["min"]:
         # A step whose rounds differ more than that was measured beside other programs.
         rates = {name: f"{both[name]['median']:,.0f}" for name in ("loader", "step", "e2e")}
-        share = both["e2e_share_of_binding"]["median"]
+        share = both["e2e_share_of_binding"]
         lines += [
             "",
             f"`configs/{both['config']}.yaml` on the same file: the loader alone gives "
             f"{rates['loader']} images/s, the step alone {rates['step']}, both together on the "
-            f"same cores {rates['e2e']}: the {both['binding']} binds. That is {share:.0%} of what "
-            f"it gives on the cores that decoding leaves it; {both['waiting']['median']:.1%} of a "
+            f"same cores {rates['e2e']}: the {both['binding']} binds. That is "
+            f"{share['median']:.0%} ({share['min']:.0%} to {share['max']:.0%}) of what it gives on "
+            f"the cores that decoding leaves it; {both['waiting']['median']:.1%} of a "
             "step goes by waiting for data.",
         ]
     return "\n".join(lines)
