@@ -40,7 +40,8 @@ class RunLog:
         self.title = title
         if leads:
             folder.mkdir(parents=True, exist_ok=True)
-            kept = [line for line in read_log(self.path) if line["step"] <= start]
+            # What begins at 0 measures that step again too.
+            kept = [line for line in read_log(self.path) if start and line["step"] <= start]
             write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
         self._board = _tensorboard(folder / "tensorboard", start) if leads else None

@@ -28,6 +28,14 @@ def test_a_resumed_run_writes_its_lines_once(tmp_path):
     assert [(x["step"], x["loss"]) for x in lines] == [(1, 1), (2, 2), (3, 3), (4, 40)]
 
 
+def test_a_run_killed_before_its_first_checkpoint_begins_its_log_anew(tmp_path):
+    for _ in range(2):
+        with RunLog(tmp_path, "t", 10, start=0) as log:
+            log.write(0, heldout_loss=1.0)
+            log.write(1, loss=1.0)
+    assert [line["step"] for line in read_log(tmp_path / "log.jsonl")] == [0, 1]
+
+
 def test_without_tensorboard_the_log_still_is(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
     with RunLog(tmp_path, "pretrain", 10, 0) as log:
