@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from slim_run import SlimRun, result_of, stage_folder, weights_digest
+from slim_run import SlimRun, result_of, stage_folder, straight_run, weights_digest
 
 from fastselfie import rng
 from fastselfie.checkpoint import LATEST, load_checkpoint, newest_checkpoint, step_paths
@@ -35,10 +35,13 @@ def flip_bits(path: Path, draws: random.Random) -> None:
 
 def zero_page(path: Path, draws: random.Random) -> None:
     """As a disk leaves what it never wrote."""
-    data = bytearray(path.read_bytes())
-    begin = draws.randrange(0, len(data), _PAGE)
-    data[begin : begin + _PAGE] = bytes(len(data[begin : begin + _PAGE]))
-    path.write_bytes(data)
+    data = path.read_bytes()
+    zeroed = data
+    while zeroed == data:  # there are pages of zeros
+        begin = draws.randrange(0, len(data), _PAGE)
+        page = data[begin : begin + _PAGE]
+        zeroed = data[:begin] + bytes(len(page)) + data[begin + len(page) :]
+    path.write_bytes(zeroed)
 
 
 def remove(path: Path, draws: random.Random) -> None:
@@ -48,7 +51,8 @@ def remove(path: Path, draws: random.Random) -> None:
 
 def swap(path: Path, draws: random.Random) -> None:
     """Its name and another checkpoint's exchanged."""
-    other = draws.choice([p for p in sorted(path.parent.glob("*.pt")) if p != path])
+    others = [p for p in sorted(path.parent.glob("*.pt")) if not p.samefile(path)]
+    other = draws.choice(others)
     aside = path.with_suffix(".aside")
     path.rename(aside)
     other.rename(path)
@@ -66,7 +70,7 @@ def damaged_checkpoints(slim: SlimRun, wanted: int, seed: int) -> dict[str, Any]
     recovered: a good one was loaded; older: of these an older one than the newest saved. refused:
     an error in a line. loaded_bad: what nobody saved was taken for good.
     """
-    source = slim.folder / "straight-1"
+    source = straight_run(slim)
     good = {
         path.name: weights_digest(load_checkpoint(path)["model"])
         for path in step_paths(stage_folder(source)).values()

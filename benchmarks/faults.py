@@ -20,6 +20,7 @@ from slim_run import (
     processes_naming,
     result_of,
     start,
+    straight_run,
     wait_for_save,
     wait_for_training,
 )
@@ -75,8 +76,7 @@ def kills(slim: SlimRun, wanted: int, seed: int) -> dict[str, Any]:
             if wait_for_training(process, out, began):
                 time.sleep(draws.uniform(0, span / asked))
                 if draws.random() < 0.5:
-                    wait_for_save(process, out, span / asked)
-                    saving += 1
+                    saving += wait_for_save(process, out, span / asked)
                 made += process.poll() is None
                 process.kill()
             process.wait()
@@ -102,7 +102,7 @@ def terminations(slim: SlimRun, wanted: int, seed: int) -> dict[str, Any]:
                 sent = time.monotonic()
                 if process.poll() is None:
                     process.terminate()
-                    status = process.wait()
+                    status = _left(process)
                     took.append(time.monotonic() - sent)
                     made += 1
                     if status not in (143, 0) or took[-1] > _LEAVES:
@@ -114,6 +114,15 @@ def terminations(slim: SlimRun, wanted: int, seed: int) -> dict[str, Any]:
     chains.run(chain)
     slowest = round(max(took, default=0.0), 2)
     return {"made": chains.made, "runs": chains.begun, "slowest_s": slowest, "lost": chains.lost}
+
+
+def _left(process: subprocess.Popen[bytes]) -> int | None:
+    """The status that a process leaves with; None, and it is killed, where it does not."""
+    try:
+        return process.wait(timeout=2 * _LEAVES)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return None
 
 
 def prepares(slim: SlimRun, wanted: int, seed: int) -> dict[str, Any]:
@@ -158,12 +167,15 @@ def dead_ranks(slim: SlimRun, wanted: int, seed: int) -> dict[str, Any]:
         out, made = slim.folder / f"ranks-{number}", 0
         command = slim.train(out, ranks=ranks, restarts=asked)
         process = start(command, slim.folder / f"ranks-{number}.txt")
+        before: set[int] = set()
         for _ in range(asked):
-            if not wait_for_training(process, out, time.time()):
+            if not _wait_for_others(process, before) or not wait_for_training(
+                process, out, time.time()
+            ):
                 break
             time.sleep(draws.uniform(0, spans[ranks] / asked))
-            living = sorted(children_of(process.pid))
-            made += bool(living) and kill(draws.choice(living))
+            before = set(children_of(process.pid))
+            made += bool(before) and kill(draws.choice(sorted(before)))
         try:
             status = process.wait(timeout=300)
         except subprocess.TimeoutExpired:
@@ -177,11 +189,19 @@ def dead_ranks(slim: SlimRun, wanted: int, seed: int) -> dict[str, Any]:
     return {"made": chains.made, "runs": chains.begun, "ranks": [2, 4], "lost": chains.lost}
 
 
+def _wait_for_others(process: subprocess.Popen[bytes], before: set[int]) -> bool:
+    """Until torchrun has other children than `before`; False where it ended first."""
+    while process.poll() is None:
+        living = set(children_of(process.pid))
+        if living and not living & before:
+            return True
+        time.sleep(0.05)
+    return False
+
+
 def _straight(slim: SlimRun, ranks: int = 1) -> tuple[dict[str, Any], float]:
     """What the uninterrupted run comes to, and the seconds that it trains."""
-    out = slim.folder / f"straight-{ranks}"
-    if not out.exists():
-        slim.call(*slim.train(out, ranks=ranks))
+    out = straight_run(slim, ranks)
     log = (out / "pretrain" / "log.jsonl").read_text(encoding="utf-8").splitlines()
     times = [float(line.partition('"time": ')[2].partition(",")[0]) for line in (log[0], log[-1])]
     return result_of(out), times[1] - times[0]

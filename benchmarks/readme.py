@@ -220,7 +220,7 @@ def _many_ranks(paper: dict[str, Any]) -> list[str]:
         *lines,
         "",
         f"Estimated, not measured: in224 with {inputs['images_a_gpu']} images a step on an H100 "
-        f"({inputs['step_s'] * 1e3:.0f} ms by `--plan`), 25 M bf16 gradients in a ring.",
+        f"({inputs['step_s'] * 1e3:.0f} ms by `--plan`), 25 M float32 gradients in a ring.",
         "Formula and inputs are in the result; the spread of steps is that of this shared CPU.",
     ]
 

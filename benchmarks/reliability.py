@@ -69,7 +69,10 @@ def main() -> int:
     for name in options.only:
         part, since = PARTS[name], time.monotonic()
         _say(f"{part.what} ...")
-        result = part.run(slim, part.quick if options.quick else part.whole, options.seed)
+        wanted = part.quick if options.quick else part.whole
+        result = part.run(slim, wanted, options.seed)
+        if result["made"] < wanted:
+            result["lost"].append(f"only {result['made']} of {wanted} made")
         found[name] = {"what": part.what, **result, "seconds": round(time.monotonic() - since, 1)}
         shown = {k: v for k, v in found[name].items() if not isinstance(v, (list, dict))}
         _say(f"  {shown}")

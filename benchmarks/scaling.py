@@ -15,7 +15,7 @@ import numpy as np
 
 RANKS = (8, 64, 512)
 PARAMETERS = 25.08e6
-BYTES = 2 * PARAMETERS  # bf16 gradients
+BYTES = 4 * PARAMETERS  # gradients are float32, as parameters are
 _BUCKET = 25 * 2**20  # DDP's default: what cannot overlap is the last
 _BACKWARD = 2 / 3  # of a step, during which gradients travel
 

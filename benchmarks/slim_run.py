@@ -148,12 +148,27 @@ def seconds_to_start(slim: SlimRun) -> float:
     return round(seconds, 1)
 
 
-def wait_for_save(process: subprocess.Popen[bytes], out: Path, seconds: float) -> None:
-    """Until a checkpoint is being written: its temporary file is there."""
+def straight_run(slim: SlimRun, ranks: int = 1) -> Path:
+    """The folder of the uninterrupted run, made if it is not there."""
+    out = slim.folder / f"straight-{ranks}"
+    if not out.exists():
+        slim.call(*slim.train(out, ranks=ranks))
+    return out
+
+
+def wait_for_save(process: subprocess.Popen[bytes], out: Path, seconds: float) -> bool:
+    """Whether a checkpoint began to be written in time: a new temporary file of one is there."""
+    before = _unwritten(out)  # of a run that was killed before this one
     deadline = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < deadline:
-        if any(entry.name.startswith(".") for entry in os.scandir(stage_folder(out))):
-            return
+        if _unwritten(out) - before:
+            return True
+    return False
+
+
+def _unwritten(out: Path) -> set[str]:
+    names = {entry.name for entry in os.scandir(stage_folder(out))}
+    return {name for name in names if name.startswith((".step-", ".latest"))}
 
 
 def result_of(out: Path) -> dict[str, Any]:
@@ -182,7 +197,7 @@ def weights_digest(weights: dict[str, Any]) -> str:
 
 
 def processes_naming(path: Path) -> list[int]:
-    """Those with `path` on their command line, or below in the tree of one that has."""
+    """Those with `path` on their command line."""
     named = str(path).encode()
     found = []
     for entry in Path("/proc").iterdir():
@@ -191,20 +206,20 @@ def processes_naming(path: Path) -> list[int]:
                 words = (entry / "cmdline").read_bytes()
             except OSError:
                 continue
-            if named in words:
+            if named in words.split(b"\0"):
                 found.append(int(entry.name))
     return found
 
 
 def children_of(pid: int) -> Iterator[int]:
-    """Direct ones."""
+    """Direct ones that live."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 fields = (entry / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
             except OSError:
                 continue
-            if int(fields[1]) == pid:
+            if int(fields[1]) == pid and fields[0] != "Z":
                 yield int(entry.name)
 
 

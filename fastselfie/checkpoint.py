@@ -33,8 +33,12 @@ class Damaged(UserError):
     """
 
     def __init__(self, path: Path, fault: str) -> None:
+        self.path, self.what = path, fault
         self.fault = f"{path}: {fault}"
         super().__init__(f"{self.fault}: give another checkpoint")
+
+    def __reduce__(self) -> tuple[type[Damaged], tuple[Path, str]]:
+        return Damaged, (self.path, self.what)  # on its way to other processes
 
 
 class Checkpoint(NamedTuple):

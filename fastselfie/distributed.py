@@ -198,6 +198,11 @@ def ranks_of(environment: Mapping[str, str]) -> Ranks:
     return ranks
 
 
+def restarted() -> bool:
+    """Whether torchrun started this process again, after one of its group was lost."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
+
+
 def join(runtime: RuntimeConfig) -> Ranks:
     """Meet the other processes; they part when this one ends.
 

@@ -23,7 +23,7 @@ from fastselfie.data.loaders import choose_loader
 from fastselfie.data.sources import Dataset, open_dataset
 from fastselfie.data.subsets import keep_labels
 from fastselfie.device import Machine, choose_machine
-from fastselfie.distributed import Ranks, join
+from fastselfie.distributed import Ranks, join, restarted
 from fastselfie.doctor import environment
 from fastselfie.errors import UserError
 from fastselfie.finetune import finetune, finetuning_stage, labelled
@@ -52,6 +52,8 @@ def train(config: Config, stage: str, resume: str, out: Path) -> dict[str, Any] 
     """
     began = time.time()
     ranks = join(config.runtime)
+    if restarted():
+        resume = "auto"  # what `never` moved aside, or a path copied, is done
     console.quiet = not ranks.leads
     with ranks.as_one():
         machine, dataset = _open(config, stage, resume, out, ranks)

@@ -61,7 +61,7 @@ class Saver:
         """
         self.wait()
         copy, ready = _copied(state), None
-        if torch.cuda.is_available():
+        if any(value.is_cuda for value in state["model"].values()):
             ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ready.record()
         # A daemon, so that a second Ctrl-C need not wait for a disk.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastselfie.data.beton import IMAGE_MODES, BetonReader
+from fastselfie.data.beton import IMAGE_MODES, BetonError, BetonReader
 from fastselfie.data.beton_writer import BetonWriter
 from fastselfie.data.skipped import SkipList, skip_list_of, skipped_lines
 from fastselfie.errors import UserError
@@ -63,6 +64,9 @@ def _append(writer: BetonWriter, parts: Sequence[_Part]) -> None:
         if number < done:
             continue
         data, mode = reader.image(k).tobytes(), _MODES[int(reader.mode[k])]
+        if reader.crc32 is None or zlib.crc32(data) != reader.crc32[k]:
+            # The writer would sum the damaged bytes, and nobody could tell any more.
+            raise BetonError(f"{reader.path}: sample {k} is damaged: copy or prepare it again")
         shape = int(reader.width[k]), int(reader.height[k])
         writer.append(data, mode, *shape, int(reader.label[k]))
 

@@ -19,8 +19,9 @@ class SkipList:
         self.path = skip_list_of(out)
         if not self.path.exists():
             return
-        lines = self.path.read_text(encoding="utf-8", errors="surrogateescape").splitlines(True)
-        kept = [line for line in lines if line.endswith("\n") and _number(line) < next_source]
+        lines = self.path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
+        # The last is empty, or cut by a kill.
+        kept = [f"{line}\n" for line in lines[:-1] if _number(line) < next_source]
         if kept:
             aside = self.path.with_name(self.path.name + ".partial")
             aside.write_text("".join(kept), encoding="utf-8", errors="surrogateescape")
@@ -47,7 +48,8 @@ def skipped_lines(path: Path) -> Iterator[tuple[int, str, str]]:
     """(number in the source, name, reason) of each line; none where there is no list."""
     if not path.exists():
         return
-    for line in path.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+    # Not splitlines, which takes what may stand in a name for the end of a line.
+    for line in path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")[:-1]:
         number, name, reason = line.split("\t", 2)
         yield int(number), name, reason
 

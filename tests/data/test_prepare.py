@@ -403,3 +403,16 @@ def test_parts_that_make_no_whole_are_refused(folder, tmp_path, parts, cli):
     for text, named in (("3", "give K/N"), ("4/3", "K from 1 to N"), ("1/99", "only 40 images")):
         result = cli("prepare", folder, "--out", out, "--shard", text)
         assert (result.status, named in result.err) == (2, True)
+
+
+def test_a_damaged_part_is_not_joined(tmp_path, parts, cli):
+    reader = BetonReader(parts[1])
+    with open(parts[1], "r+b") as file:
+        file.seek(int(reader.offset[3]) + 40)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+    result = cli("join", *parts, "--out", tmp_path / "joined.beton")
+    assert result.status == 2
+    assert "part-2.beton: sample 3 is damaged" in result.err.replace("\n", " ")
+    assert not (tmp_path / "joined.beton").exists()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import pickle
 import random
 import shutil
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from conftest import tiny_config
 
 from fastselfie import saver
 from fastselfie.atomic import link_atomically, write_atomically
-from fastselfie.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from fastselfie.checkpoint import Damaged, load_checkpoint, newest_checkpoint, save_checkpoint
 from fastselfie.config import CheckpointConfig
 from fastselfie.data.sources import open_dataset
 from fastselfie.errors import UserError
@@ -237,3 +239,8 @@ def test_a_run_goes_on_from_before_the_damage_to_the_same_end(
     for name, value in network.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
     assert load_checkpoint(tmp_path / "latest.pt")["step"] == 4
+
+
+def test_a_fault_can_travel_to_other_processes():
+    fault = pickle.loads(pickle.dumps(Damaged(Path("a.pt"), "cut short")))
+    assert (str(fault), fault.fault) == (str(Damaged(Path("a.pt"), "cut short")), "a.pt: cut short")
