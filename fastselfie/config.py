@@ -295,8 +295,8 @@ class CheckpointConfig(_Section):
     )
     on_error: Literal["stop", "continue"] = Field(
         "stop",
-        description="one that cannot be written (a full or read-only disk): stop ends the run; "
-        "continue says so in a line and trains on",
+        description="a checkpoint, log line or picture that cannot be written (a full or read-only "
+        "disk): stop ends the run; continue says so in a line and trains on",
     )
 
 

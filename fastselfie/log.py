@@ -30,14 +30,23 @@ class RunLog:
     """Log of one stage, a context manager: `folder`/log.jsonl, TensorBoard files, a bar.
 
     Opening it for a run resumed at `start` drops the lines after that step, which the run will
-    write again. leads: whether this process writes; where it does not, lines go nowhere.
+    write again. leads: whether this process writes; where it does not, lines go nowhere. on_error:
+    of a line that the disk refuses, see `CheckpointConfig.on_error`.
     """
 
     def __init__(
-        self, folder: Path, title: str, steps: int, start: int, leads: bool = True
+        self,
+        folder: Path,
+        title: str,
+        steps: int,
+        start: int,
+        leads: bool = True,
+        on_error: str = "stop",
     ) -> None:
         self.path = folder / "log.jsonl" if leads else Path(os.devnull)
         self.title = title
+        self.on_error = on_error
+        self._refused = False
         if leads:
             folder.mkdir(parents=True, exist_ok=True)
             # What begins at 0 measures that step again too.
@@ -67,9 +76,11 @@ class RunLog:
         trace: TracebackType | None,
     ) -> None:
         self._progress.stop()
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
+        with self._bearing():
+            self._file.close()  # which writes what was refused, where there is room again
+        with self._bearing():
+            if self._board is not None:
+                self._board.close()
 
     def advance(self, step: int) -> None:
         self._progress.update(self._task, completed=step)
@@ -77,15 +88,32 @@ class RunLog:
     def write(self, step: int, **values: float) -> None:
         """One line of numbers: to the file, to TensorBoard, and beside the bar."""
         line = {"step": step, "time": time.time(), **values}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+        with self._bearing():
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        with self._bearing():
+            if self._board is not None:
+                for name, value in values.items():
+                    self._board.add_scalar(name, value, step)
         note = "  ".join(_shown(name, value) for name, value in values.items())
         if "images_per_s" in values:  # beside the bar stands how training goes
             self._progress.update(self._task, completed=step, note=note)
         if not console.is_terminal:
             say(f"{self.title} step {step}  {note}")
+
+    @contextmanager
+    def _bearing(self) -> Iterator[None]:
+        """An error of the disk ends the run, or under continue is told once."""
+        try:
+            yield
+        except OSError as error:
+            if self.on_error == "stop":
+                raise OSError(error.errno, error.strerror, str(self.path)) from error
+            if not self._refused:
+                say(
+                    f"warning: {self.path}: {error.strerror}: lines are missing in it, "
+                    "checkpoint.on_error is continue"
+                )
+            self._refused = True
 
 
 class Window:

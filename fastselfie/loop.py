@@ -98,8 +98,9 @@ def fit(
         return progress.metrics
     _say_what_differs(stage, step, loader, progress)
     consumed = progress.done * settings.batch_size
+    on_error = stage.config.checkpoint.on_error
     with (
-        RunLog(folder, stage.kind, settings.steps, progress.done, ranks.leads) as log,
+        RunLog(folder, stage.kind, settings.steps, progress.done, ranks.leads, on_error) as log,
         deferred_signals() as pending,
         Saver(folder, stage.config.checkpoint, progress.done) as saver,
         closing(loader.train(consumed, settings.batch_size, patches, ranks)) as batches,
@@ -231,7 +232,8 @@ class _Training:
         own = self.loader.skipped - self._known_bad
         if skipped := self._known_bad + int(self.ranks.summed(own)[0]):
             values["skipped"] = skipped
-        self.log.write(self.progress.done, **values)
+        with self.ranks.as_one():
+            self.log.write(self.progress.done, **values)
 
     def _evaluate(self) -> None:
         done = self.progress.done
@@ -241,7 +243,8 @@ class _Training:
         with self.ranks.as_one():
             _require_finite(self.stage, done, metrics["heldout_loss"], self.saver.folder / LATEST)
         self.progress.metrics, self.progress.owed = metrics, False
-        self.log.write(done, **metrics)
+        with self.ranks.as_one():
+            self.log.write(done, **metrics)
 
     def _save(self) -> None:
         unread = self._unread()

@@ -13,6 +13,7 @@ from fastselfie.data.loaders import Batch, Loader, build_loader
 from fastselfie.data.sources import Dataset
 from fastselfie.device import Machine, total_memory
 from fastselfie.evaluate import Pixels, evaluating, pretext_accuracy
+from fastselfie.log import say
 from fastselfie.loop import Stage, fit
 from fastselfie.memory import estimate_pretraining
 from fastselfie.models.resnet import ResNetV2
@@ -85,7 +86,15 @@ def pretrain(
     def evaluate(done: int) -> dict[str, float]:
         with machine.ranks.as_one():
             if done in pictured and machine.ranks.leads:
-                _take_picture(model, held_out, pixels, machine, folder / PICTURES, done)
+                try:
+                    _take_picture(model, held_out, pixels, machine, folder / PICTURES, done)
+                except OSError as error:
+                    if config.checkpoint.on_error == "stop":
+                        raise
+                    say(
+                        f"warning: {folder / PICTURES}: {error.strerror}: the picture of step "
+                        f"{done} is not written, checkpoint.on_error is continue"
+                    )
         return pretext_accuracy(
             model, held_out, pixels, machine, config.patches, settings.eval_images
         )

@@ -6,7 +6,7 @@ import errno
 import os
 import resource
 import subprocess
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ import torch
 from fastselfie.checkpoint import load_checkpoint, newest_checkpoint
 from fastselfie.config import CheckpointConfig
 from fastselfie.errors import UserError
+from fastselfie.log import RunLog, read_log
 from fastselfie.saver import Saver
 
 SIZE = 400_000  # bytes of a checkpoint
@@ -21,7 +22,8 @@ ROOM = 1_000_000  # of the disk: two fit, and not a third beside them
 
 
 def state(step):
-    return {"kind": "pretrain", "step": step, "w": torch.full((SIZE // 4,), float(step))}
+    weights = {"w": torch.full((SIZE // 4,), float(step))}
+    return {"kind": "pretrain", "step": step, "model": weights}
 
 
 @contextmanager
@@ -84,6 +86,30 @@ def test_a_full_disk(tmp_path, capsys, policy):
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
             writer.save(state(5))
         assert load_checkpoint(folder / "latest.pt")["step"] == 5
+
+
+@pytest.mark.parametrize("policy", ["stop", "continue"])
+def test_a_log_on_a_full_disk(tmp_path, capsys, policy):
+    line = {f"v{i}": 1.0 for i in range(1000)}  # longer than what is left of a page
+    folder = tmp_path / "disk"
+    with small_disk(folder) as mounted:
+        log = RunLog(folder, "t", 10, 0, on_error=policy)
+        with log, pytest.raises(OSError, match="log") if policy == "stop" else nullcontext():
+            log.write(1, **line)
+            if mounted:
+                with suppress(OSError), open(folder / "other", "wb", buffering=0) as other:
+                    while True:
+                        other.write(bytes(4096))
+            else:
+                size = (folder / "log.jsonl").stat().st_size
+                resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+            log.write(2, **line)
+            log.write(3, **line)
+            (folder / "other").unlink(missing_ok=True)
+        steps = [each["step"] for each in read_log(folder / "log.jsonl")]
+    said = capsys.readouterr().err
+    assert steps[0] == 1
+    assert said.count("lines are missing") == (policy == "continue")
 
 
 @pytest.mark.parametrize("call", ["open", "fsync", "replace", "link"])
