@@ -136,6 +136,7 @@ class Ranks:
         faults: list[Exception | None] = [None] * self.world
         dist.all_gather_object(faults, fault)
         if self.leads:
+            _leave_without_the_others()
             raise fault or next(error for error in faults if error is not None)
         self.leave_after_the_leader(2)
 
@@ -146,6 +147,7 @@ class Ranks:
         line to say or a file to write.
         """
         if self.leads:
+            _leave_without_the_others()
             return
         with suppress(RuntimeError):  # which is how the end of its connection is told
             dist.all_reduce(torch.zeros(1))
@@ -196,6 +198,12 @@ def ranks_of(environment: Mapping[str, str]) -> Ranks:
     if ranks.rank >= ranks.world:
         raise UserError(f"RANK={ranks.rank}: must be below WORLD_SIZE={ranks.world}")
     return ranks
+
+
+def _leave_without_the_others() -> None:
+    """Where they wait for this process's end, NCCL's orderly one would wait for them."""
+    if torch.cuda.is_available():
+        atexit.unregister(dist.destroy_process_group)
 
 
 def restarted() -> bool:

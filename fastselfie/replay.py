@@ -64,7 +64,8 @@ class Replay:
 def replay_step(path: Path) -> Replay:
     """Run the step that `path` describes from the very state that it began from.
 
-    Not compiled, so that every activation can be looked at. The weights are not updated.
+    Not compiled, so that every activation can be looked at. The weights are not updated. Of several
+    processes' batch one process runs it all: batch norm sees other parts, dropout drops others.
 
     Raises:
         UserError: another file, or its images are not there as they were.
