@@ -27,6 +27,8 @@ from slim_run import (
 
 _A_CHAIN = 5  # kills of one run
 _LEAVES = 30.0  # seconds that a run asked to leave may take
+# Done already; left after saving; ended at once, after training, where nothing is to be saved.
+_STATUSES = (0, 128 + signal.SIGTERM, -signal.SIGTERM)
 
 
 class Chains:
@@ -105,7 +107,7 @@ def terminations(slim: SlimRun, wanted: int, seed: int) -> dict[str, Any]:
                     status = _left(process)
                     took.append(time.monotonic() - sent)
                     made += 1
-                    if status not in (143, 0) or took[-1] > _LEAVES:
+                    if status not in _STATUSES or took[-1] > _LEAVES:
                         lost.append(f"{out.name}: left with {status} after {took[-1]:.1f} s")
             process.wait()
         return made, lost + _ends_as(straight, slim, out, slim.train(out))

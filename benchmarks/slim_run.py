@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 
 IMAGES, SIDE = 240, 48
-STARTS = 60.0  # seconds that a process may take until it trains
+STARTS = 180.0  # seconds that a process may take until it trains
 _STAGE = "pretrain"
 
 
