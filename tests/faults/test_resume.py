@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 
@@ -75,8 +74,6 @@ def test_a_run_that_was_left_ends_as_the_straight_one(
     beton, image_folder, tmp_path, machine, monkeypatch, loader, crop, workers, other, step
 ):
     """With another number of workers afterwards."""
-    if loader == "dali" and importlib.util.find_spec("nvidia.dali") is None:
-        pytest.skip("DALI is an extra")
     train = image_folder if loader == "folder" else beton
     if loader != "folder" and crop == "pad":  # small raw images, as the shift wants them
         train = write_beton(tmp_path / "b.beton", [picture(i) for i in range(20)], [0, 1] * 10)
