@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from slim_run import SlimRun, result_of, stage_folder, straight_run, weights_digest
 
-from fastselfie import rng
 from fastselfie.checkpoint import LATEST, load_checkpoint, newest_checkpoint, step_paths
 from fastselfie.data.beton import BetonReader
+from fastselfie.data.loaders.base import SampleStream
 from fastselfie.errors import UserError
 
 _PAGE = 4096
@@ -132,7 +132,7 @@ def damaged_images(slim: SlimRun, seed: int) -> dict[str, Any]:
     slim.call(*slim.train(out, *data, "data.on_error=skip"))
     config = _settings(slim)
     batch, steps = config["pretrain"]["batch_size"], config["pretrain"]["steps"]
-    drawn = _drawn(count, config["seed"], batch * steps)
+    drawn = SampleStream(count, config["seed"]).take(0, batch * steps).samples
     expected = int(np.isin(drawn, bad).sum())
     last = [json.loads(line) for line in
             (stage_folder(out) / "log.jsonl").read_text(encoding="utf-8").splitlines()]  # fmt: skip
@@ -153,9 +153,3 @@ def _settings(slim: SlimRun) -> dict[str, Any]:
 
     values: dict[str, Any] = yaml.safe_load(slim.config.read_text(encoding="utf-8"))
     return values
-
-
-def _drawn(count: int, seed: int, samples: int) -> Any:
-    """The first `samples` of the stream: epoch after epoch, each in its order."""
-    epochs = -(-samples // count)
-    return np.concatenate([rng.epoch_order(seed, e, count) for e in range(epochs)])[:samples]
