@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from fastselfie.data.beton import IMAGE_MODES, BetonError, BetonReader
 from fastselfie.data.beton_writer import BetonWriter
+from fastselfie.data.prepare import check_out
 from fastselfie.data.skipped import SkipList, skip_list_of, skipped_lines
 from fastselfie.errors import UserError
 
@@ -34,10 +35,7 @@ def join(paths: Sequence[Path], out: Path) -> dict[str, Any]:
         UserError: parts are missing, doubled, or of another source or other options; `out` exists.
         BetonError: a part is damaged.
     """
-    if out.exists():
-        raise UserError(f"{out}: exists already: move it away or choose another --out")
-    if out.suffix != ".beton":
-        raise UserError(f"{out}: --out must end in .beton, by which the file is known as one")
+    check_out(out)
     parts = _in_order(paths)
     first = parts[0].reader
     note = {key: value for key, value in first.info.items() if key != "shard"}

@@ -121,12 +121,21 @@ def check(path: Path) -> Iterator[str]:
         yield from verify(path, bar.track(range(total), task_id=task))
 
 
-def _check(out: Path, options: Options) -> None:
-    recoding, size = options.recoding, options.page_size
+def check_out(out: Path) -> None:
+    """Whether a new set may be called `out`.
+
+    Raises:
+        UserError: another file's kind of name, or there is one.
+    """
     if out.suffix != ".beton":
         raise UserError(f"{out}: --out must end in .beton, by which the file is known as one")
     if out.exists():
         raise UserError(f"{out}: exists already: move it away or choose another --out")
+
+
+def _check(out: Path, options: Options) -> None:
+    recoding, size = options.recoding, options.page_size
+    check_out(out)
     if not 4096 <= size <= 1 << 31 or size & (size - 1):
         raise UserError(f"--page-size {size}: give a power of two from 4096 to 2147483648")
     if recoding.quality is not None and not 1 <= recoding.quality <= 100:
