@@ -74,6 +74,7 @@ def main() -> int:
         if result["made"] < wanted:
             result["lost"].append(f"only {result['made']} of {wanted} made")
         found[name] = {"what": part.what, **result, "seconds": round(time.monotonic() - since, 1)}
+        found[name]["command"] = command()  # parts of one file may be of several calls
         shown = {k: v for k, v in found[name].items() if not isinstance(v, (list, dict))}
         _say(f"  {shown}")
         for line in result["lost"]:
@@ -108,7 +109,7 @@ def _write(options: argparse.Namespace, found: dict[str, Any], began: str) -> No
         "quick": options.quick,
         "parts": {name: found[name] for name in (*PARTS, "paper") if name in found},
         "environment": environment(1) | {"began": began},
-        "protocol": {"command": command(), "notes": (__doc__ or "").split("\n\n")[-1].strip()},
+        "protocol": {"notes": (__doc__ or "").split("\n\n")[-1].strip()},
     }
     Path(options.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 

@@ -221,3 +221,18 @@ def total_memory(device: torch.device) -> int:
     if limit.isdigit():
         available = min(available, int(limit))
     return available // ranks_of(os.environ).local_world
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """Torch's own generators, of the host and of `device`: dropout draws from them."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Put back what `random_state` gave, on this machine or one without its GPU."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

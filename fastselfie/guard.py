@@ -10,13 +10,14 @@ state before the offence, however late it is read.
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fastselfie.config import StageConfig
 from fastselfie.data.loaders import Index
+from fastselfie.device import random_state
 
 NONFINITE = "nonfinite"  # the kind of the file that an offence leaves
 
@@ -98,18 +99,3 @@ class Guard:
     def _flat_statistics(self) -> list[Tensor]:
         """A copy, a tensor for each dtype: a hundred small copies would cost a launch each."""
         return [torch.cat([b.flatten() for b in group]) for group in self._statistics]
-
-
-def random_state(device: torch.device) -> dict[str, Any]:
-    """Torch's own generators, of the host and of `device`: dropout draws from them."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Put back what `random_state` gave, on this machine or one without its GPU."""
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)

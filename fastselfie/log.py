@@ -1,4 +1,4 @@
-"""What a run says while it goes: a progress bar, log.jsonl and TensorBoard."""
+"""What a run says while it goes: a progress bar, log.jsonl, TensorBoard, and the rates in them."""
 
 from __future__ import annotations
 

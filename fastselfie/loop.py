@@ -23,8 +23,9 @@ from fastselfie.checkpoint import (
 )
 from fastselfie.config import Config, StageConfig, differing_keys
 from fastselfie.data.loaders import Batch, Index, Loader
+from fastselfie.device import random_state, set_random_state
 from fastselfie.errors import UserError
-from fastselfie.guard import NONFINITE, Offence, random_state, set_random_state
+from fastselfie.guard import NONFINITE, Offence
 from fastselfie.interrupt import Interrupted, Pending, deferred_signals
 from fastselfie.log import RunLog, Window, say
 from fastselfie.phases import phase

@@ -15,10 +15,10 @@ from fastselfie.checkpoint import load_checkpoint, load_weights
 from fastselfie.config import Config
 from fastselfie.data.loaders import Batch, Index, build_loader
 from fastselfie.data.sources import Dataset, Source, open_dataset
-from fastselfie.device import Machine, choose_machine
+from fastselfie.device import Machine, choose_machine, set_random_state
 from fastselfie.errors import UserError
 from fastselfie.finetune import build_finetuning, finetuning_stage, labelled
-from fastselfie.guard import NONFINITE, set_random_state
+from fastselfie.guard import NONFINITE
 from fastselfie.pretrain import build_pretraining
 from fastselfie.step import TrainStep
 
