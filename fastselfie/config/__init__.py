@@ -47,6 +47,12 @@ class Config(Section):
     runtime: RuntimeConfig = Field(RuntimeConfig(), json_schema_extra=FREE)
 
     @property
+    def pretraining_data(self) -> DataConfig:
+        """`data`, as pretraining sees it."""
+        mode = self.pretrain.pad_mode
+        return self.data if mode is None else self.data.model_copy(update={"pad_mode": mode})
+
+    @property
     def grid(self) -> int:
         """Patches along a side."""
         return self.data.image_size // self.model.patch_size

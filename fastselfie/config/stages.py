@@ -59,6 +59,9 @@ class StageConfig(Section):
 class PretrainConfig(StageConfig):
     """Selfie pretraining: the labels are not used."""
 
+    pad_mode: Literal["zero", "reflect", "none"] | None = Field(
+        None, description="data.pad_mode of pretraining alone; null: the same in both stages"
+    )
     eval_images: PositiveInt = Field(
         2_048, description="held-out images for the pretext accuracy", json_schema_extra=FREE
     )
