@@ -36,6 +36,8 @@ host = Pybind11Extension(
 setup(
     packages=[
         "fastselfie",
+        "fastselfie.cli",
+        "fastselfie.config",
         "fastselfie.data",
         "fastselfie.data.loaders",
         "fastselfie.models",

@@ -79,8 +79,9 @@ def pretrain(
     settings = config.pretrain
     model, pixels, step = build_pretraining(config, machine)
     with machine.ranks.as_one():
-        train = build_loader(dataset.train, config.data, config.seed, machine.device)
-        held_out = build_loader(dataset.held_out, config.data, config.seed, machine.device)
+        data = config.pretraining_data
+        train = build_loader(dataset.train, data, config.seed, machine.device)
+        held_out = build_loader(dataset.held_out, data, config.seed, machine.device)
     pictured = frozenset((*settings.picture_steps, settings.steps))
 
     def evaluate(done: int) -> dict[str, float]:

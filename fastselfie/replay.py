@@ -80,7 +80,8 @@ def replay_step(path: Path) -> Replay:
         raise UserError(f"{path}: its images ({config.data.train}) are not those of the run now")
     step, source, patches = _build(record["stage"], config, dataset, machine)
     load_weights(step.model, record["model"], path)
-    loader = build_loader(source, config.data, config.seed, machine.device)
+    data = config.pretraining_data if record["stage"] == "pretrain" else config.data
+    loader = build_loader(source, data, config.seed, machine.device)
     index = Index(record["samples"].numpy(), record["epochs"].numpy())
     batch = loader.again(index, patches)
     set_random_state(record["random"], machine.device)

@@ -94,14 +94,21 @@ def test_a_missing_file_is_named(tmp_path):
         load_config(tmp_path / "nothing.yaml")
 
 
-def test_only_keys_that_matter_differ(tiny):
-    def dump(config: Config):
-        return config.model_dump(mode="json")
+def dump(config: Config):
+    return config.model_dump(mode="json")
 
+
+def test_only_keys_that_matter_differ(tiny):
     changed = tiny(data={"workers": 3, "flip": False}, pretrain={"lr": 0.3, "log_every": 9})
     keys = differing_keys(dump(tiny()), dump(changed), ("data", "pretrain"))
     assert [key.split()[0] for key in keys] == ["data.flip", "pretrain.lr"]
     assert differing_keys(dump(tiny()), dump(changed), ("model",)) == []
+
+
+def test_a_key_that_an_older_run_lacks_had_todays_default(tiny):
+    zero = dump(tiny(data={"pad_mode": "zero"}))
+    reflect = dump(tiny(data={"pad_mode": "reflect"}))
     older = dump(tiny())
-    del older["data"]["pad_mode"]
-    assert "data.pad_mode" in differing_keys(older, dump(tiny()), ("data",))[0]
+    del older["data"]["pad_mode"], older["checkpoint"], older["finetune"]["control"]
+    assert differing_keys(older, zero, list(older)) == []
+    assert "data.pad_mode" in differing_keys(older, reflect, list(older))[0]

@@ -88,8 +88,9 @@ def test_imports_only_from_its_floor_or_below(path):
 
 def test_no_import_goes_in_a_circle():
     modules = {module_of(path): path for path in FILES}
+    # `from fastselfie.cli import data`, in that package's own file, names the package too.
     graph = {
-        name: {other for other in imports_of(path) if other in modules and other != "fastselfie"}
+        name: imports_of(path) & set(modules) - {"fastselfie", name}
         for name, path in modules.items()
     }
     list(TopologicalSorter(graph).static_order())
@@ -103,7 +104,7 @@ def test_kernels_are_a_leaf(path):
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)
 def test_only_the_command_line_parses_argv(path):
-    if path.name != "cli.py":
+    if "cli" not in path.parts:
         assert not imports_of(path) & {"argparse", "typer", "click", "sys.argv"}
         assert "sys.argv" not in path.read_text(encoding="utf-8")
 

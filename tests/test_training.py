@@ -89,6 +89,14 @@ def test_a_tiny_net_learns_eight_images_by_heart(tmp_path, precision):
     assert accuracy[-1] == 1.0
 
 
+def test_pretraining_may_pad_in_a_way_of_its_own(image_folder, tmp_path, machine):
+    modes = {"both": {"data": {"pad_mode": "zero"}}, "own": {"pretrain": {"pad_mode": "zero"}}}
+    for name, options in {**modes, "neither": {}}.items():
+        run(image_folder, tmp_path / name, machine, **options)
+    assert losses(tmp_path / "own") == losses(tmp_path / "both")
+    assert losses(tmp_path / "own") != losses(tmp_path / "neither")
+
+
 def test_one_seed_gives_identical_losses(image_folder, tmp_path, machine):
     for name in ("a", "b"):
         run(image_folder, tmp_path / name, machine)

@@ -55,9 +55,9 @@ def profile_config(config: Config, steps: int, out: Path, target: Target | None)
         raise UserError(f"--steps is {steps}: give at least 1")
     machine = choose_machine(config.runtime)
     source = open_dataset(config.data, config.seed).train
-    name, why = choose_loader(config.data, source, machine.device)
+    name, why = choose_loader(config.pretraining_data, source, machine.device)
     say(f"{config.name}: device {machine.device} ({machine.why}), loader {name} ({why})")
-    loader = build_loader(source, config.data, config.seed, machine.device)
+    loader = build_loader(source, config.pretraining_data, config.seed, machine.device)
     step = build_pretraining(config, machine).step
     try:
         out.mkdir(parents=True, exist_ok=True)  # before the minutes that measuring may take

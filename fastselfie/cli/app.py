@@ -1,0 +1,32 @@
+"""The program that the commands register with."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fastselfie import __version__
+
+app = typer.Typer(
+    name="fastselfie",
+    help="Selfie pretraining (arXiv 1906.02940): train, evaluate, and see what it learned.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print and leave.")
+    ] = False,
+) -> None:
+    del version

@@ -1,0 +1,117 @@
+"""Commands that train: train, profile, replay."""
+
+from __future__ import annotations
+
+import json
+import os
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastselfie.cli.app import app
+
+
+class StageName(str, Enum):
+    """Which part of a run `train` does."""
+
+    pretrain = "pretrain"
+    finetune = "finetune"
+    all = "all"
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="A YAML file, for example configs/in224.yaml.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[key=value]...", help="Replace values.")
+    ] = None,
+    stage: Annotated[StageName, typer.Option(help="Which stages to run.")] = StageName.all,
+    resume: Annotated[
+        str, typer.Option(help="auto: go on from --out; never: anew; or a run or checkpoint.")
+    ] = "auto",
+    out: Annotated[Path | None, typer.Option(help="The run's folder; default runs/NAME.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be done; touch nothing.")
+    ] = False,
+) -> None:
+    """Pretrain, then finetune and train the control, as CONFIG says; goes on by itself.
+
+    The last line on standard output is JSON with the run's figures.
+    """
+    from fastselfie.configfile import load_config
+
+    settings = load_config(config, overrides or ())
+    folder = out or Path("runs") / settings.name
+    if dry_run:
+        from rich.console import Console
+
+        from fastselfie.plan import print_plan
+
+        print_plan(settings, folder, Console(highlight=False))
+        return
+    from fastselfie import run
+    from fastselfie.interrupt import Interrupted
+
+    try:
+        summary = run.train(settings, stage.value, resume, folder)
+    except Interrupted as left:
+        raise typer.Exit(128 + left.number) from None
+    if summary is not None:  # as it is where another process leads
+        typer.echo(json.dumps(summary))
+
+
+@app.command()
+def profile(
+    config: Annotated[Path, typer.Argument(help="A YAML file, for example configs/in224.yaml.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[key=value]...", help="Replace values.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Pretraining steps under the profiler.")] = 20,
+    out: Annotated[
+        Path | None, typer.Option(help="The report's folder; default runs/NAME/profile.")
+    ] = None,
+    plan: Annotated[
+        str | None,
+        typer.Option(metavar="8xH100", help="Estimate on paper where these GPUs would bind."),
+    ] = None,
+    cores: Annotated[int | None, typer.Option(help="With --plan: its CPU cores.")] = None,
+) -> None:
+    """Run a few real steps and report where their time goes, which part binds and what follows.
+
+    Writes profile.html, profile.json and trace.json.gz. The last line on standard output is JSON.
+    """
+    # Read where torch is loaded: its profiler's own lines say nothing to a user.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from fastselfie.configfile import load_config
+    from fastselfie.log import console
+    from fastselfie.profiling.estimate import parse_target
+    from fastselfie.profiling.run import PAGE, profile_config
+    from fastselfie.report.profile import print_profile
+
+    target = parse_target(plan, cores)
+    settings = load_config(config, overrides or ())
+    folder = out or Path("runs") / settings.name / "profile"
+    figures = profile_config(settings, steps, folder, target)
+    print_profile(figures, folder / PAGE, console)
+    kept = ("binding", "advice", "shares", "rates", "plan")
+    summary = {key: figures[key] for key in kept}
+    typer.echo(json.dumps({**summary, "report": str(folder / PAGE)}))
+
+
+@app.command()
+def replay(
+    file: Annotated[Path, typer.Argument(help="A nonfinite-STEP.pt that a run left.")],
+) -> None:
+    """Run the step again at which a run stopped because it was not finite, and say where it broke.
+
+    The last line on standard output is JSON.
+    """
+    from fastselfie.replay import replay_step
+
+    found = replay_step(file)
+    for line in found.lines():
+        typer.echo(line)
+    typer.echo(json.dumps(found.summary()))

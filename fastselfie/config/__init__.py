@@ -1,0 +1,129 @@
+"""The configuration: typed, frozen, every key documented once, in the file of its section."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, Field, model_validator
+
+from fastselfie.config.base import FREE, FREE_TO_CHANGE, Section
+from fastselfie.config.data import DataConfig
+from fastselfie.config.model import ModelConfig
+from fastselfie.config.runtime import CheckpointConfig, OptimizerConfig, RuntimeConfig
+from fastselfie.config.stages import FinetuneConfig, PretrainConfig, StageConfig
+
+__all__ = [
+    "CheckpointConfig",
+    "Config",
+    "DataConfig",
+    "FinetuneConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PretrainConfig",
+    "RuntimeConfig",
+    "StageConfig",
+    "differing_keys",
+    "leaves",
+]
+
+
+class Config(Section):
+    """One experiment."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+        ..., description="the run's folder is runs/NAME", json_schema_extra=FREE
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="seeds every draw")
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    checkpoint: CheckpointConfig = Field(CheckpointConfig(), json_schema_extra=FREE)
+    optimizer: OptimizerConfig = Field(OptimizerConfig(), json_schema_extra=FREE)
+    runtime: RuntimeConfig = Field(RuntimeConfig(), json_schema_extra=FREE)
+
+    @property
+    def pretraining_data(self) -> DataConfig:
+        """`data`, as pretraining sees it."""
+        mode = self.pretrain.pad_mode
+        return self.data if mode is None else self.data.model_copy(update={"pad_mode": mode})
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side."""
+        return self.data.image_size // self.model.patch_size
+
+    @property
+    def patches(self) -> int:
+        """N, patches an image."""
+        return self.grid**2
+
+    @property
+    def masked(self) -> int:
+        """M = floor(mask_fraction x N)."""
+        return math.floor(self.model.mask_fraction * self.patches)
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if self.data.image_size % self.model.patch_size:
+            raise ValueError(
+                f"data.image_size is {self.data.image_size}: it must be a multiple of "
+                f"model.patch_size = {self.model.patch_size}"
+            )
+        if self.masked < 2:
+            raise ValueError(
+                f"model.mask_fraction is {self.model.mask_fraction}: it masks {self.masked} of "
+                f"{self.patches} patches, and a task needs at least 2"
+            )
+        return self
+
+    def to_yaml(self) -> str:
+        """The whole configuration, defaults included, as a file that `load_config` reads."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def leaves(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, bool]]:
+    """(dotted key, free to change on resume) of every section and value."""
+    for name, field in section.model_fields.items():
+        extra = field.json_schema_extra
+        free = isinstance(extra, dict) and extra.get("resume") == FREE_TO_CHANGE
+        yield prefix + name, free
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            for key, inner in leaves(field.annotation, f"{prefix}{name}."):
+                yield key, free or inner
+
+
+def differing_keys(
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    sections: Sequence[str],
+    unused: Sequence[str] = (),
+) -> list[str]:
+    """Dotted keys in `sections` whose values differ and that make another experiment.
+
+    unused: keys there that this experiment does not look at.
+
+    Both mappings are `Config.model_dump(mode="json")`. `old` may come from an older version: a key
+    that it lacks had the effect of today's default.
+    """
+    defaults = Config(name="any").model_dump(mode="json")
+
+    def value(mapping: Any, key: str) -> Any:
+        fallback = defaults
+        for part in key.split("."):
+            fallback = fallback[part]
+            mapping = mapping.get(part, fallback) if isinstance(mapping, Mapping) else fallback
+        return mapping
+
+    differing = []
+    for key, free in leaves(Config):
+        before, after = value(old, key), value(new, key)
+        is_section = isinstance(before, Mapping) or isinstance(after, Mapping)
+        matters = key.split(".")[0] in sections and not free and key not in unused
+        if matters and not is_section and before != after:
+            differing.append(f"{key} ({json.dumps(before)} -> {json.dumps(after)})")
+    return differing

@@ -1,0 +1,21 @@
+"""What every section of the configuration is made of."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+# A value that a resumed run may change without becoming another experiment.
+FREE_TO_CHANGE = "changes nothing that is learned"
+FREE: dict[str, Any] = {"resume": FREE_TO_CHANGE}
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration; an unknown key or another type is an error."""
+
+    # Strict: "3" is not 3. Values are validated as JSON, where a list may become a tuple.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
