@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from fastselfie.config import RuntimeConfig
@@ -49,7 +50,7 @@ class Precision:
 class Machine:
     """Where a run computes. why: the reason for the device. compile: torch.compile's mode.
 
-    ranks: this process among those that train together.
+    ranks: this process among those that train together. bf16_gradients: what these send.
     """
 
     device: torch.device
@@ -58,6 +59,7 @@ class Machine:
     channels_last: bool
     compile: str | None = None
     ranks: Ranks = ALONE
+    bf16_gradients: bool = False
 
     def place(self, model: nn.Module) -> None:
         """Move `model` to the device, its convolutions in the configured memory format."""
@@ -87,7 +89,11 @@ class Machine:
             )
         if not on_gpu:
             # Without annotations, which DDP compares with classes, not with their names.
-            replica.register_comm_hook(None, lambda _, bucket: mean_in_order(bucket.buffer()))
+            replica.register_comm_hook(
+                None, lambda _, bucket: mean_in_order(bucket.buffer(), self.bf16_gradients)
+            )
+        elif self.bf16_gradients:
+            replica.register_comm_hook(None, bf16_compress_hook)
         return replica
 
     def compiled(self, model: nn.Module) -> Callable[..., Any]:
@@ -127,7 +133,15 @@ def choose_machine(runtime: RuntimeConfig, ranks: Ranks = ALONE) -> Machine:
         torch.set_num_threads(usable_cores())
     precision = choose_precision(runtime, device)
     compiling = choose_compile(runtime, device)
-    return Machine(device, why, precision, runtime.channels_last, compiling, ranks)
+    return Machine(
+        device,
+        why,
+        precision,
+        runtime.channels_last,
+        compiling,
+        ranks,
+        runtime.bf16_gradients,
+    )
 
 
 def choose_device(runtime: RuntimeConfig, local_rank: int = 0) -> tuple[torch.device, str]:

@@ -167,20 +167,24 @@ class Ranks:
 ALONE = Ranks()
 
 
-def mean_in_order(mine: Tensor) -> torch.futures.Future[Tensor]:
+def mean_in_order(mine: Tensor, bf16: bool) -> torch.futures.Future[Tensor]:
     """For DDP on CPUs: the mean of all processes' `mine`, gradients, added up from rank 0 on.
+
+    bf16: they are sent so; the sum has their own precision.
 
     gloo's own sum starts elsewhere in each part of a bucket, and DDP lays its buckets out anew
     after its first step: from three processes on a resumed run would differ in the last bits.
     """
-    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    own = mine.bfloat16() if bf16 else mine
+    parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
 
     def mean(_: object) -> Tensor:
+        total = parts[0].to(mine.dtype)
         for part in parts[1:]:
-            parts[0].add_(part)
-        return parts[0].div_(len(parts))
+            total.add_(part)
+        return total.div_(len(parts))
 
-    sent: torch.futures.Future[Any] = dist.all_gather(parts, mine, async_op=True).get_future()
+    sent: torch.futures.Future[Any] = dist.all_gather(parts, own, async_op=True).get_future()
     return sent.then(mean)
 
 

@@ -29,9 +29,10 @@ console = Console(stderr=True, highlight=False)
 class RunLog:
     """Log of one stage, a context manager: `folder`/log.jsonl, TensorBoard files, a bar.
 
-    Opening it for a run resumed at `start` drops the lines after that step, which the run will
-    write again. leads: whether this process writes; where it does not, lines go nowhere. on_error:
-    of a line that the disk refuses, see `CheckpointConfig.on_error`.
+    Opening it for a run resumed at `start` drops the lines that the run will write again: those
+    after that step and, where the evaluation of `start` is owed, that one's. leads: whether this
+    process writes; where it does not, lines go nowhere. on_error: of a line that the disk refuses,
+    see `CheckpointConfig.on_error`.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class RunLog:
         start: int,
         leads: bool = True,
         on_error: str = "stop",
+        owed: bool = False,
     ) -> None:
         self.path = folder / "log.jsonl" if leads else Path(os.devnull)
         self.title = title
@@ -50,7 +52,13 @@ class RunLog:
         if leads:
             folder.mkdir(parents=True, exist_ok=True)
             # What begins at 0 measures that step again too.
-            kept = [line for line in read_log(self.path) if start and line["step"] <= start]
+            again = owed or start == 0
+            kept = [
+                line
+                for line in read_log(self.path)
+                if line["step"] < start
+                or (line["step"] == start and not (again and "heldout_loss" in line))
+            ]
             write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
         self._board = _tensorboard(folder / "tensorboard", start) if leads else None

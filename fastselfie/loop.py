@@ -99,11 +99,13 @@ def fit(
         return progress.metrics
     _say_what_differs(stage, step, loader, progress)
     consumed = progress.done * settings.batch_size
-    on_error = stage.config.checkpoint.on_error
+    on_error, owed = stage.config.checkpoint.on_error, progress.owed
     with (
-        RunLog(folder, stage.kind, settings.steps, progress.done, ranks.leads, on_error) as log,
+        RunLog(
+            folder, stage.kind, settings.steps, progress.done, ranks.leads, on_error, owed
+        ) as log,
         deferred_signals() as pending,
-        Saver(folder, stage.config.checkpoint, progress.done) as saver,
+        Saver(folder, stage.config.checkpoint, progress.done, ranks.leads) as saver,
         closing(loader.train(consumed, settings.batch_size, patches, ranks)) as batches,
     ):
         training = _Training(stage, step, loader, evaluate, also_at, progress, log, saver, pending)

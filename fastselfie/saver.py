@@ -24,21 +24,25 @@ from fastselfie.log import say
 class Saver:
     """Writes the checkpoints of one stage to `folder`, one at a time; a context manager.
 
-    written: the step of the newest. Leaving it waits for the one in flight: the thread does not
-    outlive the run.
+    written: the step of the newest. leads: whether this process writes. Leaving it waits for the
+    one in flight: the thread does not outlive the run.
     """
 
-    def __init__(self, folder: Path, settings: CheckpointConfig, written: int = 0) -> None:
+    def __init__(
+        self, folder: Path, settings: CheckpointConfig, written: int = 0, leads: bool = True
+    ) -> None:
         self.folder = folder
+        self.leads = leads
         self.settings = settings
         self.written = written
         self._thread: threading.Thread | None = None
         self._fault: BaseException | None = None
 
     def __enter__(self) -> Saver:
-        for pattern in (".step-*.pt.*", f".{LATEST}.*"):  # of a run that was killed
-            for path in self.folder.glob(pattern):
-                path.unlink(missing_ok=True)
+        if self.leads:  # another's may be in the middle of a file by now
+            for pattern in (".step-*.pt.*", f".{LATEST}.*", ".log.jsonl.*"):  # of a killed run
+                for path in self.folder.glob(pattern):
+                    _delete(path)
         return self
 
     def __exit__(
@@ -121,7 +125,15 @@ class Saver:
         old = [(at, path) for at, path in step_paths(self.folder).items() if at <= step]
         for at, path in old[self.settings.keep :]:
             if every is None or at % every:
-                path.unlink(missing_ok=True)
+                _delete(path)
+
+
+def _delete(path: Path) -> None:
+    """Without it, or in spite of it, what was just written is as good."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        say(f"warning: {path}: {error.strerror}: this old file stays")
 
 
 def _copied(value: Any) -> Any:

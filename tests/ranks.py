@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -45,9 +46,10 @@ def one_step(config, machine, micro_batch):
     step = TrainStep(replica, objective, config.pretrain, machine, micro_batch)
     gather = torch.distributed.all_gather
 
-    def counting(*arguments, **named):
+    def counting(parts, *arguments, **named):
         sent.append(1)
-        return gather(*arguments, **named)
+        seen["parts"] = parts
+        return gather(parts, *arguments, **named)
 
     torch.distributed.all_gather = counting
 
@@ -85,6 +87,7 @@ def figures(out, path):
     found = {
         "whole": one_step(config, machine, 8 // ranks.world),
         "passes": one_step(config, machine, 3),
+        "bf16": one_step(config, replace(machine, bf16_gradients=True), 3),
         "measures": measures(config, machine),
         "threads": torch.get_num_threads(),
     }

@@ -117,7 +117,14 @@ def test_a_step_and_a_measurement_are_those_of_one_process(tmp_path, yaml_of):
         for ours, theirs in zip(found["measures"], alone["measures"], strict=True):
             assert ours.pop("heldout_loss") == pytest.approx(theirs["heldout_loss"], rel=1e-12)
             assert ours == {k: v for k, v in theirs.items() if k != "heldout_loss"}
-    assert torch.equal(both[0]["passes"]["weights"], both[1]["passes"]["weights"])
+        # Half a unit in bfloat16's last of 8 places, of each part.
+        sent = torch.stack(found["bf16"]["parts"])
+        assert sent.dtype == torch.bfloat16
+        off = (found["bf16"]["gradients"] - alone["whole"]["gradients"]).abs().sort().values
+        assert off[-1] > 0
+        assert (off <= 2**-8 * sent.double().abs().mean(0).sort().values + 1e-12).all()
+    for kind in ("passes", "bf16"):
+        assert torch.equal(both[0][kind]["weights"], both[1][kind]["weights"])
     assert both[0]["threads"] == max(1, usable_cores() // WORLD)
 
 

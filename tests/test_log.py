@@ -36,6 +36,17 @@ def test_a_run_killed_before_its_first_checkpoint_begins_its_log_anew(tmp_path):
     assert [line["step"] for line in read_log(tmp_path / "log.jsonl")] == [0, 1]
 
 
+def test_an_owed_evaluation_is_in_the_log_once(tmp_path):
+    """Killed after its line and before the checkpoint that says that it is done."""
+    with RunLog(tmp_path, "t", 10, start=0) as log:
+        log.write(2, loss=1.0)
+        log.write(2, heldout_loss=1.5)
+    with RunLog(tmp_path, "t", 10, start=2, owed=True) as log:
+        log.write(2, heldout_loss=1.5)
+    lines = read_log(tmp_path / "log.jsonl")
+    assert [set(line) & {"loss", "heldout_loss"} for line in lines] == [{"loss"}, {"heldout_loss"}]
+
+
 def test_without_tensorboard_the_log_still_is(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
     with RunLog(tmp_path, "pretrain", 10, 0) as log:

@@ -40,6 +40,10 @@ class RuntimeConfig(Section):
         description="CPU threads of torch in each process; null: its choice, or with several "
         "processes on a machine as many as share its cores",
     )
+    bf16_gradients: bool = Field(
+        False,
+        description="processes send each other their gradients in bf16, half of float32's bytes",
+    )
     timeout: PositiveInt = Field(
         1800,
         description="seconds that a process of several waits for the others before it fails. "

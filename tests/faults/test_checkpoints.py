@@ -175,11 +175,30 @@ def test_a_second_link_leaves_no_temporary_file(tmp_path):
 
 
 def test_what_a_killed_run_left_is_swept_away(tmp_path):
-    for name in (".step-0000003.pt.123", ".latest.pt.123"):
+    left = (".latest.pt.123", ".log.jsonl.123", ".step-0000003.pt.123")
+    for name in left:
         (tmp_path / name).write_bytes(b"half")
     (tmp_path / "notes.pt").write_bytes(b"the user's")
+    with Saver(tmp_path, CheckpointConfig(), leads=False):
+        assert names(tmp_path) == [*left, "notes.pt"]  # they may be of rank 0, which is faster
     write(tmp_path, [1])
     assert names(tmp_path) == ["latest.pt", "notes.pt", "step-0000001.pt"]
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_does_not_spoil_the_new_one(
+    tmp_path, monkeypatch, capsys
+):
+    unlink = Path.unlink
+
+    def refuse(path, missing_ok=False):
+        if path.name.startswith("step-"):
+            raise PermissionError(1, "Operation not permitted", str(path))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    write(tmp_path, [1, 2], keep=1)
+    assert load_checkpoint(tmp_path / "latest.pt")["step"] == 2
+    assert "step-0000001.pt: Operation not permitted: this old file" in capsys.readouterr().err
 
 
 def test_the_state_is_that_of_its_step(tmp_path, monkeypatch):
