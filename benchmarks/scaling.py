@@ -1,22 +1,27 @@
 """On paper and by simulation: what many ranks cost a step, by formula and measured inputs.
 
-All-reduce: a ring, 2 (n - 1) hops of bytes / n each, so 2 (n - 1) / n x bytes / bandwidth plus
-2 (n - 1) latencies; over several machines NCCL's rings use every GPU's own network card, so the
-slowest link of the ring counts. A step waits for its slowest rank: simulated from the spread of
-step times measured here, on a shared CPU, which is wider than that of a GPU. Backward overlaps with
-all of the all-reduce but its last bucket.
+All-reduce: a ring, 2 (n - 1) hops of bytes / n each, so 2 (n - 1) / n x bytes / bandwidth plus 2 (n
+- 1) latencies; over several machines NCCL's rings use every GPU's own network card, so the slowest
+link of the ring counts; its trees, which it takes where a ring's latency grows long, would be
+faster. A step waits for its slowest rank: simulated from the spread of step times measured here, on
+a shared CPU, which is wider than that of a GPU. Backward overlaps with all of the all-reduce but
+its last bucket. Hosts agree twice a step, in a tree of 2 log2 n hops over TCP, while their GPUs are
+still at the steps that wait in their queues. The start is that of one process, a meeting with rank
+0 for each other one, and a checkpoint that rank 0 hands down a tree of log2 n hops.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 RANKS = (8, 64, 512)
 PARAMETERS = 25.08e6
-BYTES = 4 * PARAMETERS  # gradients are float32, as parameters are
-_BUCKET = 25 * 2**20  # DDP's default: what cannot overlap is the last
+# An entry's bytes: float32, as parameters are, or by runtime.bf16_gradients.
+GRADIENTS = {"float32": 4, "bf16": 2}
+_BUCKET = 25 * 2**20 / (4 * PARAMETERS)  # DDP's, as a share: what cannot overlap is the last one
 _BACKWARD = 2 / 3  # of a step, during which gradients travel
 
 
@@ -33,6 +38,11 @@ class Link(NamedTuple):
 INSIDE = Link("NVLink 4", 360.0, 3.0)
 BETWEEN = Link("400 Gb/s InfiniBand", 42.0, 15.0)
 _GPUS_A_MACHINE = 8
+# Between hosts, over TCP: of a small message, and of a long one. Likewise not measured by us.
+_HOST_HOP_S = 50e-6
+_HOST_GB_PER_S = 1.25
+_AGREEMENTS = 2
+_CHECKPOINT = 8 * PARAMETERS  # weights and momentum
 
 
 def all_reduce_s(ranks: int, size: float, link: Link) -> float:
@@ -47,9 +57,12 @@ def on_paper(measured: dict[str, Any]) -> dict[str, Any]:
         "formula": " ".join((__doc__ or "").split("\n\n")[1].split()),
         "inputs": {
             "parameters": PARAMETERS,
-            "gradient_bytes": BYTES,
+            "gradient_bytes": {name: size * PARAMETERS for name, size in GRADIENTS.items()},
+            "host_hop_s": _HOST_HOP_S,
+            "host_gb_per_s": _HOST_GB_PER_S,
+            "checkpoint_bytes": _CHECKPOINT,
             "links": [link._asdict() for link in (INSIDE, BETWEEN)],
-            "bucket_bytes": _BUCKET,
+            "bucket_share": round(_BUCKET, 4),
             **{k: v for k, v in measured.items() if k != "relative"},
             "relative_step_times": {
                 f"p{p}": round(float(np.percentile(measured["relative"], p)), 3)
@@ -62,22 +75,35 @@ def on_paper(measured: dict[str, Any]) -> dict[str, Any]:
 
 def _row(ranks: int, measured: dict[str, Any]) -> dict[str, Any]:
     link = INSIDE if ranks <= _GPUS_A_MACHINE else BETWEEN
-    whole = all_reduce_s(ranks, BYTES, link)
-    last = all_reduce_s(ranks, min(_BUCKET, BYTES), link)
-    step = measured["step_s"]
-    # What of the rest does not fit beside the backward pass, and the last bucket.
-    exposed = last + max(0.0, whole - last - _BACKWARD * step)
-    waiting = _waiting(ranks, measured["relative"]) * step
-    total = step + exposed + waiting
+    depth = math.ceil(math.log2(ranks))
+    waiting = _waiting(ranks, measured["relative"]) * measured["step_s"]
+    handed = depth * _CHECKPOINT / (_HOST_GB_PER_S * 1e9)
     return {
         "ranks": ranks,
         "link": link.name,
+        "waiting_ms": round(waiting * 1e3, 3),
+        "agreements_ms": round(_AGREEMENTS * 2 * depth * _HOST_HOP_S * 1e3, 3),
+        "start_s": round(measured["start_s"] + ranks * measured["join_s"] + handed, 1),
+        **{name: _exchange(ranks, link, size * PARAMETERS, waiting, measured)
+           for name, size in GRADIENTS.items()},
+    }  # fmt: skip
+
+
+def _exchange(
+    ranks: int, link: Link, size: float, waiting: float, measured: dict[str, Any]
+) -> dict[str, float]:
+    """What gradients of `size` bytes cost a step."""
+    whole = all_reduce_s(ranks, size, link)
+    last = all_reduce_s(ranks, _BUCKET * size, link)
+    step = measured["step_s"]
+    # What of the rest does not fit beside the backward pass, and the last bucket.
+    exposed = last + max(0.0, whole - last - _BACKWARD * step)
+    total = step + exposed + waiting
+    return {
         "all_reduce_ms": round(whole * 1e3, 3),
         "exposed_ms": round(exposed * 1e3, 3),
-        "waiting_ms": round(waiting * 1e3, 3),
         "step_ms": round(total * 1e3, 3),
         "efficiency": round(step / total, 4),
-        "start_s": round(measured["start_s"] + ranks * measured["join_s"], 1),
         "checkpoint_share": round(measured["copy_s"] / (measured["save_every"] * total), 6),
     }
 
