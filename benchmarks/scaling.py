@@ -84,21 +84,19 @@ def _row(ranks: int, measured: dict[str, Any]) -> dict[str, Any]:
         "waiting_ms": round(waiting * 1e3, 3),
         "agreements_ms": round(_AGREEMENTS * 2 * depth * _HOST_HOP_S * 1e3, 3),
         "start_s": round(measured["start_s"] + ranks * measured["join_s"] + handed, 1),
-        **{name: _exchange(ranks, link, size * PARAMETERS, waiting, measured)
+        **{name: _exchange(ranks, link, size * PARAMETERS, measured)
            for name, size in GRADIENTS.items()},
     }  # fmt: skip
 
 
-def _exchange(
-    ranks: int, link: Link, size: float, waiting: float, measured: dict[str, Any]
-) -> dict[str, float]:
-    """What gradients of `size` bytes cost a step."""
+def _exchange(ranks: int, link: Link, size: float, measured: dict[str, Any]) -> dict[str, float]:
+    """What gradients of `size` bytes cost a step whose ranks are equally fast."""
     whole = all_reduce_s(ranks, size, link)
     last = all_reduce_s(ranks, _BUCKET * size, link)
     step = measured["step_s"]
     # What of the rest does not fit beside the backward pass, and the last bucket.
     exposed = last + max(0.0, whole - last - _BACKWARD * step)
-    total = step + exposed + waiting
+    total = step + exposed
     return {
         "all_reduce_ms": round(whole * 1e3, 3),
         "exposed_ms": round(exposed * 1e3, 3),
