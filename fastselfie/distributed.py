@@ -8,12 +8,16 @@ gradients travel between the devices (NCCL, or gloo on CPUs). On one process not
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from types import FrameType
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -27,6 +31,8 @@ from fastselfie.config import RuntimeConfig
 from fastselfie.errors import UserError
 
 Value = TypeVar("Value")
+
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 _SINGLE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
 
@@ -247,7 +253,26 @@ def join(runtime: RuntimeConfig) -> Ranks:
         ) from error
     # At the very end: the others take the end of the connection for that of this process.
     atexit.register(dist.destroy_process_group)
+    _leave_with_torchrun()
     return ranks
+
+
+def _leave_with_torchrun() -> None:
+    """Where torchrun itself is killed, nobody else would end what it started: then take a SIGTERM.
+
+    By way of another signal: Linux sends it once for each of torchrun's threads, and a second
+    SIGTERM would end the process without a checkpoint.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ or sys.platform != "linux":
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        del frame
+        signal.signal(number, signal.SIG_IGN)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGRTMIN, leave)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGRTMIN))
 
 
 def _meet(store: Store, ranks: Ranks, timeout: float) -> Store:

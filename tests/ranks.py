@@ -2,8 +2,8 @@
 
 figures OUT CONFIG   measures of a step and of evaluations, to OUT/RANK.pt
 FAULT ARGS           `fastselfie ARGS`; kill:R:S and term:R:S send rank R that signal in step S,
-                     the first time it is started; seeds:OUT notes the steps' seeds in OUT/RANK;
-                     whole does nothing
+                     the first time it is started; agent:R:S has it kill torchrun; seeds:OUT notes
+                     the steps' seeds in OUT/RANK; whole does nothing
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ def hurt(kind, rank, at):
 
     def call(self, step, batch):
         if step == int(at):
-            os.kill(os.getpid(), signal.SIGKILL if kind == "kill" else signal.SIGTERM)
+            victim = os.getppid() if kind == "agent" else os.getpid()
+            os.kill(victim, signal.SIGTERM if kind == "term" else signal.SIGKILL)
         original(self, step, batch)
 
     TrainStep.__call__ = call

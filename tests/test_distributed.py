@@ -182,6 +182,17 @@ def test_a_killed_process_costs_only_time(tmp_path, yaml_of):
     assert ended["straight"].stdout.count("pretext_accuracy") == 1
 
 
+def test_a_killed_torchrun_takes_its_processes_with_it(tmp_path, yaml_of):
+    """They save and leave, where they would train on unseen beside the next start."""
+    path = yaml_of(pretrain={"steps": 4_000, "save_every": 4_000, "eval_every": 4_000})
+    out = tmp_path / "run"
+    ended = torchrun("agent:0:3", "train", path, "--stage", "pretrain", "--out", out)
+    # Its pipes are the processes' too, so it ended only with the last of them.
+    assert ended.returncode == -signal.SIGKILL
+    assert "left after step" in ended.stderr.replace("\n", "")
+    assert 3 < load_checkpoint(out / "pretrain" / "latest.pt")["step"] < 4_000
+
+
 def test_a_signal_to_one_process_ends_all_at_the_same_step(tmp_path, yaml_of):
     path = yaml_of(pretrain={"steps": 6, "save_every": 6})
     out = tmp_path / "run"
