@@ -26,7 +26,7 @@ from fastselfie.device import Machine, choose_machine
 from fastselfie.distributed import Ranks, join, restarted
 from fastselfie.doctor import environment
 from fastselfie.errors import UserError
-from fastselfie.finetune import finetune, finetuning_stage, labelled
+from fastselfie.finetune import few_labels, finetune, finetuning_stage, labelled
 from fastselfie.log import console, read_log, say
 from fastselfie.loop import Stage
 from fastselfie.models.resnet import ResNetV2
@@ -72,7 +72,8 @@ def train(config: Config, stage: str, resume: str, out: Path) -> dict[str, Any] 
         if config.finetune.control:
             arms.append((SUPERVISED, None))
         for name, start in arms:
-            measures[name] = finetune(config, dataset, out / name, machine, start)
+            few = few_labels(config, dataset)
+            measures[name] = finetune(config, few, out / name, machine, start)
     if not ranks.leads:
         return None
     return _conclude(config, machine, out, measures, time.time() - began)
@@ -157,8 +158,8 @@ def _stages(config: Config, dataset: Dataset) -> dict[str, Stage]:
     """What each checkpoint of a run must agree with."""
     return {
         PRETRAIN: pretraining_stage(config, dataset),
-        FINETUNED: finetuning_stage(config, dataset, from_p=True),
-        SUPERVISED: finetuning_stage(config, dataset, from_p=False),
+        FINETUNED: finetuning_stage(config, dataset.fingerprint(), from_p=True),
+        SUPERVISED: finetuning_stage(config, dataset.fingerprint(), from_p=False),
     }
 
 
