@@ -83,6 +83,13 @@ def reproduce(
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The folder; default runs/NAME.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the runs and their time; touch nothing.")
+    ] = False,
+    plan: Annotated[
+        str | None,
+        typer.Option(metavar="8xH100", help="With --dry-run: the time on these GPUs, on paper."),
+    ] = None,
 ) -> None:
     """The paper's Table 1: pretrain once, search learning rates, finetune and train the control.
 
@@ -97,12 +104,19 @@ def reproduce(
 
     settings = load_config(config, overrides or ())
     folder = out or Path("runs") / settings.name
-    plan = make_plan(settings, labels, seeds, budget)
+    runs = make_plan(settings, labels, seeds, budget)
+    if dry_run or plan is not None:
+        from fastselfie.profiling.estimate import parse_target
+        from fastselfie.reproduce.forecast import print_forecast
+
+        target = None if plan is None else parse_target(plan, 1)  # its cores are not asked about
+        print_forecast(runs, folder, jobs, target, Console(highlight=False))
+        return
     from fastselfie.reproduce.execute import reproduce as carry_out
     from fastselfie.reproduce.table import PAGE, print_table
 
     try:
-        figures = carry_out(plan, folder, jobs)
+        figures = carry_out(runs, folder, jobs)
     except Interrupted as left:
         raise typer.Exit(128 + left.number) from None
     print_table(figures, folder / PAGE, Console(highlight=False))

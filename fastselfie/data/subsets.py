@@ -41,7 +41,7 @@ def choose_labels(labels: IntArray, fraction: float, per_class: int | None, seed
 
 
 def validation_split(labels: IntArray, seed: int, number: int) -> tuple[IntArray, IntArray]:
-    """(trained on, validated on) indices of labelled images, sorted int64: 90 and 10% of each class.
+    """(trained on, validated on) indices of labelled images, sorted int64: of each class 90 : 10.
 
     At least one image of a class is in each part. number: which of ten such splits: their tenths
     are disjoint in a class of ten images or more.

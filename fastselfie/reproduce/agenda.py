@@ -44,7 +44,7 @@ class Agenda:
 
     def next(self) -> Run | None:
         """A run to begin now; None where there is none, or none before others have ended."""
-        found = next((run for run in self._known() if run not in self._begun), None)
+        found = next((run for run in self.runs() if run not in self._begun), None)
         if found is not None:
             self._begun.add(found)
         return found
@@ -83,7 +83,8 @@ class Agenda:
         found = [self.results[run]["top1"] for run in runs]
         return None if None in found else mean(found)
 
-    def _known(self) -> Iterator[Run]:
+    def runs(self) -> Iterator[Run]:
+        """Those that are known by now, in the plan's order."""
         for group in self.plan.groups:
             yield from self.plan.searches(group)
             choice = self.choice(group)

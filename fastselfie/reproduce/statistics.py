@@ -102,7 +102,7 @@ def summary_of(agenda: Agenda, dataset: Dataset, features: Figures) -> Figures:
         "rows": [_row(agenda, labels) for labels in plan.labels],
         "features": {**features, "pretext_chance": 1 / config.masked},
         "notes": _notes(agenda, dataset),
-        "runs": list(agenda.results.values()),
+        "runs": [agenda.results[run] for run in agenda.runs()],
         "config": config.model_dump(mode="json"),
     }
 
