@@ -20,7 +20,7 @@ from fastselfie.reproduce.statistics import Figures
 from fastselfie.run import FINETUNED, SUPERVISED
 
 JSON, MARKDOWN, CSV, PAGE = "table.json", "table.md", "table.csv", "table.html"
-_HEAD = (
+HEAD = (
     "labels", "images", "n", "finetuned", "supervised", "difference (95%)", "spread ratio",
     "paper: Selfie", "paper: supervised", "paper: difference", "rates",
 )  # fmt: skip
@@ -37,7 +37,7 @@ def write_table(figures: Figures, out: Path) -> Figures:
 
 def markdown(figures: Figures) -> str:
     """The table with its title, what P's features are worth, and the notes."""
-    lines = [f"# {figures['name']}: top-1 in percent, mean +- std", "", *_rule(_HEAD)]
+    lines = [f"# {figures['name']}: top-1 in percent, mean +- std", "", *_rule(HEAD)]
     lines += [_line(cells(row)) for row in figures["rows"]]
     lines += ["", features_line(figures), "", *(f"* {note}" for note in figures["notes"])]
     return "\n".join(lines) + "\n"
@@ -46,10 +46,10 @@ def markdown(figures: Figures) -> str:
 def print_table(figures: Figures, page: Path, console: Console) -> None:
     """The same for a terminal; columns without an entry are left out."""
     rows = [cells(row) for row in figures["rows"]]
-    used = [i for i in range(len(_HEAD)) if any(row[i] for row in rows)]
+    used = [i for i in range(len(HEAD)) if any(row[i] for row in rows)]
     table = Table(title=f"{figures['name']}: top-1 in percent, mean +- std", show_edge=False)
     for i in used:
-        table.add_column(_HEAD[i], justify="left" if _HEAD[i] == "rates" else "right")
+        table.add_column(HEAD[i], justify="left" if HEAD[i] == "rates" else "right")
     for row in rows:
         table.add_row(*(row[i] for i in used))
     console.print(table)
@@ -150,7 +150,7 @@ def _page(figures: Figures) -> str:
     ).get_template("reproduce.html")
     return template.render(
         name=figures["name"],
-        head=_HEAD,
+        head=HEAD,
         rows=[cells(row) for row in figures["rows"]],
         chart=chart_of(figures),
         features=features_line(figures),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -288,3 +289,20 @@ def test_a_rate_that_diverges_loses_and_the_search_goes_on(setting, tmp_path):
     assert figures["rows"][0]["finetuned"]["search"]["1e+30"] is None
     assert "50%, finetuned: training diverged at 1e+30." in figures["notes"]
     assert not list((tmp_path / "runs").rglob("nonfinite-*.pt"))
+
+
+def test_the_committed_result_has_the_tables_and_no_path_of_this_machine(setting, monkeypatch):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    made = importlib.import_module("reproduce")
+    _, out = setting
+    result = made.result_of([out, out], "the command")
+    text = json.dumps(result)
+    assert str(out.parent) not in text
+    assert "the test part of DATA/images" in text
+    assert result["table"]["rows"][0][:3] == ["50%", "20", "2"]
+    assert len(result["main"]["runs"]) == 8
+    assert result["ablations"][0]["changes"] == []
+    image = made.stacked(made.curves(out, result["main"]), made.picture(out))
+    assert image.size >= (1100, 320)
+    readme = importlib.import_module("readme")
+    assert "| 50% | 20 | 2 |" in readme.reproduce([result])
