@@ -43,6 +43,7 @@ setup(
         "fastselfie.models",
         "fastselfie.profiling",
         "fastselfie.report",
+        "fastselfie.reproduce",
         "fastselfie.kernels",
         "fastselfie.kernels.host",
         "fastselfie.kernels.jpeg",

@@ -180,6 +180,30 @@ def step(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def reproduce(results: list[dict[str, Any]]) -> str:
+    """The paper's table beside ours, and what was changed in an ablation."""
+    if not results:
+        return "*Not run yet: `fastselfie reproduce`, then `benchmarks/reproduce.py`.*"
+    blocks = []
+    for result in results:
+        machine = result["environment"]
+        blocks += [*_filled(result["table"]), ""]
+        for ablation in result["ablations"]:
+            blocks += [f"With {', '.join(ablation['changes'])}:", "", *_filled(ablation["table"])]
+            blocks.append("")
+        blocks += [result["features"], ""]
+        blocks += [f"* {note}" for note in result["notes"]]
+        blocks += [f"* {machine['device']}, {machine['processor']}, torch {machine['torch']}.", ""]
+    return "\n".join(blocks[:-1])
+
+
+def _filled(table: dict[str, Any]) -> list[str]:
+    """The lines of a Markdown table, without columns that are empty."""
+    used = [i for i in range(len(table["head"])) if any(row[i] for row in table["rows"])]
+    rows = [table["head"], ["---"] * len(table["head"]), *table["rows"]]
+    return [f"| {' | '.join(row[i] for i in used)} |" for row in rows]
+
+
 def reliability(results: list[dict[str, Any]]) -> str:
     """What the campaign of faults did, and what was lost."""
     if not results:
@@ -292,6 +316,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "step": lambda: step(_there("step-cifar10", "step-in224")),
     "kernels": lambda: kernels(_read("kernels")),
     "reliability": lambda: reliability(_there("reliability")),
+    "reproduce": lambda: reproduce(
+        [_read(path.stem) for path in sorted(RESULTS.glob("reproduce*.json"))]
+    ),
 }
 
 

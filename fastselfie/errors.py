@@ -7,3 +7,7 @@ class UserError(Exception):
     The message is a single line that names the path or key and the way out. The command line
     prints it without a traceback and leaves with status 2; anything else is a fault of ours.
     """
+
+
+class Diverged(UserError):
+    """A loss or gradient that is not finite. A search of the learning rate goes on to the next."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastselfie.config import Config
 from fastselfie.data.loaders import Batch, build_loader
-from fastselfie.data.sources import Dataset
+from fastselfie.data.sources import Dataset, Source
 from fastselfie.data.subsets import choose_labels
 from fastselfie.device import Machine, total_memory
 from fastselfie.errors import UserError
@@ -24,7 +24,18 @@ from fastselfie.rng import IntArray
 from fastselfie.step import TrainStep
 
 
-def finetuning_stage(config: Config, dataset: Dataset, from_p: bool) -> Stage:
+class FewLabels(NamedTuple):
+    """The labelled images that one network is trained on, and those that it is measured on.
+
+    images: a fingerprint, which its checkpoints must agree with.
+    """
+
+    train: Source
+    held_out: Source
+    images: str
+
+
+def finetuning_stage(config: Config, images: str, from_p: bool) -> Stage:
     """What a checkpoint of the finetuned network, or of the control, must agree with."""
     settings = config.finetune
     own_rate = settings.scratch_lr is not None
@@ -36,7 +47,7 @@ def finetuning_stage(config: Config, dataset: Dataset, from_p: bool) -> Stage:
         config=config,
         settings=settings,
         sections=sections if from_p else tuple(s for s in sections if s != "pretrain"),
-        images=dataset.fingerprint(),
+        images=images,
         unused=("finetune.scratch_lr",) if from_p else ("finetune.lr",) if own_rate else (),
     )
 
@@ -57,6 +68,12 @@ def labelled(config: Config, dataset: Dataset) -> IntArray:
     return choose_labels(
         dataset.train.labels, settings.labels, settings.labels_per_class, config.seed
     )
+
+
+def few_labels(config: Config, dataset: Dataset) -> FewLabels:
+    """What finetuning sees of `dataset`. Raises what `labelled` does."""
+    few = dataset.train.select(labelled(config, dataset))
+    return FewLabels(few, dataset.held_out, dataset.fingerprint())
 
 
 class Finetuning(NamedTuple):
@@ -94,22 +111,21 @@ def build_finetuning(
 
 
 def finetune(
-    config: Config, dataset: Dataset, folder: Path, machine: Machine, start: ResNetV2 | None
+    config: Config, few: FewLabels, folder: Path, machine: Machine, start: ResNetV2 | None
 ) -> dict[str, float]:
     """Train all four stages and a classifier on the labelled images; return the last measures.
 
     start: P, or None for the control. Stage 4 and the classifier begin as usual in both.
 
     Raises:
-        UserError: see `labelled`, `fit` and the loaders.
+        UserError: see `fit` and the loaders.
     """
-    stage = finetuning_stage(config, dataset, from_p=start is not None)
-    classes = len(dataset.train.classes)
+    stage = finetuning_stage(config, few.images, from_p=start is not None)
+    classes = len(few.train.classes)
     network, pixels, step = build_finetuning(config, stage, classes, machine, start)
-    few = dataset.train.select(labelled(config, dataset))
     with machine.ranks.as_one():
-        train = build_loader(few, config.data, config.seed, machine.device)
-        held_out = build_loader(dataset.held_out, config.data, config.seed, machine.device)
+        train = build_loader(few.train, config.data, config.seed, machine.device)
+        held_out = build_loader(few.held_out, config.data, config.seed, machine.device)
 
     def evaluate(step: int) -> dict[str, float]:
         del step

@@ -24,7 +24,7 @@ from fastselfie.checkpoint import (
 from fastselfie.config import Config, StageConfig, differing_keys
 from fastselfie.data.loaders import Batch, Index, Loader
 from fastselfie.device import random_state, set_random_state
-from fastselfie.errors import UserError
+from fastselfie.errors import Diverged, UserError
 from fastselfie.guard import NONFINITE, Offence
 from fastselfie.interrupt import Interrupted, Pending, deferred_signals
 from fastselfie.log import RunLog, Window, say
@@ -276,7 +276,7 @@ class _Training:
             if self.ranks.leads:
                 state = checkpoint_state(self.stage, self.step, self.progress, unread)
                 kept = _record(state, offence, samples, self.saver.folder)
-                raise UserError(f"{_complaint(self.stage, offence)}; {kept}")
+                raise Diverged(f"{_complaint(self.stage, offence)}; {kept}")
 
 
 def _complaint(stage: Stage, offence: Offence) -> str:
@@ -353,7 +353,7 @@ def _require_finite(stage: Stage, step: int, loss: float, path: Path) -> None:
         return
     section = stage.sections[-1]
     before = f"; {path} is from before" if path.exists() else ""
-    raise UserError(
+    raise Diverged(
         f"{stage.kind}: the loss is {loss} at step {step}: lower {section}.lr ({stage.settings.lr})"
         f" or set {section}.clip_grad_norm{before}"
     )

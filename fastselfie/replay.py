@@ -17,7 +17,7 @@ from fastselfie.data.loaders import Batch, Index, build_loader
 from fastselfie.data.sources import Dataset, Source, open_dataset
 from fastselfie.device import Machine, choose_machine, set_random_state
 from fastselfie.errors import UserError
-from fastselfie.finetune import build_finetuning, finetuning_stage, labelled
+from fastselfie.finetune import build_finetuning, few_labels, finetuning_stage
 from fastselfie.guard import NONFINITE
 from fastselfie.pretrain import build_pretraining
 from fastselfie.step import TrainStep
@@ -102,10 +102,10 @@ def _build(
     """The step of a stage, the images it trains on, and N or 1."""
     if kind == "pretrain":
         return build_pretraining(config, machine).step, dataset.train, config.patches
-    stage = finetuning_stage(config, dataset, from_p=kind == "finetuned")
-    classes = len(dataset.train.classes)
-    built = build_finetuning(config, stage, classes, machine, None)
-    return built.step, dataset.train.select(labelled(config, dataset)), 1
+    few = few_labels(config, dataset)
+    stage = finetuning_stage(config, few.images, from_p=kind == "finetuned")
+    built = build_finetuning(config, stage, len(few.train.classes), machine, None)
+    return built.step, few.train, 1
 
 
 def _run(step: TrainStep, batch: Batch, micro_batch: int, found: Replay) -> None:

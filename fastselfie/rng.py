@@ -31,6 +31,7 @@ class Purpose(IntEnum):
     SUBSET = 4
     SPLIT = 5
     PROCESS = 6
+    VALIDATION = 7
 
 
 def uniform(

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ from fastselfie.device import Machine, choose_machine
 from fastselfie.distributed import Ranks, join, restarted
 from fastselfie.doctor import environment
 from fastselfie.errors import UserError
-from fastselfie.finetune import finetune, finetuning_stage, labelled
+from fastselfie.finetune import few_labels, finetune, finetuning_stage, labelled
 from fastselfie.log import console, read_log, say
 from fastselfie.loop import Stage
 from fastselfie.models.resnet import ResNetV2
 from fastselfie.models.selfie import build_patch_network
+from fastselfie.onlyone import LOCK, only_one_in
 from fastselfie.pretrain import pretrain, pretraining_stage
 from fastselfie.report.page import write_page
 
@@ -55,16 +57,28 @@ def train(config: Config, stage: str, resume: str, out: Path) -> dict[str, Any] 
     if restarted():
         resume = "auto"  # what `never` moved aside, or a path copied, is done
     console.quiet = not ranks.leads
-    with ranks.as_one():
-        machine, dataset = _open(config, stage, resume, out, ranks)
-    ranks.require_same(
-        dataset.fingerprint(),
-        f"{config.data.train}: other images on another machine: data.train and data.test must be "
-        "the same on all",
-    )
+    with ExitStack() as held:
+        with ranks.as_one():
+            machine, dataset = _open(config, stage, resume, out, ranks, held)
+        ranks.require_same(
+            dataset.fingerprint(),
+            f"{config.data.train}: other images on another machine: data.train and data.test must "
+            "be the same on all",
+        )
+        measures = _run_stages(config, dataset, stage, out, machine)
+        if not ranks.leads:
+            return None
+        return _conclude(config, machine, out, measures, time.time() - began)
+
+
+def _run_stages(
+    config: Config, dataset: Dataset, stage: str, out: Path, machine: Machine
+) -> dict[str, dict[str, float]]:
+    """The last measures of each network."""
     measures: dict[str, dict[str, float]] = {}
     if stage == "finetune":
-        network = ranks.from_leader(lambda: load_patch_network(config, out / PRETRAIN, whole=True))
+        read = machine.ranks.from_leader
+        network = read(lambda: load_patch_network(config, out / PRETRAIN, whole=True))
     else:
         network, measures[PRETRAIN] = pretrain(config, dataset, out / PRETRAIN, machine)
     if stage != PRETRAIN:
@@ -72,16 +86,18 @@ def train(config: Config, stage: str, resume: str, out: Path) -> dict[str, Any] 
         if config.finetune.control:
             arms.append((SUPERVISED, None))
         for name, start in arms:
-            measures[name] = finetune(config, dataset, out / name, machine, start)
-    if not ranks.leads:
-        return None
-    return _conclude(config, machine, out, measures, time.time() - began)
+            few = few_labels(config, dataset)
+            measures[name] = finetune(config, few, out / name, machine, start)
+    return measures
 
 
 def _open(
-    config: Config, stage: str, resume: str, out: Path, ranks: Ranks
+    config: Config, stage: str, resume: str, out: Path, ranks: Ranks, held: ExitStack
 ) -> tuple[Machine, Dataset]:
-    """Find every mistake that can be known before the first step, then prepare `out`."""
+    """Find every mistake that can be known before the first step, then prepare `out`.
+
+    held: keeps other processes out of `out` until it is closed.
+    """
     machine = choose_machine(config.runtime, ranks)
     _check_processes(config, stage, machine)
     dataset = open_dataset(config.data, config.seed)
@@ -89,6 +105,7 @@ def _open(
     if ranks.leads:
         _announce(config, machine, dataset, 0 if chosen is None else len(chosen))
         _prepare_folder(out, resume, _stages(config, dataset))
+        held.enter_context(only_one_in(out))
         if chosen is not None:
             keep_labels(out / "labels.txt", chosen, dataset.train.labels, config.seed)
         write_atomically(out / CONFIG, config.to_yaml())
@@ -157,8 +174,8 @@ def _stages(config: Config, dataset: Dataset) -> dict[str, Stage]:
     """What each checkpoint of a run must agree with."""
     return {
         PRETRAIN: pretraining_stage(config, dataset),
-        FINETUNED: finetuning_stage(config, dataset, from_p=True),
-        SUPERVISED: finetuning_stage(config, dataset, from_p=False),
+        FINETUNED: finetuning_stage(config, dataset.fingerprint(), from_p=True),
+        SUPERVISED: finetuning_stage(config, dataset.fingerprint(), from_p=False),
     }
 
 
@@ -175,14 +192,11 @@ def _prepare_folder(out: Path, resume: str, stages: dict[str, Stage]) -> None:
     if resume == "never" and out.exists():
         whole = out.resolve()
         aside = whole.with_name(f"{whole.name}.{time.strftime('%Y%m%d-%H%M%S')}")
-        os.rename(whole, aside)
+        with only_one_in(out):
+            os.rename(whole, aside)
         say(f"moved the earlier run to {aside}")
     elif source != out:
         _copy_run(source, out, stages)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be made ({error.strerror}): give another --out") from error
 
 
 def _copy_run(source: Path, out: Path, stages: dict[str, Stage]) -> None:
@@ -195,7 +209,8 @@ def _copy_run(source: Path, out: Path, stages: dict[str, Stage]) -> None:
         raise UserError(f"{out}: has checkpoints of its own: use --resume auto or another --out")
     if source.is_dir():
         open_run(source)  # refuses a folder that is not a run
-        shutil.copytree(source, out, dirs_exist_ok=True)
+        ignored = shutil.ignore_patterns(LOCK)
+        shutil.copytree(source, out, dirs_exist_ok=True, ignore=ignored)
         return
     state = load_checkpoint(source)
     if state["kind"] not in stages:

@@ -17,6 +17,7 @@ FLOORS = {
     "errors": 0,
     "atomic": 0,
     "interrupt": 0,
+    "onlyone": 0,
     "config": 0,
     "configfile": 0,
     "rng": 0,
@@ -43,6 +44,7 @@ FLOORS = {
     "report": 4,
     "replay": 4,
     "run": 4,
+    "reproduce": 4,
     "cli": 5,
     "__main__": 5,
 }

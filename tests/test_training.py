@@ -21,7 +21,7 @@ from fastselfie.data.sources import open_dataset
 from fastselfie.device import choose_machine
 from fastselfie.errors import UserError
 from fastselfie.evaluate import pretext_accuracy
-from fastselfie.finetune import finetune
+from fastselfie.finetune import few_labels, finetune
 from fastselfie.interrupt import Interrupted, deferred_signals
 from fastselfie.kernels.reference import patchify
 from fastselfie.log import read_log
@@ -225,7 +225,7 @@ def test_finetuning_starts_from_p_and_the_control_does_not(
     network, _ = pretrain(config, dataset, tmp_path / "pretrain", machine)
     held = first_weights(monkeypatch)
     for name, start in (("finetuned", network), ("supervised", None)):
-        measures = finetune(config, dataset, tmp_path / name, machine, start)
+        measures = finetune(config, few_labels(config, dataset), tmp_path / name, machine, start)
         assert 0 <= measures["top1"] <= measures["top5"] <= 1
         assert math.isfinite(measures["heldout_loss"])
         assert load_checkpoint(tmp_path / name / "latest.pt")["kind"] == name
@@ -251,7 +251,7 @@ def test_both_arms_see_the_labelled_images_and_are_measured_on_the_others(
         return build_loader(source, *rest)
 
     monkeypatch.setattr("fastselfie.finetune.build_loader", remember)
-    finetune(config, dataset, tmp_path, machine, None)
+    finetune(config, few_labels(config, dataset), tmp_path, machine, None)
     train, held_out = built
     assert len(train) == 8  # half of 16
     assert set(train.paths) < set(dataset.train.paths)
@@ -293,16 +293,16 @@ def test_the_control_has_its_own_learning_rate(image_folder, tmp_path, machine, 
     )
     dataset = open_dataset(config.data)
     network, _ = pretrain(config, dataset, tmp_path / "p", machine)
-    finetune(config, dataset, tmp_path / "a", machine, network)
-    finetune(config, dataset, tmp_path / "b", machine, None)
+    finetune(config, few_labels(config, dataset), tmp_path / "a", machine, network)
+    finetune(config, few_labels(config, dataset), tmp_path / "b", machine, None)
     assert rates == [0.1, 0.02, 0.3]
     # Another rate for the control is no reason to refuse the finetuned arm, and the other way.
     changed = tiny_config(
         data={"train": str(image_folder)}, finetune={"lr": 0.02, "scratch_lr": 0.4}
     )
-    finetune(changed, dataset, tmp_path / "a", machine, network)
+    finetune(changed, few_labels(changed, dataset), tmp_path / "a", machine, network)
     with pytest.raises(UserError, match=r"finetune\.scratch_lr"):
-        finetune(changed, dataset, tmp_path / "b", machine, None)
+        finetune(changed, few_labels(changed, dataset), tmp_path / "b", machine, None)
 
 
 def test_seeds_differ_in_both_stages(image_folder, tmp_path, machine, monkeypatch):
@@ -311,7 +311,7 @@ def test_seeds_differ_in_both_stages(image_folder, tmp_path, machine, monkeypatc
         config = tiny_config(data={"train": str(image_folder)}).model_copy(update={"seed": seed})
         dataset = open_dataset(config.data)
         pretrain(config, dataset, tmp_path / f"p{seed}", machine)
-        finetune(config, dataset, tmp_path / f"f{seed}", machine, None)
+        finetune(config, few_labels(config, dataset), tmp_path / f"f{seed}", machine, None)
     assert not torch.equal(held[0]["pooling.u0"], held[2]["pooling.u0"])
     assert not torch.equal(held[1]["stem.conv.weight"], held[3]["stem.conv.weight"])
 
@@ -380,7 +380,7 @@ def test_finetuning_one_class_is_refused(tmp_path, machine):
     dataset = open_dataset(config.data)
     pretrain(config, dataset, tmp_path / "pretrain", machine)  # needs no classes
     with pytest.raises(UserError, match="one class, 'only'"):
-        finetune(config, dataset, tmp_path / "f", machine, None)
+        finetune(config, few_labels(config, dataset), tmp_path / "f", machine, None)
 
 
 if __name__ == "__main__":

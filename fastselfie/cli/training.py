@@ -1,4 +1,4 @@
-"""Commands that train: train, profile, replay."""
+"""Commands that train: train, reproduce, profile, replay."""
 
 from __future__ import annotations
 
@@ -60,6 +60,67 @@ def train(
         raise typer.Exit(128 + left.number) from None
     if summary is not None:  # as it is where another process leads
         typer.echo(json.dumps(summary))
+
+
+@app.command()
+def reproduce(
+    config: Annotated[Path, typer.Argument(help="A YAML file, for example configs/cifar10.yaml.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[key=value]...", help="Replace values.")
+    ] = None,
+    labels: Annotated[
+        str, typer.Option(help="Shares of the labels in percent.", metavar="5,8,20,100")
+    ] = "5,8,20,100",
+    seeds: Annotated[int, typer.Option(help="Last runs of each arm and share.")] = 5,
+    budget: Annotated[
+        float | None, typer.Option(help="Factor of the steps of both stages, for example 0.1.")
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            help="Runs at a time, each on a GPU or with its share of the cores; default one a GPU, "
+            "else 1. On a CPU, as many as cores are the fastest for small networks.",
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder; default runs/NAME.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the runs and their time; touch nothing.")
+    ] = False,
+    plan: Annotated[
+        str | None,
+        typer.Option(metavar="8xH100", help="With --dry-run: the time on these GPUs, on paper."),
+    ] = None,
+) -> None:
+    """The paper's Table 1: pretrain once, search learning rates, finetune and train the control.
+
+    Goes on by itself, also from a pretraining by `train --stage pretrain`. The last line on
+    standard output is JSON.
+    """
+    from rich.console import Console
+
+    from fastselfie.configfile import load_config
+    from fastselfie.interrupt import Interrupted
+    from fastselfie.reproduce.plan import make_plan
+
+    settings = load_config(config, overrides or ())
+    folder = out or Path("runs") / settings.name
+    runs = make_plan(settings, labels, seeds, budget)
+    if dry_run or plan is not None:
+        from fastselfie.profiling.estimate import parse_target
+        from fastselfie.reproduce.forecast import print_forecast
+
+        target = None if plan is None else parse_target(plan, 1)  # its cores are not asked about
+        print_forecast(runs, folder, jobs, target, Console(highlight=False))
+        return
+    from fastselfie.reproduce.execute import reproduce as carry_out
+    from fastselfie.reproduce.table import PAGE, print_table
+
+    try:
+        figures = carry_out(runs, folder, jobs)
+    except Interrupted as left:
+        raise typer.Exit(128 + left.number) from None
+    print_table(figures, folder / PAGE, Console(highlight=False))
+    typer.echo(json.dumps({"rows": figures["rows"], "table": str(folder / PAGE)}))
 
 
 @app.command()

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, model_validator
 from fastselfie.config.base import FREE, FREE_TO_CHANGE, Section
 from fastselfie.config.data import DataConfig
 from fastselfie.config.model import ModelConfig
+from fastselfie.config.reproduce import ReproduceConfig
 from fastselfie.config.runtime import CheckpointConfig, OptimizerConfig, RuntimeConfig
 from fastselfie.config.stages import FinetuneConfig, PretrainConfig, StageConfig
 
@@ -24,6 +25,7 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "PretrainConfig",
+    "ReproduceConfig",
     "RuntimeConfig",
     "StageConfig",
     "differing_keys",
@@ -42,6 +44,7 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     pretrain: PretrainConfig = PretrainConfig()
     finetune: FinetuneConfig = FinetuneConfig()
+    reproduce: ReproduceConfig = ReproduceConfig()
     checkpoint: CheckpointConfig = Field(CheckpointConfig(), json_schema_extra=FREE)
     optimizer: OptimizerConfig = Field(OptimizerConfig(), json_schema_extra=FREE)
     runtime: RuntimeConfig = Field(RuntimeConfig(), json_schema_extra=FREE)

@@ -1,4 +1,5 @@
-"""Class-balanced subsets of the labels, kept as index files so that every arm sees the same."""
+"""Class-balanced subsets of the labels, kept as index files so that every arm sees the same; and
+their splits into images to train and to validate on."""
 
 from __future__ import annotations
 
@@ -37,6 +38,32 @@ def choose_labels(labels: IntArray, fraction: float, per_class: int | None, seed
             )
         chosen.append(members[np.argsort(draws[members], kind="stable")[:each]])
     return np.sort(np.concatenate(chosen))
+
+
+def validation_split(labels: IntArray, seed: int, number: int) -> tuple[IntArray, IntArray]:
+    """(trained on, validated on) indices of labelled images, sorted int64: of each class 90 : 10.
+
+    At least one image of a class is in each part. number: which of ten such splits: their tenths
+    are disjoint in a class of ten images or more.
+
+    Raises:
+        UserError: a class has one image.
+    """
+    draws = uniform(seed, 0, np.arange(len(labels), dtype=np.int64), Purpose.VALIDATION, 1)[:, 0]
+    taken = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        if len(members) < 2:
+            raise UserError(
+                f"class {label} has one labelled image, and a search of the learning rate needs "
+                "one to train and one to validate on: give more --labels, or one rate in "
+                "reproduce.grid"
+            )
+        each = max(1, len(members) // 10)
+        places = (number * each + np.arange(each)) % len(members)
+        taken.append(members[np.argsort(draws[members], kind="stable")[places]])
+    validated = np.sort(np.concatenate(taken))
+    return np.setdiff1d(np.arange(len(labels), dtype=np.int64), validated), validated
 
 
 def keep_labels(path: Path, indices: IntArray, labels: IntArray, seed: int) -> None:

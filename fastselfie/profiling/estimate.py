@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastselfie.config import Config
 from fastselfie.device import Precision
 from fastselfie.errors import UserError
-from fastselfie.memory import estimate_pretraining, plain
-from fastselfie.models.selfie import Selfie
+from fastselfie.memory import estimate_finetuning, estimate_pretraining, plain
+from fastselfie.models.selfie import Selfie, build_classifier
 
 
 class Gpu(NamedTuple):
@@ -49,6 +51,8 @@ GPUS = {
 # again backward, with its gradient. With these a ResNet-50 comes out at 6,778 images/s on an H100
 # (MLPerf v4.0: 7,157) and 4,125 on an A100 (NVIDIA's MXNet example: 3,410).
 ASSUMED = Assumed(compute=0.4, bandwidth=0.8, passes=10)
+
+_COUNTED = 2  # images: batch norm wants more than one
 
 
 class Target(NamedTuple):
@@ -124,17 +128,47 @@ def step_rates(gpu: Gpu, flops: float, kept: float) -> tuple[float, float]:
     return compute, ASSUMED.bandwidth * gpu.bandwidth * 1e9 / (ASSUMED.passes * kept)
 
 
+def paper_rates(config: Config, classes: int, target: Target) -> tuple[float, float]:
+    """Images a second of one GPU of `target` in pretraining and in finetuning, the loader apart."""
+    gpu = GPUS[target.name]
+    finetuning = estimate_finetuning(config, classes, Precision(gpu.precision, "the plan's"))
+    return (
+        min(step_rates(gpu, forward_flops(config, gpu), _kept_bytes(config, gpu))),
+        min(step_rates(gpu, finetuning_flops(config, classes, gpu), finetuning.per_image)),
+    )
+
+
 def forward_flops(config: Config, gpu: Gpu) -> float:
-    """Of one image, 2 a multiply-add, counted on fake tensors by torch's counter."""
-    images, side = 2, config.model.patch_size  # batch norm wants more than one
+    """Of one image in pretraining, 2 a multiply-add."""
+    images, side = _COUNTED, config.model.patch_size
+
+    def inputs(dtype: torch.dtype) -> tuple[Tensor, ...]:
+        patches = torch.empty(images, config.patches, 3, side, side, dtype=dtype)
+        return patches, torch.zeros(images, config.patches, dtype=torch.int64)
+
+    return _counted(lambda: Selfie(plain(config)), inputs, gpu)
+
+
+def finetuning_flops(config: Config, classes: int, gpu: Gpu) -> float:
+    """Of one whole image through the classifier, 2 a multiply-add."""
+    side = config.data.image_size
+    return _counted(
+        lambda: build_classifier(plain(config), classes),
+        lambda dtype: (torch.empty(_COUNTED, 3, side, side, dtype=dtype),),
+        gpu,
+    )
+
+
+def _counted(
+    build: Callable[[], nn.Module], inputs: Callable[[torch.dtype], tuple[Tensor, ...]], gpu: Gpu
+) -> float:
+    """On fake tensors by torch's counter."""
     precision = Precision(gpu.precision, "the plan's")
     with FakeTensorMode():
-        model = Selfie(plain(config))
-        patches = torch.empty(images, config.patches, 3, side, side, dtype=precision.dtype)
-        order = torch.zeros(images, config.patches, dtype=torch.int64)
+        model, given = build(), inputs(precision.dtype)
         with FlopCounterMode(display=False) as counter, precision.autocast(torch.device("cpu")):
-            model(patches, order)
-    return float(counter.get_total_flops()) / images
+            model(*given)
+    return float(counter.get_total_flops()) / _COUNTED
 
 
 def _kept_bytes(config: Config, gpu: Gpu) -> int:

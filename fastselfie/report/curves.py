@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Points = Sequence[tuple[float, float]]
+Bars = Sequence[tuple[float, float, float]]  # x, y, half of the error bar
 
 # Okabe and Ito's colours, told apart by the colour-blind; and line styles for print.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
@@ -38,14 +39,8 @@ def curve(curves: Mapping[str, Points], x: str, y: str, chance: float | None = N
     drawn = {name: thinned(points) for name, points in curves.items() if len(points) > 1}
     if not drawn:
         return None
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError:
-        return None
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "fastselfie", "font.size": 11}):
-        figure = Figure(figsize=(5.6, 3.4), layout="constrained")
-        axes = figure.add_subplot()
+
+    def draw(axes: Any) -> None:
         for index, (name, points) in enumerate(drawn.items()):
             axes.plot(
                 *zip(*points, strict=True),
@@ -55,6 +50,49 @@ def curve(curves: Mapping[str, Points], x: str, y: str, chance: float | None = N
             )
         if chance is not None:
             axes.axhline(chance, color="#666666", linestyle=":", linewidth=1, label="chance")
+
+    return _svg(draw, x, y)
+
+
+def shares(ours: Mapping[str, Bars], theirs: Mapping[str, Bars], x: str, y: str) -> str | None:
+    """An SVG element over a logarithmic x: ours as lines, theirs, in the same order and colours, as
+    hollow markers; None where matplotlib is missing or nothing is drawn."""
+    if not any(ours.values()):
+        return None
+
+    def draw(axes: Any) -> None:
+        ticks = sorted({bar[0] for bars in ours.values() for bar in bars})
+        axes.set_xscale("log")
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+        for hollow, group in ((False, ours), (True, theirs)):
+            for index, (name, bars) in enumerate(group.items()):
+                if bars:
+                    axes.errorbar(
+                        *zip(*bars, strict=True),
+                        label=name,
+                        color=_COLOURS[index % len(_COLOURS)],
+                        linestyle="none" if hollow else _STYLES[index % len(_STYLES)],
+                        marker="os"[index % 2],
+                        markerfacecolor="none" if hollow else None,
+                        markersize=8 if hollow else 5,
+                        capsize=3,
+                    )
+
+    return _svg(draw, x, y)
+
+
+def _svg(draw: Callable[[Any], None], x: str, y: str) -> str | None:
+    """What `draw` puts on axes, as an SVG element; None where matplotlib is missing."""
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "fastselfie", "font.size": 11}):
+        figure = Figure(figsize=(5.6, 3.4), layout="constrained")
+        axes = figure.add_subplot()
+        draw(axes)
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         axes.grid(alpha=0.25)

@@ -14,7 +14,7 @@ from fastselfie.checkpoint import load_checkpoint
 from fastselfie.data.loaders import build_loader
 from fastselfie.data.sources import open_dataset
 from fastselfie.errors import UserError
-from fastselfie.finetune import finetune
+from fastselfie.finetune import few_labels, finetune
 from fastselfie.guard import Guard
 from fastselfie.log import read_log
 from fastselfie.optim import begin_momentum, build_optimizer
@@ -165,7 +165,7 @@ def test_replay_runs_the_very_step_again(image_folder, tmp_path, machine, monkey
         if stage == "pretrain":
             pretrain(config, dataset, out, machine)
         else:
-            finetune(config, dataset, out, machine, None)
+            finetune(config, few_labels(config, dataset), out, machine, None)
 
     train(tmp_path / "straight")
     losses = [x["loss"] for x in read_log(tmp_path / "straight" / "log.jsonl") if "loss" in x]

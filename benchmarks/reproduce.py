@@ -1,0 +1,142 @@
+"""Turns finished `fastselfie reproduce` folders into a committed result: figures, curves, picture.
+
+    python benchmarks/reproduce.py MAIN [ABLATION ...] --name reproduce-cifar10
+
+MAIN is the folder whose table is shown; an ablation differs from it in some keys, such as
+pretrain.pad_mode=zero with finetune.control=false. Writes results/NAME.json and NAME.png.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from arguments import Parser
+from PIL import Image
+from quickstart import RESULTS, picture
+
+from fastselfie.config import Config, differing_keys
+from fastselfie.device import choose_machine
+from fastselfie.doctor import environment
+from fastselfie.errors import UserError
+from fastselfie.log import read_log
+from fastselfie.report.curves import points_of
+from fastselfie.reproduce.agenda import RUNS
+from fastselfie.reproduce.table import HEAD, JSON, cells, features_line
+
+_SECTIONS = ("seed", "data", "model", "pretrain", "finetune", "reproduce")
+_COLOURS = {"finetuned": "#0072B2", "supervised": "#D55E00"}  # Okabe and Ito's
+_PANELS = (
+    ("loss", "training loss, nats"),
+    ("heldout_loss", "test loss, nats"),
+    ("top1", "test top-1"),
+)
+
+
+def result_of(folders: Sequence[Path], command: str) -> dict[str, Any]:
+    """The main folder's table and every run of all folders, without a path of this machine.
+
+    Raises:
+        UserError: a folder has no finished table.
+    """
+    tables = [_table(folder) for folder in folders]
+    main = tables[0]
+    config = Config.model_validate_json(json.dumps(main["config"]))
+    rows = main["rows"]
+    several = f"{len(main['seeds'])} seeds" if len(main["seeds"]) > 1 else "one seed"
+    shares = ", ".join(f"{row['labels']:g}%" for row in rows)
+    return {
+        "claim": f"{main['name']}: P finetuned and the same network from scratch at "
+        f"{shares} of the labels, {several}, as in the "
+        "paper's Table 1",
+        "command": command,
+        "environment": environment(choose_machine(config.runtime).device),
+        "table": {"head": list(HEAD), "rows": [cells(row) for row in rows]},
+        "features": features_line(main),
+        "notes": main["notes"],
+        "main": main,
+        "ablations": [
+            {
+                "changes": differing_keys(main["config"], table["config"], _SECTIONS),
+                "table": {"head": list(HEAD), "rows": [cells(row) for row in table["rows"]]},
+                **table,
+            }
+            for table in tables[1:]
+        ],
+    }
+
+
+def _table(folder: Path) -> dict[str, Any]:
+    path = folder / JSON
+    if not path.is_file():
+        raise UserError(f"{folder}: has no {JSON}: finish `fastselfie reproduce --out {folder}`")
+    text = path.read_text(encoding="utf-8")
+    data = json.loads(text)["config"]["data"]
+    for key in ("train", "test"):
+        if data[key]:
+            text = text.replace(json.dumps(data[key])[1:-1], f"DATA/{Path(data[key]).name}")
+    table: dict[str, Any] = json.loads(text)
+    return table
+
+
+def curves(folder: Path, table: Mapping[str, Any]) -> Image.Image:
+    """Loss, test loss and test accuracy of both arms at the fewest labels: mean over the seeds."""
+    from matplotlib.figure import Figure
+
+    labels = min(row["labels"] for row in table["rows"])
+    figure = Figure(figsize=(11, 3.2), layout="constrained")
+    for axes, (key, title) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
+        for arm, colour in _COLOURS.items():
+            logs = [
+                dict(points_of(read_log(folder / RUNS / name / "log.jsonl"), key))
+                for name in (f"labels-{labels:g}/{arm}/seed-{seed}" for seed in table["seeds"])
+            ]
+            steps = sorted(set.intersection(*(set(log) for log in logs)))
+            if steps:
+                values = [mean(log[step] for log in logs) for step in steps]
+                axes.plot(steps, values, color=colour, label=arm)
+        axes.set_xlabel("step")
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].legend(frameon=False)
+    figure.suptitle(f"{table['name']}, {labels:g}% of the labels, mean over seeds", fontsize=10)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return Image.open(buffer).convert("RGB")
+
+
+def stacked(upper: Image.Image, lower: Image.Image) -> Image.Image:
+    """One above the other, on white."""
+    width = max(upper.width, lower.width)
+    canvas = Image.new("RGB", (width, upper.height + lower.height), "white")
+    canvas.paste(upper, ((width - upper.width) // 2, 0))
+    canvas.paste(lower, ((width - lower.width) // 2, upper.height))
+    return canvas
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = Parser(description=__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    parser.add_argument("--name", required=True)
+    options = parser.parse_args(arguments)
+    names = " ".join(folder.name for folder in options.folders)
+    command = f"python benchmarks/reproduce.py {names} --name {options.name}"
+    result = result_of(options.folders, command)
+    path = RESULTS / f"{options.name}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    folder = options.folders[0]
+    image = stacked(curves(folder, result["main"]), picture(folder))
+    image.save(RESULTS / f"{options.name}.png", optimize=True)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,60 @@
+"""One run of a plan: its images, its training, its result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+
+from fastselfie.atomic import write_atomically
+from fastselfie.data.sources import Dataset
+from fastselfie.device import Machine
+from fastselfie.errors import Diverged
+from fastselfie.finetune import finetune
+from fastselfie.models.resnet import ResNetV2
+from fastselfie.reproduce.agenda import RESULT, RUNS, Result, drop_checkpoints
+from fastselfie.reproduce.plan import Plan, Run
+from fastselfie.run import FINETUNED, PRETRAIN, load_patch_network
+
+
+class Bench:
+    """Where a process does run after run: the images, P and the device, each taken once."""
+
+    def __init__(self, plan: Plan, dataset: Dataset, out: Path, machine: Machine) -> None:
+        self.plan, self.dataset, self.out, self.machine = plan, dataset, out, machine
+
+    @cached_property
+    def patch_network(self) -> ResNetV2:
+        """P. Raises UserError where it is not pretrained to its end."""
+        return load_patch_network(self.plan.config, self.out / PRETRAIN, whole=True)
+
+    def do(self, run: Run) -> Result:
+        """Train and measure, from where it was left; leaves result.json.
+
+        Raises:
+            UserError: see `finetune`; a last run diverged. A search that did has no accuracy.
+        """
+        config, few = self.plan.config_for(run), self.plan.images_for(run, self.dataset)
+        start = self.patch_network if run.group.arm == FINETUNED else None
+        folder = self.out / RUNS / run.name
+        measures: Mapping[str, float | None]
+        try:
+            measures = finetune(config, few, folder, self.machine, start)
+        except Diverged:
+            if run.split is None:
+                raise
+            measures = dict.fromkeys(("heldout_loss", "top1", "top5"))
+        result: Result = {
+            "labels": run.group.labels,
+            "arm": run.group.arm,
+            "lr": run.lr,
+            "split": run.split,
+            "seed": run.seed,
+            "images": len(few.train),
+            "measured_on": len(few.held_out),
+            **measures,
+        }
+        write_atomically(folder / RESULT, json.dumps(result) + "\n")
+        drop_checkpoints(folder, run)
+        return result

@@ -1,0 +1,48 @@
+"""What the person who waits for hundreds of runs is told."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from fastselfie.log import console, say
+from fastselfie.reproduce.agenda import Agenda
+from fastselfie.reproduce.plan import Run
+
+
+@dataclass
+class Teller:
+    """Says a line for each run that has ended."""
+
+    agenda: Agenda
+    jobs: int
+
+    def __post_init__(self) -> None:
+        self.began, self.before = time.monotonic(), len(self.agenda.results)
+        if self.before:
+            say(f"{self.before} of {self.agenda.total} runs are done")
+
+    def __call__(self, run: Run) -> None:
+        done, total = len(self.agenda.results), self.agenda.total
+        result = self.agenda.results[run]
+        kind = f"seed {run.seed}" if run.split is None else f"split {run.split}"
+        top1 = "diverged" if result["top1"] is None else f"top-1 {result['top1']:.1%}"
+        left = (time.monotonic() - self.began) / (done - self.before) * (total - done)
+        quiet, console.quiet = console.quiet, False
+        say(
+            f"{run.group.labels:g}% {run.group.arm}, rate {run.lr:g}, {kind}: {top1}; "
+            f"{done} of {total}" + (f", about {shown_time(left)} left" if done < total else "")
+        )
+        console.quiet = quiet
+
+
+def shown_time(seconds: float) -> str:
+    """In two units at most."""
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if hours < 48:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{hours // 24} d {hours % 24} h"

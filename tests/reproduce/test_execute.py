@@ -1,0 +1,308 @@
+"""`fastselfie reproduce` as a whole: what it leaves, going on, several processes, mistakes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import pytest
+import torch
+from conftest import REPOSITORY, picture, tiny_config
+
+from fastselfie.checkpoint import load_checkpoint
+from fastselfie.errors import UserError
+from fastselfie.onlyone import LOCK, only_one_in
+from fastselfie.reproduce.execute import reproduce
+from fastselfie.reproduce.plan import make_plan
+from fastselfie.step import TrainStep
+
+ARGUMENTS = ("--labels", "50", "--seeds", "2")
+FINALS = [f"labels-50/{arm}/seed-{seed}" for arm in ("finetuned", "supervised") for seed in (0, 1)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """As every worker has here: the order of a sum is another on two."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    """(config file, what one process leaves of it). 20 training and 6 test images a class."""
+    root = tmp_path_factory.mktemp("reproduce")
+    for part, count in (("train", 20), ("test", 6)):
+        for label, name in enumerate(("cat", "dog")):
+            folder = root / "images" / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                picture(1000 * label + 100 * (part == "test") + i).save(folder / f"{i}.png")
+    config = tiny_config(
+        data={"train": str(root / "images")},
+        reproduce={"grid": [0.05, 0.1]},
+        runtime={"threads": 1},
+    )
+    (root / "tiny.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    reproduce(make_plan(config, "50", 2, None), root / "one", jobs=1)
+    return root / "tiny.yaml", root / "one"
+
+
+def table(out):
+    return json.loads((out / "table.json").read_text(encoding="utf-8"))
+
+
+def weights(out):
+    return {name: load_checkpoint(out / "runs" / name / "latest.pt")["model"] for name in FINALS}
+
+
+def assert_same(out, reference):
+    assert table(out) == table(reference)
+    for name, model in weights(reference).items():
+        for key, value in weights(out)[name].items():
+            assert torch.equal(value, model[key]), (name, key)
+
+
+def test_it_leaves_the_table_the_runs_and_the_newest_of_the_last_checkpoints(setting):
+    _, out = setting
+    figures = table(out)
+    assert len(figures["runs"]) == 8
+    assert [(r["arm"], r["split"], r["measured_on"]) for r in figures["runs"]] == [
+        (arm, split, count)
+        for arm in ("finetuned", "supervised")
+        for split, count in ((0, 2), (0, 2), (None, 12), (None, 12))
+    ]
+    row = figures["rows"][0]
+    assert row["supervised"]["top1"] == [r["top1"] for r in figures["runs"][6:]]
+    assert set(figures["features"]) == {
+        "bank", "p_knn", "p_linear_probe", "random_knn", "random_linear_probe", "pixels_knn",
+        "pretext_accuracy", "pretext_chance"}  # fmt: skip
+    kept = {str(p.parent.relative_to(out / "runs")) for p in (out / "runs").rglob("*.pt")}
+    assert kept == set(FINALS)
+    for name in FINALS:
+        assert sorted(p.name for p in (out / "runs" / name).glob("*.pt")) == [
+            "latest.pt", "step-0000002.pt"]  # fmt: skip
+    for name in ("table.md", "table.csv", "table.html"):
+        assert (out / name).stat().st_size > 100
+
+
+def test_the_same_command_again_trains_nothing_and_says_the_same(setting, cli, monkeypatch):
+    config, out = setting
+    monkeypatch.setattr(TrainStep, "__call__", None)  # a step would fail
+    before = table(out)
+    result = cli("reproduce", config, *ARGUMENTS, "--out", out)
+    assert result.status == 0, result.err
+    assert json.loads(result.out.splitlines()[-1])["rows"] == before["rows"]
+    assert table(out) == before
+
+
+@pytest.mark.parametrize("at", ["search", "final"])
+def test_left_in_the_middle_it_goes_on_to_the_same_table(setting, cli, tmp_path, monkeypatch, at):
+    config, reference = setting
+    # Steps: 4 of pretraining, then 2 a run; the search's second run, the first of the last ones.
+    kill_at = {"search": 4 + 2 + 1, "final": 4 + 4 + 1}[at]
+    count, step = [0], TrainStep.__call__
+
+    def kills(self, *arguments):
+        count[0] += 1
+        if count[0] == kill_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        step(self, *arguments)
+
+    command = ("reproduce", config, *ARGUMENTS, "--out", tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainStep, "__call__", kills)
+        assert cli(*command).status == 143
+    assert count[0] == kill_at
+    stopped = load_checkpoint(next((tmp_path / "out" / "runs").rglob("latest.pt")))
+    assert stopped["step"] == 1
+    assert cli(*command).status == 0
+    assert_same(tmp_path / "out", reference)
+
+
+def test_two_processes_give_the_same_bits_as_one(setting, tmp_path):
+    """Also P may come from `train --stage pretrain`, and more labels may come later."""
+    config, reference = setting
+    command = [sys.executable, "-m", "fastselfie"]
+    out = tmp_path / "out"
+    subprocess.run([*command, "train", config, "--stage", "pretrain", "--out", out],
+                   check=True, capture_output=True)  # fmt: skip
+    stamp = (out / "pretrain" / "latest.pt").stat().st_mtime_ns
+    done = subprocess.run([*command, "reproduce", config, *ARGUMENTS, "--out", out, "--jobs", "2"],
+                          check=True, capture_output=True, text=True)  # fmt: skip
+    assert (out / "pretrain" / "latest.pt").stat().st_mtime_ns == stamp
+    assert done.stderr.count(" of 8") == 8
+    assert_same(out, reference)
+
+
+@contextmanager
+def begun(config, out, *more):
+    """Two workers in the middle of long runs."""
+    command = [sys.executable, "-m", "fastselfie", "reproduce", str(config), *ARGUMENTS, *more,
+               "--out", str(out), "--jobs", "2"]  # fmt: skip
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY) as process:
+        try:
+            deadline = time.monotonic() + 120
+            while len(list((out / "runs").rglob("latest.pt"))) < 2:
+                assert process.poll() is None, process.stderr.read()
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            yield process
+        finally:
+            process.kill()
+
+
+def children_of(pid):
+    text = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(pid)], check=True, capture_output=True, text=True
+    )
+    return [int(word) for word in text.stdout.split()]
+
+
+def gone(pids, within=60.0):
+    deadline = time.monotonic() + within
+    while any(os.path.exists(f"/proc/{pid}") for pid in pids):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+LONG = ("finetune.steps=100000", "finetune.log_every=100000", "finetune.save_every=20")
+
+
+def test_a_signal_ends_all_workers_saved_and_a_second_command_is_refused(setting, cli, tmp_path):
+    config, _ = setting
+    out = tmp_path / "out"
+    with begun(config, out, *LONG) as process:
+        for command in ("reproduce", "train"):
+            refused = cli(command, config, *LONG, "--out", out)
+            assert refused.status == 2
+            last = refused.err.splitlines()[-1]
+            assert last.startswith(f"error: {out}: another fastselfie works there, process ")
+            assert str(process.pid) in last
+        workers = children_of(process.pid)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert gone(workers)
+        assert "Traceback" not in process.stderr.read()
+    saved = {p.parent: load_checkpoint(p)["step"] for p in (out / "runs").rglob("latest.pt")}
+    assert len(saved) == 2
+    assert any(step % 20 for step in saved.values())  # at the step, not at the last multiple
+
+
+def test_workers_leave_after_a_killed_parent_and_hold_the_folder_until_then(setting, tmp_path):
+    config, _ = setting
+    with begun(config, tmp_path / "out", *LONG) as process:
+        workers = children_of(process.pid)
+        process.kill()
+        process.wait()
+        assert gone(workers)
+    with only_one_in(tmp_path / "out"):
+        pass
+
+
+def test_a_lock_of_a_helper_holds_the_folder_too(tmp_path):
+    """The process that made it is gone; its helper is not."""
+    with only_one_in(tmp_path):
+        pass
+    code = (
+        "import sys; from pathlib import Path; from fastselfie.onlyone import helping_in\n"
+        "with helping_in(Path(sys.argv[1]), 3): print(flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE) as helper:  # fmt: skip
+        helper.stdout.readline()
+        with pytest.raises(UserError, match="another fastselfie"), only_one_in(tmp_path):
+            pass
+        helper.stdin.close()
+        helper.wait()
+    with only_one_in(tmp_path):
+        assert (tmp_path / LOCK).read_text() == f"{os.getpid()}\n"
+
+
+def mistakes():
+    return {
+        "labels_zero": (["--labels", "0"], "--labels 0: '0' is not a share"),
+        "labels_text": (["--labels", "5,x"], "--labels 5,x: 'x' is not a share"),
+        "labels_many": (["--labels", "150"], "--labels 150: '150' is not a share"),
+        "labels_few": (["--labels", "5"], "--labels 5: class 0 has one labelled image"),
+        "seeds": (["--seeds", "0"], "--seeds 0: at least 1"),
+        "budget": (["--budget", "0"], "--budget 0: a factor of both stages' steps"),
+        "jobs": (["--jobs", "0"], "--jobs 0: at least 1"),
+        "grid": (["reproduce.grid=[]"], "reproduce.grid is [] (command line)"),
+        "key": (["reproduce.gird=[1]"], "did you mean 'reproduce.grid'?"),
+    }
+
+
+@pytest.mark.parametrize("name", mistakes())
+def test_a_mistake_is_one_line_and_touches_nothing(setting, cli, tmp_path, name):
+    config, _ = setting
+    arguments, words = mistakes()[name]
+    result = cli("reproduce", config, *arguments, "--out", tmp_path / "out")
+    assert result.status == 2
+    (line,) = result.err.splitlines()
+    assert line.startswith("error: ")
+    assert words in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_config_or_set_is_refused(setting, cli):
+    config, out = setting
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    for change, words in (
+        ("reproduce.splits=2", "reproduce.splits (1 -> 2)"),
+        ("finetune.weight_decay=0.1", "finetune.weight_decay (0.0001 -> 0.1)"),
+        ("data.limit=30", "begun on other images"),
+    ):
+        result = cli("reproduce", config, *ARGUMENTS, change, "--out", out)
+        assert result.status == 2
+        assert words in result.err
+    assert "pretrain.steps (4 -> 2)" in cli("reproduce", config, "--budget", 0.5, "--out", out).err
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+
+
+def test_without_test_images_the_held_out_split_is_measured_and_said(setting, tmp_path):
+    config, _ = setting
+    train = config.parent / "images" / "train"
+    settings = tiny_config(data={"train": str(train), "held_out": 0.2}, runtime={"threads": 1},
+                           reproduce={"grid": [0.1]}, finetune={"control": False})  # fmt: skip
+    figures = reproduce(make_plan(settings, "100", 1, None), tmp_path, jobs=1)
+    assert f"measured on 8 images, 20% of {train}" in " ".join(figures["notes"])
+    assert figures["rows"][0]["images"] == 32
+    assert figures["rows"][0]["supervised"] is None
+
+
+def test_a_rate_that_diverges_loses_and_the_search_goes_on(setting, tmp_path):
+    config, _ = setting
+    settings = tiny_config(data={"train": str(config.parent / "images")}, runtime={"threads": 1},
+                           reproduce={"grid": [0.05, 1e30]},
+                           finetune={"control": False, "steps": 4})  # fmt: skip
+    figures = reproduce(make_plan(settings, "50", 1, None), tmp_path, jobs=1)
+    assert figures["rows"][0]["finetuned"]["lr"] == 0.05
+    assert figures["rows"][0]["finetuned"]["search"]["1e+30"] is None
+    assert "50%, finetuned: training diverged at 1e+30." in figures["notes"]
+    assert not list((tmp_path / "runs").rglob("nonfinite-*.pt"))
+
+
+def test_the_committed_result_has_the_tables_and_no_path_of_this_machine(setting, monkeypatch):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    made = importlib.import_module("reproduce")
+    _, out = setting
+    result = made.result_of([out, out], "the command")
+    text = json.dumps(result)
+    assert str(out.parent) not in text
+    assert "the test part of DATA/images" in text
+    assert result["table"]["rows"][0][:3] == ["50%", "20", "2"]
+    assert len(result["main"]["runs"]) == 8
+    assert result["ablations"][0]["changes"] == []
+    image = made.stacked(made.curves(out, result["main"]), made.picture(out))
+    assert image.size >= (1100, 320)
+    readme = importlib.import_module("readme")
+    assert "| 50% | 20 | 2 |" in readme.reproduce([result])

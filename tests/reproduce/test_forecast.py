@@ -1,0 +1,51 @@
+"""`reproduce --dry-run`: counts and times, with and without images, and nothing touched."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import REPOSITORY, tiny_config
+
+from fastselfie.data.sources import open_dataset
+from fastselfie.reproduce.forecast import Rates, forecast
+from fastselfie.reproduce.plan import make_plan
+
+
+def test_counts_and_seconds_by_hand(idx_folder):
+    config = tiny_config(data={"train": str(idx_folder)}, reproduce={"grid": [0.1, 0.2, 0.4]})
+    plan = make_plan(config, "20,100", 5, None)
+    rates = Rates(pretrain=16.0, finetune=4.0, devices=2, how="")
+    lines = forecast(plan, open_dataset(config.data), rates)
+    assert [(line.runs, line.steps, line.images) for line in lines] == [
+        (1, 4, "40"), (6, 2, "4"), (10, 2, "8"), (6, 2, "36"), (10, 2, "40")]  # fmt: skip
+    # 4 steps of 8 images at 2 x 16 a second; 6 runs of 2 x 8 at 2 x 4.
+    assert [line.seconds for line in lines] == [1, 12, 20, 12, 20]
+
+
+@pytest.mark.parametrize("name", ["cifar10", "in32", "in224"])
+def test_the_papers_configs_are_planned_on_paper_without_data(cli, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    result = cli("reproduce", REPOSITORY / "configs" / f"{name}.yaml", "--dry-run",
+                 "--plan", "8xH100")  # fmt: skip
+    assert result.status == 0, result.err
+    flat = " ".join(result.out.split())
+    # One pretraining; four shares, two arms, six rates and five seeds.
+    for words in ("in all 89 runs", "120,000", "missing data: data.train is not set", "8xH100",
+                  "5%, finetuned and supervised"):  # fmt: skip
+        assert words in flat
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_this_machine_is_timed_by_steps(cli, tiny_yaml, image_folder, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    result = cli("reproduce", tiny_yaml, f"data.train={image_folder}", "--labels", "50,100",
+                 "--budget", 2, "--dry-run", "--out", tmp_path / "out")  # fmt: skip
+    assert result.status == 0, result.err
+    assert "from steps of 8 images on cpu in fp32" in " ".join(result.out.split())
+    assert "steps x 2 (--budget)" in result.out
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_unknown_gpu_is_one_line(cli, tiny_yaml):
+    result = cli("reproduce", tiny_yaml, "--dry-run", "--plan", "8xH10")
+    assert result.status == 2
+    assert "--plan 8xH10: give COUNTxGPU with one of H200" in result.err

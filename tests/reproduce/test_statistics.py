@@ -1,0 +1,68 @@
+"""The figures of the table against tables of Student's t and numbers computed by hand."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import tiny_config
+
+from fastselfie.reproduce.agenda import Agenda
+from fastselfie.reproduce.plan import make_plan
+from fastselfie.reproduce.statistics import paired_difference, spread, student_t
+
+
+@pytest.mark.parametrize(
+    ("freedom", "t"), [(1, 12.7062), (2, 4.30265), (3, 3.18245), (4, 2.77645), (9, 2.26216),
+                       (10, 2.22814), (30, 2.04227), (1000, 1.96234)]
+)  # fmt: skip
+def test_students_t_is_that_of_the_tables(freedom, t):
+    assert student_t(freedom) == pytest.approx(t, abs=6e-6)  # they give five digits after 0
+
+
+def test_mean_and_spread_by_hand():
+    """Deviations -1, 0, 1 of 0.01: variance 2e-4 / 2."""
+    assert spread([0.75, 0.76, 0.77]) == {"mean": pytest.approx(0.76), "std": pytest.approx(0.01)}
+    assert spread([0.75]) == {"mean": 0.75, "std": None}
+
+
+def test_the_difference_is_paired():
+    """Differences 1, 2, 3 points though each arm's own spread is far larger.
+
+    Mean 2, std 1, so 2 +- 4.30265 / sqrt(3).
+    """
+    found = paired_difference([0.51, 0.72, 0.93], [0.50, 0.70, 0.90])
+    assert found["mean"] == pytest.approx(0.02)
+    assert found["low"] == pytest.approx(0.02 - 0.0430265 / 3**0.5, abs=1e-7)
+    assert found["high"] == pytest.approx(0.02 + 0.0430265 / 3**0.5, abs=1e-7)
+    assert paired_difference([0.5], [0.4])["low"] is None
+
+
+def agenda_of(tmp_path, grid, top1, splits=1):
+    """An agenda whose search at 50%, finetuned, gave top1[lr][split]."""
+    config = tiny_config(reproduce={"grid": grid, "splits": splits})
+    plan = make_plan(config, "50", 1, None)
+    agenda = Agenda(plan, tmp_path)
+    for run in plan.searches(plan.groups[0]):
+        agenda.finish(run, {"top1": top1[run.lr][run.split]})
+    return agenda, plan.groups[0]
+
+
+@pytest.mark.parametrize(
+    ("top1", "best", "at_edge"),
+    [
+        ({0.1: [0.5], 0.2: [0.7], 0.4: [0.6]}, 0.2, False),
+        ({0.1: [0.5], 0.2: [0.6], 0.4: [0.6]}, 0.2, False),  # ties go to the lower
+        ({0.1: [0.5], 0.2: [0.6], 0.4: [0.7]}, 0.4, True),
+        ({0.1: [0.0], 0.2: [None], 0.4: [None]}, 0.1, True),
+    ],
+)
+def test_the_best_rate(tmp_path, top1, best, at_edge):
+    agenda, group = agenda_of(tmp_path, [0.4, 0.1, 0.2], top1)
+    choice = agenda.choice(group)
+    assert (choice.lr, choice.at_edge) == (best, at_edge)
+
+
+def test_a_rate_is_the_mean_of_its_splits_and_one_that_diverged_is_out(tmp_path):
+    top1 = {0.1: [0.6, 0.6], 0.2: [0.9, 0.4], 0.4: [1.0, None]}
+    agenda, group = agenda_of(tmp_path, [0.1, 0.2, 0.4], top1, splits=2)
+    assert agenda.choice(group).scores == {0.1: 0.6, 0.2: pytest.approx(0.65), 0.4: None}
+    assert agenda.choice(group).lr == 0.2

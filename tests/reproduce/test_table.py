@@ -1,0 +1,93 @@
+"""The table in every form, from figures made up for it."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import io
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from fastselfie.reproduce.statistics import PAPER
+from fastselfie.reproduce.table import as_csv, markdown, print_table, write_table
+
+GOLDEN = Path(__file__).parent / "golden"
+
+FIGURES = {
+    "name": "made-up",
+    "rows": [
+        {
+            "labels": 5.0, "images": 2500, "n": 5,
+            "finetuned": {"mean": 0.7591, "std": 0.0042, "top1": [], "lr": 0.05, "search": {}},
+            "supervised": {"mean": 0.742, "std": 0.0126, "top1": [], "lr": 0.1, "search": {}},
+            "difference": {"mean": 0.0171, "low": -0.0013, "high": 0.0355},
+            "spread_ratio": 3.0,
+            "paper": {"finetuned": [75.9, 0.4], "supervised": [75.9, 0.7], "difference": 0.0},
+        },
+        {
+            "labels": 0.5, "images": 250, "n": 1,
+            "finetuned": {"mean": 0.5, "std": None, "top1": [], "lr": 0.4, "search": {}},
+            "supervised": None, "difference": None, "spread_ratio": None, "paper": None,
+        },
+    ],
+    "features": {
+        "bank": 50000, "p_knn": 0.5, "p_linear_probe": 0.6, "random_knn": 0.3,
+        "random_linear_probe": 0.4, "pixels_knn": 0.35, "pretext_accuracy": 0.8,
+        "pretext_chance": 0.25,
+    },
+    "notes": ["A note with <b> & [bold]brackets[/]."],
+}  # fmt: skip
+
+
+def rendered():
+    console = Console(file=io.StringIO(), width=150, highlight=False)
+    print_table(FIGURES, Path("DIR/table.html"), console)
+    return {"table.md": markdown(FIGURES), "table.csv": as_csv(FIGURES),
+            "terminal.txt": console.file.getvalue()}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["table.md", "table.csv", "terminal.txt"])
+def test_the_table_is_as_it_was_looked_at(name):
+    """Made by `python tests/reproduce/test_table.py`, to be looked at again after a change."""
+    assert rendered()[name] == (GOLDEN / name).read_text(encoding="utf-8")
+
+
+def test_the_page_stands_alone_and_escapes_what_it_is_given(tmp_path):
+    write_table(FIGURES, tmp_path)
+    page = (tmp_path / "table.html").read_text(encoding="utf-8")
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert "A note with &lt;b&gt; &amp; [bold]brackets[/]." in page
+    for words in ("75.9 +- 0.4", "+1.7 (-0.1 to +3.5)", "paper: Selfie", "<svg"):
+        assert words in page
+
+
+def test_figures_in_the_csv_are_percents(tmp_path):
+    first, second = csv.DictReader(io.StringIO(as_csv(FIGURES)))
+    assert (first["finetuned_mean"], first["difference_low"]) == ("75.91", "-0.13")
+    assert (second["supervised_mean"], second["paper_finetuned_mean"]) == ("", "")
+
+
+def test_a_line_without_a_chart_where_matplotlib_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    write_table(copy.deepcopy(FIGURES), tmp_path)
+    page = (tmp_path / "table.html").read_text(encoding="utf-8")
+    assert "<svg" not in page
+    assert "fastselfie[report]" in page
+
+
+def test_the_papers_rows_are_whole():
+    """Three sets, four shares, and Selfie nowhere below the control."""
+    assert {name: len(rows) for name, rows in PAPER.items()} == {
+        "cifar10": 4, "imagenet32": 4, "imagenet224": 4}  # fmt: skip
+    for rows in PAPER.values():
+        for arms in rows.values():
+            assert arms["finetuned"][0] >= arms["supervised"][0]
+
+
+if __name__ == "__main__":
+    for name, text in rendered().items():
+        (GOLDEN / name).write_text(text, encoding="utf-8")
