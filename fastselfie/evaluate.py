@@ -14,8 +14,7 @@ from fastselfie.config import Config
 from fastselfie.data.loaders import Batch, Loader
 from fastselfie.device import Machine
 from fastselfie.kernels.patchify import patchify
-from fastselfie.models.resnet import ResNetV2
-from fastselfie.models.selfie import Selfie
+from fastselfie.models.selfie import Classifier, Selfie
 from fastselfie.phases import phase
 
 
@@ -95,7 +94,7 @@ def pretext_accuracy(
 
 
 def classification_accuracy(
-    model: ResNetV2, loader: Loader, pixels: Pixels, machine: Machine
+    model: Classifier, loader: Loader, pixels: Pixels, machine: Machine
 ) -> dict[str, float]:
     """Loss, top-1 and top-5 accuracy over all images of `loader`."""
     ranks, loss, top1, top5 = machine.ranks, 0.0, 0.0, 0.0
@@ -118,7 +117,7 @@ def classification_accuracy(
 
 
 def extract_features(
-    network: ResNetV2, loader: Loader, pixels: Pixels, machine: Machine
+    network: Classifier, loader: Loader, pixels: Pixels, machine: Machine
 ) -> tuple[Tensor, Tensor]:
     """Features of whole images (n, D) float32 and their labels (n,), on the loader's device."""
     features, labels = [], []

@@ -1,4 +1,4 @@
-"""Finetuning on few labels from P, and the supervised control: the same network from scratch."""
+"""Finetuning on few labels from pretraining, and the control: the same network from scratch."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from fastselfie.errors import UserError
 from fastselfie.evaluate import Pixels, classification_accuracy
 from fastselfie.loop import Stage, fit
 from fastselfie.memory import estimate_finetuning
-from fastselfie.models.resnet import ResNetV2
-from fastselfie.models.selfie import build_classifier
+from fastselfie.models.selfie import Classifier, Selfie, build_classifier
 from fastselfie.rng import IntArray
 from fastselfie.step import TrainStep
 
@@ -62,19 +61,17 @@ def labelled(config: Config, dataset: Dataset) -> IntArray:
 class Finetuning(NamedTuple):
     """A fresh network, what turns batches into its input, and the step that trains it."""
 
-    network: ResNetV2
+    network: Classifier
     pixels: Pixels
     step: TrainStep
 
 
 def build_finetuning(
-    config: Config, stage: Stage, classes: int, machine: Machine, start: ResNetV2 | None
+    config: Config, stage: Stage, classes: int, machine: Machine, start: Selfie | None
 ) -> Finetuning:
-    """The classifier on the machine's device, from P if `start` is given, and its training step."""
+    """The classifier on the machine's device, from `start` if there is one, and its step."""
     torch.manual_seed(config.seed)
-    network = build_classifier(config, classes)
-    if start is not None:
-        network.start_from(start)
+    network = build_classifier(config, classes, start)
     machine.place(network)
     estimate = estimate_finetuning(config, classes, machine.precision)
     memory = total_memory(machine.device)
@@ -94,11 +91,12 @@ def build_finetuning(
 
 
 def finetune(
-    config: Config, dataset: Dataset, folder: Path, machine: Machine, start: ResNetV2 | None
+    config: Config, dataset: Dataset, folder: Path, machine: Machine, start: Selfie | None
 ) -> dict[str, float]:
-    """Train all four stages and a classifier on the labelled images; return the last measures.
+    """Train the classifier on the labelled images, all of it; return the last measures.
 
-    start: P, or None for the control. Stage 4 and the classifier begin as usual in both.
+    start: the pretrained network, or None for the control. What that does not bring, stage 4 and
+    the head, begins alike in both.
 
     Raises:
         UserError: see `labelled`, `fit` and the loaders.

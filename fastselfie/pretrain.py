@@ -16,7 +16,6 @@ from fastselfie.evaluate import Pixels, evaluating, pretext_accuracy
 from fastselfie.log import say
 from fastselfie.loop import Stage, fit
 from fastselfie.memory import estimate_pretraining
-from fastselfie.models.resnet import ResNetV2
 from fastselfie.models.selfie import Selfie
 from fastselfie.report.mask_prediction import filled, originals
 from fastselfie.step import TrainStep
@@ -68,8 +67,8 @@ def build_pretraining(config: Config, machine: Machine) -> Pretraining:
 
 def pretrain(
     config: Config, dataset: Dataset, folder: Path, machine: Machine
-) -> tuple[ResNetV2, dict[str, float]]:
-    """Train on all images of the training part, without labels; return P and the last measures.
+) -> tuple[Selfie, dict[str, float]]:
+    """Train on all images of the training part, without labels; return it and the last measures.
 
     Writes log.jsonl, checkpoints and pictures/STEP.png in `folder`; goes on from the newest.
 
@@ -109,7 +108,7 @@ def pretrain(
         patches=config.patches,
         also_at=pictured,
     )
-    return model.patch_network, measures
+    return model, measures
 
 
 def _take_picture(

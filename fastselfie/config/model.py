@@ -19,6 +19,12 @@ class ModelConfig(Section):
     blocks: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = Field(
         (3, 4, 6, 3), description="bottlenecks in each stage; P is the first three"
     )
+    end_norm: bool = Field(
+        True,
+        description="batch norm and ReLU at the end of P, before its pooling: a pre-activation "
+        "network cut there has neither; false is an ablation, where a finetuned ResNet's fourth "
+        "stage begins with a fresh norm",
+    )
     patch_size: PositiveInt = Field(32, description="side of a patch, pixels")
     mask_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
         0.25, description="M = floor(fraction x N) patches are masked"

@@ -73,7 +73,7 @@ class PretrainConfig(StageConfig):
 
 
 class FinetuneConfig(StageConfig):
-    """Finetuning a ResNet from P on few labels, and the supervised control from scratch."""
+    """Finetuning from the pretrained network on few labels, and the control from scratch."""
 
     labels: Fraction = Field(0.1, description="share of the labels, class-balanced")
     labels_per_class: PositiveInt | None = Field(
@@ -84,4 +84,10 @@ class FinetuneConfig(StageConfig):
     )
     scratch_lr: Annotated[float, Field(gt=0.0)] | None = Field(
         None, description="the control's maximum learning rate; null: lr"
+    )
+    form: Literal["resnet", "attention_pooling"] = Field(
+        "resnet",
+        description="resnet: the four stages of a ResNet on whole images, the first three from P; "
+        "attention_pooling: P on all patches, A with the positions over them, a classifier on u, "
+        "all of them from pretraining: the paper's ResNet-36 + attention pooling",
     )
