@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.swa_utils import update_bn
 
+from fastselfie.checkpoint import has_checkpoints
 from fastselfie.config import Config
-from fastselfie.data.loaders import Batch, build_loader
+from fastselfie.data.loaders import Batch, Loader, build_loader
 from fastselfie.data.sources import Dataset
 from fastselfie.data.subsets import choose_labels
 from fastselfie.device import Machine, total_memory
@@ -26,7 +30,7 @@ from fastselfie.step import TrainStep
 def finetuning_stage(config: Config, dataset: Dataset, from_p: bool) -> Stage:
     """What a checkpoint of the finetuned network, or of the control, must agree with."""
     settings = config.finetune
-    own_rate = settings.scratch_lr is not None
+    own_rate = ("finetune.lr",) if settings.scratch_lr is not None else ()
     if not from_p and settings.scratch_lr is not None:
         settings = settings.model_copy(update={"lr": settings.scratch_lr})
     sections = ("seed", "data", "model", "pretrain", "finetune")
@@ -36,7 +40,7 @@ def finetuning_stage(config: Config, dataset: Dataset, from_p: bool) -> Stage:
         settings=settings,
         sections=sections if from_p else tuple(s for s in sections if s != "pretrain"),
         images=dataset.fingerprint(),
-        unused=("finetune.scratch_lr",) if from_p else ("finetune.lr",) if own_rate else (),
+        unused=("finetune.scratch_lr",) if from_p else ("finetune.recalibrate", *own_rate),
     )
 
 
@@ -105,6 +109,12 @@ def finetune(
     classes = len(dataset.train.classes)
     network, pixels, step = build_finetuning(config, stage, classes, machine, start)
     few = dataset.train.select(labelled(config, dataset))
+    fresh = machine.ranks.from_leader(lambda: not has_checkpoints(folder))
+    if start is not None and fresh and config.finetune.recalibrate:
+        with machine.ranks.as_one():
+            # One of its own: what it skips, training counts.
+            seen = build_loader(few, config.data, config.seed, machine.device)
+        recalibrate(network, seen, pixels, machine, config.finetune.recalibrate)
     with machine.ranks.as_one():
         train = build_loader(few, config.data, config.seed, machine.device)
         held_out = build_loader(dataset.held_out, config.data, config.seed, machine.device)
@@ -114,3 +124,24 @@ def finetune(
         return classification_accuracy(network, held_out, pixels, machine)
 
     return fit(stage, folder, step, train, evaluate)
+
+
+def recalibrate(
+    network: Classifier, loader: Loader, pixels: Pixels, machine: Machine, images: int
+) -> None:
+    """Take batch norm's running statistics anew: the plain mean over passes of so many images.
+
+    They are the first that training would see, in its order and with its crops: in the order of
+    the files a pass would be of one class. Every process looks at all of them.
+    """
+    passes = -(-images // pixels.batch)
+
+    def inputs() -> Iterator[Tensor]:
+        with closing(loader.train(0, pixels.batch)) as batches:
+            for _ in range(passes):
+                with machine.ranks.as_one():
+                    batch = next(batches)
+                yield pixels.whole(batch)
+
+    with machine.autocast():
+        update_bn(inputs(), network)

@@ -91,3 +91,10 @@ class FinetuneConfig(StageConfig):
         "attention_pooling: P on all patches, A with the positions over them, a classifier on u, "
         "all of them from pretraining: the paper's ResNet-36 + attention pooling",
     )
+    recalibrate: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="labelled images, rounded up to whole passes, over which batch norm's running "
+        "statistics are taken anew before the first step, as pretraining's are of patches. "
+        "Training reads none of them: it changes what is measured until their averages, of the "
+        "last few tens of steps, have caught up. The control has none to take anew",
+    )
