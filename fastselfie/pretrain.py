@@ -42,6 +42,14 @@ class Pretraining(NamedTuple):
     pixels: Pixels
     step: TrainStep
 
+    @property
+    def result(self) -> Selfie:
+        """What is measured and handed on: the moving average where there is one."""
+        if self.step.average is None:
+            return self.model
+        assert isinstance(self.step.average.model, Selfie)
+        return self.step.average.model
+
 
 def build_pretraining(config: Config, machine: Machine) -> Pretraining:
     """The network as the seed draws it, on the machine's device, and its training step."""
@@ -61,7 +69,7 @@ def build_pretraining(config: Config, machine: Machine) -> Pretraining:
         return loss, correct, len(batch.images) * model.masked
 
     backend = config.optimizer.backend
-    step = TrainStep(replica, objective, settings, machine, micro_batch, backend)
+    step = TrainStep(replica, objective, settings, machine, micro_batch, backend, settings.ema)
     return Pretraining(model, pixels, step)
 
 
@@ -76,7 +84,8 @@ def pretrain(
         UserError: see `fit` and the loaders.
     """
     settings = config.pretrain
-    model, pixels, step = build_pretraining(config, machine)
+    built = build_pretraining(config, machine)
+    model, pixels, step = built.result, built.pixels, built.step
     with machine.ranks.as_one():
         data = config.pretraining_data
         train = build_loader(dataset.train, data, config.seed, machine.device)

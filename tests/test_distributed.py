@@ -107,7 +107,7 @@ def test_a_step_and_a_measurement_are_those_of_one_process(tmp_path, yaml_of):
     both = [torch.load(tmp_path / str(WORLD) / f"{rank}.pt") for rank in range(WORLD)]
     for found in both:
         for kind in ("whole", "passes"):
-            for name in ("gradients", "weights"):
+            for name in ("gradients", "weights", "average"):
                 ours, theirs = found[kind][name], alone[kind][name]
                 assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-12), (kind, name)
             assert found[kind]["sent"] == 1  # the tiny net is one bucket
@@ -117,7 +117,8 @@ def test_a_step_and_a_measurement_are_those_of_one_process(tmp_path, yaml_of):
         for ours, theirs in zip(found["measures"], alone["measures"], strict=True):
             assert ours.pop("heldout_loss") == pytest.approx(theirs["heldout_loss"], rel=1e-12)
             assert ours == {k: v for k, v in theirs.items() if k != "heldout_loss"}
-    assert torch.equal(both[0]["passes"]["weights"], both[1]["passes"]["weights"])
+    for name in ("weights", "average"):
+        assert torch.equal(both[0]["passes"][name], both[1]["passes"][name])
     assert both[0]["threads"] == max(1, usable_cores() // WORLD)
 
 

@@ -75,6 +75,13 @@ class PretrainConfig(StageConfig):
 class FinetuneConfig(StageConfig):
     """Finetuning from the pretrained network on few labels, and the control from scratch."""
 
+    ema: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
+        None,
+        description="decay of an exponential moving average of the weights, kept beside them, "
+        "which is then what is measured, finetuned and exported; it looks back 1 / (1 - decay) "
+        "steps. Batch statistics are averaged alike; a step that is left out counts for nothing. "
+        "null: the weights themselves",
+    )
     labels: Fraction = Field(0.1, description="share of the labels, class-balanced")
     labels_per_class: PositiveInt | None = Field(
         None, description="labels of each class instead of a share"
