@@ -27,19 +27,19 @@ class Pixels:
     def __init__(self, config: Config, machine: Machine, batch: int) -> None:
         self.batch = min(256, batch)
         self.patch_size = config.model.patch_size
-        self.image_size = config.data.image_size
+        self.grid = config.grid
         self.mean = torch.tensor(config.data.mean, device=machine.device)
         self.std = torch.tensor(config.data.std, device=machine.device)
         self.dtype = machine.precision.dtype
         self.impl = config.runtime.kernels
 
     def patches(self, batch: Batch) -> Tensor:
-        """(B, N, 3, P, P), visible first and masked last."""
-        return self._cut(batch, self.patch_size)
+        """(B, N, 3, P, P), visible first and masked last; P is in proportion to the images."""
+        return self._cut(batch, batch.images.shape[1] // self.grid)
 
     def whole(self, batch: Batch) -> Tensor:
         """(B, 3, H, W)."""
-        return self._cut(batch, self.image_size)[:, 0]
+        return self._cut(batch, batch.images.shape[1])[:, 0]
 
     def _cut(self, batch: Batch, side: int) -> Tensor:
         with phase("patchify"):

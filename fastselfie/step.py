@@ -80,7 +80,7 @@ class TrainStep:
             group["lr"] = rate
         begin_momentum(self.optimizer)
         self.guard.begin(step, batch.index)
-        loss, correct, answers = self._gradients(batch)
+        loss, correct, answers = self._gradients(batch.shrunk(self.stage.image_size_at(step)))
         with phase("optimiser"):
             # Of all processes: they must judge alike.
             seen = self.machine.ranks.mean_on_device(loss)

@@ -62,6 +62,11 @@ class ModelConfig(Section):
         """D: the channels at the end of stage 3, a bottleneck's 4 x 4 x width."""
         return 16 * self.width
 
+    @property
+    def stride(self) -> int:
+        """Pixels along a side for each place of the map at P's end."""
+        return 16 if self.stem == "imagenet" else 4
+
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
         if self.embedding_width % self.heads:

@@ -42,9 +42,22 @@ class StageConfig(Section):
         description="on_nonfinite: skip stops after so many steps one after the other",
         json_schema_extra=FREE,
     )
+    progressive: tuple[PositiveInt, ...] = Field(
+        (),
+        description="sides, pixels, of the smaller images that training begins with, rising, each "
+        "for an equal part of the first progressive_until of the steps; then data.image_size. "
+        "Patches shrink alike, so their number stays. Images are shrunk on the device after "
+        "loading: that saves computing, not decoding",
+    )
+    progressive_until: Fraction = Field(0.5, description="share of the steps, see progressive")
     log_every: PositiveInt = Field(50, description="steps", json_schema_extra=FREE)
     eval_every: PositiveInt = Field(5_000, description="steps", json_schema_extra=FREE)
     save_every: PositiveInt = Field(1_000, description="steps", json_schema_extra=FREE)
+
+    def image_size_at(self, step: int) -> int | None:
+        """The smaller side that images have in `step` (0 is the first); None: data.image_size."""
+        part = int(step * len(self.progressive) / (self.progressive_until * self.steps))
+        return self.progressive[part] if part < len(self.progressive) else None
 
     @model_validator(mode="after")
     def _check_micro(self) -> StageConfig:
