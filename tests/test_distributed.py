@@ -176,6 +176,20 @@ def test_a_killed_process_costs_only_time(tmp_path, yaml_of):
     assert ended["straight"].stdout.count("pretext_accuracy") == 1
 
 
+def test_every_switch_of_the_method_goes_with_several_processes(tmp_path, yaml_of):
+    """Without positions to add, none may be left for the processes to wait for."""
+    path = yaml_of(
+        model={"encoder_positions": False, "end_norm": False},
+        pretrain={"ema": 0.9, "progressive": [16]},
+        finetune={"form": "attention_pooling", "recalibrate": 9, "progressive": [20]},
+    )
+    ended = torchrun("whole", "train", path, "--out", tmp_path / "run")
+    assert ended.returncode == 0, ended.stderr
+    assert "supervised_accuracy" in ended.stdout
+    state = load_checkpoint(tmp_path / "run" / "pretrain" / "latest.pt")
+    assert not torch.equal(state["average"]["pooling.u0"], state["model"]["pooling.u0"])
+
+
 def test_a_signal_to_one_process_ends_all_at_the_same_step(tmp_path, yaml_of):
     path = yaml_of(pretrain={"steps": 6, "save_every": 6})
     out = tmp_path / "run"

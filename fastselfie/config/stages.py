@@ -75,6 +75,13 @@ class PretrainConfig(StageConfig):
     pad_mode: Literal["zero", "reflect", "none"] | None = Field(
         None, description="data.pad_mode of pretraining alone; null: the same in both stages"
     )
+    ema: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
+        None,
+        description="decay of an exponential moving average of the weights, kept beside them, "
+        "which is then what is measured, finetuned and exported; it looks back 1 / (1 - decay) "
+        "steps. Batch statistics are averaged alike; a step that is left out counts for nothing. "
+        "null: the weights themselves",
+    )
     eval_images: PositiveInt = Field(
         2_048, description="held-out images for the pretext accuracy", json_schema_extra=FREE
     )
@@ -88,28 +95,15 @@ class PretrainConfig(StageConfig):
 class FinetuneConfig(StageConfig):
     """Finetuning from the pretrained network on few labels, and the control from scratch."""
 
-    ema: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
-        None,
-        description="decay of an exponential moving average of the weights, kept beside them, "
-        "which is then what is measured, finetuned and exported; it looks back 1 / (1 - decay) "
-        "steps. Batch statistics are averaged alike; a step that is left out counts for nothing. "
-        "null: the weights themselves",
-    )
-    labels: Fraction = Field(0.1, description="share of the labels, class-balanced")
-    labels_per_class: PositiveInt | None = Field(
-        None, description="labels of each class instead of a share"
-    )
-    control: bool = Field(
-        True, description="also train the same network from scratch", json_schema_extra=FREE
-    )
-    scratch_lr: Annotated[float, Field(gt=0.0)] | None = Field(
-        None, description="the control's maximum learning rate; null: lr"
-    )
     form: Literal["resnet", "attention_pooling"] = Field(
         "resnet",
         description="resnet: the four stages of a ResNet on whole images, the first three from P; "
         "attention_pooling: P on all patches, A with the positions over them, a classifier on u, "
         "all of them from pretraining: the paper's ResNet-36 + attention pooling",
+    )
+    labels: Fraction = Field(0.1, description="share of the labels, class-balanced")
+    labels_per_class: PositiveInt | None = Field(
+        None, description="labels of each class instead of a share"
     )
     recalibrate: Annotated[int, Field(ge=0)] = Field(
         0,
@@ -117,4 +111,10 @@ class FinetuneConfig(StageConfig):
         "statistics are taken anew before the first step, as pretraining's are of patches. "
         "Training reads none of them: it changes what is measured until their averages, of the "
         "last few tens of steps, have caught up. The control has none to take anew",
+    )
+    control: bool = Field(
+        True, description="also train the same network from scratch", json_schema_extra=FREE
+    )
+    scratch_lr: Annotated[float, Field(gt=0.0)] | None = Field(
+        None, description="the control's maximum learning rate; null: lr"
     )
