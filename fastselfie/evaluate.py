@@ -14,8 +14,7 @@ from fastselfie.config import Config
 from fastselfie.data.loaders import Batch, Loader
 from fastselfie.device import Machine
 from fastselfie.kernels.patchify import patchify
-from fastselfie.models.resnet import ResNetV2
-from fastselfie.models.selfie import Selfie
+from fastselfie.models.selfie import Classifier, Selfie
 from fastselfie.phases import phase
 
 
@@ -28,19 +27,19 @@ class Pixels:
     def __init__(self, config: Config, machine: Machine, batch: int) -> None:
         self.batch = min(256, batch)
         self.patch_size = config.model.patch_size
-        self.image_size = config.data.image_size
+        self.grid = config.grid
         self.mean = torch.tensor(config.data.mean, device=machine.device)
         self.std = torch.tensor(config.data.std, device=machine.device)
         self.dtype = machine.precision.dtype
         self.impl = config.runtime.kernels
 
     def patches(self, batch: Batch) -> Tensor:
-        """(B, N, 3, P, P), visible first and masked last."""
-        return self._cut(batch, self.patch_size)
+        """(B, N, 3, P, P), visible first and masked last; P is in proportion to the images."""
+        return self._cut(batch, batch.images.shape[1] // self.grid)
 
     def whole(self, batch: Batch) -> Tensor:
         """(B, 3, H, W)."""
-        return self._cut(batch, self.image_size)[:, 0]
+        return self._cut(batch, batch.images.shape[1])[:, 0]
 
     def _cut(self, batch: Batch, side: int) -> Tensor:
         with phase("patchify"):
@@ -95,7 +94,7 @@ def pretext_accuracy(
 
 
 def classification_accuracy(
-    model: ResNetV2, loader: Loader, pixels: Pixels, machine: Machine
+    model: Classifier, loader: Loader, pixels: Pixels, machine: Machine
 ) -> dict[str, float]:
     """Loss, top-1 and top-5 accuracy over all images of `loader`."""
     ranks, loss, top1, top5 = machine.ranks, 0.0, 0.0, 0.0
@@ -118,7 +117,7 @@ def classification_accuracy(
 
 
 def extract_features(
-    network: ResNetV2, loader: Loader, pixels: Pixels, machine: Machine
+    network: Classifier, loader: Loader, pixels: Pixels, machine: Machine
 ) -> tuple[Tensor, Tensor]:
     """Features of whole images (n, D) float32 and their labels (n,), on the loader's device."""
     features, labels = [], []

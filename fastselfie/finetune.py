@@ -1,16 +1,20 @@
-"""Finetuning on few labels from P, and the supervised control: the same network from scratch."""
+"""Finetuning on few labels from pretraining, and the control: the same network from scratch."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.swa_utils import update_bn
 
+from fastselfie.checkpoint import has_checkpoints
 from fastselfie.config import Config
-from fastselfie.data.loaders import Batch, build_loader
+from fastselfie.data.loaders import Batch, Loader, build_loader
 from fastselfie.data.sources import Dataset, Source
 from fastselfie.data.subsets import choose_labels
 from fastselfie.device import Machine, total_memory
@@ -18,8 +22,7 @@ from fastselfie.errors import UserError
 from fastselfie.evaluate import Pixels, classification_accuracy
 from fastselfie.loop import Stage, fit
 from fastselfie.memory import estimate_finetuning
-from fastselfie.models.resnet import ResNetV2
-from fastselfie.models.selfie import build_classifier
+from fastselfie.models.selfie import Classifier, Selfie, build_classifier
 from fastselfie.rng import IntArray
 from fastselfie.step import TrainStep
 
@@ -38,7 +41,7 @@ class FewLabels(NamedTuple):
 def finetuning_stage(config: Config, images: str, from_p: bool) -> Stage:
     """What a checkpoint of the finetuned network, or of the control, must agree with."""
     settings = config.finetune
-    own_rate = settings.scratch_lr is not None
+    own_rate = ("finetune.lr",) if settings.scratch_lr is not None else ()
     if not from_p and settings.scratch_lr is not None:
         settings = settings.model_copy(update={"lr": settings.scratch_lr})
     sections = ("seed", "data", "model", "pretrain", "finetune")
@@ -48,7 +51,7 @@ def finetuning_stage(config: Config, images: str, from_p: bool) -> Stage:
         settings=settings,
         sections=sections if from_p else tuple(s for s in sections if s != "pretrain"),
         images=images,
-        unused=("finetune.scratch_lr",) if from_p else ("finetune.lr",) if own_rate else (),
+        unused=("finetune.scratch_lr",) if from_p else ("finetune.recalibrate", *own_rate),
     )
 
 
@@ -79,19 +82,17 @@ def few_labels(config: Config, dataset: Dataset) -> FewLabels:
 class Finetuning(NamedTuple):
     """A fresh network, what turns batches into its input, and the step that trains it."""
 
-    network: ResNetV2
+    network: Classifier
     pixels: Pixels
     step: TrainStep
 
 
 def build_finetuning(
-    config: Config, stage: Stage, classes: int, machine: Machine, start: ResNetV2 | None
+    config: Config, stage: Stage, classes: int, machine: Machine, start: Selfie | None
 ) -> Finetuning:
-    """The classifier on the machine's device, from P if `start` is given, and its training step."""
+    """The classifier on the machine's device, from `start` if there is one, and its step."""
     torch.manual_seed(config.seed)
-    network = build_classifier(config, classes)
-    if start is not None:
-        network.start_from(start)
+    network = build_classifier(config, classes, start)
     machine.place(network)
     estimate = estimate_finetuning(config, classes, machine.precision)
     memory = total_memory(machine.device)
@@ -111,11 +112,12 @@ def build_finetuning(
 
 
 def finetune(
-    config: Config, few: FewLabels, folder: Path, machine: Machine, start: ResNetV2 | None
+    config: Config, few: FewLabels, folder: Path, machine: Machine, start: Selfie | None
 ) -> dict[str, float]:
-    """Train all four stages and a classifier on the labelled images; return the last measures.
+    """Train the classifier on the labelled images, all of it; return the last measures.
 
-    start: P, or None for the control. Stage 4 and the classifier begin as usual in both.
+    start: the pretrained network, or None for the control. What that does not bring, stage 4 and
+    the head, begins alike in both.
 
     Raises:
         UserError: see `fit` and the loaders.
@@ -123,6 +125,12 @@ def finetune(
     stage = finetuning_stage(config, few.images, from_p=start is not None)
     classes = len(few.train.classes)
     network, pixels, step = build_finetuning(config, stage, classes, machine, start)
+    fresh = machine.ranks.from_leader(lambda: not has_checkpoints(folder))
+    if start is not None and fresh and config.finetune.recalibrate:
+        with machine.ranks.as_one():
+            # One of its own: what it skips, training counts.
+            seen = build_loader(few.train, config.data, config.seed, machine.device)
+        recalibrate(network, seen, pixels, machine, config.finetune.recalibrate)
     with machine.ranks.as_one():
         train = build_loader(few.train, config.data, config.seed, machine.device)
         held_out = build_loader(few.held_out, config.data, config.seed, machine.device)
@@ -132,3 +140,24 @@ def finetune(
         return classification_accuracy(network, held_out, pixels, machine)
 
     return fit(stage, folder, step, train, evaluate)
+
+
+def recalibrate(
+    network: Classifier, loader: Loader, pixels: Pixels, machine: Machine, images: int
+) -> None:
+    """Take batch norm's running statistics anew: the plain mean over passes of so many images.
+
+    They are the first that training would see, in its order and with its crops: in the order of
+    the files a pass would be of one class. Every process looks at all of them.
+    """
+    passes = -(-images // pixels.batch)
+
+    def inputs() -> Iterator[Tensor]:
+        with closing(loader.train(0, pixels.batch)) as batches:
+            for _ in range(passes):
+                with machine.ranks.as_one():
+                    batch = next(batches)
+                yield pixels.whole(batch)
+
+    with machine.autocast():
+        update_bn(inputs(), network)

@@ -372,6 +372,7 @@ def checkpoint_state(
         "precision": step.machine.precision.name,
         "config": json.dumps(stage.config.model_dump(mode="json")),
         "model": step.model.state_dict(),
+        "average": None if step.average is None else step.average.model.state_dict(),
         "optimizer": step.optimizer.state_dict(),
         "scaler": step.scaler.state_dict(),
         "random": random_state(step.machine.device),
@@ -385,6 +386,8 @@ def _restore(step: TrainStep, found: Checkpoint) -> Progress:
     """Put a state into the step: weights, optimiser, scaler and torch's own random state."""
     state = found.state
     load_weights(step.model, state["model"], found.path)
+    if step.average is not None:
+        load_weights(step.average.model, state["average"], found.path)
     step.optimizer.load_state_dict(state["optimizer"])
     if state["scaler"] and step.scaler.is_enabled():  # empty where it was saved without fp16
         step.scaler.load_state_dict(state["scaler"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from fastselfie.models.selfie import Selfie, build_classifier
 
 # Weights, gradients and momentum, float32 each.
 _BYTES_A_PARAMETER = 12
+# The moving average, and for a moment its way to the weights.
+_BYTES_AVERAGED = 8
 # The rest is for the allocator's waste, the convolutions' scratch space and the data.
 _USABLE = 0.6
 
@@ -51,7 +53,10 @@ def estimate_pretraining(config: Config, precision: Precision) -> Estimate:
         order = torch.zeros(images, config.patches, dtype=torch.int64)
         return patches, order
 
-    return _estimate(lambda: Selfie(plain(config)), inputs, precision)
+    found = _estimate(lambda: Selfie(plain(config)), inputs, precision)
+    if config.pretrain.ema is None:
+        return found
+    return replace(found, fixed=found.fixed + _BYTES_AVERAGED * found.parameters)
 
 
 def estimate_finetuning(config: Config, classes: int, precision: Precision) -> Estimate:

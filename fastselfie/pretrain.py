@@ -16,7 +16,6 @@ from fastselfie.evaluate import Pixels, evaluating, pretext_accuracy
 from fastselfie.log import say
 from fastselfie.loop import Stage, fit
 from fastselfie.memory import estimate_pretraining
-from fastselfie.models.resnet import ResNetV2
 from fastselfie.models.selfie import Selfie
 from fastselfie.report.mask_prediction import filled, originals
 from fastselfie.step import TrainStep
@@ -43,6 +42,14 @@ class Pretraining(NamedTuple):
     pixels: Pixels
     step: TrainStep
 
+    @property
+    def result(self) -> Selfie:
+        """What is measured and handed on: the moving average where there is one."""
+        if self.step.average is None:
+            return self.model
+        assert isinstance(self.step.average.model, Selfie)
+        return self.step.average.model
+
 
 def build_pretraining(config: Config, machine: Machine) -> Pretraining:
     """The network as the seed draws it, on the machine's device, and its training step."""
@@ -62,14 +69,14 @@ def build_pretraining(config: Config, machine: Machine) -> Pretraining:
         return loss, correct, len(batch.images) * model.masked
 
     backend = config.optimizer.backend
-    step = TrainStep(replica, objective, settings, machine, micro_batch, backend)
+    step = TrainStep(replica, objective, settings, machine, micro_batch, backend, settings.ema)
     return Pretraining(model, pixels, step)
 
 
 def pretrain(
     config: Config, dataset: Dataset, folder: Path, machine: Machine
-) -> tuple[ResNetV2, dict[str, float]]:
-    """Train on all images of the training part, without labels; return P and the last measures.
+) -> tuple[Selfie, dict[str, float]]:
+    """Train on all images of the training part, without labels; return it and the last measures.
 
     Writes log.jsonl, checkpoints and pictures/STEP.png in `folder`; goes on from the newest.
 
@@ -77,7 +84,8 @@ def pretrain(
         UserError: see `fit` and the loaders.
     """
     settings = config.pretrain
-    model, pixels, step = build_pretraining(config, machine)
+    built = build_pretraining(config, machine)
+    model, pixels, step = built.result, built.pixels, built.step
     with machine.ranks.as_one():
         data = config.pretraining_data
         train = build_loader(dataset.train, data, config.seed, machine.device)
@@ -109,7 +117,7 @@ def pretrain(
         patches=config.patches,
         also_at=pictured,
     )
-    return model.patch_network, measures
+    return model, measures
 
 
 def _take_picture(

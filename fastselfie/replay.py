@@ -83,7 +83,8 @@ def replay_step(path: Path) -> Replay:
     data = config.pretraining_data if record["stage"] == "pretrain" else config.data
     loader = build_loader(source, data, config.seed, machine.device)
     index = Index(record["samples"].numpy(), record["epochs"].numpy())
-    batch = loader.again(index, patches)
+    side = step.stage.image_size_at(record["step"])
+    batch = loader.again(index, patches).shrunk(side)
     set_random_state(record["random"], machine.device)
     found = Replay(record["step"] + 1)
     found.samples = [(int(s), int(e), source.name(int(s))) for s, e in zip(*index, strict=True)]

@@ -31,7 +31,7 @@ from fastselfie.finetune import few_labels, finetune, finetuning_stage, labelled
 from fastselfie.log import console, read_log, say
 from fastselfie.loop import Stage
 from fastselfie.models.resnet import ResNetV2
-from fastselfie.models.selfie import build_patch_network
+from fastselfie.models.selfie import Selfie
 from fastselfie.onlyone import LOCK, only_one_in
 from fastselfie.pretrain import pretrain, pretraining_stage
 from fastselfie.report.page import write_page
@@ -78,11 +78,11 @@ def _run_stages(
     measures: dict[str, dict[str, float]] = {}
     if stage == "finetune":
         read = machine.ranks.from_leader
-        network = read(lambda: load_patch_network(config, out / PRETRAIN, whole=True))
+        network = read(lambda: load_pretrained(config, out / PRETRAIN, whole=True))
     else:
         network, measures[PRETRAIN] = pretrain(config, dataset, out / PRETRAIN, machine)
     if stage != PRETRAIN:
-        arms: list[tuple[str, ResNetV2 | None]] = [(FINETUNED, network)]
+        arms: list[tuple[str, Selfie | None]] = [(FINETUNED, network)]
         if config.finetune.control:
             arms.append((SUPERVISED, None))
         for name, start in arms:
@@ -137,8 +137,15 @@ def _check_processes(config: Config, stage: str, machine: Machine) -> None:
             )
 
 
-def load_patch_network(config: Config, folder: Path, whole: bool = False) -> ResNetV2:
-    """P from a pretraining stage's folder; `whole`: only if the stage reached its last step.
+def load_patch_network(config: Config, folder: Path) -> ResNetV2:
+    """P from a pretraining stage's folder, see `load_pretrained`."""
+    return load_pretrained(config, folder).patch_network
+
+
+def load_pretrained(config: Config, folder: Path, whole: bool = False) -> Selfie:
+    """What a pretraining stage's folder holds to go on from: its moving average if it kept one.
+
+    whole: only if it reached its last step.
 
     Raises:
         UserError: no good checkpoint, one of another model, or of an unfinished stage.
@@ -152,10 +159,9 @@ def load_patch_network(config: Config, folder: Path, whole: bool = False) -> Res
             f"{path}: pretraining stopped at step {state['step']} of {config.pretrain.steps}: go "
             "on with --stage pretrain or all"
         )
-    prefix = "patch_network."
-    weights = {k.removeprefix(prefix): v for k, v in state["model"].items() if k.startswith(prefix)}
-    network = build_patch_network(config)
-    load_weights(network, weights, path)
+    network = Selfie(config)
+    # A checkpoint of an earlier version knows of no average.
+    load_weights(network, state.get("average") or state["model"], path)
     return network
 
 

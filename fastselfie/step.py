@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fastselfie.average import MovingAverage
 from fastselfie.config import StageConfig
 from fastselfie.data.loaders import Batch
 from fastselfie.device import Machine
@@ -44,7 +45,7 @@ class TrainStep:
 
     replica: the model, or what `Machine.replica` made of it. A batch is this process's part.
     micro_batch: images a forward pass. The loss of a step is the mean over its micro-batches.
-    backend: whose SGD, see `build_optimizer`.
+    backend: whose SGD, see `build_optimizer`. decay: of the moving average; None: there is none.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class TrainStep:
         machine: Machine,
         micro_batch: int,
         backend: str = "torch",
+        decay: float | None = None,
     ) -> None:
         machine.check_micro_batch(micro_batch, stage.batch_size // machine.ranks.world)
         # How several processes hold their gradients back until the last pass.
@@ -69,6 +71,7 @@ class TrainStep:
         self.optimizer = build_optimizer(self.model, stage, backend)
         self.scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.precision.scaled)
         self.guard = Guard(self.model, stage, machine.device)
+        self.average = None if decay is None else MovingAverage(self.model, decay)
         self._clear()
 
     def __call__(self, step: int, batch: Batch) -> None:
@@ -77,16 +80,18 @@ class TrainStep:
             group["lr"] = rate
         begin_momentum(self.optimizer)
         self.guard.begin(step, batch.index)
-        loss, correct, answers = self._gradients(batch)
+        loss, correct, answers = self._gradients(batch.shrunk(self.stage.image_size_at(step)))
         with phase("optimiser"):
             # Of all processes: they must judge alike.
             seen = self.machine.ranks.mean_on_device(loss)
             if self.scaler.is_enabled():
-                applied = self._update_scaled(step, seen)
+                applied, moved = self._update_scaled(step, seen)
             else:
-                applied = self._update(step, seen)
+                applied = moved = self._update(step, seen)
             self.optimizer.zero_grad(set_to_none=True)
             self.guard.undo_statistics(applied)
+            if self.average is not None:
+                self.average.follow(moved)
         totals = self._totals
         totals["loss"] += torch.where(applied, loss, 0.0)
         totals["correct"] += applied * correct
@@ -151,11 +156,13 @@ class TrainStep:
             self.optimizer.step()
         return applied
 
-    def _update_scaled(self, step: int, loss: Tensor) -> Tensor:
+    def _update_scaled(self, step: int, loss: Tensor) -> tuple[Tensor, Tensor]:
         """The same for fp16, whose scaler looks for infinite gradients itself.
 
         Those are no offence: they tell it to lower the scale. It takes the guard's word as one.
+        Also whether the weights moved: the scaler leaves them where it lowers the scale.
         """
+        before = self.scaler.scale(torch.ones_like(loss))
         applied = self.guard.judge(step, loss, torch.zeros_like(loss))
         self._all_gradients()[0].add_(torch.where(applied, 0.0, math.inf))
         if self.stage.clip_grad_norm is not None:
@@ -163,7 +170,7 @@ class TrainStep:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.stage.clip_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return applied
+        return applied, self.scaler.scale(torch.ones_like(loss)) >= before
 
     def _all_gradients(self) -> list[Tensor]:
         return [p.grad for p in self.model.parameters() if p.grad is not None]

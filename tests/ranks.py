@@ -32,7 +32,7 @@ FLOAT64 = torch.float64
 
 
 def one_step(config, machine, micro_batch):
-    """In float64 with batch norm frozen: gradients, weights after a step, means, exchanges."""
+    """In float64 with batch norm frozen: gradients, weights, average, means, exchanges."""
     torch.manual_seed(0)
     model = Selfie(config).double().eval()
     replica = machine.replica(model, False)
@@ -43,7 +43,7 @@ def one_step(config, machine, micro_batch):
         patches = patchify(batch.images, batch.flip, batch.order, 8, mean, std, FLOAT64)
         return *replica(patches, batch.order), len(batch.images) * model.masked
 
-    step = TrainStep(replica, objective, config.pretrain, machine, micro_batch)
+    step = TrainStep(replica, objective, config.pretrain, machine, micro_batch, decay=0.5)
     gather = torch.distributed.all_gather
 
     def counting(parts, *arguments, **named):
@@ -62,9 +62,10 @@ def one_step(config, machine, micro_batch):
     with closing(loader.train(0, size, config.patches, machine.ranks)) as batches:
         step(0, next(batches))
     weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+    average = torch.cat([p.flatten() for p in step.average.model.parameters()])
     means = tuple(step.read())
     torch.distributed.all_gather = gather
-    return {**seen, "weights": weights, "means": means, "sent": len(sent)}
+    return {**seen, "weights": weights, "average": average, "means": means, "sent": len(sent)}
 
 
 def measures(config, machine):

@@ -107,7 +107,7 @@ def test_a_step_and_a_measurement_are_those_of_one_process(tmp_path, yaml_of):
     both = [torch.load(tmp_path / str(WORLD) / f"{rank}.pt") for rank in range(WORLD)]
     for found in both:
         for kind in ("whole", "passes"):
-            for name in ("gradients", "weights"):
+            for name in ("gradients", "weights", "average"):
                 ours, theirs = found[kind][name], alone[kind][name]
                 assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-12), (kind, name)
             assert found[kind]["sent"] == 1  # the tiny net is one bucket
@@ -123,8 +123,8 @@ def test_a_step_and_a_measurement_are_those_of_one_process(tmp_path, yaml_of):
         off = (found["bf16"]["gradients"] - alone["whole"]["gradients"]).abs().sort().values
         assert off[-1] > 0
         assert (off <= 2**-8 * sent.double().abs().mean(0).sort().values + 1e-12).all()
-    for kind in ("passes", "bf16"):
-        assert torch.equal(both[0][kind]["weights"], both[1][kind]["weights"])
+    for kind, name in (("passes", "weights"), ("passes", "average"), ("bf16", "weights")):
+        assert torch.equal(both[0][kind][name], both[1][kind][name])
     assert both[0]["threads"] == max(1, usable_cores() // WORLD)
 
 
@@ -191,6 +191,20 @@ def test_a_killed_torchrun_takes_its_processes_with_it(tmp_path, yaml_of):
     assert ended.returncode == -signal.SIGKILL
     assert "left after step" in ended.stderr.replace("\n", "")
     assert 3 < load_checkpoint(out / "pretrain" / "latest.pt")["step"] < 4_000
+
+
+def test_every_switch_of_the_method_goes_with_several_processes(tmp_path, yaml_of):
+    """Without positions to add, none may be left for the processes to wait for."""
+    path = yaml_of(
+        model={"encoder_positions": False, "end_norm": False},
+        pretrain={"ema": 0.9, "progressive": [16]},
+        finetune={"form": "attention_pooling", "recalibrate": 9, "progressive": [20]},
+    )
+    ended = torchrun("whole", "train", path, "--out", tmp_path / "run")
+    assert ended.returncode == 0, ended.stderr
+    assert "supervised_accuracy" in ended.stdout
+    state = load_checkpoint(tmp_path / "run" / "pretrain" / "latest.pt")
+    assert not torch.equal(state["average"]["pooling.u0"], state["model"]["pooling.u0"])
 
 
 def test_a_signal_to_one_process_ends_all_at_the_same_step(tmp_path, yaml_of):

@@ -31,6 +31,7 @@ FLOORS = {
     "log": 2,
     "saver": 2,
     "memory": 3,
+    "average": 3,
     "guard": 3,
     "step": 3,
     "loop": 3,

@@ -8,7 +8,7 @@ from conftest import REPOSITORY, tiny_config
 from fastselfie.configfile import load_config
 from fastselfie.device import Precision
 from fastselfie.memory import Estimate, estimate_finetuning, estimate_pretraining
-from fastselfie.models.selfie import Selfie
+from fastselfie.models.selfie import Selfie, build_classifier
 
 FP32 = Precision("fp32", "test")
 
@@ -34,6 +34,23 @@ def test_the_estimate_is_what_a_forward_pass_keeps():
     estimate = estimate_pretraining(config, FP32)
     assert estimate.parameters == sum(p.numel() for p in model.parameters())
     # A few buffers are kept on one side only (attention's statistics): a tenth covers them.
+    assert abs(estimate.per_image - (more - few) / 2) < 0.1 * estimate.per_image
+
+
+def test_the_moving_average_takes_memory_of_its_own():
+    plain = estimate_pretraining(tiny_config(), FP32)
+    kept = estimate_pretraining(tiny_config(pretrain={"ema": 0.9}), FP32)
+    assert kept.fixed == plain.fixed + 8 * plain.parameters  # the average and a step to it
+    assert kept.per_image == plain.per_image
+
+
+def test_the_second_form_is_estimated_as_itself():
+    config = tiny_config(finetune={"form": "attention_pooling"})
+    model = build_classifier(config, 7)
+    few, more = (kept_bytes(model, torch.randn(n, 3, 32, 32)) for n in (2, 4))
+    estimate = estimate_finetuning(config, 7, FP32)
+    assert estimate.parameters == sum(p.numel() for p in model.parameters())
+    # As above: a few buffers are kept on one side only.
     assert abs(estimate.per_image - (more - few) / 2) < 0.1 * estimate.per_image
 
 

@@ -230,7 +230,7 @@ def test_finetuning_starts_from_p_and_the_control_does_not(
         assert math.isfinite(measures["heldout_loss"])
         assert load_checkpoint(tmp_path / name / "latest.pt")["kind"] == name
     finetuned, supervised = held
-    for name, value in network.state_dict().items():
+    for name, value in network.patch_network.state_dict().items():
         same = name.replace("norm.", "stages.3.blocks.0.norm1.", 1) if name[:5] == "norm." else name
         assert torch.equal(finetuned[same], value), name
     for name in ("stem.conv.weight", "stages.2.blocks.0.conv3.weight"):
@@ -361,7 +361,8 @@ def test_a_signal_finishes_the_step_saves_and_leaves(
     assert load_checkpoint(tmp_path / "left" / "latest.pt")["step"] == 3
     again, measured = run(image_folder, tmp_path / "left", machine, **options)
     assert measured == final
-    assert torch.equal(again.state_dict()["norm.weight"], network.state_dict()["norm.weight"])
+    weights = [n.patch_network.norm.weight for n in (again, network)]
+    assert torch.equal(*weights)
 
 
 def test_a_second_signal_acts_at_once():

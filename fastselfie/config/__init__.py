@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Annotated, Any
 
 import yaml
@@ -82,7 +83,27 @@ class Config(Section):
                 f"model.mask_fraction is {self.model.mask_fraction}: it masks {self.masked} of "
                 f"{self.patches} patches, and a task needs at least 2"
             )
+        self._check_sizes("pretrain", self.pretrain, of_patches=True)
+        of_patches = self.finetune.form == "attention_pooling"
+        self._check_sizes("finetune", self.finetune, of_patches)
         return self
+
+    def _check_sizes(self, name: str, stage: StageConfig, of_patches: bool) -> None:
+        """Whether images can be as small as the stage's `progressive` says."""
+        sizes, stride = stage.progressive, self.model.stride
+        # Patches keep their number and a pixel at P's end; a whole image halves evenly.
+        least, unit = (self.grid * stride, self.grid) if of_patches else (2 * stride, 2 * stride)
+        rising = all(a < b for a, b in pairwise((*sizes, self.data.image_size)))
+        if not rising or any(size % unit or size < least for size in sizes):
+            raise ValueError(
+                f"{name}.progressive is {list(sizes)}: it must rise, below data.image_size = "
+                f"{self.data.image_size}, in multiples of {unit} from {least} on"
+            )
+        if sizes and self.runtime.compile != "off":
+            raise ValueError(
+                f"{name}.progressive is {list(sizes)}, but a compiled step is of one size: set "
+                "runtime.compile=off"
+            )
 
     def to_yaml(self) -> str:
         """The whole configuration, defaults included, as a file that `load_config` reads."""

@@ -19,6 +19,12 @@ class ModelConfig(Section):
     blocks: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = Field(
         (3, 4, 6, 3), description="bottlenecks in each stage; P is the first three"
     )
+    end_norm: bool = Field(
+        True,
+        description="batch norm and ReLU at the end of P, before its pooling: a pre-activation "
+        "network cut there has neither; false is an ablation, where a finetuned ResNet's fourth "
+        "stage begins with a fresh norm",
+    )
     patch_size: PositiveInt = Field(32, description="side of a patch, pixels")
     mask_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
         0.25, description="M = floor(fraction x N) patches are masked"
@@ -55,6 +61,11 @@ class ModelConfig(Section):
     def embedding_width(self) -> int:
         """D: the channels at the end of stage 3, a bottleneck's 4 x 4 x width."""
         return 16 * self.width
+
+    @property
+    def stride(self) -> int:
+        """Pixels along a side for each place of the map at P's end."""
+        return 16 if self.stem == "imagenet" else 4
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:

@@ -42,9 +42,22 @@ class StageConfig(Section):
         description="on_nonfinite: skip stops after so many steps one after the other",
         json_schema_extra=FREE,
     )
+    progressive: tuple[PositiveInt, ...] = Field(
+        (),
+        description="sides, pixels, of the smaller images that training begins with, rising, each "
+        "for an equal part of the first progressive_until of the steps; then data.image_size. "
+        "Patches shrink alike, so their number stays. Images are shrunk on the device after "
+        "loading: that saves computing, not decoding",
+    )
+    progressive_until: Fraction = Field(0.5, description="share of the steps, see progressive")
     log_every: PositiveInt = Field(50, description="steps", json_schema_extra=FREE)
     eval_every: PositiveInt = Field(5_000, description="steps", json_schema_extra=FREE)
     save_every: PositiveInt = Field(1_000, description="steps", json_schema_extra=FREE)
+
+    def image_size_at(self, step: int) -> int | None:
+        """The smaller side that images have in `step` (0 is the first); None: data.image_size."""
+        part = int(step * len(self.progressive) / (self.progressive_until * self.steps))
+        return self.progressive[part] if part < len(self.progressive) else None
 
     @model_validator(mode="after")
     def _check_micro(self) -> StageConfig:
@@ -62,6 +75,13 @@ class PretrainConfig(StageConfig):
     pad_mode: Literal["zero", "reflect", "none"] | None = Field(
         None, description="data.pad_mode of pretraining alone; null: the same in both stages"
     )
+    ema: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
+        None,
+        description="decay of an exponential moving average of the weights, kept beside them, "
+        "which is then what is measured, finetuned and exported; it looks back 1 / (1 - decay) "
+        "steps. Batch statistics are averaged alike; a step that is left out counts for nothing. "
+        "null: the weights themselves",
+    )
     eval_images: PositiveInt = Field(
         2_048, description="held-out images for the pretext accuracy", json_schema_extra=FREE
     )
@@ -73,11 +93,24 @@ class PretrainConfig(StageConfig):
 
 
 class FinetuneConfig(StageConfig):
-    """Finetuning a ResNet from P on few labels, and the supervised control from scratch."""
+    """Finetuning from the pretrained network on few labels, and the control from scratch."""
 
+    form: Literal["resnet", "attention_pooling"] = Field(
+        "resnet",
+        description="resnet: the four stages of a ResNet on whole images, the first three from P; "
+        "attention_pooling: P on all patches, A with the positions over them, a classifier on u, "
+        "all of them from pretraining: the paper's ResNet-36 + attention pooling",
+    )
     labels: Fraction = Field(0.1, description="share of the labels, class-balanced")
     labels_per_class: PositiveInt | None = Field(
         None, description="labels of each class instead of a share"
+    )
+    recalibrate: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="labelled images, rounded up to whole passes, over which batch norm's running "
+        "statistics are taken anew before the first step, as pretraining's are of patches. "
+        "Training reads none of them: it changes what is measured until their averages, of the "
+        "last few tens of steps, have caught up. The control has none to take anew",
     )
     control: bool = Field(
         True, description="also train the same network from scratch", json_schema_extra=FREE

@@ -147,7 +147,7 @@ class _Stage(nn.Module):
         return out
 
 
-class _Head(nn.Module):
+class Head(nn.Module):
     """The classifier, a 1x1 convolution as in timm."""
 
     def __init__(self, width: int, classes: int) -> None:
@@ -165,9 +165,9 @@ class ResNetV2(nn.Module):
     """A pre-activation ResNet of bottlenecks.
 
     blocks: bottlenecks in each stage, 3 entries for P and 4 for the classifier. classes: of the
-    head, or None for the pooled features.
+    head, or None for the pooled features. end_norm: norm and ReLU before the average pooling.
 
-    forward: (B, 3, H, W) -> (B, D) or (B, classes). Ends with norm, ReLU and average pooling.
+    forward: (B, 3, H, W) -> (B, D) or (B, classes).
     """
 
     def __init__(
@@ -177,6 +177,7 @@ class ResNetV2(nn.Module):
         stem: Stem = "imagenet",
         classes: int | None = None,
         how: How = How(),  # noqa: B008
+        end_norm: bool = True,
     ) -> None:
         super().__init__()
         self.kernels = how.kernels
@@ -187,16 +188,19 @@ class ResNetV2(nn.Module):
             stages.append(_Stage(count, inputs, outputs, 1 if index == 0 else 2, how))
             inputs = outputs
         self.stages = nn.Sequential(*stages)
-        self.norm = nn.BatchNorm2d(inputs)
+        self.norm = nn.BatchNorm2d(inputs) if end_norm else None
         self.width = inputs
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        self.head = None if classes is None else _Head(inputs, classes)
+        self.head = None if classes is None else Head(inputs, classes)
 
     def features(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, D): what the classifier sees."""
-        return norm_relu(self.norm, self.stages(self.stem(x)), self.kernels).mean(dim=(2, 3))
+        y: Tensor = self.stages(self.stem(x))
+        if self.norm is not None:
+            y = norm_relu(self.norm, y, self.kernels)
+        return y.mean(dim=(2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = self.features(x)
@@ -207,10 +211,12 @@ class ResNetV2(nn.Module):
 
         P's last norm stands where the next stage's first block begins, and is copied there
         (batch statistics too): a pre-activation network cut in the middle has no norm of its own.
+        A P without one leaves that norm as it begins.
         """
         self.stem.load_state_dict(patch_network.stem.state_dict())
         depth = len(patch_network.stages)
         for index in range(depth):
             self.stages[index].load_state_dict(patch_network.stages[index].state_dict())
-        following = self.stages.get_submodule(f"{depth}.blocks.0.norm1")
-        following.load_state_dict(patch_network.norm.state_dict())
+        if patch_network.norm is not None:
+            following = self.stages.get_submodule(f"{depth}.blocks.0.norm1")
+            following.load_state_dict(patch_network.norm.state_dict())

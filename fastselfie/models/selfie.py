@@ -1,8 +1,11 @@
-"""Selfie: P on every patch, A over the visible ones, a score for each masked place (paper, 3)."""
+"""Selfie: P on every patch, A over the visible ones, a score for each masked place (paper, 3).
+
+And the networks that are finetuned from its parts.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +14,7 @@ from fastselfie.config import Config
 from fastselfie.kernels.distractor_score import distractor_score, summed
 from fastselfie.kernels.reference import distractor_scores
 from fastselfie.models.pooling import AttentionPooling
-from fastselfie.models.resnet import How, ResNetV2
+from fastselfie.models.resnet import Head, How, ResNetV2
 from fastselfie.phases import phase
 
 
@@ -66,10 +69,8 @@ class Selfie(nn.Module):
         self.kernels = config.runtime.kernels
         self.scale = width**-0.5 if model.logit_scale == "inverse_sqrt" else 1.0
         self.patch_network = build_patch_network(config)
-        self.pooling = AttentionPooling(
-            width, model.layers, model.heads, model.feed_forward, model.dropout
-        )
-        self.positions = Positions(model.positions, config.grid, width, model.position_std)
+        self.pooling = _build_pooling(config)
+        self.positions = _build_positions(config)
 
     def encode(self, patches: Tensor, order: Tensor) -> Encoded:
         """Every patch through P once; the visible ones, with their positions, through A."""
@@ -99,16 +100,92 @@ class Selfie(nn.Module):
         return distractor_scores(u, h, positions, order[:, -self.masked :], self.scale)
 
 
+class AttentionClassifier(nn.Module):
+    """P on every patch of an image, A over them all, a classifier on u.
+
+    The paper's second form of finetuning, "ResNet-36 + attention pooling". Positions are added as
+    pretraining adds them to the patches that it sees.
+
+    forward: (B, 3, H, W) -> (B, classes).
+    """
+
+    def __init__(self, config: Config, classes: int) -> None:
+        super().__init__()
+        self.grid = config.grid
+        self.patch_network = build_patch_network(config)
+        self.pooling = _build_pooling(config)
+        # Parameters without a gradient would make DDP wait for them.
+        self.positions = _build_positions(config) if config.model.encoder_positions else None
+        self.head = Head(config.model.embedding_width, classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> u (B, D): what the classifier sees."""
+        with phase("P"):
+            h_bnd = self.patch_network(cut(images, self.grid)).view(len(images), self.grid**2, -1)
+        with phase("A"):
+            if self.positions is not None:
+                h_bnd = h_bnd + self.positions().to(h_bnd.dtype)
+            u: Tensor = self.pooling(h_bnd)
+        return u
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+    def start_from(self, pretrained: Selfie) -> None:
+        """Copy P, A with its u0, and the positions; the classifier keeps its initial values."""
+        self.patch_network.load_state_dict(pretrained.patch_network.state_dict())
+        self.pooling.load_state_dict(pretrained.pooling.state_dict())
+        if self.positions is not None:
+            self.positions.load_state_dict(pretrained.positions.state_dict())
+
+
+def cut(images: Tensor, grid: int) -> Tensor:
+    """(B, 3, H, W) -> (B x N, 3, P, P), row by row, in the channels-last memory of patchify's."""
+    b, c, height, width = images.shape
+    h, w = height // grid, width // grid
+    patches = images.reshape(b, c, grid, h, grid, w).permute(0, 2, 4, 3, 5, 1)
+    return patches.reshape(b * grid * grid, h, w, c).permute(0, 3, 1, 2)
+
+
+Classifier: TypeAlias = ResNetV2 | AttentionClassifier
+
+
 def build_patch_network(config: Config) -> ResNetV2:
-    """P: the first three stages, normed and pooled (paper: 'the first three blocks')."""
+    """P: the first three stages, pooled (paper: 'the first three blocks')."""
     model = config.model
-    return ResNetV2(model.blocks[:3], model.width, model.stem, how=_how(config))
+    return ResNetV2(
+        model.blocks[:3], model.width, model.stem, how=_how(config), end_norm=model.end_norm
+    )
 
 
-def build_classifier(config: Config, classes: int) -> ResNetV2:
-    """The network that is finetuned: all four stages and a classifier."""
+def build_classifier(config: Config, classes: int, start: Selfie | None = None) -> Classifier:
+    """The network that is finetuned, in the form that the config says.
+
+    start: where what it shares with pretraining begins; None: from scratch.
+    """
+    if config.finetune.form == "attention_pooling":
+        pooled = AttentionClassifier(config, classes)
+        if start is not None:
+            pooled.start_from(start)
+        return pooled
     model = config.model
-    return ResNetV2(model.blocks, model.width, model.stem, classes, _how(config))
+    network = ResNetV2(model.blocks, model.width, model.stem, classes, _how(config))
+    if start is not None:
+        network.start_from(start.patch_network)
+    return network
+
+
+def _build_pooling(config: Config) -> AttentionPooling:
+    model = config.model
+    return AttentionPooling(
+        model.embedding_width, model.layers, model.heads, model.feed_forward, model.dropout
+    )
+
+
+def _build_positions(config: Config) -> Positions:
+    model = config.model
+    return Positions(model.positions, config.grid, model.embedding_width, model.position_std)
 
 
 def _how(config: Config) -> How:

@@ -53,6 +53,9 @@ def profile_config(config: Config, steps: int, out: Path, target: Target | None)
     """
     if steps < 1:
         raise UserError(f"--steps is {steps}: give at least 1")
+    # The size of most steps, not of the first.
+    whole = config.pretrain.model_copy(update={"progressive": ()})
+    config = config.model_copy(update={"pretrain": whole})
     machine = choose_machine(config.runtime)
     source = open_dataset(config.data, config.seed).train
     name, why = choose_loader(config.pretraining_data, source, machine.device)

@@ -12,10 +12,10 @@ from fastselfie.data.sources import Dataset
 from fastselfie.device import Machine
 from fastselfie.errors import Diverged
 from fastselfie.finetune import finetune
-from fastselfie.models.resnet import ResNetV2
+from fastselfie.models.selfie import Selfie
 from fastselfie.reproduce.agenda import RESULT, RUNS, Result, drop_checkpoints
 from fastselfie.reproduce.plan import Plan, Run
-from fastselfie.run import FINETUNED, PRETRAIN, load_patch_network
+from fastselfie.run import FINETUNED, PRETRAIN, load_pretrained
 
 
 class Bench:
@@ -25,9 +25,9 @@ class Bench:
         self.plan, self.dataset, self.out, self.machine = plan, dataset, out, machine
 
     @cached_property
-    def patch_network(self) -> ResNetV2:
-        """P. Raises UserError where it is not pretrained to its end."""
-        return load_patch_network(self.plan.config, self.out / PRETRAIN, whole=True)
+    def pretrained(self) -> Selfie:
+        """Raises UserError where it is not pretrained to its end."""
+        return load_pretrained(self.plan.config, self.out / PRETRAIN, whole=True)
 
     def do(self, run: Run) -> Result:
         """Train and measure, from where it was left; leaves result.json.
@@ -36,7 +36,7 @@ class Bench:
             UserError: see `finetune`; a last run diverged. A search that did has no accuracy.
         """
         config, few = self.plan.config_for(run), self.plan.images_for(run, self.dataset)
-        start = self.patch_network if run.group.arm == FINETUNED else None
+        start = self.pretrained if run.group.arm == FINETUNED else None
         folder = self.out / RUNS / run.name
         measures: Mapping[str, float | None]
         try:

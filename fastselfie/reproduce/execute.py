@@ -66,7 +66,7 @@ def reproduce(plan: Plan, out: Path, jobs: int | None) -> dict[str, Any]:
         bench = Bench(plan, dataset, out, machine)
         if not (out / FEATURES).exists():
             say("features of P: k-NN and linear probe")
-            figures = measure_features(config, dataset, machine, bench.patch_network)
+            figures = measure_features(config, dataset, machine, bench.pretrained.patch_network)
             figures["pretext_accuracy"] = pretext_of(out)
             write_atomically(out / FEATURES, json.dumps(figures, indent=1) + "\n")
         agenda = Agenda(plan, out)

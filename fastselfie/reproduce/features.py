@@ -66,7 +66,7 @@ def pretext_of(out: Path) -> float:
 def _small(loader: Loader, pixels: Pixels) -> tuple[Tensor, Tensor]:
     """Normalised pixels (n, 3 x side x side) float32 and labels (n,)."""
     found, labels = [], []
-    side = min(_PIXELS, pixels.image_size)
+    side = min(_PIXELS, loader.data.image_size)
     with closing(loader.evaluate(pixels.batch)) as batches:
         for batch in batches:
             small = F.adaptive_avg_pool2d(pixels.whole(batch).float(), side)

@@ -9,8 +9,9 @@ import torch
 from conftest import REPOSITORY, tiny_config
 
 from fastselfie.configfile import load_config
+from fastselfie.kernels.reference import patchify
 from fastselfie.models.resnet import ResNetV2
-from fastselfie.models.selfie import Positions, Selfie, build_classifier
+from fastselfie.models.selfie import Positions, Selfie, build_classifier, cut
 from fastselfie.rng import patch_orders
 
 
@@ -123,6 +124,66 @@ def test_every_parameter_receives_gradient(small):
     model(patches.double(), order)[0].backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().max()]
     assert without == []
+
+
+def second_form(**model):
+    return tiny_config(model=model, finetune={"form": "attention_pooling"})
+
+
+def test_an_image_is_cut_as_patchify_cuts_it():
+    images = torch.randint(0, 256, (3, 28, 28, 3), dtype=torch.uint8)
+    flip = torch.tensor([True, False, True])
+    rest = torch.zeros(3), torch.ones(3), torch.float64
+    expected = patchify(images, flip, torch.arange(49).expand(3, -1), 4, *rest)
+    whole = patchify(images, flip, torch.zeros(3, 1, dtype=torch.int64), 28, *rest)[:, 0]
+    assert torch.equal(cut(whole, 7), expected.flatten(0, 1))
+
+
+@pytest.mark.parametrize("positions", [True, False])
+def test_the_second_form_sees_what_pretraining_would_with_nothing_masked(positions):
+    config = second_form(encoder_positions=positions)
+    pretrained = Selfie(config).eval()
+    classifier = build_classifier(config, 5, pretrained).eval()
+    images = torch.randn(3, 3, 32, 32)
+    pretrained.masked = 0
+    order = torch.randperm(16).expand(3, -1)
+    patches = cut(images, 4).view(3, 16, 3, 8, 8)[:, order[0]]
+    u = pretrained.encode(patches, order).u
+    # Float32 sums of some hundred terms, in the order of the patches.
+    torch.testing.assert_close(classifier.features(images), u, rtol=1e-4, atol=1e-5)
+    assert torch.equal(classifier(images), classifier.head(classifier.features(images)))
+    assert classifier(images).shape == (3, 5)
+
+
+@pytest.mark.parametrize("positions", [True, False])
+def test_every_parameter_of_the_second_form_receives_gradient(positions):
+    """Several processes wait for each of them."""
+    classifier = build_classifier(second_form(encoder_positions=positions), 5)
+    logits = classifier(torch.randn(4, 3, 32, 32))
+    torch.nn.functional.cross_entropy(logits, torch.arange(4)).backward()
+    without = [n for n, p in classifier.named_parameters() if p.grad is None]
+    assert without == []
+
+
+def test_the_second_form_begins_with_p_a_and_the_positions():
+    config = second_form()
+    pretrained = Selfie(config)
+    for buffer in pretrained.buffers():
+        buffer.add_(1)
+    found = {}
+    for start in (pretrained, None):
+        torch.manual_seed(3)
+        found[start] = build_classifier(config, 5, start).state_dict()
+    scratch, taken = found[None], found[pretrained]
+    assert set(taken) == {*pretrained.state_dict(), "head.fc.weight", "head.fc.bias"}
+    for name, value in pretrained.state_dict().items():
+        assert torch.equal(taken[name], value), name
+    assert torch.equal(taken["head.fc.weight"], scratch["head.fc.weight"])
+    assert not torch.equal(taken["pooling.u0"], scratch["pooling.u0"])
+    resnet = build_classifier(tiny_config(), 5)
+    spread = [v["head.fc.weight"].std().item() for v in (taken, resnet.state_dict())]
+    # 320 and 640 draws of N(0, 0.01): each within four times 1 / sqrt(2 x 320) of it.
+    assert spread == pytest.approx([0.01, 0.01], rel=4 / math.sqrt(2 * 320))
 
 
 def test_row_and_column_positions_are_summed():
