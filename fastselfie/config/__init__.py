@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, model_validator
 from fastselfie.config.base import FREE, FREE_TO_CHANGE, Section
 from fastselfie.config.data import DataConfig
 from fastselfie.config.model import ModelConfig
-from fastselfie.config.runtime import CheckpointConfig, OptimizerConfig, RuntimeConfig
+from fastselfie.config.runtime import CheckpointConfig, LogConfig, OptimizerConfig, RuntimeConfig
 from fastselfie.config.stages import FinetuneConfig, PretrainConfig, StageConfig
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "FinetuneConfig",
+    "LogConfig",
     "ModelConfig",
     "OptimizerConfig",
     "PretrainConfig",
@@ -43,6 +44,7 @@ class Config(Section):
     pretrain: PretrainConfig = PretrainConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     checkpoint: CheckpointConfig = Field(CheckpointConfig(), json_schema_extra=FREE)
+    log: LogConfig = Field(LogConfig(), json_schema_extra=FREE)
     optimizer: OptimizerConfig = Field(OptimizerConfig(), json_schema_extra=FREE)
     runtime: RuntimeConfig = Field(RuntimeConfig(), json_schema_extra=FREE)
 
