@@ -2,9 +2,10 @@
 
 python benchmarks/monitoring.py --data data/fashion-mnist --json OUT
 
-Each round takes some training steps, then one measure of P, in one process. share: the seconds of a
-measure over those of the knn_every steps between two, at the median step. extract_s: features of
-all its images; knn_s and probe_s: what is done with them. "On all images" is what `fastselfie
+Each round takes some training steps, then one measure of P, in one process. step: one step;
+extract: features of all images of a measure; knn and probe: what is done with them. Of each the
+seconds that pass, and those of CPU, which other programs do not stretch. share: the CPU seconds of
+a measure over those of the knn_every steps between two. "On all images" is what `fastselfie
 evaluate` does: 10,000 features against all.
 """
 
@@ -30,21 +31,30 @@ Value = TypeVar("Value")
 _SLIM = ("model.width=16", "model.blocks=[1,2,2,1]")
 
 
+class Spent(NamedTuple):
+    """Seconds that passed, and those of all threads."""
+
+    seconds: float
+    cpu: float
+
+
 class Case(NamedTuple):
-    """A config, what of it is set, and training steps a round."""
+    """A config, what of it is set, training steps a round, and rounds."""
 
     config: str
     sets: tuple[str, ...]
     steps: int
+    rounds: int
 
 
 CASES = {
-    "quickstart": Case("configs/quickstart.yaml", (), 20),
-    "slim cifar10": Case("configs/cifar10.yaml", _SLIM, 2),
+    "quickstart": Case("configs/quickstart.yaml", (), 20, 3),
+    "slim cifar10": Case("configs/cifar10.yaml", _SLIM, 2, 2),
     "slim cifar10 on all images": Case(
         "configs/cifar10.yaml",
         (*_SLIM, "pretrain.knn_images=50000", "pretrain.knn_queries=10000"),
         2,
+        1,
     ),
 }
 
@@ -65,7 +75,6 @@ def main() -> None:
         | {"began": began, "load_average": {"start": load, "end": os.getloadavg()}},
         "protocol": {
             "command": command(),
-            "rounds": options.rounds,
             "threads": options.threads,
             "cases": {name: CASES[name]._asdict() for name in names},
             "notes": (__doc__ or "").split("\n\n")[-1].replace("\n", " ").strip(),
@@ -75,7 +84,7 @@ def main() -> None:
 
 
 def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
-    """Alternating rounds of steps and measures; the first round warms up."""
+    """Alternating rounds of steps and measures."""
     from fastselfie.configfile import load_config
     from fastselfie.data.loaders import build_loader
     from fastselfie.data.sources import open_dataset
@@ -91,7 +100,7 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     model, pixels, step = build_pretraining(config, machine)
     train = build_loader(dataset.train, config.data, config.seed, machine.device)
     monitor = Monitor(config, dataset, pixels, machine)
-    took: dict[str, list[float]] = {"step_s": [], "extract_s": [], "knn_s": [], "probe_s": []}
+    took: dict[str, list[Spent]] = {"step": [], "extract": [], "knn": [], "probe": []}
     with closing(train.train(0, settings.batch_size, config.patches)) as batches:
 
         def steps() -> None:
@@ -99,21 +108,30 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
                 step(number, next(batches))
             step.read()  # waits: the clock must not run ahead of a GPU
 
-        for _ in range(1 + options.rounds):
-            took["step_s"].append(_timed(steps)[0] / case.steps)
-            seconds, (bank, queries) = _timed(
+        steps()  # warms up
+        for _ in range(case.rounds):
+            spent, _ = _timed(steps)
+            took["step"].append(Spent(spent.seconds / case.steps, spent.cpu / case.steps))
+            spent, (bank, queries) = _timed(
                 lambda: [
                     extract_features(model.patch_network, loader, pixels, machine)
                     for loader in (monitor.bank, monitor.queries)
                 ]
             )
-            took["extract_s"].append(seconds)
-            took["knn_s"].append(_timed(lambda: knn_accuracy(*bank, *queries))[0])  # noqa: B023
-            took["probe_s"].append(
+            took["extract"].append(spent)
+            took["knn"].append(_timed(lambda: knn_accuracy(*bank, *queries))[0])  # noqa: B023
+            took["probe"].append(
                 _timed(lambda: linear_probe_accuracy(*bank, *queries))[0]  # noqa: B023
             )
-    found = {name: spread(seconds[1:]) for name, seconds in took.items()}
-    cost = sum(found[name]["median"] for name in ("extract_s", "knn_s", "probe_s"))
+    found = {
+        name: {
+            "seconds": spread([one.seconds for one in every]),
+            "cpu_seconds": spread([one.cpu for one in every]),
+        }
+        for name, every in took.items()
+    }
+    cpu = {name: each["cpu_seconds"]["median"] for name, each in found.items()}
+    cost = cpu["extract"] + cpu["knn"] + cpu["probe"]
     assert settings.knn_every is not None
     return {
         "images": len(monitor.bank),
@@ -122,14 +140,14 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
         "knn_every": settings.knn_every,
         "batch_size": settings.batch_size,
         **found,
-        "share": float(f"{cost / settings.knn_every / found['step_s']['median']:.3g}"),
+        "share": float(f"{cost / settings.knn_every / cpu['step']:.3g}"),
     }
 
 
-def _timed(work: Callable[[], Value]) -> tuple[float, Value]:
-    begun = time.perf_counter()
+def _timed(work: Callable[[], Value]) -> tuple[Spent, Value]:
+    begun, cpu = time.perf_counter(), time.process_time()
     value = work()
-    return time.perf_counter() - begun, value
+    return Spent(time.perf_counter() - begun, time.process_time() - cpu), value
 
 
 def _parse() -> argparse.Namespace:
@@ -138,10 +156,9 @@ def _parse() -> argparse.Namespace:
     add("--data", default="data/fashion-mnist", help="a set of 32x32 images with labels")
     add("--cases", help=f"of {'; '.join(CASES)}: one")
     add("--threads", type=int, default=2)
-    add("--rounds", type=int, default=3)
     add("--json", required=True, metavar="OUT")
     options = parser.parse_args()
-    above_zero(options, "threads", "rounds")
+    above_zero(options, "threads")
     options.json = result_file(options.json)
     return options
 

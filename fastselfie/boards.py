@@ -148,8 +148,8 @@ def require_wandb(settings: LogConfig) -> None:
         from wandb import init  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"log.wandb is {settings.wandb}, but wandb is not installed: pip install "
-            "'fastselfie[wandb]', or set log.wandb=off"
+            f"log.wandb is {settings.wandb}, but wandb is not installed here ({error}): pip "
+            "install 'fastselfie[wandb]', or set log.wandb=off"
         ) from error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -101,10 +101,11 @@ class RunLog:
                 board.scalars(values, step)
         trains = "images_per_s" in values
         if trains:
-            note = _note({name: values[name] for name in _NOTED if name in values})
+            note = " ".join(_shown(name, values[name]) for name in _NOTED if name in values)
             self._progress.update(self._task, completed=step, note=note)
         if not (trains and console.is_terminal):
-            say(f"{self.title} step {step}  {_note(values)}")
+            said = "  ".join(_shown(name, value) for name, value in values.items())
+            say(f"{self.title} step {step}  {said}")
 
     def show(self, step: int) -> None:
         """The picture of `step`, if one was taken, on the boards."""
@@ -186,10 +187,6 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 def picture_path(folder: Path, step: int) -> Path:
     """Where the picture that a stage in `folder` takes after `step` stands."""
     return folder / "pictures" / f"{step:07d}.png"
-
-
-def _note(values: Mapping[str, float]) -> str:
-    return "  ".join(_shown(name, value) for name, value in values.items())
 
 
 def _shown(name: str, value: float) -> str:
