@@ -17,6 +17,9 @@ from fastselfie.kernels.patchify import patchify
 from fastselfie.models.selfie import Classifier, Selfie
 from fastselfie.phases import phase
 
+_THUMBNAIL = 32  # side of the images that are compared pixel by pixel
+_BANK_PART = 65_536  # features: their products with 1,024 queries take 256 MiB
+
 
 class Pixels:
     """Turns the pixels of a batch into the network's input: patches, or whole images.
@@ -37,11 +40,11 @@ class Pixels:
         """(B, N, 3, P, P), visible first and masked last; P is in proportion to the images."""
         return self._cut(batch, batch.images.shape[1] // self.grid)
 
-    def whole(self, batch: Batch) -> Tensor:
-        """(B, 3, H, W)."""
-        return self._cut(batch, batch.images.shape[1])[:, 0]
+    def whole(self, batch: Batch, dtype: torch.dtype | None = None) -> Tensor:
+        """(B, 3, H, W), in the machine's precision or in `dtype`."""
+        return self._cut(batch, batch.images.shape[1], dtype)[:, 0]
 
-    def _cut(self, batch: Batch, side: int) -> Tensor:
+    def _cut(self, batch: Batch, side: int, dtype: torch.dtype | None = None) -> Tensor:
         with phase("patchify"):
             return patchify(
                 batch.images,
@@ -50,7 +53,7 @@ class Pixels:
                 side,
                 self.mean,
                 self.std,
-                self.dtype,
+                dtype or self.dtype,
                 self.impl,
             )
 
@@ -129,6 +132,22 @@ def extract_features(
     return torch.cat(features), torch.cat(labels)
 
 
+def pixel_features(loader: Loader, pixels: Pixels) -> tuple[Tensor, Tensor]:
+    """Normalised pixels (n, 3 x H x W) float32 and labels (n,): what learned features must beat.
+
+    Images of more than 32 x 32 are averaged down to that: of 224 x 224 ones 10,000 take 6 GB.
+    """
+    features, labels = [], []
+    with torch.inference_mode(), closing(loader.evaluate(pixels.batch)) as batches:
+        for batch in batches:
+            images = pixels.whole(batch, torch.float32)
+            if images.shape[-1] > _THUMBNAIL:
+                images = F.adaptive_avg_pool2d(images, _THUMBNAIL)
+            features.append(images.flatten(1))
+            labels.append(batch.labels)
+    return torch.cat(features), torch.cat(labels)
+
+
 def knn_accuracy(
     bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, k: int = 20
 ) -> float:
@@ -141,11 +160,26 @@ def knn_accuracy(
     classes = int(max(bank_labels.max(), labels.max())) + 1
     right = 0
     for part, answer in zip(torch.split(queries, 1024), torch.split(labels, 1024), strict=True):
-        similarity, nearest = (part @ bank.T).topk(min(k, len(bank)), dim=1)
+        similarity, nearest = _nearest(part, bank, k)
         votes = torch.zeros(len(part), classes, device=part.device)
         votes.scatter_add_(1, bank_labels[nearest], (similarity / 0.07).exp())
         right += int((votes.argmax(dim=1) == answer).sum())
     return right / len(queries)
+
+
+def _nearest(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest products of each query with the bank and where they are: (m, k) each."""
+    best, where = queries.new_empty(len(queries), 0), None
+    for start in range(0, len(bank), _BANK_PART):
+        part = bank[start : start + _BANK_PART]
+        products, rows = (queries @ part.T).topk(min(k, len(part)), dim=1)
+        rows = rows + start
+        where = rows if where is None else torch.cat([where, rows], dim=1)
+        best = torch.cat([best, products], dim=1)
+        best, chosen = best.topk(min(k, best.shape[1]), dim=1)
+        where = where.gather(1, chosen)
+    assert where is not None
+    return best, where
 
 
 def linear_probe_accuracy(
@@ -155,18 +189,20 @@ def linear_probe_accuracy(
     mean, std = train.mean(0), train.std(0).clamp_min(1e-6)
     train, queries = (train - mean) / std, (queries - mean) / std
     classes = int(max(train_labels.max(), labels.max())) + 1
-    linear = nn.Linear(train.shape[1], classes, device=train.device)
-    nn.init.zeros_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    optimizer = torch.optim.LBFGS(linear.parameters(), max_iter=100, line_search_fn="strong_wolfe")
+    # No nn.Linear, which draws its first weights from the generator that dropout uses.
+    weight = torch.zeros(classes, train.shape[1], device=train.device, requires_grad=True)
+    bias = torch.zeros(classes, device=train.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = F.cross_entropy(linear(train), train_labels) + l2 * linear.weight.square().sum()
+        logits = F.linear(train, weight, bias)
+        loss = F.cross_entropy(logits, train_labels) + l2 * weight.square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     step: Callable[[Callable[[], Tensor]], object] = optimizer.step
     step(closure)
     with torch.inference_mode():
-        return float((linear(queries).argmax(dim=1) == labels).float().mean())
+        logits = F.linear(queries, weight, bias)
+        return float((logits.argmax(dim=1) == labels).float().mean())

@@ -10,11 +10,15 @@ state before the offence, however late it is read.
 from __future__ import annotations
 
 from collections import deque
-from typing import NamedTuple
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastselfie.checkpoint import save_checkpoint
 from fastselfie.config import StageConfig
 from fastselfie.data.loaders import Index
 from fastselfie.device import random_state
@@ -99,3 +103,23 @@ class Guard:
     def _flat_statistics(self) -> list[Tensor]:
         """A copy, a tensor for each dtype: a hundred small copies would cost a launch each."""
         return [torch.cat([b.flatten() for b in group]) for group in self._statistics]
+
+
+def record(
+    state: dict[str, Any], offence: Offence, samples: Sequence[Index | None], folder: Path
+) -> str:
+    """Write what the offence began from; say how to look at it.
+
+    state: a checkpoint. samples: of all processes, unknown only if nobody read for too long.
+    """
+    path = folder / f"nonfinite-{offence.step + 1:07d}.pt"
+    kept = {**state, "kind": NONFINITE, "stage": state["kind"], "step": offence.step}
+    known = [index for index in samples if index is not None]
+    if offence.before is not None:
+        ids, epochs = (torch.from_numpy(np.concatenate(v)) for v in zip(*known, strict=True))
+        kept.update(random=offence.before.random, samples=ids, epochs=epochs)
+    try:
+        save_checkpoint(path, kept)
+    except OSError as error:
+        return f"{path} could not be written ({error.strerror})"
+    return f"`fastselfie replay {path}` runs that step again"

@@ -1,4 +1,4 @@
-"""What a run says while it goes: a progress bar, log.jsonl, TensorBoard, and the rates in them."""
+"""What a run says while it goes: a progress bar, log.jsonl, boards, and the rates in them."""
 
 from __future__ import annotations
 
@@ -22,17 +22,22 @@ from rich.progress import (
 )
 
 from fastselfie.atomic import write_atomically
+from fastselfie.boards import open_boards
+from fastselfie.config import Config
 
 console = Console(stderr=True, highlight=False)
 
+# What of a line stands beside the bar, which with it is 80 wide.
+_NOTED = ("loss", "accuracy", "images_per_s", "waiting", "skipped_steps", "skipped")
+
 
 class RunLog:
-    """Log of one stage, a context manager: `folder`/log.jsonl, TensorBoard files, a bar.
+    """Log of one stage, a context manager: `folder`/log.jsonl, TensorBoard, W&B, a bar.
 
     Opening it for a run resumed at `start` drops the lines that the run will write again: those
     after that step and, where the evaluation of `start` is owed, that one's. leads: whether this
     process writes; where it does not, lines go nowhere. on_error: of a line that the disk refuses,
-    see `CheckpointConfig.on_error`.
+    see `CheckpointConfig.on_error`. config: the run's, for W&B.
     """
 
     def __init__(
@@ -44,6 +49,7 @@ class RunLog:
         leads: bool = True,
         on_error: str = "stop",
         owed: bool = False,
+        config: Config | None = None,
     ) -> None:
         self.path = folder / "log.jsonl" if leads else Path(os.devnull)
         self.title = title
@@ -61,7 +67,7 @@ class RunLog:
             ]
             write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
-        self._board = _tensorboard(folder / "tensorboard", start) if leads else None
+        self._boards = open_boards(folder, title, start, config, say) if leads else []
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=8),
@@ -86,27 +92,37 @@ class RunLog:
         self._progress.stop()
         with self._bearing():
             self._file.close()  # which writes what was refused, where there is room again
-        with self._bearing():
-            if self._board is not None:
-                self._board.close()
+        for board in self._boards:
+            with self._bearing():
+                board.close(failed=error is not None)
 
     def advance(self, step: int) -> None:
         self._progress.update(self._task, completed=step)
 
     def write(self, step: int, **values: float) -> None:
-        """One line of numbers: to the file, to TensorBoard, and beside the bar."""
+        """One line of numbers: to the file, to the boards, and beside the bar or above it."""
         line = {"step": step, "time": time.time(), **values}
         with self._bearing():
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        with self._bearing():
-            if self._board is not None:
-                for name, value in values.items():
-                    self._board.add_scalar(name, value, step)
-        note = "  ".join(_shown(name, value) for name, value in values.items())
-        if "images_per_s" in values:  # beside the bar stands how training goes
+        for board in self._boards:
+            with self._bearing():
+                board.scalars(values, step)
+        trains = "images_per_s" in values
+        if trains:
+            note = " ".join(_shown(name, values[name]) for name in _NOTED if name in values)
             self._progress.update(self._task, completed=step, note=note)
-        if not console.is_terminal:
-            say(f"{self.title} step {step}  {note}")
+        if not (trains and console.is_terminal):
+            said = "  ".join(_shown(name, value) for name, value in values.items())
+            say(f"{self.title} step {step}  {said}")
+
+    def show(self, step: int) -> None:
+        """The picture of `step`, if one was taken, on the boards."""
+        path = picture_path(self.path.parent, step)
+        if not path.exists():
+            return
+        for board in self._boards:
+            with self._bearing():
+                board.picture(path, step)
 
     @contextmanager
     def _bearing(self) -> Iterator[None]:
@@ -176,13 +192,9 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _tensorboard(folder: Path, start: int) -> Any:
-    """A SummaryWriter where tensorboard is installed, else None."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder), purge_step=start + 1)
+def picture_path(folder: Path, step: int) -> Path:
+    """Where the picture that a stage in `folder` takes after `step` stands."""
+    return folder / "pictures" / f"{step:07d}.png"
 
 
 def _shown(name: str, value: float) -> str:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,13 +18,12 @@ from fastselfie.checkpoint import (
     Checkpoint,
     load_weights,
     newest_checkpoint,
-    save_checkpoint,
 )
 from fastselfie.config import Config, StageConfig, differing_keys
-from fastselfie.data.loaders import Batch, Index, Loader
+from fastselfie.data.loaders import Batch, Loader
 from fastselfie.device import random_state, set_random_state
 from fastselfie.errors import Diverged, UserError
-from fastselfie.guard import NONFINITE, Offence
+from fastselfie.guard import Offence, record
 from fastselfie.interrupt import Interrupted, Pending, deferred_signals
 from fastselfie.log import RunLog, Window, say
 from fastselfie.phases import phase
@@ -102,7 +100,14 @@ def fit(
     on_error, owed = stage.config.checkpoint.on_error, progress.owed
     with (
         RunLog(
-            folder, stage.kind, settings.steps, progress.done, ranks.leads, on_error, owed
+            folder,
+            stage.kind,
+            settings.steps,
+            progress.done,
+            ranks.leads,
+            on_error,
+            owed,
+            stage.config,
         ) as log,
         deferred_signals() as pending,
         Saver(folder, stage.config.checkpoint, progress.done, ranks.leads) as saver,
@@ -122,11 +127,13 @@ class Progress:
     """How far a stage is.
 
     done: whole steps. metrics: of the last evaluation. owed: the one due now is not finished.
+    skipped: images that data.on_error: skip replaced in those steps, of all processes.
     """
 
     done: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     owed: bool = False
+    skipped: int = 0
 
 
 @dataclass
@@ -151,6 +158,7 @@ class _Training:
         self.ranks = self.step.machine.ranks
         # Images that every process knew to be bad before it took its part.
         self._known_bad = self.loader.skipped
+        self._skipped_before = self.progress.skipped
 
     def run(self, batches: Iterator[Batch]) -> None:
         """Train to the end.
@@ -230,13 +238,20 @@ class _Training:
         values = window.close(self.progress.done, self.stage.settings.batch_size)
         if means.steps:
             values = {"loss": means.loss, "accuracy": means.accuracy, **values}
+            if math.isfinite(means.norm):
+                values |= {"grad_norm": means.norm, "grad_norm_max": means.largest_norm}
         if means.skipped:
             values["skipped_steps"] = means.skipped
-        own = self.loader.skipped - self._known_bad
-        if skipped := self._known_bad + int(self.ranks.summed(own)[0]):
+        if skipped := self._known_bad + self._count_skipped():
             values["skipped"] = skipped
         with self.ranks.as_one():
             self.log.write(self.progress.done, **values)
+
+    def _count_skipped(self) -> int:
+        """Images replaced since the run's first step."""
+        own = self.loader.skipped - self._known_bad
+        self.progress.skipped = self._skipped_before + int(self.ranks.summed(own)[0])
+        return self.progress.skipped
 
     def _evaluate(self) -> None:
         done = self.progress.done
@@ -248,9 +263,11 @@ class _Training:
         self.progress.metrics, self.progress.owed = metrics, False
         with self.ranks.as_one():
             self.log.write(done, **metrics)
+            self.log.show(done)
 
     def _save(self) -> None:
         unread = self._unread()
+        self._count_skipped()
         with self.ranks.as_one():
             if self.ranks.leads:
                 self.saver.save(checkpoint_state(self.stage, self.step, self.progress, unread))
@@ -275,7 +292,7 @@ class _Training:
         with self.ranks.as_one():
             if self.ranks.leads:
                 state = checkpoint_state(self.stage, self.step, self.progress, unread)
-                kept = _record(state, offence, samples, self.saver.folder)
+                kept = record(state, offence, samples, self.saver.folder)
                 raise Diverged(f"{_complaint(self.stage, offence)}; {kept}")
 
 
@@ -288,26 +305,6 @@ def _complaint(stage: Stage, offence: Offence) -> str:
         f"{stage.kind}: the {what} is {value} at step {offence.step + 1}: lower {section}.lr "
         f"({stage.settings.lr}) or set {section}.clip_grad_norm"
     )
-
-
-def _record(
-    state: dict[str, Any], offence: Offence, samples: Sequence[Index | None], folder: Path
-) -> str:
-    """Write what the offence began from; say how to look at it.
-
-    samples: of all processes, unknown only if nobody read for too long.
-    """
-    path = folder / f"nonfinite-{offence.step + 1:07d}.pt"
-    record = {**state, "kind": NONFINITE, "stage": state["kind"], "step": offence.step}
-    known = [index for index in samples if index is not None]
-    if offence.before is not None:
-        ids, epochs = (torch.from_numpy(np.concatenate(v)) for v in zip(*known, strict=True))
-        record.update(random=offence.before.random, samples=ids, epochs=epochs)
-    try:
-        save_checkpoint(path, record)
-    except OSError as error:
-        return f"{path} could not be written ({error.strerror})"
-    return f"`fastselfie replay {path}` runs that step again"
 
 
 def _go_on(stage: Stage, step: TrainStep, found: Checkpoint) -> Progress:
@@ -379,6 +376,7 @@ def checkpoint_state(
         "unread": unread,
         "metrics": progress.metrics,
         "owed": progress.owed,
+        "skipped": progress.skipped,
     }
 
 
@@ -394,4 +392,5 @@ def _restore(step: TrainStep, found: Checkpoint) -> Progress:
     step.micro_batch = state["micro_batch"]
     step.go_on_from(state["unread"])
     set_random_state(state["random"], step.machine.device)
-    return Progress(state["step"], state["metrics"], state["owed"])
+    skipped = state.get("skipped", 0)  # which older checkpoints do not have
+    return Progress(state["step"], state["metrics"], state["owed"], skipped)

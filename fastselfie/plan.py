@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fastselfie.boards import require_wandb
 from fastselfie.config import Config, StageConfig
 from fastselfie.data.loaders import INSTALL, choose_loader
 from fastselfie.data.sources import open_dataset
@@ -63,6 +64,10 @@ def print_plan(config: Config, out: Path, console: Console) -> None:
         table.add_row("control", "the same network, steps and labels from scratch")
     table.add_row("output", escape(str(out)))
     console.print(table)
+    try:
+        require_wandb(config.log)
+    except UserError as error:
+        missing.append(str(error))
     missing += _lacks(out, 3 * pretraining.fixed, config.data.loader)
     for line in missing:
         console.print(f"[bold]missing[/] {escape(line)}", soft_wrap=True)

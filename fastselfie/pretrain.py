@@ -13,14 +13,14 @@ from fastselfie.data.loaders import Batch, Loader, build_loader
 from fastselfie.data.sources import Dataset
 from fastselfie.device import Machine, total_memory
 from fastselfie.evaluate import Pixels, evaluating, pretext_accuracy
-from fastselfie.log import say
+from fastselfie.log import picture_path, say
 from fastselfie.loop import Stage, fit
 from fastselfie.memory import estimate_pretraining
 from fastselfie.models.selfie import Selfie
+from fastselfie.monitor import Monitor
 from fastselfie.report.mask_prediction import filled, originals
 from fastselfie.step import TrainStep
 
-PICTURES = "pictures"
 _PICTURED = 6  # images in the mask-prediction picture
 
 
@@ -78,7 +78,8 @@ def pretrain(
 ) -> tuple[Selfie, dict[str, float]]:
     """Train on all images of the training part, without labels; return it and the last measures.
 
-    Writes log.jsonl, checkpoints and pictures/STEP.png in `folder`; goes on from the newest.
+    Writes log.jsonl, checkpoints and pictures/STEP.png in `folder`; goes on from the newest. The
+    labels are for `Monitor` alone.
 
     Raises:
         UserError: see `fit` and the loaders.
@@ -90,23 +91,25 @@ def pretrain(
         data = config.pretraining_data
         train = build_loader(dataset.train, data, config.seed, machine.device)
         held_out = build_loader(dataset.held_out, data, config.seed, machine.device)
+        monitor = Monitor(config, dataset, pixels, machine)
     pictured = frozenset((*settings.picture_steps, settings.steps))
 
     def evaluate(done: int) -> dict[str, float]:
         with machine.ranks.as_one():
             if done in pictured and machine.ranks.leads:
                 try:
-                    _take_picture(model, held_out, pixels, machine, folder / PICTURES, done)
+                    _take_picture(model, held_out, pixels, machine, picture_path(folder, done))
                 except OSError as error:
                     if config.checkpoint.on_error == "stop":
                         raise
                     say(
-                        f"warning: {folder / PICTURES}: {error.strerror}: the picture of step "
-                        f"{done} is not written, checkpoint.on_error is continue"
+                        f"warning: {picture_path(folder, done)}: {error.strerror}: the picture is "
+                        "not written, checkpoint.on_error is continue"
                     )
-        return pretext_accuracy(
+        measures = pretext_accuracy(
             model, held_out, pixels, machine, config.patches, settings.eval_images
         )
+        return measures | monitor.measure(model.patch_network, done)
 
     measures = fit(
         pretraining_stage(config, dataset),
@@ -115,13 +118,13 @@ def pretrain(
         train,
         evaluate,
         patches=config.patches,
-        also_at=pictured,
+        also_at=pictured | monitor.steps,
     )
     return model, measures
 
 
 def _take_picture(
-    model: Selfie, loader: Loader, pixels: Pixels, machine: Machine, folder: Path, step: int
+    model: Selfie, loader: Loader, pixels: Pixels, machine: Machine, path: Path
 ) -> None:
     """The first held-out images as the model fills them now, and once as they are."""
     patches = loader.data.image_size // pixels.patch_size
@@ -131,7 +134,7 @@ def _take_picture(
     with evaluating(model), machine.autocast():
         scores = model.scores(pixels.patches(batch), batch.order)
     images, order = batch.images.cpu().numpy(), batch.order.cpu().numpy()
-    folder.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     chosen = scores.argmax(dim=-1).cpu().numpy()
-    filled(images, order, chosen, pixels.patch_size).save(folder / f"{step:07d}.png")
-    originals(images).save(folder / "original.png")
+    filled(images, order, chosen, pixels.patch_size).save(path)
+    originals(images).save(path.with_name("original.png"))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastselfie.atomic import write_atomically
+from fastselfie.boards import WANDB_ID, require_wandb
 from fastselfie.checkpoint import (
     LATEST,
     has_checkpoints,
@@ -103,6 +104,7 @@ def _open(
     dataset = open_dataset(config.data, config.seed)
     chosen = labelled(config, dataset) if stage != PRETRAIN else None
     if ranks.leads:
+        require_wandb(config.log)
         _announce(config, machine, dataset, 0 if chosen is None else len(chosen))
         _prepare_folder(out, resume, _stages(config, dataset))
         held.enter_context(only_one_in(out))
@@ -215,7 +217,8 @@ def _copy_run(source: Path, out: Path, stages: dict[str, Stage]) -> None:
         raise UserError(f"{out}: has checkpoints of its own: use --resume auto or another --out")
     if source.is_dir():
         open_run(source)  # refuses a folder that is not a run
-        ignored = shutil.ignore_patterns(LOCK)
+        # A run of its own, on W&B too.
+        ignored = shutil.ignore_patterns(LOCK, WANDB_ID, "wandb")
         shutil.copytree(source, out, dirs_exist_ok=True, ignore=ignored)
         return
     state = load_checkpoint(source)
@@ -253,17 +256,13 @@ def _conclude(
     A stage that this call did not run keeps the figures of the call that did.
     """
     path = out / SUMMARY
-    summary: dict[str, Any] = {}
-    if path.exists():
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    rates = sorted(
-        line["images_per_s"]
-        for line in read_log(out / PRETRAIN / "log.jsonl")
-        if "images_per_s" in line
-    )
+    summary = _earlier_summary(path)
     if PRETRAIN in measures:
+        log = read_log(out / PRETRAIN / "log.jsonl")
+        rates = sorted(line["images_per_s"] for line in log if "images_per_s" in line)
         summary["pretext_accuracy"] = measures[PRETRAIN]["pretext_accuracy"]
         summary["images_per_s"] = rates[len(rates) // 2] if rates else None
+        summary |= _monitored(measures[PRETRAIN], log)
     for name in (FINETUNED, SUPERVISED):
         if name in measures:
             summary[f"{name}_accuracy"] = measures[name]["top1"]
@@ -272,3 +271,23 @@ def _conclude(
     write_atomically(path, json.dumps(summary, indent=1) + "\n")
     write_page(config, out, summary, environment(machine.device))
     return summary
+
+
+def _earlier_summary(path: Path) -> dict[str, Any]:
+    """What stands in `path`; nothing where it is not there or cut short."""
+    if not path.exists():
+        return {}
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        say(f"warning: {path}: is damaged: figures of stages that did not run now are lost in it")
+        return {}
+    return summary
+
+
+def _monitored(last: dict[str, float], log: list[dict[str, Any]]) -> dict[str, float]:
+    """k-NN and linear probe at the end, and what k-NN made of P's first weights and of pixels."""
+    found = {name: last[name] for name in ("knn", "linear_probe") if name in last}
+    first: dict[str, Any] = next((line for line in log if "knn_pixels" in line), {})
+    yardsticks = {"knn_random_weights": "knn", "knn_pixels": "knn_pixels"}
+    return found | {name: first[key] for name, key in yardsticks.items() if key in first}

@@ -31,13 +31,27 @@ class Means(NamedTuple):
     """Over the `steps` since the last reading, of all processes.
 
     loss, accuracy: 0 where no step was applied. skipped: steps left out because they were not
-    finite.
+    finite. norm, largest_norm: of the gradient before it is clipped; NaN where they are not known.
     """
 
     loss: float
     accuracy: float
     steps: int
     skipped: int
+    norm: float
+    largest_norm: float
+
+
+class Update(NamedTuple):
+    """What came of a step's gradients, all on the device.
+
+    applied: () bool, whether the guard let them. moved: () bool, whether the weights did: fp16's
+    scaler leaves them where it lowers its scale. norm: () of the gradients, NaN where not known.
+    """
+
+    applied: Tensor
+    moved: Tensor
+    norm: Tensor
 
 
 class TrainStep:
@@ -85,9 +99,9 @@ class TrainStep:
             # Of all processes: they must judge alike.
             seen = self.machine.ranks.mean_on_device(loss)
             if self.scaler.is_enabled():
-                applied, moved = self._update_scaled(step, seen)
+                applied, moved, norm = self._update_scaled(step, seen)
             else:
-                applied = moved = self._update(step, seen)
+                applied, moved, norm = self._update(step, seen)
             self.optimizer.zero_grad(set_to_none=True)
             self.guard.undo_statistics(applied)
             if self.average is not None:
@@ -98,6 +112,9 @@ class TrainStep:
         totals["answers"] += applied * answers
         totals["steps"] += applied
         totals["skipped"] += ~applied
+        norm = torch.where(applied, norm, 0.0).float()
+        totals["norm"] += norm
+        totals["largest_norm"] = torch.maximum(totals["largest_norm"], norm)
 
     def read(self) -> Means:
         """The means since the last call. Waits for the device: a decision of the caller.
@@ -108,7 +125,14 @@ class TrainStep:
         loss, correct, answers = ranks.summed(*(totals[k] for k in ("loss", "correct", "answers")))
         steps, skipped = int(totals["steps"]), int(totals["skipped"])  # the same on all
         self._clear()
-        return Means(loss / max(1, ranks.world * steps), correct / max(1, answers), steps, skipped)
+        return Means(
+            loss / max(1, ranks.world * steps),
+            correct / max(1, answers),
+            steps,
+            skipped,
+            totals["norm"] / max(1, steps),
+            totals["largest_norm"],
+        )
 
     def unread(self) -> dict[str, Tensor]:
         """What the next reading begins from; a resumed run goes on with it."""
@@ -125,6 +149,8 @@ class TrainStep:
                 own[name] = total if ranks.leads else torch.zeros_like(total)
         own = {name: value.to(self.machine.device) for name, value in own.items()}
         self.guard.in_a_row = own.pop("in_a_row")
+        for name in ("norm", "largest_norm"):  # older checkpoints do not have those of their steps
+            own.setdefault(name, torch.where(own["steps"] > 0, math.nan, 0.0))
         self._totals = own
 
     def _gradients(self, batch: Batch) -> tuple[Tensor, Tensor, int]:
@@ -141,8 +167,8 @@ class TrainStep:
             total += answers
         return torch.stack(losses).sum(), torch.stack(rights).sum(), total
 
-    def _update(self, step: int, loss: Tensor) -> Tensor:
-        """Apply the gradients if the guard lets them; () bool."""
+    def _update(self, step: int, loss: Tensor) -> Update:
+        """Apply the gradients if the guard lets them."""
         norm = nn.utils.get_total_norm(self._all_gradients())
         if self.stage.clip_grad_norm is not None:
             parameters = self.model.parameters()
@@ -154,13 +180,13 @@ class TrainStep:
             self.optimizer.step()
         elif applied:  # apex has no such switch: this waits for the device
             self.optimizer.step()
-        return applied
+        return Update(applied, applied, norm)
 
-    def _update_scaled(self, step: int, loss: Tensor) -> tuple[Tensor, Tensor]:
+    def _update_scaled(self, step: int, loss: Tensor) -> Update:
         """The same for fp16, whose scaler looks for infinite gradients itself.
 
         Those are no offence: they tell it to lower the scale. It takes the guard's word as one.
-        Also whether the weights moved: the scaler leaves them where it lowers the scale.
+        The norm is NaN, unknown: the gradients are scaled, and unscaled in the optimiser's kernel.
         """
         before = self.scaler.scale(torch.ones_like(loss))
         applied = self.guard.judge(step, loss, torch.zeros_like(loss))
@@ -170,7 +196,8 @@ class TrainStep:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.stage.clip_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return applied, self.scaler.scale(torch.ones_like(loss)) >= before
+        moved = self.scaler.scale(torch.ones_like(loss)) >= before
+        return Update(applied, moved, torch.full_like(loss, math.nan))
 
     def _all_gradients(self) -> list[Tensor]:
         return [p.grad for p in self.model.parameters() if p.grad is not None]
@@ -185,4 +212,5 @@ class TrainStep:
     def _clear(self) -> None:
         device, counts = self.machine.device, ("correct", "answers", "steps", "skipped")
         self._totals = {c: torch.zeros((), dtype=torch.int64, device=device) for c in counts}
-        self._totals["loss"] = torch.zeros((), device=device)
+        for name in ("loss", "norm", "largest_norm"):
+            self._totals[name] = torch.zeros((), device=device)

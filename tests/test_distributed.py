@@ -177,6 +177,11 @@ def test_a_killed_process_costs_only_time(tmp_path, yaml_of):
     lines = [read_log(tmp_path / name / "pretrain" / "log.jsonl") for name in ended]
     assert [x.get("loss") for x in lines[0]] == [x.get("loss") for x in lines[1]]
     assert len(lines[0]) == 10  # one process writes
+    for name in ("grad_norm", "knn", "linear_probe", "knn_pixels"):
+        seen = [x.get(name) for x in lines[0]]
+        assert any(value is not None for value in seen), name
+        assert seen == [x.get(name) for x in lines[1]]
+    assert [x["step"] for x in lines[0] if "knn" in x] == [0, 6]
     figures = json.loads(ended["killed"].stdout.splitlines()[-1])
     assert figures["pretext_accuracy"] == lines[0][-1]["pretext_accuracy"]
     assert ended["straight"].stdout.count("pretext_accuracy") == 1
@@ -225,7 +230,8 @@ def test_a_signal_to_one_process_ends_all_at_the_same_step(tmp_path, yaml_of):
 
 @pytest.mark.parametrize("where", ["training", "held out", "resident"])
 def test_a_bad_image_of_one_process_ends_all_in_one_line(tmp_path, yaml_of, image_folder, where):
-    path = yaml_of(data={"loader": "resident" if where == "resident" else "folder"})
+    kind = "resident" if where == "resident" else "folder"
+    path = yaml_of(data={"loader": kind}, pretrain={"knn_every": None})  # rank 0 would find it
     dataset = open_dataset(tiny_config(data={"train": str(image_folder)}).data)
     if where == "held out":
         bad = dataset.held_out.paths[5]  # batches of four: the second process measures it

@@ -11,6 +11,7 @@ from fastselfie.data.loaders import build_loader
 from fastselfie.data.sources import open_dataset
 from fastselfie.evaluate import (
     Pixels,
+    _nearest,
     classification_accuracy,
     evaluating,
     extract_features,
@@ -73,6 +74,24 @@ def test_knn_votes_by_cosine():
     queries = torch.tensor([[5.0, 0.2], [0.0, 0.1], [1.0, 0.9]])
     assert knn_accuracy(bank, labels, queries, torch.tensor([0, 1, 0]), k=2) == 1.0
     assert knn_accuracy(bank, labels, queries, torch.tensor([1, 0, 0]), k=2) == pytest.approx(1 / 3)
+
+
+def test_the_parts_of_a_bank_are_the_bank(monkeypatch):
+    """Also where a part, or all of them, have fewer than k."""
+    random = torch.Generator().manual_seed(0)
+    bank, queries = (torch.randn(n, 8, generator=random) for n in (50, 30))
+    bank_labels, labels = (torch.randint(0, 3, (n,), generator=random) for n in (50, 30))
+    for k in (5, 20, 60):
+        found = []
+        for part in (1000, 7, 50):
+            monkeypatch.setattr("fastselfie.evaluate._BANK_PART", part)
+            found.append(knn_accuracy(bank, bank_labels, queries, labels, k))
+            unit, asked = (torch.nn.functional.normalize(x, dim=1) for x in (bank, queries))
+            best, where = _nearest(asked, unit, k)
+            expected = (asked @ unit.T).sort(dim=1, descending=True)
+            assert torch.allclose(best, expected.values[:, :k])
+            assert torch.equal(where, expected.indices[:, :k])
+        assert len(set(found)) == 1
 
 
 def test_the_linear_probe_separates_what_a_line_separates():

@@ -70,6 +70,21 @@ def test_evaluate_measures_every_network(trained, cli, image_folder):
     assert set(other) == set(measures)
 
 
+def test_a_summary_that_was_cut_short_is_written_again(trained, cli, tiny_yaml, image_folder):
+    out, figures = trained
+    path = out / "summary.json"
+    path.write_text(path.read_text(encoding="utf-8")[:20], encoding="utf-8")
+    command = ("train", tiny_yaml, f"data.train={image_folder}", "--out", out)
+    result = cli(*command, "--stage", "pretrain")
+    assert result.status == 0
+    assert result.err.count("summary.json: is damaged") == 1
+    summary = json.loads(result.out.splitlines()[-1])
+    assert summary["pretext_accuracy"] == figures["pretext_accuracy"]
+    assert "finetuned_accuracy" not in summary
+    assert {"knn", "linear_probe", "knn_random_weights", "knn_pixels"} <= set(figures)
+    assert json.loads(path.read_text(encoding="utf-8")) == summary
+
+
 def test_stages_one_by_one(cli, tiny_yaml, image_folder, tmp_path):
     command = ("train", tiny_yaml, f"data.train={image_folder}", "--out", tmp_path / "run")
     early = cli(*command, "--stage", "finetune")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
@@ -71,6 +72,50 @@ def test_a_step_waits_for_nothing_but_a_reading(image_folder, machine, clip):
         step.read()
     assert waits.count > 0
     batches.close()
+
+
+def test_the_norm_of_the_gradient_is_read_with_the_means(image_folder, machine, monkeypatch):
+    """Of the gradient as it was before it was clipped; of applied steps alone."""
+    settings = {"clip_grad_norm": 0.01, "on_nonfinite": "skip"}
+    config = tiny_config(data={"train": str(image_folder)}, pretrain=settings)
+    step = build_pretraining(config, machine).step
+    loader = build_loader(open_dataset(config.data).train, config.data, 0, machine.device)
+    norms, original = [], step._gradients
+
+    def remember(batch):
+        made = original(batch)
+        if len(norms) == 1:
+            step._all_gradients()[0].fill_(torch.inf)
+        flat = torch.cat([p.grad.flatten() for p in step.model.parameters()])
+        norms.append(float(flat.double().norm()))
+        return made
+
+    monkeypatch.setattr(step, "_gradients", remember)
+    with closing(loader.train(0, 8, config.patches)) as batches:
+        for number, batch in enumerate(islice(batches, 4)):
+            step(number, batch)
+    applied = [norms[i] for i in (0, 2, 3)]
+    means = step.read()
+    assert (means.steps, means.skipped) == (3, 1)
+    assert means.norm == pytest.approx(sum(applied) / 3, rel=1e-5)
+    assert means.largest_norm == pytest.approx(max(applied), rel=1e-5)
+    assert step.read()[-2:] == (0, 0)
+
+
+def test_an_older_checkpoint_knows_no_norms(image_folder, machine):
+    """Then the line over its steps has none, and the next has."""
+    config = tiny_config(data={"train": str(image_folder)})
+    step = build_pretraining(config, machine).step
+    loader = build_loader(open_dataset(config.data).train, config.data, 0, machine.device)
+    with closing(loader.train(0, 8, config.patches)) as batches:
+        step(0, next(batches))
+        older = {k: v for k, v in step.unread().items() if "norm" not in k}
+        for begun in (True, False):
+            step.go_on_from([older if begun else {k: v * 0 for k, v in older.items()}])
+            step(1, next(batches))
+            means = step.read()
+            assert math.isnan(means.norm) == math.isnan(means.largest_norm) == begun
+            assert math.isfinite(means.loss)
 
 
 def test_checkpointing_keeps_less_and_learns_the_same(image_folder, machine):

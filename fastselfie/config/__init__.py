@@ -15,7 +15,7 @@ from fastselfie.config.base import FREE, FREE_TO_CHANGE, Section
 from fastselfie.config.data import DataConfig
 from fastselfie.config.model import ModelConfig
 from fastselfie.config.reproduce import ReproduceConfig
-from fastselfie.config.runtime import CheckpointConfig, OptimizerConfig, RuntimeConfig
+from fastselfie.config.runtime import CheckpointConfig, LogConfig, OptimizerConfig, RuntimeConfig
 from fastselfie.config.stages import FinetuneConfig, PretrainConfig, StageConfig
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "FinetuneConfig",
+    "LogConfig",
     "ModelConfig",
     "OptimizerConfig",
     "PretrainConfig",
@@ -47,6 +48,7 @@ class Config(Section):
     finetune: FinetuneConfig = FinetuneConfig()
     reproduce: ReproduceConfig = ReproduceConfig()
     checkpoint: CheckpointConfig = Field(CheckpointConfig(), json_schema_extra=FREE)
+    log: LogConfig = Field(LogConfig(), json_schema_extra=FREE)
     optimizer: OptimizerConfig = Field(OptimizerConfig(), json_schema_extra=FREE)
     runtime: RuntimeConfig = Field(RuntimeConfig(), json_schema_extra=FREE)
 

@@ -84,6 +84,17 @@ class CheckpointConfig(Section):
     )
 
 
+class LogConfig(Section):
+    """Where the log goes beside log.jsonl and TensorBoard's files."""
+
+    wandb: Annotated[Literal["off", "online", "offline"], BeforeValidator(_off)] = Field(
+        "off",
+        description="Weights & Biases (pip install 'fastselfie[wandb]'), a run a stage; offline: "
+        "into the stage's folder, for `wandb sync`. What fails there never stops a run",
+    )
+    wandb_project: str = Field("fastselfie", description="the project that the runs are put in")
+
+
 class OptimizerConfig(Section):
     """Whose implementation of SGD."""
 

@@ -90,6 +90,26 @@ class PretrainConfig(StageConfig):
         description="steps at which the mask-prediction picture is taken; the last step always",
         json_schema_extra=FREE,
     )
+    knn_every: PositiveInt | None = Field(
+        5_000,
+        description="steps between two measures, by k-NN, of P's features of whole images, from "
+        "step 0 to the last. They need labels, of which nothing is learned; null: off",
+        json_schema_extra=FREE,
+    )
+    knn_images: PositiveInt = Field(
+        10_000,
+        description="training images, drawn by the seed, that vote; `fastselfie evaluate` takes "
+        "all of them",
+        json_schema_extra=FREE,
+    )
+    knn_queries: PositiveInt = Field(
+        5_000, description="held-out images, drawn by the seed, voted on", json_schema_extra=FREE
+    )
+    linear_probe: bool = Field(
+        True,
+        description="also fit a linear probe to those features: up to 100 iterations of L-BFGS",
+        json_schema_extra=FREE,
+    )
 
 
 class FinetuneConfig(StageConfig):

@@ -37,6 +37,7 @@ __all__ = [
     "NoSource",
     "Source",
     "decode_image",
+    "limited",
     "open_dataset",
     "open_part",
 ]
@@ -254,11 +255,12 @@ def _lowest_of_each(draws: npt.NDArray[np.float64], labels: IntArray, fraction: 
 
 
 def _limited_dataset(dataset: Dataset, limit: int | None, seed: int) -> Dataset:
-    train, held_out = (_limited(s, limit, seed) for s in (dataset.train, dataset.held_out))
+    train, held_out = (limited(s, limit, seed) for s in (dataset.train, dataset.held_out))
     return Dataset(train, held_out, dataset.split)
 
 
-def _limited(source: Source, limit: int | None, seed: int) -> Source:
+def limited(source: Source, limit: int | None, seed: int) -> Source:
+    """`limit` images of `source` drawn by the seed, in their order; all where there are fewer."""
     if limit is None or limit >= len(source):
         return source
     draws = uniform(seed, 1, np.arange(len(source), dtype=np.int64), Purpose.SPLIT, 1)[:, 0]

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from fastselfie.checkpoint import newest_checkpoint
 from fastselfie.config import Config
-from fastselfie.data.loaders import Loader, build_loader
+from fastselfie.data.loaders import build_loader
 from fastselfie.data.sources import Dataset
 from fastselfie.data.subsets import choose_labels
 from fastselfie.device import Machine, total_memory
-from fastselfie.evaluate import Pixels, extract_features, knn_accuracy, linear_probe_accuracy
+from fastselfie.evaluate import (
+    Pixels,
+    extract_features,
+    knn_accuracy,
+    linear_probe_accuracy,
+    pixel_features,
+)
 from fastselfie.memory import estimate_finetuning
 from fastselfie.models.resnet import ResNetV2
 from fastselfie.models.selfie import build_patch_network
@@ -23,7 +26,6 @@ from fastselfie.run import PRETRAIN
 
 FEATURES = "features.json"
 _BANK = 50_000  # images
-_PIXELS = 32  # a side
 
 
 def measure_features(
@@ -52,7 +54,8 @@ def measure_features(
         asked = extract_features(network, queries, pixels, machine)
         figures[f"{name}_knn"] = knn_accuracy(*known, *asked)
         figures[f"{name}_linear_probe"] = linear_probe_accuracy(*known, *asked)
-    figures["pixels_knn"] = knn_accuracy(*_small(bank, pixels), *_small(queries, pixels))
+    known, asked = (pixel_features(loader, pixels) for loader in (bank, queries))
+    figures["pixels_knn"] = knn_accuracy(*known, *asked)
     return figures
 
 
@@ -61,15 +64,3 @@ def pretext_of(out: Path) -> float:
     found = newest_checkpoint(out / PRETRAIN, PRETRAIN)
     assert found is not None
     return float(found.state["metrics"]["pretext_accuracy"])
-
-
-def _small(loader: Loader, pixels: Pixels) -> tuple[Tensor, Tensor]:
-    """Normalised pixels (n, 3 x side x side) float32 and labels (n,)."""
-    found, labels = [], []
-    side = min(_PIXELS, loader.data.image_size)
-    with closing(loader.evaluate(pixels.batch)) as batches:
-        for batch in batches:
-            small = F.adaptive_avg_pool2d(pixels.whole(batch).float(), side)
-            found.append(small.flatten(1))
-            labels.append(batch.labels)
-    return torch.cat(found), torch.cat(labels)

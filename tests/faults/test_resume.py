@@ -89,6 +89,19 @@ def test_a_run_that_was_left_ends_as_the_straight_one(
         assert torch.equal(again[0].state_dict()[name], value), name
 
 
+def test_skipped_images_are_counted_from_the_first_step(
+    image_folder, tmp_path, machine, monkeypatch
+):
+    (image_folder / "train" / "cat" / "3.png").write_bytes(b"\x89PNG cut")
+    data = {"train": str(image_folder), "loader": "folder", "on_error": "skip"}
+    run(machine, tmp_path / "a", monkeypatch, **data)
+    run(machine, tmp_path / "b", monkeypatch, 5, **data)
+    run(machine, tmp_path / "b", monkeypatch, **data)
+    assert logged(tmp_path / "b") == logged(tmp_path / "a")
+    counts = [line["skipped"] for line in logged(tmp_path / "a") if "skipped" in line]
+    assert counts[-1] == 3  # once an epoch
+
+
 def test_crops_that_cannot_be_repeated_are_said(
     image_folder, tmp_path, machine, monkeypatch, capsys
 ):

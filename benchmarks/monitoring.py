@@ -1,0 +1,171 @@
+"""What k-NN and the linear probe cost beside training, in seconds and as a share of a period.
+
+python benchmarks/monitoring.py --data data/fashion-mnist --json OUT
+
+Each round takes some training steps, then one measure of P, in one process. step: one step;
+extract: features of all images of a measure; knn and probe: what is done with them. Of each the
+seconds that pass, and those of CPU, which other programs do not stretch. share: the CPU seconds of
+a measure over those of the knn_every steps between two. "On all images" is what `fastselfie
+evaluate` does: 10,000 features against all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any, NamedTuple, TypeVar
+
+from arguments import Parser, above_zero, chosen, result_file
+from conditions import command, environment
+from rounds import spread
+
+from fastselfie.errors import UserError
+
+Value = TypeVar("Value")
+
+_SLIM = ("model.width=16", "model.blocks=[1,2,2,1]")
+
+
+class Spent(NamedTuple):
+    """Seconds that passed, and those of all threads."""
+
+    seconds: float
+    cpu: float
+
+
+class Case(NamedTuple):
+    """A config, what of it is set, training steps a round, and rounds."""
+
+    config: str
+    sets: tuple[str, ...]
+    steps: int
+    rounds: int
+
+
+CASES = {
+    "quickstart": Case("configs/quickstart.yaml", (), 20, 3),
+    "slim cifar10": Case("configs/cifar10.yaml", _SLIM, 2, 2),
+    "slim cifar10 on all images": Case(
+        "configs/cifar10.yaml",
+        (*_SLIM, "pretrain.knn_images=50000", "pretrain.knn_queries=10000"),
+        2,
+        1,
+    ),
+}
+
+
+def main() -> None:
+    options = _parse()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `fastselfie train` sets it
+    began, load = time.strftime("%Y-%m-%d %H:%M:%S %z"), os.getloadavg()
+    facts = environment(options.threads)
+    names = chosen("--cases", options.cases, CASES) if options.cases else list(CASES)
+    results = []
+    for name in names:
+        results.append({"case": name, **measure(CASES[name], options)})
+        print(json.dumps(results[-1]), file=sys.stderr, flush=True)
+    result = {
+        "results": results,
+        "environment": facts
+        | {"began": began, "load_average": {"start": load, "end": os.getloadavg()}},
+        "protocol": {
+            "command": command(),
+            "threads": options.threads,
+            "cases": {name: CASES[name]._asdict() for name in names},
+            "notes": (__doc__ or "").split("\n\n")[-1].replace("\n", " ").strip(),
+        },
+    }
+    options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
+    """Alternating rounds of steps and measures."""
+    from fastselfie.configfile import load_config
+    from fastselfie.data.loaders import build_loader
+    from fastselfie.data.sources import open_dataset
+    from fastselfie.device import choose_machine
+    from fastselfie.evaluate import extract_features, knn_accuracy, linear_probe_accuracy
+    from fastselfie.monitor import Monitor
+    from fastselfie.pretrain import build_pretraining
+
+    sets = (f"data.train={options.data}", f"runtime.threads={options.threads}", *case.sets)
+    config = load_config(case.config, sets)
+    settings = config.pretrain
+    machine, dataset = choose_machine(config.runtime), open_dataset(config.data, config.seed)
+    model, pixels, step = build_pretraining(config, machine)
+    train = build_loader(dataset.train, config.data, config.seed, machine.device)
+    monitor = Monitor(config, dataset, pixels, machine)
+    took: dict[str, list[Spent]] = {"step": [], "extract": [], "knn": [], "probe": []}
+    with closing(train.train(0, settings.batch_size, config.patches)) as batches:
+
+        def steps() -> None:
+            for number in range(case.steps):
+                step(number, next(batches))
+            step.read()  # waits: the clock must not run ahead of a GPU
+
+        steps()  # warms up
+        for _ in range(case.rounds):
+            spent, _ = _timed(steps)
+            took["step"].append(Spent(spent.seconds / case.steps, spent.cpu / case.steps))
+            spent, (bank, queries) = _timed(
+                lambda: [
+                    extract_features(model.patch_network, loader, pixels, machine)
+                    for loader in (monitor.bank, monitor.queries)
+                ]
+            )
+            took["extract"].append(spent)
+            took["knn"].append(_timed(lambda: knn_accuracy(*bank, *queries))[0])  # noqa: B023
+            took["probe"].append(
+                _timed(lambda: linear_probe_accuracy(*bank, *queries))[0]  # noqa: B023
+            )
+    found = {
+        name: {
+            "seconds": spread([one.seconds for one in every]),
+            "cpu_seconds": spread([one.cpu for one in every]),
+        }
+        for name, every in took.items()
+    }
+    cpu = {name: each["cpu_seconds"]["median"] for name, each in found.items()}
+    cost = cpu["extract"] + cpu["knn"] + cpu["probe"]
+    assert settings.knn_every is not None
+    return {
+        "images": len(monitor.bank),
+        "queries": len(monitor.queries),
+        "width": config.model.embedding_width,
+        "knn_every": settings.knn_every,
+        "batch_size": settings.batch_size,
+        **found,
+        "share": float(f"{cost / settings.knn_every / cpu['step']:.3g}"),
+    }
+
+
+def _timed(work: Callable[[], Value]) -> tuple[Spent, Value]:
+    begun, cpu = time.perf_counter(), time.process_time()
+    value = work()
+    return Spent(time.perf_counter() - begun, time.process_time() - cpu), value
+
+
+def _parse() -> argparse.Namespace:
+    parser = Parser(description=__doc__.splitlines()[0] if __doc__ else None)
+    add = parser.add_argument
+    add("--data", default="data/fashion-mnist", help="a set of 32x32 images with labels")
+    add("--cases", help=f"of {'; '.join(CASES)}: one")
+    add("--threads", type=int, default=2)
+    add("--json", required=True, metavar="OUT")
+    options = parser.parse_args()
+    above_zero(options, "threads")
+    options.json = result_file(options.json)
+    return options
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
