@@ -12,6 +12,7 @@ from typing import Any
 from fastselfie.atomic import write_atomically
 from fastselfie.checkpoint import (
     LATEST,
+    Checkpoint,
     has_checkpoints,
     load_checkpoint,
     load_weights,
@@ -35,6 +36,7 @@ from fastselfie.pretrain import pretrain, pretraining_stage
 from fastselfie.report.page import write_page
 
 CONFIG, SUMMARY, PAGE = "config.yaml", "summary.json", "report.html"
+CLASSES = "classes.json"  # their names, which a network only numbers
 PRETRAIN, FINETUNED, SUPERVISED = "pretrain", "finetuned", "supervised"
 
 
@@ -91,6 +93,7 @@ def _open(
         _prepare_folder(out, resume, _stages(config, dataset))
         if chosen is not None:
             keep_labels(out / "labels.txt", chosen, dataset.train.labels, config.seed)
+        write_atomically(out / CLASSES, json.dumps(list(dataset.train.classes)) + "\n")
         write_atomically(out / CONFIG, config.to_yaml())
     return machine, dataset
 
@@ -135,10 +138,19 @@ def load_patch_network(config: Config, folder: Path, whole: bool = False) -> Res
             f"{path}: pretraining stopped at step {state['step']} of {config.pretrain.steps}: go "
             "on with --stage pretrain or all"
         )
-    prefix = "patch_network."
-    weights = {k.removeprefix(prefix): v for k, v in state["model"].items() if k.startswith(prefix)}
+    return patch_network_of(config, found)
+
+
+def patch_network_of(config: Config, found: Checkpoint) -> ResNetV2:
+    """P from a checkpoint of pretraining.
+
+    Raises:
+        UserError: it is of another model.
+    """
+    prefix, weights = "patch_network.", found.state["model"]
+    own = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
     network = build_patch_network(config)
-    load_weights(network, weights, path)
+    load_weights(network, own, found.path)
     return network
 
 

@@ -43,6 +43,10 @@ FLOORS = {
     "report": 4,
     "replay": 4,
     "run": 4,
+    "trained": 4,
+    "export": 4,
+    "features": 4,
+    "predict": 4,
     "cli": 5,
     "__main__": 5,
 }
