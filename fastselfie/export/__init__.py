@@ -8,9 +8,9 @@ from typing import Any
 
 from fastselfie.atomic import NewFile, write_atomically
 from fastselfie.export.card import about, card
-from fastselfie.export.to_onnx import to_onnx
-from fastselfie.export.to_safetensors import to_safetensors
-from fastselfie.export.to_timm import to_timm
+from fastselfie.export.to_onnx import onnx_bytes
+from fastselfie.export.to_safetensors import safetensors_bytes
+from fastselfie.export.to_timm import timm_bytes
 from fastselfie.models.resnet import ResNetV2
 from fastselfie.trained import Trained
 
@@ -18,9 +18,9 @@ from fastselfie.trained import Trained
 # about: for formats that hold such notes.
 _Made = tuple[bytes, dict[str, Any]]
 _FORMATS: dict[str, Callable[[Trained, ResNetV2, dict[str, str]], _Made]] = {
-    "timm": to_timm,
-    "safetensors": to_safetensors,
-    "onnx": to_onnx,
+    "timm": timm_bytes,
+    "safetensors": safetensors_bytes,
+    "onnx": onnx_bytes,
 }
 
 

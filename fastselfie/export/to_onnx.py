@@ -23,7 +23,7 @@ _INSTALL = "pip install 'fastselfie[export]'"
 TOLERANCE = 1e-4
 
 
-def to_onnx(
+def onnx_bytes(
     trained: Trained, network: ResNetV2, notes: dict[str, str]
 ) -> tuple[bytes, dict[str, Any]]:
     """Bytes of a model `images` (batch, 3, H, W) float32 -> `logits` or `features`, any batch.
@@ -56,7 +56,7 @@ def to_onnx(
         model.metadata_props.add(key=key, value=value)
     data: bytes = model.SerializeToString()
     figures = {"input": "images", "output": output, "opset": model.opset_import[0].version}
-    return data, {**figures, "difference": _difference(data, network, images)}
+    return data, {**figures, "difference": difference(data, network, images)}
 
 
 @contextmanager
@@ -73,8 +73,14 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _difference(data: bytes, network: ResNetV2, images: Tensor) -> float | None:
-    """From torch's output, on as many images as the graph was traced with and on one."""
+def difference(data: bytes, network: ResNetV2, images: Tensor) -> float | None:
+    """How far a model is from torch, relative to the largest output; on `images` and on one.
+
+    None, and a line, where there is no onnxruntime.
+
+    Raises:
+        UserError: further than TOLERANCE.
+    """
     if importlib.util.find_spec("onnxruntime") is None:
         say(f"warning: onnxruntime is not installed, so the file is not checked: {_INSTALL}")
         return None

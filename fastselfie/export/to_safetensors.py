@@ -10,7 +10,7 @@ from fastselfie.models.resnet import ResNetV2
 from fastselfie.trained import Trained
 
 
-def to_safetensors(
+def safetensors_bytes(
     trained: Trained, network: ResNetV2, notes: dict[str, str]
 ) -> tuple[bytes, dict[str, Any]]:
     """Bytes of a .safetensors file. "format": "pt" is what other readers look for."""

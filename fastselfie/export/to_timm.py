@@ -14,7 +14,7 @@ from fastselfie.trained import Trained
 _DIVISOR = 8  # timm rounds every width to a multiple (make_divisible)
 
 
-def to_timm(
+def timm_bytes(
     trained: Trained, network: ResNetV2, notes: dict[str, str]
 ) -> tuple[bytes, dict[str, Any]]:
     """Bytes of torch.save, tensors alone; and the arguments of timm.create_model.
