@@ -205,6 +205,15 @@ def cli(
     return run
 
 
+def refused(result: Result, *words: str) -> None:
+    """Status 2, and one line with all `words` in it."""
+    assert result.status == 2
+    assert result.err.count("\n") == 1
+    assert "Traceback" not in result.err
+    for word in words:
+        assert word in result.err
+
+
 @pytest.fixture
 def tiny_yaml(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"

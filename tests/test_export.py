@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import TINY, tiny_config
+from conftest import TINY, refused, tiny_config
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -27,15 +27,6 @@ from fastselfie.trained import open_trained
 def summary(result):
     assert result.status == 0, result.err
     return json.loads(result.out.splitlines()[-1])
-
-
-def refused(result, *words):
-    """One line that says what is wrong."""
-    assert result.status == 2
-    assert result.err.count("\n") == 1
-    assert "Traceback" not in result.err
-    for word in words:
-        assert word in result.err
 
 
 def outputs(run, stage, images):

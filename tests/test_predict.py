@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import refused
 from PIL import Image
 
 from fastselfie import rng
@@ -20,14 +21,6 @@ from fastselfie.trained import open_trained
 def answers(result):
     assert result.status == 0, result.err
     return json.loads(result.out.splitlines()[-1])
-
-
-def refused(result, *words):
-    assert result.status == 2
-    assert result.err.count("\n") == 1
-    assert "Traceback" not in result.err
-    for word in words:
-        assert word in result.err
 
 
 @pytest.fixture
