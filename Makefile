@@ -80,7 +80,7 @@ $(VENV)/.dev: $(VENV)/.run
 	  apt-get update -q && apt-get install -qy --no-install-recommends $(FFCV_PACKAGES); } || \
 	  { echo "error: the tests need FFCV, which cannot be built:" \
 	  "sudo apt-get install $(FFCV_PACKAGES)"; exit 2; }
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[report,dev,ffcv,dali]' setuptools wheel
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[report,export,dev,ffcv,dali]' setuptools wheel
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps --no-build-isolation ffcv
 	@touch $@
 

@@ -40,6 +40,7 @@ setup(
         "fastselfie.config",
         "fastselfie.data",
         "fastselfie.data.loaders",
+        "fastselfie.export",
         "fastselfie.models",
         "fastselfie.profiling",
         "fastselfie.report",

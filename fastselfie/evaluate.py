@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 
 import torch
@@ -119,16 +119,23 @@ def classification_accuracy(
     return {"heldout_loss": loss / count, "top1": top1 / count, "top5": top5 / count}
 
 
-def extract_features(
+def feature_batches(
     network: Classifier, loader: Loader, pixels: Pixels, machine: Machine
-) -> tuple[Tensor, Tensor]:
-    """Features of whole images (n, D) float32 and their labels (n,), on the loader's device."""
-    features, labels = [], []
+) -> Generator[tuple[Tensor, Tensor]]:
+    """Features of whole images (B, D) float32 and their labels (B,), batch by batch in order."""
     with evaluating(network), closing(loader.evaluate(pixels.batch)) as batches:
         for batch in batches:
             with machine.autocast():
-                features.append(network.features(pixels.whole(batch)).float())
-            labels.append(batch.labels)
+                features = network.features(pixels.whole(batch)).float()
+            yield features, batch.labels
+
+
+def extract_features(
+    network: Classifier, loader: Loader, pixels: Pixels, machine: Machine
+) -> tuple[Tensor, Tensor]:
+    """All of `feature_batches` at once: (n, D) and (n,), on the loader's device."""
+    batches = feature_batches(network, loader, pixels, machine)
+    features, labels = zip(*batches, strict=True)
     return torch.cat(features), torch.cat(labels)
 
 

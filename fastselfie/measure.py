@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastselfie.checkpoint import has_checkpoints, load_weights, newest_checkpoint
+from fastselfie.config import Config
 from fastselfie.data.loaders import build_loader
 from fastselfie.data.sources import open_dataset
-from fastselfie.device import choose_machine, total_memory
-from fastselfie.errors import UserError
+from fastselfie.device import Machine, choose_machine, total_memory
 from fastselfie.evaluate import (
     Pixels,
     classification_accuracy,
@@ -17,18 +16,12 @@ from fastselfie.evaluate import (
     linear_probe_accuracy,
 )
 from fastselfie.memory import estimate_finetuning
-from fastselfie.models.selfie import build_classifier
-from fastselfie.run import (
-    FINETUNED,
-    PRETRAIN,
-    SUPERVISED,
-    load_patch_network,
-    open_run,
-)
+from fastselfie.run import PRETRAIN, open_run
+from fastselfie.trained import open_trained, stages_of
 
 
 def measure_run(run: Path, data: str | None) -> dict[str, dict[str, float]]:
-    """Measures of every network that the run left, by its name.
+    """Measures of every network that the run left, by its name, of an unfinished stage too.
 
     finetuned, supervised: loss, top1, top5. pretrain: knn and linear_probe on P's features of
     whole images, fitted on the run's training images.
@@ -40,19 +33,16 @@ def measure_run(run: Path, data: str | None) -> dict[str, dict[str, float]]:
     if data is not None:
         config = config.model_copy(update={"data": config.data.model_copy(update={"test": data})})
     machine = choose_machine(config.runtime)
-    found = [n for n in (PRETRAIN, FINETUNED, SUPERVISED) if has_checkpoints(run / n)]
-    if not found:
-        raise UserError(f"{run}: holds no checkpoint yet: `fastselfie train` makes them")
+    found = stages_of(run)
     dataset = open_dataset(config.data, config.seed)
-    estimate = estimate_finetuning(config, len(dataset.train.classes), machine.precision)
-    micro_batch = estimate.micro_batch(config.finetune, total_memory(machine.device))
     held_out = build_loader(dataset.held_out, config.data, config.seed, machine.device)
-    pixels = Pixels(config, machine, micro_batch)
+    classes = len(dataset.train.classes)
+    pixels = measuring_pixels(config, machine, classes)
     measures: dict[str, dict[str, float]] = {}
     for name in found:
+        network = open_trained(run, name, allow_unfinished=True).network(classes)
+        machine.place(network)
         if name == PRETRAIN:
-            network = load_patch_network(config, run / name)
-            machine.place(network)
             train = build_loader(dataset.train, config.data, config.seed, machine.device)
             bank = extract_features(network, train, pixels, machine)
             queries = extract_features(network, held_out, pixels, machine)
@@ -61,10 +51,12 @@ def measure_run(run: Path, data: str | None) -> dict[str, dict[str, float]]:
                 "linear_probe": linear_probe_accuracy(*bank, *queries),
             }
         else:
-            classifier = build_classifier(config, len(dataset.train.classes))
-            checkpoint = newest_checkpoint(run / name, name)
-            assert checkpoint is not None
-            load_weights(classifier, checkpoint.state["model"], checkpoint.path)
-            machine.place(classifier)
-            measures[name] = classification_accuracy(classifier, held_out, pixels, machine)
+            measures[name] = classification_accuracy(network, held_out, pixels, machine)
     return measures
+
+
+def measuring_pixels(config: Config, machine: Machine, classes: int = 1) -> Pixels:
+    """What turns batches into a run's networks' input, no more images at a time than finetuning."""
+    estimate = estimate_finetuning(config, classes, machine.precision)
+    micro_batch = estimate.micro_batch(config.finetune, total_memory(machine.device))
+    return Pixels(config, machine, micro_batch)

@@ -14,6 +14,7 @@ from fastselfie.atomic import write_atomically
 from fastselfie.boards import WANDB_ID, require_wandb
 from fastselfie.checkpoint import (
     LATEST,
+    Checkpoint,
     has_checkpoints,
     load_checkpoint,
     load_weights,
@@ -31,13 +32,13 @@ from fastselfie.errors import UserError
 from fastselfie.finetune import few_labels, finetune, finetuning_stage, labelled
 from fastselfie.log import console, read_log, say
 from fastselfie.loop import Stage
-from fastselfie.models.resnet import ResNetV2
 from fastselfie.models.selfie import Selfie
 from fastselfie.onlyone import LOCK, only_one_in
 from fastselfie.pretrain import pretrain, pretraining_stage
 from fastselfie.report.page import write_page
 
 CONFIG, SUMMARY, PAGE = "config.yaml", "summary.json", "report.html"
+CLASSES = "classes.json"  # their names, which a network only numbers
 PRETRAIN, FINETUNED, SUPERVISED = "pretrain", "finetuned", "supervised"
 
 
@@ -110,6 +111,7 @@ def _open(
         held.enter_context(only_one_in(out))
         if chosen is not None:
             keep_labels(out / "labels.txt", chosen, dataset.train.labels, config.seed)
+        write_atomically(out / CLASSES, json.dumps(list(dataset.train.classes)) + "\n")
         write_atomically(out / CONFIG, config.to_yaml())
     return machine, dataset
 
@@ -139,11 +141,6 @@ def _check_processes(config: Config, stage: str, machine: Machine) -> None:
             )
 
 
-def load_patch_network(config: Config, folder: Path) -> ResNetV2:
-    """P from a pretraining stage's folder, see `load_pretrained`."""
-    return load_pretrained(config, folder).patch_network
-
-
 def load_pretrained(config: Config, folder: Path, whole: bool = False) -> Selfie:
     """What a pretraining stage's folder holds to go on from: its moving average if it kept one.
 
@@ -161,9 +158,18 @@ def load_pretrained(config: Config, folder: Path, whole: bool = False) -> Selfie
             f"{path}: pretraining stopped at step {state['step']} of {config.pretrain.steps}: go "
             "on with --stage pretrain or all"
         )
+    return pretrained_of(config, found)
+
+
+def pretrained_of(config: Config, found: Checkpoint) -> Selfie:
+    """P, A and the positions of a checkpoint of pretraining: their moving average if it kept one.
+
+    Raises:
+        UserError: it is of another model.
+    """
     network = Selfie(config)
     # A checkpoint of an earlier version knows of no average.
-    load_weights(network, state.get("average") or state["model"], path)
+    load_weights(network, found.state.get("average") or found.state["model"], found.path)
     return network
 
 

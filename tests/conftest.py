@@ -132,10 +132,8 @@ def thread_count() -> int:
     return len(os.listdir("/proc/self/task"))
 
 
-@pytest.fixture
-def image_folder(tmp_path: Path) -> Path:
-    """DIR/{train,test}/{cat,dog}/*.png: 8 and 4 images a class, 32x32."""
-    root = tmp_path / "images"
+def write_image_folder(root: Path) -> Path:
+    """ROOT/{train,test}/{cat,dog}/*.png: 8 and 4 images a class, 32x32."""
     for part, count in (("train", 8), ("test", 4)):
         for label, name in enumerate(("cat", "dog")):
             folder = root / part / name
@@ -143,6 +141,23 @@ def image_folder(tmp_path: Path) -> Path:
             for i in range(count):
                 picture(1000 * label + 100 * (part == "test") + i).save(folder / f"{i}.png")
     return root
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    return write_image_folder(tmp_path / "images")
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of TINY with all its stages. Its tests only read it."""
+    from fastselfie.run import train
+
+    folder = tmp_path_factory.mktemp("trained")
+    images = write_image_folder(folder / "images")
+    config = tiny_config(data={"train": str(images)})
+    train(config, "all", "auto", folder / "run")
+    return folder / "run"
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:
@@ -188,6 +203,15 @@ def cli(
         return Result(status, captured.out, captured.err)
 
     return run
+
+
+def refused(result: Result, *words: str) -> None:
+    """Status 2, and one line with all `words` in it."""
+    assert result.status == 2
+    assert result.err.count("\n") == 1
+    assert "Traceback" not in result.err
+    for word in words:
+        assert word in result.err
 
 
 @pytest.fixture

@@ -48,6 +48,10 @@ FLOORS = {
     "replay": 4,
     "run": 4,
     "reproduce": 4,
+    "trained": 4,
+    "export": 4,
+    "features": 4,
+    "predict": 4,
     "cli": 5,
     "__main__": 5,
 }

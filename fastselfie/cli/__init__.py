@@ -13,10 +13,21 @@ from typing import NoReturn
 
 import typer
 
-from fastselfie.cli import data, results, training  # noqa: F401 - each registers its commands
+from fastselfie.cli import data, results, training, using  # noqa: F401 - each registers its commands
 from fastselfie.cli.app import app
 from fastselfie.errors import UserError
 
+_ROOM, _RIGHTS = "make room, or choose another --out", "check its permissions"
+# What the system refuses and the user can mend.
+_WAYS_OUT = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EROFS: _RIGHTS,
+    errno.EACCES: _RIGHTS,
+    errno.EISDIR: "give a file's name",
+    errno.ENOTDIR: "give another path",
+    errno.EEXIST: "give another path",
+}
 _INTERRUPTED = 130  # the exit status of a program that SIGINT ended
 
 
@@ -31,12 +42,10 @@ def main() -> None:
     except UserError as error:
         _leave(str(error))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.errno is None or error.errno not in _WAYS_OUT:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        way_out = "make room, or choose another --out" if full else "check its permissions"
-        _leave(f"{where}{os.strerror(error.errno)}: {way_out}")
+        _leave(f"{where}{os.strerror(error.errno)}: {_WAYS_OUT[error.errno]}")
     except KeyboardInterrupt:
         sys.exit(_interrupted())
     except SystemExit as left:

@@ -116,7 +116,8 @@ class AttentionClassifier(nn.Module):
         self.pooling = _build_pooling(config)
         # Parameters without a gradient would make DDP wait for them.
         self.positions = _build_positions(config) if config.model.encoder_positions else None
-        self.head = Head(config.model.embedding_width, classes)
+        self.width = config.model.embedding_width
+        self.head = Head(self.width, classes)
 
     def features(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> u (B, D): what the classifier sees."""

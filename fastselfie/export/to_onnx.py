@@ -1,0 +1,101 @@
+"""ONNX: the network's graph and weights in one file, compared with torch before it is kept."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastselfie.errors import UserError
+from fastselfie.log import say
+from fastselfie.models.selfie import Classifier
+from fastselfie.trained import Trained
+
+_INSTALL = "pip install 'fastselfie[export]'"
+# Of the largest output. Both compute in float32 but sum in other orders: some 50 layers add up to
+# about 1e-6; another order of channels, or another epsilon of a norm, is far above.
+TOLERANCE = 1e-4
+
+
+def onnx_bytes(
+    trained: Trained, network: Classifier, notes: dict[str, str]
+) -> tuple[bytes, dict[str, Any]]:
+    """Bytes of a model `images` (batch, 3, H, W) float32 -> `logits` or `features`, any batch.
+
+    The figures have the largest difference from torch, relative to the largest output; None where
+    there is no onnxruntime to compute it.
+
+    Raises:
+        UserError: onnx or onnxscript is not installed; onnxruntime gives something else.
+    """
+    for package in ("onnx", "onnxscript"):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"--format onnx needs {package}, which is not installed: {_INSTALL}")
+    side = trained.config.data.image_size
+    images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    output = "features" if network.head is None else "logits"
+    with _quiet():
+        program = torch.onnx.export(
+            network,
+            (images,),
+            dynamo=True,
+            input_names=["images"],
+            output_names=[output],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
+    assert program is not None
+    model: Any = program.model_proto
+    for key, value in notes.items():
+        model.metadata_props.add(key=key, value=value)
+    data: bytes = model.SerializeToString()
+    figures = {"input": "images", "output": output, "opset": model.opset_import[0].version}
+    return data, {**figures, "difference": difference(data, network, images)}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns of torchvision's absence and of its own deprecations."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def difference(data: bytes, network: Classifier, images: Tensor) -> float | None:
+    """How far a model is from torch, relative to the largest output; on `images` and on one.
+
+    None, and a line, where there is no onnxruntime.
+
+    Raises:
+        UserError: further than TOLERANCE.
+    """
+    if importlib.util.find_spec("onnxruntime") is None:
+        say(f"warning: onnxruntime is not installed, so the file is not checked: {_INSTALL}")
+        return None
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    worst = 0.0
+    for part in (images, images[:1]):
+        with torch.inference_mode():
+            expected = network(part)
+        found = torch.from_numpy(session.run(None, {"images": part.numpy()})[0])
+        worst = max(worst, float((found - expected).abs().max() / expected.abs().max()))
+    if not worst <= TOLERANCE:  # NaN is not
+        raise UserError(
+            f"onnxruntime {onnxruntime.__version__} differs from torch {torch.__version__} by "
+            f"{worst:.1e} of the largest output: not written; try other versions of both"
+        )
+    return worst
