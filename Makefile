@@ -72,10 +72,14 @@ $(VENV)/.run: $(VENV)/.build pyproject.toml setup.py constraints.txt $(ENGINE)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[report]'
 	@touch $@
 
-# The tests run FFCV and DALI for real. FFCV builds against the system's OpenCV and TurboJPEG, with
+# The tests run FFCV, DALI and a browser for real. FFCV builds against the system's OpenCV and TurboJPEG, with
 # the setuptools that is installed; its own metadata asks for an OpenCV with a window system.
 FFCV_PACKAGES := libturbojpeg0-dev libopencv-dev pkg-config
 $(VENV)/.dev: $(VENV)/.run
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { \
+	  [ "$$(id -u)" = 0 ] && apt-get update -q && \
+	  apt-get install -qy --no-install-recommends chromium; } || \
+	  { echo "error: the tests look at pages in a browser: sudo apt-get install chromium"; exit 2; }
 	@pkg-config --exists opencv4 libturbojpeg 2>/dev/null || { [ "$$(id -u)" = 0 ] && \
 	  apt-get update -q && apt-get install -qy --no-install-recommends $(FFCV_PACKAGES); } || \
 	  { echo "error: the tests need FFCV, which cannot be built:" \

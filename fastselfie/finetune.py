@@ -16,6 +16,7 @@ from fastselfie.data.subsets import choose_labels
 from fastselfie.device import Machine, total_memory
 from fastselfie.errors import UserError
 from fastselfie.evaluate import Pixels, classification_accuracy
+from fastselfie.log import Show
 from fastselfie.loop import Stage, fit
 from fastselfie.memory import estimate_finetuning
 from fastselfie.models.resnet import ResNetV2
@@ -94,11 +95,17 @@ def build_finetuning(
 
 
 def finetune(
-    config: Config, dataset: Dataset, folder: Path, machine: Machine, start: ResNetV2 | None
+    config: Config,
+    dataset: Dataset,
+    folder: Path,
+    machine: Machine,
+    start: ResNetV2 | None,
+    show: Show = lambda: None,
 ) -> dict[str, float]:
     """Train all four stages and a classifier on the labelled images; return the last measures.
 
     start: P, or None for the control. Stage 4 and the classifier begin as usual in both.
+    show: see `fit`.
 
     Raises:
         UserError: see `labelled`, `fit` and the loaders.
@@ -115,4 +122,4 @@ def finetune(
         del step
         return classification_accuracy(network, held_out, pixels, machine)
 
-    return fit(stage, folder, step, train, evaluate)
+    return fit(stage, folder, step, train, evaluate, show=show)

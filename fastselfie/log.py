@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +23,9 @@ from rich.progress import (
 
 from fastselfie.atomic import write_atomically
 
+# Told that there is a new line in the log.
+Show = Callable[[], None]
+
 console = Console(stderr=True, highlight=False)
 
 
@@ -31,7 +34,7 @@ class RunLog:
 
     Opening it for a run resumed at `start` drops the lines after that step, which the run will
     write again. leads: whether this process writes; where it does not, lines go nowhere. on_error:
-    of a line that the disk refuses, see `CheckpointConfig.on_error`.
+    of a line that the disk refuses, see `CheckpointConfig.on_error`. show: called after each line.
     """
 
     def __init__(
@@ -42,10 +45,12 @@ class RunLog:
         start: int,
         leads: bool = True,
         on_error: str = "stop",
+        show: Show = lambda: None,
     ) -> None:
         self.path = folder / "log.jsonl" if leads else Path(os.devnull)
         self.title = title
         self.on_error = on_error
+        self.show = show
         self._refused = False
         if leads:
             folder.mkdir(parents=True, exist_ok=True)
@@ -99,6 +104,7 @@ class RunLog:
             self._progress.update(self._task, completed=step, note=note)
         if not console.is_terminal:
             say(f"{self.title} step {step}  {note}")
+        self.show()
 
     @contextmanager
     def _bearing(self) -> Iterator[None]:
@@ -160,7 +166,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:

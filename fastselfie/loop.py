@@ -27,7 +27,7 @@ from fastselfie.device import random_state, set_random_state
 from fastselfie.errors import UserError
 from fastselfie.guard import NONFINITE, Offence
 from fastselfie.interrupt import Interrupted, Pending, deferred_signals
-from fastselfie.log import RunLog, Window, say
+from fastselfie.log import RunLog, Show, Window, say
 from fastselfie.phases import phase
 from fastselfie.rng import process_seed
 from fastselfie.saver import Saver
@@ -78,12 +78,13 @@ def fit(
     evaluate: Evaluate,
     patches: int = 1,
     also_at: frozenset[int] = frozenset(),
+    show: Show = lambda: None,
 ) -> dict[str, float]:
     """Train to the last step, from the newest good checkpoint in `folder` if there is one.
 
     patches: N, or 1 for whole images. also_at: steps to evaluate after, beside every eval_every-th
-    and the last. Returns what `evaluate` said after the last step. Of several processes each calls
-    it, and rank 0 alone reads and writes `folder`.
+    and the last. show: called after each line of the log. Returns what `evaluate` said after the
+    last step. Of several processes each calls it, and rank 0 alone reads and writes `folder`.
 
     Raises:
         UserError: no good checkpoint is left, or it is of another experiment; a loss or gradient
@@ -101,7 +102,9 @@ def fit(
     consumed = progress.done * settings.batch_size
     on_error = stage.config.checkpoint.on_error
     with (
-        RunLog(folder, stage.kind, settings.steps, progress.done, ranks.leads, on_error) as log,
+        RunLog(
+            folder, stage.kind, settings.steps, progress.done, ranks.leads, on_error, show
+        ) as log,
         deferred_signals() as pending,
         Saver(folder, stage.config.checkpoint, progress.done) as saver,
         closing(loader.train(consumed, settings.batch_size, patches, ranks)) as batches,
@@ -233,7 +236,7 @@ class _Training:
         own = self.loader.skipped - self._known_bad
         if skipped := self._known_bad + int(self.ranks.summed(own)[0]):
             values["skipped"] = skipped
-        with self.ranks.as_one():
+        with window.paused(), self.ranks.as_one():
             self.log.write(self.progress.done, **values)
 
     def _evaluate(self) -> None:

@@ -13,7 +13,7 @@ from fastselfie.data.loaders import Batch, Loader, build_loader
 from fastselfie.data.sources import Dataset
 from fastselfie.device import Machine, total_memory
 from fastselfie.evaluate import Pixels, evaluating, pretext_accuracy
-from fastselfie.log import say
+from fastselfie.log import Show, say
 from fastselfie.loop import Stage, fit
 from fastselfie.memory import estimate_pretraining
 from fastselfie.models.resnet import ResNetV2
@@ -67,11 +67,16 @@ def build_pretraining(config: Config, machine: Machine) -> Pretraining:
 
 
 def pretrain(
-    config: Config, dataset: Dataset, folder: Path, machine: Machine
+    config: Config,
+    dataset: Dataset,
+    folder: Path,
+    machine: Machine,
+    show: Show = lambda: None,
 ) -> tuple[ResNetV2, dict[str, float]]:
     """Train on all images of the training part, without labels; return P and the last measures.
 
     Writes log.jsonl, checkpoints and pictures/STEP.png in `folder`; goes on from the newest.
+    show: see `fit`.
 
     Raises:
         UserError: see `fit` and the loaders.
@@ -108,6 +113,7 @@ def pretrain(
         evaluate,
         patches=config.patches,
         also_at=pictured,
+        show=show,
     )
     return model.patch_network, measures
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,10 @@ from fastselfie.loop import Stage
 from fastselfie.models.resnet import ResNetV2
 from fastselfie.models.selfie import build_patch_network
 from fastselfie.pretrain import pretrain, pretraining_stage
-from fastselfie.report.page import write_page
+from fastselfie.report.folder import ENVIRONMENT, PAGE, SUMMARY
+from fastselfie.report.live import LivePage
 
-CONFIG, SUMMARY, PAGE = "config.yaml", "summary.json", "report.html"
+CONFIG = "config.yaml"
 PRETRAIN, FINETUNED, SUPERVISED = "pretrain", "finetuned", "supervised"
 
 
@@ -63,19 +65,19 @@ def train(config: Config, stage: str, resume: str, out: Path) -> dict[str, Any] 
         "the same on all",
     )
     measures: dict[str, dict[str, float]] = {}
-    if stage == "finetune":
-        network = ranks.from_leader(lambda: load_patch_network(config, out / PRETRAIN, whole=True))
-    else:
-        network, measures[PRETRAIN] = pretrain(config, dataset, out / PRETRAIN, machine)
-    if stage != PRETRAIN:
-        arms: list[tuple[str, ResNetV2 | None]] = [(FINETUNED, network)]
-        if config.finetune.control:
-            arms.append((SUPERVISED, None))
-        for name, start in arms:
-            measures[name] = finetune(config, dataset, out / name, machine, start)
-    if not ranks.leads:
-        return None
-    return _conclude(config, machine, out, measures, time.time() - began)
+    with LivePage(config, out, ranks.leads) as page:
+        if stage == "finetune":
+            start = partial(load_patch_network, config, out / PRETRAIN, whole=True)
+            network = ranks.from_leader(start)
+        else:
+            network, measures[PRETRAIN] = pretrain(config, dataset, out / PRETRAIN, machine, page)
+        if stage != PRETRAIN:
+            arms: list[tuple[str, ResNetV2 | None]] = [(FINETUNED, network)]
+            if config.finetune.control:
+                arms.append((SUPERVISED, None))
+            for name, begin in arms:
+                measures[name] = finetune(config, dataset, out / name, machine, begin, page)
+        return _conclude(out, measures, time.time() - began) if ranks.leads else None
 
 
 def _open(
@@ -92,6 +94,8 @@ def _open(
         if chosen is not None:
             keep_labels(out / "labels.txt", chosen, dataset.train.labels, config.seed)
         write_atomically(out / CONFIG, config.to_yaml())
+        facts = json.dumps(environment(machine.device), indent=1)
+        write_atomically(out / ENVIRONMENT, facts + "\n")
     return machine, dataset
 
 
@@ -220,14 +224,8 @@ def _announce(config: Config, machine: Machine, dataset: Dataset, labels: int) -
         say(line)
 
 
-def _conclude(
-    config: Config,
-    machine: Machine,
-    out: Path,
-    measures: dict[str, dict[str, float]],
-    seconds: float,
-) -> dict[str, Any]:
-    """Write summary.json and report.html; return the summary.
+def _conclude(out: Path, measures: dict[str, dict[str, float]], seconds: float) -> dict[str, Any]:
+    """Write summary.json; return the summary.
 
     A stage that this call did not run keeps the figures of the call that did.
     """
@@ -249,5 +247,4 @@ def _conclude(
     summary["seconds"] = round(summary.get("seconds", 0.0) + seconds, 1)
     summary["report"] = str(out / PAGE)
     write_atomically(path, json.dumps(summary, indent=1) + "\n")
-    write_page(config, out, summary, environment(machine.device))
     return summary
