@@ -103,7 +103,8 @@ def browser(profile: Path) -> Iterator[Page]:
     ours_in, theirs_out = os.pipe()
     process = subprocess.Popen(
         ["bash", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}', "bash", program,
-         "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe",
+         "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+         "--remote-debugging-pipe",
          f"--user-data-dir={profile}"],
         pass_fds=(theirs_in, theirs_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip

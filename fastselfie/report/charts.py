@@ -42,7 +42,7 @@ def _untrained(key: str) -> Yardsticks:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart of one run. lines: label -> (stage, key of its log). share: parts of 1. zero: see `curve`."""
+    """A chart of one run. lines: label -> (stage, key of its log). share, zero: see `curve`."""
 
     title: str
     x: str

@@ -39,7 +39,7 @@ def test_a_finished_run(tmp_path):
     page = run_page(run)
     assert "reload" not in page
     assert 'http-equiv="refresh"' not in page
-    for words in (">finished<", "85.0%", "chance 25.0%", "random weights 40.0%", "1 h 23 min",
+    for words in (">finished<", "85.0%", "chance 25.0%", "random weights 40.0%", "83 min",
                   "raw pixels 50.0%", "pretraining step", "cross-entropy, nats",
                   "images a second", "L2 norm", "share of the time, %", "chance 10.0%",
                   "fastselfie train", "2.13.0", "batch_size: 8", "4 masked"):  # fmt: skip
