@@ -121,7 +121,7 @@ def _name_axes(axes: Any, x: str, y: str, share: bool, zero: bool) -> None:
     axes.set_ylabel(y, rotation=0, ha="left", va="bottom")
     axes.yaxis.set_label_coords(-0.16, 1.02)  # above its axis, where no number pushes it out
     if zero:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * axes.dataLim.y1 or 1)
     if x.endswith("step"):
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))

@@ -121,8 +121,8 @@ def _gains(run: RunFolder) -> Sign | None:
     points = _points_gained(run)
     if points is None:
         return None
-    what = f"{abs(points):.1f} points {'more' if points > 0 else 'less'} than from scratch"
-    return Sign(points > 0, f"Finetuned it is {what}; one run does not tell by how much.")
+    return Sign(points > 0, f"Finetuned top-1 is {points:+.1f} points against training from "
+                            "scratch; one run does not tell by how much.")  # fmt: skip
 
 
 def _waits(run: RunFolder) -> Sign | None:

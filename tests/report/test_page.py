@@ -12,10 +12,11 @@ import pytest
 from conftest import tiny_config
 from runs import make_run, write
 
+from fastselfie.log import read_log
 from fastselfie.report import live
 from fastselfie.report.compare import compare_page
 from fastselfie.report.figures import figures_of, signs_of
-from fastselfie.report.folder import read_run
+from fastselfie.report.folder import STAGES, read_run
 from fastselfie.report.live import LivePage
 from fastselfie.report.page import run_page, write_page
 from fastselfie.report.render import shown_time
@@ -241,6 +242,26 @@ def test_pages_take_a_two_hundredth_of_the_time(tmp_path, clock, monkeypatch):
     follower()
     follower.write(running=True)
     assert len(written) == pytest.approx(10, abs=1)
+
+
+def test_each_line_of_each_stage_asks_for_a_page(
+    cli, tiny_yaml, image_folder, tmp_path, monkeypatch
+):
+    written = []
+
+    def write_and_note(run, running):
+        state = run.state()
+        written.append((state.stage, state.done, running, state.finished))
+        write_page(run, running)
+
+    monkeypatch.setattr(live, "write_page", write_and_note)
+    monkeypatch.setattr(live, "_SHARE", float("inf"))
+    out = tmp_path / "run"
+    assert cli("train", tiny_yaml, f"data.train={image_folder}", "--out", out).status == 0
+    lines = [(name, line["step"], True, False) for name in STAGES
+             for line in read_log(out / name / "log.jsonl")]  # fmt: skip
+    assert written == [*lines, ("supervised", 2, False, True)]
+    assert json.loads((out / "environment.json").read_text())["device"] == "cpu"
 
 
 @pytest.mark.parametrize("policy", ["stop", "continue"])
