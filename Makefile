@@ -16,7 +16,7 @@ FASHION_FILES := train-images-idx3-ubyte.gz train-labels-idx1-ubyte.gz \
   t10k-images-idx3-ubyte.gz t10k-labels-idx1-ubyte.gz
 FASHION_SHA256 := 14410854cf7a289477dcfc7df3f8ec24741e281cdcc425ede0d9a748ca630214
 
-.PHONY: quickstart test lint bench clean
+.PHONY: quickstart test browser lint bench clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.run $(if $(DATA),,$(FASHION)/.complete)
@@ -24,9 +24,16 @@ quickstart: $(VENV)/.run $(if $(DATA),,$(FASHION)/.complete)
 	  $(if $(DATA),data.train="$(DATA)" data.limit=60000)
 
 # Last a seeded sample of the campaign of faults, some minutes: it ends with status 1 on any loss.
-test: lint
+test: lint browser
 	$(BIN)/pytest
 	$(BIN)/python benchmarks/reliability.py --quick
+
+# Run pages are looked at in one.
+browser:
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { \
+	  [ "$$(id -u)" = 0 ] && apt-get update -q && \
+	  apt-get install -qy --no-install-recommends chromium; } || \
+	  { echo "error: the tests look at pages: sudo apt-get install chromium"; exit 2; }
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

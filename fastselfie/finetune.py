@@ -20,6 +20,7 @@ from fastselfie.data.subsets import choose_labels
 from fastselfie.device import Machine, total_memory
 from fastselfie.errors import UserError
 from fastselfie.evaluate import Pixels, classification_accuracy
+from fastselfie.log import Show
 from fastselfie.loop import Stage, fit
 from fastselfie.memory import estimate_finetuning
 from fastselfie.models.selfie import Classifier, Selfie, build_classifier
@@ -112,12 +113,17 @@ def build_finetuning(
 
 
 def finetune(
-    config: Config, few: FewLabels, folder: Path, machine: Machine, start: Selfie | None
+    config: Config,
+    few: FewLabels,
+    folder: Path,
+    machine: Machine,
+    start: Selfie | None,
+    show: Show = lambda: None,
 ) -> dict[str, float]:
     """Train the classifier on the labelled images, all of it; return the last measures.
 
     start: the pretrained network, or None for the control. What that does not bring, stage 4 and
-    the head, begins alike in both.
+    the head, begins alike in both. show: see `fit`.
 
     Raises:
         UserError: see `fit` and the loaders.
@@ -139,7 +145,7 @@ def finetune(
         del step
         return classification_accuracy(network, held_out, pixels, machine)
 
-    return fit(stage, folder, step, train, evaluate)
+    return fit(stage, folder, step, train, evaluate, show=show)
 
 
 def recalibrate(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,9 @@ from fastselfie.atomic import write_atomically
 from fastselfie.boards import open_boards
 from fastselfie.config import Config
 
+# Told that there is a new line in the log.
+Show = Callable[[], None]
+
 console = Console(stderr=True, highlight=False)
 
 # What of a line stands beside the bar, which with it is 80 wide.
@@ -35,9 +38,9 @@ class RunLog:
     """Log of one stage, a context manager: `folder`/log.jsonl, TensorBoard, W&B, a bar.
 
     Opening it for a run resumed at `start` drops the lines that the run will write again: those
-    after that step and, where the evaluation of `start` is owed, that one's. leads: whether this
-    process writes; where it does not, lines go nowhere. on_error: of a line that the disk refuses,
-    see `CheckpointConfig.on_error`. config: the run's, for W&B.
+    after that step and, where the evaluation of `start` is `owed`, that one's. leads: whether this
+    process writes; where it does not, lines go nowhere. config: the run's, for W&B and for what a
+    line means that the disk refuses; None: neither. show: called after each line.
     """
 
     def __init__(
@@ -47,13 +50,14 @@ class RunLog:
         steps: int,
         start: int,
         leads: bool = True,
-        on_error: str = "stop",
         owed: bool = False,
         config: Config | None = None,
+        show: Show = lambda: None,
     ) -> None:
         self.path = folder / "log.jsonl" if leads else Path(os.devnull)
         self.title = title
-        self.on_error = on_error
+        self._on_error = "stop" if config is None else config.checkpoint.on_error
+        self._show = show
         self._refused = False
         if leads:
             folder.mkdir(parents=True, exist_ok=True)
@@ -114,8 +118,9 @@ class RunLog:
         if not (trains and console.is_terminal):
             said = "  ".join(_shown(name, value) for name, value in values.items())
             say(f"{self.title} step {step}  {said}")
+        self._show()
 
-    def show(self, step: int) -> None:
+    def picture(self, step: int) -> None:
         """The picture of `step`, if one was taken, on the boards."""
         path = picture_path(self.path.parent, step)
         if not path.exists():
@@ -130,7 +135,7 @@ class RunLog:
         try:
             yield
         except OSError as error:
-            if self.on_error == "stop":
+            if self._on_error == "stop":
                 raise OSError(error.errno, error.strerror, str(self.path)) from error
             if not self._refused:
                 say(
@@ -184,7 +189,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:

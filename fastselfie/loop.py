@@ -25,7 +25,7 @@ from fastselfie.device import random_state, set_random_state
 from fastselfie.errors import Diverged, UserError
 from fastselfie.guard import Offence, record
 from fastselfie.interrupt import Interrupted, Pending, deferred_signals
-from fastselfie.log import RunLog, Window, say
+from fastselfie.log import RunLog, Show, Window, say
 from fastselfie.phases import phase
 from fastselfie.rng import process_seed
 from fastselfie.saver import Saver
@@ -76,12 +76,13 @@ def fit(
     evaluate: Evaluate,
     patches: int = 1,
     also_at: frozenset[int] = frozenset(),
+    show: Show = lambda: None,
 ) -> dict[str, float]:
     """Train to the last step, from the newest good checkpoint in `folder` if there is one.
 
     patches: N, or 1 for whole images. also_at: steps to evaluate after, beside every eval_every-th
-    and the last. Returns what `evaluate` said after the last step. Of several processes each calls
-    it, and rank 0 alone reads and writes `folder`.
+    and the last. show: called after each line of the log. Returns what `evaluate` said after the
+    last step. Of several processes each calls it, and rank 0 alone reads and writes `folder`.
 
     Raises:
         UserError: no good checkpoint is left, or it is of another experiment; a loss or gradient
@@ -97,7 +98,6 @@ def fit(
         return progress.metrics
     _say_what_differs(stage, step, loader, progress)
     consumed = progress.done * settings.batch_size
-    on_error, owed = stage.config.checkpoint.on_error, progress.owed
     with (
         RunLog(
             folder,
@@ -105,9 +105,9 @@ def fit(
             settings.steps,
             progress.done,
             ranks.leads,
-            on_error,
-            owed,
+            progress.owed,
             stage.config,
+            show,
         ) as log,
         deferred_signals() as pending,
         Saver(folder, stage.config.checkpoint, progress.done, ranks.leads) as saver,
@@ -244,7 +244,7 @@ class _Training:
             values["skipped_steps"] = means.skipped
         if skipped := self._known_bad + self._count_skipped():
             values["skipped"] = skipped
-        with self.ranks.as_one():
+        with window.paused(), self.ranks.as_one():
             self.log.write(self.progress.done, **values)
 
     def _count_skipped(self) -> int:
@@ -263,7 +263,7 @@ class _Training:
         self.progress.metrics, self.progress.owed = metrics, False
         with self.ranks.as_one():
             self.log.write(done, **metrics)
-            self.log.show(done)
+            self.log.picture(done)
 
     def _save(self) -> None:
         unread = self._unread()

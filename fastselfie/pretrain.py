@@ -13,7 +13,7 @@ from fastselfie.data.loaders import Batch, Loader, build_loader
 from fastselfie.data.sources import Dataset
 from fastselfie.device import Machine, total_memory
 from fastselfie.evaluate import Pixels, evaluating, pretext_accuracy
-from fastselfie.log import picture_path, say
+from fastselfie.log import Show, picture_path, say
 from fastselfie.loop import Stage, fit
 from fastselfie.memory import estimate_pretraining
 from fastselfie.models.selfie import Selfie
@@ -74,12 +74,16 @@ def build_pretraining(config: Config, machine: Machine) -> Pretraining:
 
 
 def pretrain(
-    config: Config, dataset: Dataset, folder: Path, machine: Machine
+    config: Config,
+    dataset: Dataset,
+    folder: Path,
+    machine: Machine,
+    show: Show = lambda: None,
 ) -> tuple[Selfie, dict[str, float]]:
     """Train on all images of the training part, without labels; return it and the last measures.
 
     Writes log.jsonl, checkpoints and pictures/STEP.png in `folder`; goes on from the newest. The
-    labels are for `Monitor` alone.
+    labels are for `Monitor` alone. show: see `fit`.
 
     Raises:
         UserError: see `fit` and the loaders.
@@ -119,6 +123,7 @@ def pretrain(
         evaluate,
         patches=config.patches,
         also_at=pictured | monitor.steps,
+        show=show,
     )
     return model, measures
 

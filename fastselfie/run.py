@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,10 @@ from fastselfie.loop import Stage
 from fastselfie.models.selfie import Selfie
 from fastselfie.onlyone import LOCK, only_one_in
 from fastselfie.pretrain import pretrain, pretraining_stage
-from fastselfie.report.page import write_page
+from fastselfie.report.folder import ENVIRONMENT, PAGE, SUMMARY
+from fastselfie.report.live import LivePage
 
-CONFIG, SUMMARY, PAGE = "config.yaml", "summary.json", "report.html"
+CONFIG = "config.yaml"
 CLASSES = "classes.json"  # their names, which a network only numbers
 PRETRAIN, FINETUNED, SUPERVISED = "pretrain", "finetuned", "supervised"
 
@@ -67,30 +69,28 @@ def train(config: Config, stage: str, resume: str, out: Path) -> dict[str, Any] 
             f"{config.data.train}: other images on another machine: data.train and data.test must "
             "be the same on all",
         )
-        measures = _run_stages(config, dataset, stage, out, machine)
-        if not ranks.leads:
-            return None
-        return _conclude(config, machine, out, measures, time.time() - began)
+        return _run_stages(config, dataset, stage, out, machine, began)
 
 
 def _run_stages(
-    config: Config, dataset: Dataset, stage: str, out: Path, machine: Machine
-) -> dict[str, dict[str, float]]:
-    """The last measures of each network."""
+    config: Config, dataset: Dataset, stage: str, out: Path, machine: Machine, began: float
+) -> dict[str, Any] | None:
+    """Train, with the run's page as it goes; return the summary where this process leads."""
     measures: dict[str, dict[str, float]] = {}
-    if stage == "finetune":
-        read = machine.ranks.from_leader
-        network = read(lambda: load_pretrained(config, out / PRETRAIN, whole=True))
-    else:
-        network, measures[PRETRAIN] = pretrain(config, dataset, out / PRETRAIN, machine)
-    if stage != PRETRAIN:
-        arms: list[tuple[str, Selfie | None]] = [(FINETUNED, network)]
-        if config.finetune.control:
-            arms.append((SUPERVISED, None))
-        for name, start in arms:
-            few = few_labels(config, dataset)
-            measures[name] = finetune(config, few, out / name, machine, start)
-    return measures
+    with LivePage(config, out, machine.ranks.leads) as page:
+        if stage == "finetune":
+            read = partial(load_pretrained, config, out / PRETRAIN, whole=True)
+            network = machine.ranks.from_leader(read)
+        else:
+            network, measures[PRETRAIN] = pretrain(config, dataset, out / PRETRAIN, machine, page)
+        if stage != PRETRAIN:
+            arms: list[tuple[str, Selfie | None]] = [(FINETUNED, network)]
+            if config.finetune.control:
+                arms.append((SUPERVISED, None))
+            for name, start in arms:
+                few = few_labels(config, dataset)
+                measures[name] = finetune(config, few, out / name, machine, start, page)
+        return _conclude(out, measures, time.time() - began) if machine.ranks.leads else None
 
 
 def _open(
@@ -113,6 +113,8 @@ def _open(
             keep_labels(out / "labels.txt", chosen, dataset.train.labels, config.seed)
         write_atomically(out / CLASSES, json.dumps(list(dataset.train.classes)) + "\n")
         write_atomically(out / CONFIG, config.to_yaml())
+        facts = json.dumps(environment(machine.device), indent=1)
+        write_atomically(out / ENVIRONMENT, facts + "\n")
     return machine, dataset
 
 
@@ -250,14 +252,8 @@ def _announce(config: Config, machine: Machine, dataset: Dataset, labels: int) -
         say(line)
 
 
-def _conclude(
-    config: Config,
-    machine: Machine,
-    out: Path,
-    measures: dict[str, dict[str, float]],
-    seconds: float,
-) -> dict[str, Any]:
-    """Write summary.json and report.html; return the summary.
+def _conclude(out: Path, measures: dict[str, dict[str, float]], seconds: float) -> dict[str, Any]:
+    """Write summary.json; return the summary.
 
     A stage that this call did not run keeps the figures of the call that did.
     """
@@ -275,7 +271,6 @@ def _conclude(
     summary["seconds"] = round(summary.get("seconds", 0.0) + seconds, 1)
     summary["report"] = str(out / PAGE)
     write_atomically(path, json.dumps(summary, indent=1) + "\n")
-    write_page(config, out, summary, environment(machine.device))
     return summary
 
 

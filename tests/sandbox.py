@@ -5,8 +5,8 @@
 Each page gets a copy of its own. Its names are listed in CONTRIBUTING.md. What it holds is real and
 little: images of 80x64 and 32x32 in every layout, a config beside the files that it names, and one
 run. Commands are made small as they start, not in the docs: the network, the steps and the batch
-of what trains (SMALL), the processes of torchrun (2) and srun (1). A command's own keys are checked
-as they stand before that.
+of what trains (SMALL), the runs of `reproduce`, the processes of torchrun (2) and srun (1). A
+command's own keys are checked as they stand before that.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SHARDS = 4
 
 _NETWORK = (
     "data.image_size=32", "data.pad=2", "data.workers=1",
-    "model.width=4", "model.blocks=[1,1,1,1]", "model.patch_size=8",
+    "model.width=8", "model.blocks=[1,1,1,1]", "model.patch_size=8",
     "model.layers=1", "model.heads=4", "model.feed_forward=32",
     "runtime.threads=1", "runtime.precision=fp32",
     "runtime.compile=off", "runtime.cuda_graphs=false",
@@ -48,8 +48,10 @@ _APPENDED = {
     "train": SMALL,
     "profile": (*SMALL, "--steps", "2"),
     "prepare": ("--workers", "1"),
+    # All labels, as the few of a little set could not be split, and no rate to search.
+    "reproduce": (*SMALL, "reproduce.grid=[0.1]", "--labels", "100", "--seeds", "1"),
 }
-_TAKES_CONFIG = ("train", "profile")
+_TAKES_CONFIG = ("train", "profile", "reproduce")
 
 
 def shrunk(arguments: Sequence[str]) -> list[str]:

@@ -8,6 +8,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+from conftest import tiny_config
 
 from fastselfie.boards import WANDB_ID
 from fastselfie.log import RunLog, picture_path
@@ -131,7 +132,8 @@ def test_a_disk_that_is_full_is_told_once_and_without_a_traceback(tmp_path, caps
     heard = []
     monkeypatch.setattr(threading, "excepthook", lambda fault: heard.append(fault.exc_type))
     outside = threading.excepthook
-    with RunLog(tmp_path, "t", 10, 0, on_error="continue") as log:
+    config = tiny_config(checkpoint={"on_error": "continue"})
+    with RunLog(tmp_path, "t", 10, 0, config=config) as log:
         (board,) = log._boards
         writer = board._writer._get_file_writer().event_writer._async_writer
         writer.flush()

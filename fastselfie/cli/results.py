@@ -1,4 +1,4 @@
-"""Commands about what was trained, and about the machine: evaluate, doctor."""
+"""Commands about what was trained, and about the machine: evaluate, report, doctor."""
 
 from __future__ import annotations
 
@@ -25,6 +25,51 @@ def evaluate(
     from fastselfie.measure import measure_run
 
     typer.echo(json.dumps(measure_run(run, data)))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="A run's folder, or several to compare.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The page; default RUN/report.html, of several runs compare.html."),
+    ] = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Show it live to this machine's browser instead.")
+    ] = False,
+    port: Annotated[
+        int, typer.Option(min=0, max=65_535, help="With --serve: of 127.0.0.1; 0: any.")
+    ] = 8000,
+) -> None:
+    """Write a run's page anew from what its folder holds, or a page that compares several runs.
+
+    The last line on standard output is JSON.
+    """
+    from fastselfie.atomic import write_atomically
+    from fastselfie.errors import UserError
+    from fastselfie.report import serve as server
+    from fastselfie.report.compare import compare_page
+    from fastselfie.report.folder import PAGE, read_run
+    from fastselfie.report.page import REFRESH, run_page
+    from fastselfie.run import open_run
+
+    def page(refresh: int) -> str:
+        read = [read_run(run, open_run(run)) for run in runs]
+        if len(read) == 1:
+            return run_page(read[0], refresh=refresh)
+        return compare_page(read, refresh if serve else None)
+
+    if serve:
+        if out is not None:
+            raise UserError("--serve writes no file: leave --out away, or --serve")
+        page(REFRESH)  # a folder that is no run is a mistake of now, not of the first look
+        server.serve(lambda: page(server.REFRESH), port)
+        return
+    path = out or (runs[0] / PAGE if len(runs) == 1 else Path("compare.html"))
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder: give --out a file in it")
+    write_atomically(path, page(REFRESH))
+    typer.echo(json.dumps({"report": str(path)}))
 
 
 @app.command()

@@ -79,8 +79,8 @@ class CheckpointConfig(Section):
     )
     on_error: Literal["stop", "continue"] = Field(
         "stop",
-        description="a checkpoint, log line or picture that cannot be written (a full or read-only "
-        "disk): stop ends the run; continue says so in a line and trains on",
+        description="a checkpoint, log line, picture or page that cannot be written (a full or "
+        "read-only disk): stop ends the run; continue says so in a line and trains on",
     )
 
 

@@ -13,7 +13,8 @@ from fastselfie.config import DataConfig
 from fastselfie.data.loaders.geometry import CENTRE
 from fastselfie.models.resnet import ResNetV2
 from fastselfie.models.selfie import Classifier
-from fastselfie.run import FINETUNED, PRETRAIN, SUMMARY
+from fastselfie.report.folder import SUMMARY
+from fastselfie.run import FINETUNED, PRETRAIN
 from fastselfie.trained import Trained
 
 

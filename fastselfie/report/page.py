@@ -1,99 +1,86 @@
-"""A run's page: one HTML file with its figures, curves and pictures inside it."""
+"""A run's page: one HTML file with its state, figures, pictures and curves inside it."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+import shlex
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
-
 from fastselfie.atomic import write_atomically
-from fastselfie.config import Config
-from fastselfie.log import read_log
-from fastselfie.report.curves import curve, points_of
+from fastselfie.report.charts import charts_of
+from fastselfie.report.curves import points_of
+from fastselfie.report.figures import figures_of, signs_of
+from fastselfie.report.folder import PAGE, RunFolder
+from fastselfie.report.render import render, shown_moment, shown_time
+
+REFRESH = 10  # seconds between two looks of an open page at its file
+_MOST_PICTURES = 6  # beside the original: a page stays under 2 MB
+_PNG_END = b"IEND\xaeB`\x82"
 
 
-def write_page(
-    config: Config, run: Path, summary: Mapping[str, Any], environment: Mapping[str, str]
-) -> Path:
-    """Write `run`/report.html from what the run left in its folder, and return its path.
+def run_page(run: RunFolder, running: bool | None = None, refresh: int = REFRESH) -> str:
+    """The page of one run. Nothing is fetched when it is opened.
 
-    Nothing is fetched when it is opened. All text from outside is escaped.
+    running: as the run itself knows; None, whoever reads its folder from outside: by how old its
+    last line is. refresh: seconds after which the page of an unfinished run loads itself again.
     """
-    logs = {
-        name: read_log(run / name / "log.jsonl") for name in ("pretrain", "finetuned", "supervised")
-    }
-    template = Environment(
-        loader=PackageLoader("fastselfie.report", "."), autoescape=True, trim_blocks=True
-    ).get_template("page.html")
-    page = template.render(
-        config=config,
-        yaml=config.to_yaml(),
-        summary=summary,
-        chance=1 / config.masked,
-        environment=environment,
-        curves=_curves(logs, config),
-        pictures=_pictures(run / "pretrain" / "pictures", logs["pretrain"]),
-        command=f"fastselfie train {run / 'config.yaml'} --out {run}",
+    state = run.state()
+    known = {True: "running", False: "stopped", None: None}
+    finished = state.finished and not running
+    return render(
+        "page.html",
+        config=run.config,
+        yaml=run.config.to_yaml(),
+        state=state,
+        status="finished" if finished else known[running],
+        refresh=None if finished else refresh,
+        last=shown_moment(state.last),
+        left=None if state.seconds_left is None else shown_time(state.seconds_left),
+        figures=[figure for figure in figures_of(run) if figure.value is not None],
+        signs=signs_of(run),
+        environment=run.environment,
+        charts=charts_of(run),
+        pictures=_pictures(run),
+        command=shlex.join(
+            ("fastselfie", "train", str(run.path / "config.yaml"), "--out", str(run.path))
+        ),
     )
-    path = run / "report.html"
-    write_atomically(path, page)
+
+
+def write_page(run: RunFolder, running: bool | None = None) -> Path:
+    """Write `run_page` as report.html into the run's folder; return its path. Raises OSError."""
+    path = run.path / PAGE
+    write_atomically(path, run_page(run, running))
     return path
 
 
-def _curves(logs: Mapping[str, list[dict[str, Any]]], config: Config) -> dict[str, str]:
-    """Title -> SVG of each chart that has something to show."""
-    pretraining = logs["pretrain"]
-    arms = {name: logs[name] for name in ("finetuned", "supervised")}
-
-    def of_arms(key: str) -> dict[str, list[tuple[float, float]]]:
-        return {name: points_of(log, key) for name, log in arms.items()}
-
-    charts = {
-        "Pretext accuracy": curve(
-            {
-                "training": points_of(pretraining, "accuracy"),
-                "held out": points_of(pretraining, "pretext_accuracy"),
-            },
-            "pretraining step",
-            "share of holes answered right",
-            chance=1 / config.masked,
-        ),
-        "Pretext loss": curve(
-            {
-                "training": points_of(pretraining, "loss"),
-                "held out": points_of(pretraining, "heldout_loss"),
-            },
-            "pretraining step",
-            "cross-entropy, nats",
-        ),
-        "Throughput": curve(
-            {"pretraining": points_of(pretraining, "images_per_s")},
-            "pretraining step",
-            "images a second",
-        ),
-        "Training loss on the labels": curve(of_arms("loss"), "step", "cross-entropy, nats"),
-        "Held-out loss": curve(of_arms("heldout_loss"), "step", "cross-entropy, nats"),
-        "Held-out accuracy": curve(of_arms("top1"), "step", "top-1"),
-    }
-    return {title: svg for title, svg in charts.items() if svg is not None}
-
-
-def _pictures(folder: Path, log: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _pictures(run: RunFolder) -> list[dict[str, Any]]:
     """The mask-prediction columns in order of their steps, the originals last."""
-    accuracy = dict(points_of(log, "pretext_accuracy"))
-    steps = {int(path.stem): path for path in sorted(folder.glob("[0-9]*.png"))}
-    columns = [
-        {"title": f"step {step:,}", "accuracy": accuracy.get(step), "data": _uri(path)}
-        for step, path in steps.items()
-    ]
-    if not columns:
-        return []
-    original = {"title": "original", "accuracy": None, "data": _uri(folder / "original.png")}
-    return [*columns, original]
+    folder = run.path / "pretrain" / "pictures"
+    accuracy = dict(points_of(run.logs["pretrain"], "pretext_accuracy"))
+    steps = {int(path.stem): path for path in folder.glob("*.png") if path.stem.isdecimal()}
+    shown = _spread(sorted(steps))
+    columns = [(f"step {step:,}", accuracy.get(step), _uri(steps[step])) for step in shown]
+    if columns:
+        columns.append(("original", None, _uri(folder / "original.png")))
+    return [{"title": t, "accuracy": a, "data": data} for t, a, data in columns if data is not None]
 
 
-def _uri(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+def _spread(steps: list[int]) -> list[int]:
+    """As many as are shown, the first and the last among them."""
+    if len(steps) <= _MOST_PICTURES:
+        return steps
+    last = len(steps) - 1
+    return [steps[round(i * last / (_MOST_PICTURES - 1))] for i in range(_MOST_PICTURES)]
+
+
+def _uri(path: Path) -> str | None:
+    """The picture inside the page; None of one that is missing, or that is being written."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    if not data.endswith(_PNG_END):
+        return None
+    return "data:image/png;base64," + base64.b64encode(data).decode("ascii")

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from fastselfie.atomic import write_atomically
 from fastselfie.report.curves import curve
+from fastselfie.report.render import render, shown_rate
 
 _WORDS = {
     "waiting": "waiting for data",
@@ -23,16 +23,14 @@ _WORDS = {
 
 def write_profile_page(path: Path, figures: Mapping[str, Any], yaml: str, trace: str) -> None:
     """Write the page under `path`. trace: the file beside it. Nothing is fetched when it opens."""
-    template = Environment(
-        loader=PackageLoader("fastselfie.report", "."), autoescape=True, trim_blocks=True
-    ).get_template("profile.html")
     memory = figures["memory"]
     charts = {
         f"Tensors on {figures['device']}": _memory_curve("tensors", memory["tensors"]),
         "The process, all that is resident": _memory_curve("process", memory["process"]),
     }
     fastest = max(rate["max"] for rate in figures["rates"].values())
-    page = template.render(
+    page = render(
+        "profile.html",
         **figures,
         phases=phases_of(figures),
         fastest=fastest,
@@ -48,11 +46,6 @@ def write_profile_page(path: Path, figures: Mapping[str, Any], yaml: str, trace:
 def phases_of(figures: Mapping[str, Any]) -> list[tuple[str, float]]:
     """(what to call it, share of a step), in the order of a step."""
     return [(_WORDS.get(name, name), share) for name, share in figures["shares"].items()]
-
-
-def shown_rate(rate: float) -> str:
-    """Three digits of a slow one, whole images of a fast one."""
-    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def print_profile(figures: Mapping[str, Any], page: Path, console: Console) -> None:

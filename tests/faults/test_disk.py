@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext, suppress
 
 import pytest
 import torch
+from conftest import tiny_config
 
 from fastselfie.checkpoint import load_checkpoint, newest_checkpoint
 from fastselfie.config import CheckpointConfig
@@ -93,7 +94,7 @@ def test_a_log_on_a_full_disk(tmp_path, capsys, policy):
     line = {f"v{i}": 1.0 for i in range(1000)}  # longer than what is left of a page
     folder = tmp_path / "disk"
     with small_disk(folder) as mounted:
-        log = RunLog(folder, "t", 10, 0, on_error=policy)
+        log = RunLog(folder, "t", 10, 0, config=tiny_config(checkpoint={"on_error": policy}))
         with log, pytest.raises(OSError, match="log") if policy == "stop" else nullcontext():
             log.write(1, **line)
             if mounted:

@@ -12,6 +12,7 @@ from conftest import tiny_config
 from fastselfie.checkpoint import newest_checkpoint
 from fastselfie.configfile import load_config
 from fastselfie.errors import UserError
+from fastselfie.report.folder import read_run
 from fastselfie.report.page import write_page
 
 BOMB = "x0: &x0 [a, a, a, a, a, a, a, a, a, a]\n" + "".join(
@@ -69,6 +70,6 @@ def test_a_sealed_checkpoint_of_something_else_is_passed_over(tmp_path, capsys, 
 
 def test_the_page_escapes_the_runs_folder(tmp_path):
     run = tmp_path / "<img src=x onerror=alert(1)>"
-    page = write_page(tiny_config(), run, {"seconds": 1.0}, {}).read_text(encoding="utf-8")
+    page = write_page(read_run(run, tiny_config())).read_text(encoding="utf-8")
     assert "<img" not in page
     assert "&lt;img src=x onerror=alert(1)&gt;" in page

@@ -1,0 +1,70 @@
+"""A page served to this machine's own browser, made anew for each look."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Callable
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from fastselfie.errors import UserError
+from fastselfie.log import say
+
+HOST = "127.0.0.1"
+REFRESH = 5  # seconds
+
+
+def open_server(make: Callable[[], str], port: int) -> ThreadingHTTPServer:
+    """A server of what `make` returns, at `/` alone, for this machine alone. port: 0 is any.
+
+    Raises:
+        UserError: another program has the port.
+    """
+    lock = threading.Lock()  # matplotlib draws one page at a time
+
+    class Handler(BaseHTTPRequestHandler):
+        timeout = 10  # seconds; browsers open connections that they do not use
+
+        def do_GET(self) -> None:
+            # A page of the web whose name was made to point here would come by another name.
+            if self.headers.get("Host", "").rpartition(":")[0] not in (HOST, "localhost"):
+                self.send_error(HTTPStatus.FORBIDDEN)
+            elif self.path != "/":
+                self.send_error(HTTPStatus.NOT_FOUND)
+            else:
+                self._send_page()
+
+        def _send_page(self) -> None:
+            try:
+                with lock:
+                    page = make().encode()
+            except (UserError, OSError) as error:  # the folder went away, or is being replaced
+                self.send_error(HTTPStatus.SERVICE_UNAVAILABLE, explain=str(error))
+                return
+            self.send_response(HTTPStatus.OK)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.send_header("Content-Length", str(len(page)))
+            self.send_header("Cache-Control", "no-store")
+            self.end_headers()
+            self.wfile.write(page)
+
+        def log_message(self, format: str, *values: object) -> None:
+            del format, values  # a line every few seconds tells nobody anything
+
+    try:
+        return ThreadingHTTPServer((HOST, port), Handler)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise UserError(f"port {port} is in use: give another --port, or 0 for any") from error
+
+
+def serve(make: Callable[[], str], port: int) -> None:
+    """Serve until Ctrl-C. Raises what `open_server` does."""
+    with open_server(make, port) as server:
+        say(f"serving http://{HOST}:{server.server_port}/ to this machine alone; Ctrl-C ends it")
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            say("no longer serving")
