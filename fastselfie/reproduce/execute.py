@@ -70,10 +70,11 @@ def reproduce(plan: Plan, out: Path, jobs: int | None) -> dict[str, Any]:
             figures["pretext_accuracy"] = pretext_of(out)
             write_atomically(out / FEATURES, json.dumps(figures, indent=1) + "\n")
         agenda = Agenda(plan, out)
-        tell = Teller(agenda, jobs)
+        tell = Teller(agenda)
         if jobs == 1:
             _do_all(agenda, bench, tell)
         else:
+            torch.cuda.empty_cache()  # what pretraining had is a worker's now
             crew.do_all(agenda, plan, out, jobs, tell)
         features = json.loads((out / FEATURES).read_text(encoding="utf-8"))
         return write_table(summary_of(agenda, dataset, features), out)

@@ -15,7 +15,6 @@ class Teller:
     """Says a line for each run that has ended."""
 
     agenda: Agenda
-    jobs: int
 
     def __post_init__(self) -> None:
         self.began, self.before = time.monotonic(), len(self.agenda.results)

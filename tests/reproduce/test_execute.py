@@ -259,7 +259,7 @@ def test_another_config_or_set_is_refused(setting, cli):
     for change, words in (
         ("reproduce.splits=2", "reproduce.splits (1 -> 2)"),
         ("finetune.weight_decay=0.1", "finetune.weight_decay (0.0001 -> 0.1)"),
-        ("data.limit=30", "begun on other images"),
+        (f"data.test={config.parent / 'images' / 'train'}", "begun on other images"),
     ):
         result = cli("reproduce", config, *ARGUMENTS, change, "--out", out)
         assert result.status == 2
