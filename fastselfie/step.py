@@ -23,6 +23,10 @@ from fastselfie.guard import Guard
 from fastselfie.optim import begin_momentum, build_optimizer, learning_rate
 from fastselfie.phases import phase
 
+# fp16's smallest normal number, 30 halvings below the first scale: under it a loss of 1 loses bits,
+# and a gradient that is still infinite is above 65,504 x 2^14, or NaN at every scale.
+_LEAST_SCALE = 2.0**-14
+
 # (loss, right answers, answers) of a micro-batch: the loss a mean over it.
 Objective = Callable[[Batch], tuple[Tensor, Tensor, int]]
 
@@ -185,11 +189,13 @@ class TrainStep:
     def _update_scaled(self, step: int, loss: Tensor) -> Update:
         """The same for fp16, whose scaler looks for infinite gradients itself.
 
-        Those are no offence: they tell it to lower the scale. It takes the guard's word as one.
-        The norm is NaN, unknown: the gradients are scaled, and unscaled in the optimiser's kernel.
+        Those are no offence until the scale is spent: they tell it to lower it. It takes the
+        guard's word as one. The norm is NaN, unknown: the gradients are scaled, and unscaled in the
+        optimiser's kernel.
         """
         before = self.scaler.scale(torch.ones_like(loss))
-        applied = self.guard.judge(step, loss, torch.zeros_like(loss))
+        norm = torch.where(before < _LEAST_SCALE, math.inf, torch.zeros_like(loss))
+        applied = self.guard.judge(step, loss, norm)
         self._all_gradients()[0].add_(torch.where(applied, 0.0, math.inf))
         if self.stage.clip_grad_norm is not None:
             self.scaler.unscale_(self.optimizer)

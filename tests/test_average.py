@@ -101,16 +101,17 @@ def test_a_step_that_fp16s_scaler_leaves_out_does_not_move_it(machine):
     model = torch.nn.Linear(2, 2)
 
     def objective(_):
-        # Its gradient is 1 x the scale, 2^16 at first: above fp16's 65,504.
-        return model(torch.ones(1, 2)).float().sum(), torch.zeros((), dtype=torch.int64), 1
+        # Its gradient is the slope x the scale, 2^16: 8 x that is above fp16's 65,504.
+        loss = slope * model(torch.ones(1, 2)).float().sum()
+        return loss, torch.zeros((), dtype=torch.int64), 1
 
     step = TrainStep(model, objective, tiny_config().pretrain, half, 8, decay=0.5)
     averaged = step.average.model.weight
-    for number, overflows in enumerate((True, False, False)):
+    for number, slope in enumerate((0.25, 8.0, 0.25)):
         before = averaged.clone(), model.weight.clone()
         step(number, batch_of(8))
         for moving, was in zip((averaged, model.weight), before, strict=True):
-            assert torch.equal(moving, was) == overflows
+            assert torch.equal(moving, was) == (slope == 8.0)
     assert step.read().skipped == 0
     assert float(step.scaler.get_scale()) == 2.0**15
 

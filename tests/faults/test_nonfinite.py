@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import math
 from contextlib import closing
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from conftest import tiny_config
 
 from fastselfie.checkpoint import load_checkpoint
-from fastselfie.data.loaders import build_loader
+from fastselfie.data.loaders import Batch, Index, build_loader
 from fastselfie.data.sources import open_dataset
+from fastselfie.device import Precision
 from fastselfie.errors import UserError
 from fastselfie.finetune import few_labels, finetune
 from fastselfie.guard import Guard
@@ -236,3 +239,28 @@ def test_too_many_images_in_a_row_that_cannot_be_read_stop(image_folder, machine
         return
     with pytest.raises(UserError, match=r"2\.png: unreadable.*first of 3 images in a row"):
         list(loader.evaluate(4))
+
+
+@pytest.mark.parametrize(("on_nonfinite", "step"), [("raise", 31), ("skip", 33)])
+def test_a_gradient_that_is_never_finite_stops_fp16_too(machine, on_nonfinite, step):
+    """Its scale falls from 2^16 to 2^-14 in 30 steps; the next finds it spent."""
+    half = replace(machine, precision=Precision("fp16", "test"))
+    stage = tiny_config(
+        pretrain={"on_nonfinite": on_nonfinite, "max_skipped_in_a_row": 3, "log_every": 50}
+    ).pretrain
+    model = torch.nn.Linear(2, 2)
+
+    def objective(_):
+        zero = (model.weight - model.weight.detach()).sqrt().sum()  # its slope is infinite
+        return zero, torch.zeros((), dtype=torch.int64), 1
+
+    training = TrainStep(model, objective, stage, half, 8)
+    index = Index(np.arange(8), np.zeros(8, dtype=np.int64))
+    flat = torch.zeros(8)
+    batch = Batch(torch.zeros(8, 2, 2, 3, dtype=torch.uint8), flat, flat, flat[:, None], index)
+    before = [p.clone() for p in model.parameters()]
+    for number in range(40):
+        training(number, batch)
+    found = training.guard.offence()
+    assert (found.step, found.loss, found.norm) == (step, 0.0, math.inf)
+    assert all(map(torch.equal, before, model.parameters()))
