@@ -29,6 +29,7 @@ class Page:
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
         self._session = attached["sessionId"]
+        self.call("Performance.enable", timeDomain="threadTicks")
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
@@ -80,6 +81,14 @@ class Page:
         self.call("Page.navigate", url=url)
         self.until(f"location.href === {json.dumps(url)} && document.readyState === 'complete' && "
                    "performance.timing.loadEventEnd > 0")  # fmt: skip
+
+    def processor_seconds(self) -> float:
+        """What its thread took of a processor to load, lay out and draw the page.
+
+        Not by the clock: that would be of whatever else the machine does.
+        """
+        metrics = self.call("Performance.getMetrics")["metrics"]
+        return next(m["value"] for m in metrics if m["name"] == "TaskDuration")
 
     def complaints(self) -> list[Any]:
         """What stands in the console, and errors that nobody caught."""

@@ -47,8 +47,7 @@ def test_a_long_run_opens_in_a_second(tab, long_run, width):
     assert tab.evaluate("innerWidth") == width
     assert tab.evaluate(SHOWN) == 7
     assert tab.evaluate("document.querySelectorAll('svg').length") == 10
-    times = "performance.getEntriesByType('navigation')[0].loadEventEnd"
-    assert 0 < tab.evaluate(times) < 1000  # milliseconds
+    assert 0 < tab.processor_seconds() < 1
 
 
 def test_words_in_charts_can_be_read_on_a_phone_and_in_the_dark(tab, long_run):
