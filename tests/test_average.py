@@ -16,7 +16,7 @@ from fastselfie.data.sources import open_dataset
 from fastselfie.device import Precision
 from fastselfie.finetune import finetune
 from fastselfie.pretrain import pretrain
-from fastselfie.run import load_patch_network, load_pretrained
+from fastselfie.run import load_pretrained
 from fastselfie.step import TrainStep
 
 SETTINGS = {"ema": 0.75, "steps": 6, "batch_size": 6, "save_every": 4}
@@ -155,7 +155,7 @@ def test_finetuning_evaluation_and_pictures_take_it(image_folder, tmp_path, mach
     config = tiny_config(data={"train": str(image_folder)}, pretrain=SETTINGS)
     assert {id(model) for model in measured} == {id(network)}
     assert same(load_pretrained(config, tmp_path, whole=False).state_dict(), state["average"])
-    p = load_patch_network(config, tmp_path).state_dict()
+    p = load_pretrained(config, tmp_path).patch_network.state_dict()
     assert torch.equal(p["stem.conv.weight"], state["average"]["patch_network.stem.conv.weight"])
     started = []
     original = TrainStep.__init__

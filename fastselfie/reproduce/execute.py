@@ -23,7 +23,7 @@ from fastselfie.pretrain import pretraining_stage
 from fastselfie.reproduce import crew
 from fastselfie.reproduce.agenda import RUNS, Agenda
 from fastselfie.reproduce.bench import Bench
-from fastselfie.reproduce.features import FEATURES, measure_features, pretext_of
+from fastselfie.reproduce.features import FEATURES, measure_features
 from fastselfie.reproduce.plan import Plan
 from fastselfie.reproduce.statistics import summary_of
 from fastselfie.reproduce.table import write_table
@@ -66,8 +66,7 @@ def reproduce(plan: Plan, out: Path, jobs: int | None) -> dict[str, Any]:
         bench = Bench(plan, dataset, out, machine)
         if not (out / FEATURES).exists():
             say("features of P: k-NN and linear probe")
-            figures = measure_features(config, dataset, machine, bench.pretrained.patch_network)
-            figures["pretext_accuracy"] = pretext_of(out)
+            figures = measure_features(config, dataset, machine, bench.pretrained)
             write_atomically(out / FEATURES, json.dumps(figures, indent=1) + "\n")
         agenda = Agenda(plan, out)
         tell = Teller(agenda)

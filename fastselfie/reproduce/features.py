@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
-from fastselfie.checkpoint import newest_checkpoint
 from fastselfie.config import Config
 from fastselfie.data.loaders import build_loader
 from fastselfie.data.sources import Dataset
 from fastselfie.data.subsets import choose_labels
-from fastselfie.device import Machine, total_memory
+from fastselfie.device import Machine
 from fastselfie.evaluate import (
-    Pixels,
     extract_features,
     knn_accuracy,
     linear_probe_accuracy,
     pixel_features,
+    pretext_accuracy,
 )
-from fastselfie.memory import estimate_finetuning
-from fastselfie.models.resnet import ResNetV2
-from fastselfie.models.selfie import build_patch_network
-from fastselfie.run import PRETRAIN
+from fastselfie.measure import measuring_pixels
+from fastselfie.models.selfie import Selfie, build_patch_network
 
 FEATURES = "features.json"
 _BANK = 50_000  # images
 
 
 def measure_features(
-    config: Config, dataset: Dataset, machine: Machine, patch_network: ResNetV2
+    config: Config, dataset: Dataset, machine: Machine, pretrained: Selfie
 ) -> dict[str, float]:
-    """k-NN and linear probe on held-out images, the bank being training images with labels.
+    """Pretext accuracy on all held-out images; k-NN and linear probe on them, without finetuning.
 
-    Of P's features of whole images, of those of the same network as it begins, and k-NN of the
-    pixels at 32 a side at most. bank: its size, a balanced choice where there are more than 50,000.
+    The bank is of training images with labels, a balanced choice where there are more than 50,000
+    (bank: its size). Of P's features of whole images, of those of the same network as it begins,
+    and k-NN of the pixels at 32 a side at most.
     """
     share = min(1.0, _BANK / len(dataset.train))
     chosen = choose_labels(dataset.train.labels, share, None, config.seed)
@@ -43,12 +39,15 @@ def measure_features(
         build_loader(images, config.data, config.seed, machine.device)
         for images in (source, dataset.held_out)
     )
-    estimate = estimate_finetuning(config, len(dataset.train.classes), machine.precision)
-    batch = estimate.micro_batch(config.finetune, total_memory(machine.device))
-    pixels = Pixels(config, machine, batch)
+    pixels = measuring_pixels(config, machine, len(dataset.train.classes))
+    machine.place(pretrained)
+    pretext = pretext_accuracy(
+        pretrained, queries, pixels, machine, config.patches, len(dataset.held_out)
+    )
     torch.manual_seed(config.seed)
-    figures: dict[str, float] = {"bank": len(source)}
-    for name, network in (("p", patch_network), ("random", build_patch_network(config))):
+    figures = {"bank": len(source), "pretext_accuracy": pretext["pretext_accuracy"]}
+    networks = {"p": pretrained.patch_network, "random": build_patch_network(config)}
+    for name, network in networks.items():
         machine.place(network)
         known = extract_features(network, bank, pixels, machine)
         asked = extract_features(network, queries, pixels, machine)
@@ -57,10 +56,3 @@ def measure_features(
     known, asked = (pixel_features(loader, pixels) for loader in (bank, queries))
     figures["pixels_knn"] = knn_accuracy(*known, *asked)
     return figures
-
-
-def pretext_of(out: Path) -> float:
-    """Pretext accuracy on held-out images at the end of the pretraining in `out`."""
-    found = newest_checkpoint(out / PRETRAIN, PRETRAIN)
-    assert found is not None
-    return float(found.state["metrics"]["pretext_accuracy"])

@@ -110,7 +110,9 @@ def test_evaluation_is_every_image_once_in_order_as_it_is(image_folder, kind):
     assert not any(b.flip.any() for b in batches)
     if kind != "synthetic":
         assert np.array_equal(batches[0].images[1].numpy(), np.asarray(picture(1)))
-    assert len(take(loader(image_folder, kind).evaluate(6, limit=7), 99)) == 2
+    some = take(loader(image_folder, kind).evaluate(6, limit=7), 99)
+    assert [len(b.images) for b in some] == [6, 1]
+    assert np.concatenate([b.index.samples for b in some]).tolist() == [0, 2, 4, 6, 9, 11, 13]
 
 
 def test_the_shift_is_the_one_drawn(image_folder):

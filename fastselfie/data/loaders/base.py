@@ -212,17 +212,17 @@ class Loader(ABC):
         limit: int | None = None,
         ranks: Ranks = ALONE,
     ) -> Generator[Batch]:
-        """The first `limit` images once, in order, as they are; the last batch may be smaller.
+        """`limit` images once, in order, as they are; the last batch may be smaller.
 
-        Of these batches each of the `ranks` gets every world-th, so they are the same batches on
-        any number of processes.
+        They are spread evenly over the set, which is often sorted by class. Of these batches each
+        of the `ranks` gets every world-th, so they are the same batches on any number of processes.
         """
         count = min(self.count, limit or self.count)
 
         def plan() -> Iterator[Index]:
             for start in range(ranks.rank * batch_size, count, ranks.world * batch_size):
-                samples = np.arange(start, min(start + batch_size, count), dtype=np.int64)
-                yield Index(samples, np.zeros_like(samples))
+                numbers = np.arange(start, min(start + batch_size, count), dtype=np.int64)
+                yield Index(numbers * self.count // count, np.zeros_like(numbers))
 
         return self._batches(plan, augment=False, patches=patches)
 
