@@ -150,7 +150,7 @@ def image_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of TINY with all its stages. Its tests only read it."""
+    """A finished run of TINY with all its stages. Tests only read it, or add predictions/."""
     from fastselfie.run import train
 
     folder = tmp_path_factory.mktemp("trained")
