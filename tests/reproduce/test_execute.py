@@ -181,8 +181,8 @@ def test_a_signal_ends_all_workers_saved_and_a_second_command_is_refused(setting
     config, _ = setting
     out = tmp_path / "out"
     with begun(config, out, *LONG) as process:
-        for command in ("reproduce", "train"):
-            refused = cli(command, config, *LONG, "--out", out)
+        for command in (("reproduce", *ARGUMENTS), ("train",)):
+            refused = cli(*command, config, *LONG, "--out", out)
             assert refused.status == 2
             last = refused.err.splitlines()[-1]
             assert last.startswith(f"error: {out}: another fastselfie works there, process ")
@@ -264,7 +264,8 @@ def test_another_config_or_set_is_refused(setting, cli):
         result = cli("reproduce", config, *ARGUMENTS, change, "--out", out)
         assert result.status == 2
         assert words in result.err
-    assert "pretrain.steps (4 -> 2)" in cli("reproduce", config, "--budget", 0.5, "--out", out).err
+    shorter = cli("reproduce", config, *ARGUMENTS, "--budget", 0.5, "--out", out)
+    assert "pretrain.steps (4 -> 2)" in shorter.err
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
 
 
