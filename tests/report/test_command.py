@@ -36,7 +36,7 @@ def served():
 
 
 def get(port, path, host=None):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("GET", path, headers={"Host": host} if host else {})
     answer = connection.getresponse()
     return answer.status, answer.read().decode()
@@ -128,5 +128,5 @@ def test_ctrl_c_ends_it_politely(tmp_path):
     port = int(re.search(r"http://127.0.0.1:(\d+)/", said)[1])
     assert get(port, "/")[0] == 200
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     assert process.stderr.read() == "no longer serving\n"
