@@ -77,7 +77,7 @@ def _before(run: RunFolder, key: str) -> str:
 
 def _gain(run: RunFolder) -> str:
     points = _points_gained(run)
-    return "" if points is None else f"{points:+.1f} points over from scratch"
+    return "" if points is None else f"{points:+.1f} points against from scratch"
 
 
 def _points_gained(run: RunFolder) -> float | None:

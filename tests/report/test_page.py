@@ -125,7 +125,7 @@ def test_the_gain_is_told_once_both_arms_are_done(tmp_path):
     config = make_run(tmp_path)
     with open(tmp_path / "finetuned" / "log.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps({"step": 400, "time": 1.0, "top1": 0.85}) + "\n")
-    assert gain() == "+5.0 points over from scratch"
+    assert gain() == "+5.0 points against from scratch"
     (tmp_path / "summary.json").unlink()
     assert gain() == ""
 
