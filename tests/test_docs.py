@@ -174,7 +174,6 @@ def test_links_lead_somewhere(page):
     for block in blocks(text):  # grid[n](x) is no link
         text = text.replace(block.text, "")
     named = re.findall(r"\]\((?!https?:)([^)#]+)", text)
-    assert named
     assert [name for name in named if not (page.parent / name).exists()] == []
 
 
