@@ -5,8 +5,8 @@
 Each page gets a copy of its own. Its names are listed in CONTRIBUTING.md. What it holds is real and
 little: images of 80x64 and 32x32 in every layout, a config beside the files that it names, and one
 run. Commands are made small as they start, not in the docs: the network, the steps and the batch
-of what trains (SMALL), the runs of `reproduce`, the processes of torchrun (2) and srun (1). A
-command's own keys are checked as they stand before that.
+of what trains (SMALL), the runs of `reproduce`, the processes of torchrun (2, of several nodes 1)
+and srun (1). A command's own keys are checked as they stand before that.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ REPOSITORY = Path(__file__).parent.parent
 STAND_INS = ("fastselfie", "python", "torchrun", "srun", "scontrol")
 
 CLASSES = ("n01440764", "n01443537")  # tench, goldfish
-WORLD = 2  # processes of torchrun
+WORLD = 2  # processes of torchrun --standalone
 SHARDS = 4
 
 _NETWORK = (
@@ -208,7 +208,10 @@ def stand_in(name: str, arguments: list[str]) -> None:
         os.environ.update(SLURM_PROCID="0", SLURM_NTASKS="1", SLURM_LOCALID="0")
         os.execvp(arguments[first], arguments[first:])
     if name == "torchrun":
-        arguments = ["-m", "torch.distributed.run", *map(_on_this_machine, arguments)]
+        # Starting one takes seconds: several where one machine is meant, else one.
+        world = WORLD if "--standalone" in arguments else 1
+        options = [_on_this_machine(text, world) for text in arguments]
+        arguments = ["-m", "torch.distributed.run", *options]
     elif name == "fastselfie":
         arguments = ["-m", "fastselfie", *arguments]
     if "fastselfie" in arguments:
@@ -217,10 +220,10 @@ def stand_in(name: str, arguments: list[str]) -> None:
     os.execv(sys.executable, [sys.executable, *arguments])
 
 
-def _on_this_machine(option: str) -> str:
+def _on_this_machine(option: str, world: int) -> str:
     """An option of torchrun's: its parser still reads it, and it still decides what is done."""
     small = {
-        "--nproc-per-node": str(WORLD),
+        "--nproc-per-node": str(world),
         "--nnodes": "1",
         "--max-restarts": "0",
         "--rdzv-endpoint": f"localhost:{random.randrange(20_000, 30_000)}",
