@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.markup import escape
@@ -15,7 +16,7 @@ from rich.table import Table
 
 from fastselfie.config import Config, StageConfig
 from fastselfie.data.loaders import SyntheticLoader
-from fastselfie.data.sources import Dataset, open_dataset
+from fastselfie.data.sources import Dataset, NoSource, open_dataset
 from fastselfie.device import Machine, choose_machine
 from fastselfie.errors import UserError
 from fastselfie.finetune import build_finetuning, finetuning_stage
@@ -75,11 +76,13 @@ def print_forecast(
         table.add_row(line.what, *sizes, line.images, shown_time(line.seconds))
     console.print(table)
     total = sum(line.seconds for line in lines)
+    arms = " and ".join(dict.fromkeys(group.arm for group in plan.groups))
     seeds, grid = plan.seeds, ", ".join(f"{lr:g}" for lr in plan.grid)
     for text in (
         f"in all {sum(line.runs for line in lines):,} runs, {shown_time(total)}, {rates.how}; "
         "training alone: measuring, checkpoints and starting come on top",
-        f"rates {grid}; seeds {seeds[0]} to {seeds[-1]}; steps x {plan.budget:g} (--budget)",
+        f"arms {arms}; rates {grid}; seeds {seeds[0]} to {seeds[-1]}",
+        f"steps x {plan.budget:g} (--budget)",
         f"output {out}",
         *([f"missing data: {missing}"] if missing else []),
     ):
@@ -102,13 +105,13 @@ def forecast(plan: Plan, dataset: Dataset | None, rates: Rates) -> list[Line]:
         known = f"{labels:g}%"
         if dataset is not None:
             known = f"{len(plan.labelled(dataset, labels)):,}"
-        arms = " and ".join(group.arm for group in groups)
-        where = f"{labels:g}%, {arms}"
         if searches:
             few = known if dataset is None else f"{_trained_on(plan, dataset, labels):,}"
-            lines.append(line(f"search at {where}", len(searches), finetune, few, rates.finetune))
+            lines.append(
+                line(f"search at {labels:g}%", len(searches), finetune, few, rates.finetune)
+            )
         count = len(groups) * len(plan.seeds)
-        lines.append(line(f"seeds at {where}", count, finetune, known, rates.finetune))
+        lines.append(line(f"seeds at {labels:g}%", count, finetune, known, rates.finetune))
     return lines
 
 
@@ -139,17 +142,19 @@ def measured_rates(config: Config, classes: int, machine: Machine, jobs: int | N
         stage = finetuning_stage(config, "", from_p=False)
         return build_finetuning(config, stage, classes, machine, None).step
 
-    pretraining = _rate(lambda: build_pretraining(config, machine).step, config, config.patches)
+    pretraining = _rate(
+        lambda: build_pretraining(config, machine).step, config, classes, config.patches
+    )
     gpus = torch.cuda.device_count() if machine.device.type == "cuda" else 1
     how = f"from steps of {_TIMED} images on {machine.device} in {machine.precision.name}"
-    return Rates(pretraining, _rate(finetuning, config, 1), min(gpus, jobs or gpus), how)
+    return Rates(pretraining, _rate(finetuning, config, classes, 1), min(gpus, jobs or gpus), how)
 
 
-def _rate(build: Callable[[], TrainStep], config: Config, patches: int) -> float:
+def _rate(build: Callable[[], TrainStep], config: Config, classes: int, patches: int) -> float:
     """Images/s of the faster of two steps, after one that warms up."""
     step = build()
-    noise = open_dataset(config.data.model_copy(update={"loader": "synthetic", "limit": None}))
-    loader = SyntheticLoader(noise.train, config.data, config.seed, step.machine.device)
+    noise = NoSource(np.arange(_TIMED, dtype=np.int64) % classes, [str(i) for i in range(classes)])
+    loader = SyntheticLoader(noise, config.data, config.seed, step.machine.device)
     spent = []
     with closing(loader.train(0, _TIMED, patches)) as batches:
         for number in range(3):

@@ -30,7 +30,7 @@ def test_the_papers_configs_are_planned_on_paper_without_data(cli, tmp_path, mon
     flat = " ".join(result.out.split())
     # One pretraining; four shares, two arms, six rates and five seeds.
     for words in ("in all 89 runs", "120,000", "missing data: data.train is not set", "8xH100",
-                  "5%, finetuned and supervised"):  # fmt: skip
+                  "search at 5%", "arms finetuned and supervised"):  # fmt: skip
         assert words in flat
     assert list(tmp_path.iterdir()) == []
 
