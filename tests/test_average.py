@@ -14,7 +14,7 @@ from fastselfie.checkpoint import load_checkpoint
 from fastselfie.data.loaders import Batch, Index
 from fastselfie.data.sources import open_dataset
 from fastselfie.device import Precision
-from fastselfie.finetune import finetune
+from fastselfie.finetune import few_labels, finetune
 from fastselfie.pretrain import pretrain
 from fastselfie.run import load_pretrained
 from fastselfie.step import TrainStep
@@ -165,5 +165,6 @@ def test_finetuning_evaluation_and_pictures_take_it(image_folder, tmp_path, mach
         original(self, model, *rest)
 
     monkeypatch.setattr(TrainStep, "__init__", remember)
-    finetune(config, open_dataset(config.data), tmp_path / "f", machine, network)
+    few = few_labels(config, open_dataset(config.data))
+    finetune(config, few, tmp_path / "f", machine, network)
     assert torch.equal(started[0], p["stem.conv.weight"])

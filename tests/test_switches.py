@@ -16,7 +16,7 @@ from fastselfie.data.sources import open_dataset
 from fastselfie.device import choose_machine
 from fastselfie.errors import UserError
 from fastselfie.evaluate import Pixels
-from fastselfie.finetune import finetune, recalibrate
+from fastselfie.finetune import few_labels, finetune, recalibrate
 from fastselfie.guard import Guard
 from fastselfie.log import read_log
 from fastselfie.models.selfie import Selfie, build_classifier
@@ -101,17 +101,17 @@ def test_the_second_form_goes_on_where_it_was(folder, tmp_path, machine, monkeyp
         finetune={"form": "attention_pooling", "steps": 6, "batch_size": 6, "save_every": 4,
                   "progressive": [16, 24], "progressive_until": 0.8, "recalibrate": 8},
     )  # fmt: skip
-    dataset = open_dataset(config.data)
+    few = few_labels(config, open_dataset(config.data))
     start = Selfie(config) if started else None
-    straight = finetune(config, dataset, tmp_path / "straight", machine, start)
+    straight = finetune(config, few, tmp_path / "straight", machine, start)
     with monkeypatch.context() as patch:
         stop_at(patch, 5)
         with pytest.raises(KeyboardInterrupt):
-            finetune(config, dataset, tmp_path / "left", machine, start)
+            finetune(config, few, tmp_path / "left", machine, start)
     with monkeypatch.context() as patch:
         # A run that goes on has its statistics.
         patch.setattr("fastselfie.finetune.recalibrate", lambda *_: pytest.fail("taken anew"))
-        assert finetune(config, dataset, tmp_path / "left", machine, start) == straight
+        assert finetune(config, few, tmp_path / "left", machine, start) == straight
     assert losses(tmp_path / "left") == losses(tmp_path / "straight")
     states = [torch.load(tmp_path / name / "latest.pt") for name in ("left", "straight")]
     for name, value in states[0]["model"].items():
@@ -148,7 +148,8 @@ def test_recalibrating_changes_what_is_measured_and_not_what_is_learned(folder, 
             out = tmp_path / f"{images}{start}"
             torch.manual_seed(1)
             begin = Selfie(config) if start else None
-            finetune(config, open_dataset(config.data), out, machine, begin)
+            few = few_labels(config, open_dataset(config.data))
+            finetune(config, few, out, machine, begin)
             found[images, start] = losses(out), losses(out, "heldout_loss")[0]
     assert found[8, "p"][0] == found[0, "p"][0]
     assert found[8, "p"][1] != found[0, "p"][1]

@@ -21,6 +21,7 @@ from fastselfie.checkpoint import load_checkpoint
 from fastselfie.data.sources import FolderSource, open_dataset
 from fastselfie.interrupt import SIGNALS, Interrupted, deferred_signals
 from fastselfie.log import read_log
+from fastselfie.onlyone import LOCK
 from fastselfie.pretrain import pretrain
 from fastselfie.step import TrainStep
 
@@ -237,5 +238,5 @@ def test_the_exit_status_is_that_of_the_signal(image_folder, tmp_path, tiny_yaml
     else:
         assert process.returncode == -signal.SIGTERM
         assert load_checkpoint(out / "pretrain" / "latest.pt")["step"] == 2
-    assert not [p for p in out.rglob(".*")]
+    assert [p.name for p in out.rglob(".*")] == [LOCK]
     assert "Traceback" not in said
