@@ -3,7 +3,8 @@
     python benchmarks/reproduce.py MAIN [ABLATION ...] --name reproduce-cifar10
 
 MAIN is the folder whose table is shown; an ablation differs from it in some keys, such as
-pretrain.pad_mode=zero with finetune.control=false. Writes results/NAME.json and NAME.png.
+pretrain.pad_mode=zero with finetune.control=false. Writes results/NAME.json and NAME.png: curves,
+and with --picture the mask prediction below them, where the images are free to be published.
 """
 
 from __future__ import annotations
@@ -124,14 +125,18 @@ def main(arguments: Sequence[str]) -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     parser.add_argument("--name", required=True)
+    parser.add_argument("--picture", action="store_true")
     options = parser.parse_args(arguments)
     names = " ".join(folder.name for folder in options.folders)
     command = f"python benchmarks/reproduce.py {names} --name {options.name}"
+    command += " --picture" if options.picture else ""
     result = result_of(options.folders, command)
     path = RESULTS / f"{options.name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     folder = options.folders[0]
-    image = stacked(curves(folder, result["main"]), picture(folder))
+    image = curves(folder, result["main"])
+    if options.picture:
+        image = stacked(image, picture(folder))
     image.save(RESULTS / f"{options.name}.png", optimize=True)
 
 
