@@ -63,9 +63,9 @@ def test_features_are_in_the_order_of_the_images(setting, machine):
     assert features.shape == (16, 64)
     assert labels.tolist() == [0] * 8 + [1] * 8
     with evaluating(network):
-        for i, batch in enumerate(loader.evaluate(1, limit=3)):
-            one = network.features(pixels.whole(batch))
-            assert torch.allclose(one[0], features[i], rtol=1e-4, atol=1e-5)
+        for batch in loader.evaluate(1, limit=3):
+            one, row = network.features(pixels.whole(batch)), int(batch.index.samples[0])
+            assert torch.allclose(one[0], features[row], rtol=1e-4, atol=1e-5)
 
 
 def test_knn_votes_by_cosine():
