@@ -75,7 +75,7 @@ class SlimRun:
                       "layers": 1, "heads": 4, "feed_forward": 64},
             "pretrain": {"steps": steps, "batch_size": 16, "warmup_steps": 5, "log_every": 10,
                          "eval_every": 50, "eval_images": 32, "save_every": 4,
-                         "picture_steps": []},
+                         "picture_steps": [], "knn_every": None},
             "checkpoint": {"keep": 3},
             "runtime": {"threads": self.threads, "precision": "fp32", "device": "cpu"},
         }  # fmt: skip
