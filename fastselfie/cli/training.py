@@ -79,7 +79,7 @@ def reproduce(
         int | None,
         typer.Option(
             help="Runs at a time, each on a GPU or with its share of the cores; default one a GPU, "
-            "else 1. On a CPU, as many as cores are the fastest for small networks.",
+            "else 1.",
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The folder; default runs/NAME.")] = None,
