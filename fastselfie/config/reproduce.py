@@ -17,6 +17,11 @@ class ReproduceConfig(Section):
         min_length=1,
         description="maximum learning rates that are tried, for each arm and share of the labels",
     )
+    widen: Annotated[int, Field(ge=0, le=10)] = Field(
+        0,
+        description="further rates, at the most, where the best one is at an end of the grid: each "
+        "beyond it by the grid's own ratio there, in both arms alike",
+    )
     splits: Annotated[PositiveInt, Field(le=10)] = Field(
         1,
         description="90/10 splits of the labelled images that a rate's accuracy is the mean of, "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
@@ -18,9 +18,9 @@ Result = dict[str, Any]
 
 
 class Choice(NamedTuple):
-    """The rate of a group. scores: accuracy of each rate of the grid, None where a run diverged.
+    """The rate of a group. scores: accuracy of each rate tried, None where a run diverged.
 
-    at_edge: the grid ends there, so a rate outside may be better.
+    at_edge: no rate beyond it was tried, and one may be better.
     """
 
     lr: float
@@ -39,8 +39,8 @@ class Agenda:
 
     @property
     def total(self) -> int:
-        groups = self.plan.groups
-        return sum(len(self.plan.searches(g)) + len(self.plan.seeds) for g in groups)
+        """Runs that are known of by now: a search may come to need more."""
+        return sum(len(self._searches(g)) + len(self.plan.seeds) for g in self.plan.groups)
 
     def next(self) -> Run | None:
         """A run to begin now; None where there is none, or none before others have ended."""
@@ -58,20 +58,39 @@ class Agenda:
         Raises:
             UserError: no rate is left, as all diverged.
         """
-        searches, grid = self.plan.searches(group), self.plan.grid
-        if not searches:
+        grid = self._rates(group)
+        if len(grid) == 1:
             return Choice(grid[0], {}, False)
-        if any(run not in self.results for run in searches):
+        scores = self._scores(group, grid)
+        if scores is None:
             return None
-        scores = {lr: self._score([r for r in searches if r.lr == lr]) for lr in grid}
-        good = {lr: score for lr, score in scores.items() if score is not None}
-        if not good:
+        best = _best(scores)
+        if best is None:
             raise UserError(
                 f"--labels {group.labels:g}, {group.arm}: training diverged at every rate of "
                 f"reproduce.grid, from {grid[0]:g} on: give lower ones, or finetune.clip_grad_norm"
             )
-        best = max(good, key=lambda lr: good[lr])  # the first of equals
         return Choice(best, scores, best in (grid[0], grid[-1]))
+
+    def _rates(self, group: Group) -> tuple[float, ...]:
+        """The grid, and beyond it as far as the results so far and reproduce.widen ask for."""
+        grid = self.plan.grid
+        for _ in range(self.plan.config.reproduce.widen if len(grid) > 1 else 0):
+            scores = self._scores(group, grid)
+            if scores is None:
+                break
+            best = _best(scores)
+            if best is None or best == grid[0]:
+                grid = (_rounded(grid[0] ** 2 / grid[1]), *grid)
+            elif best == grid[-1]:
+                grid = (*grid, _rounded(grid[-1] ** 2 / grid[-2]))
+            else:
+                break
+        return grid
+
+    def _searches(self, group: Group) -> list[Run]:
+        grid = self._rates(group)
+        return [run for lr in grid for run in self.plan.search(group, lr)] if len(grid) > 1 else []
 
     def finals(self, group: Group) -> list[Result]:
         """Results of a finished group's last runs, in the order of the seeds."""
@@ -79,14 +98,18 @@ class Agenda:
         assert choice is not None
         return [self.results[run] for run in self.plan.finals(group, choice.lr)]
 
-    def _score(self, runs: list[Run]) -> float | None:
-        found = [self.results[run]["top1"] for run in runs]
-        return None if None in found else mean(found)
+    def _scores(self, group: Group, grid: Sequence[float]) -> dict[float, float | None] | None:
+        """Mean over the splits at each rate; None before all are measured."""
+        runs = {lr: self.plan.search(group, lr) for lr in grid}
+        if any(run not in self.results for each in runs.values() for run in each):
+            return None
+        found = {lr: [self.results[run]["top1"] for run in each] for lr, each in runs.items()}
+        return {lr: None if None in top1 else mean(top1) for lr, top1 in found.items()}
 
     def runs(self) -> Iterator[Run]:
         """Those that are known by now, in the plan's order."""
         for group in self.plan.groups:
-            yield from self.plan.searches(group)
+            yield from self._searches(group)
             choice = self.choice(group)
             if choice is not None:
                 yield from self.plan.finals(group, choice.lr)
@@ -99,6 +122,16 @@ class Agenda:
                 self.results[run] = json.loads(path.read_text(encoding="utf-8"))
                 drop_checkpoints(path.parent, run)  # a kill may have come between
         self._begun = set(self.results)
+
+
+def _best(scores: Mapping[float, float | None]) -> float | None:
+    """The rate with the highest score, the first of equals; None where all diverged."""
+    good = {lr: score for lr, score in scores.items() if score is not None}
+    return max(good, key=lambda lr: good[lr], default=None)
+
+
+def _rounded(lr: float) -> float:
+    return float(f"{lr:.3g}")  # as its folder is called
 
 
 def drop_checkpoints(folder: Path, run: Run) -> None:

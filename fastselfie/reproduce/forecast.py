@@ -78,10 +78,12 @@ def print_forecast(
     total = sum(line.seconds for line in lines)
     arms = " and ".join(dict.fromkeys(group.arm for group in plan.groups))
     seeds, grid = plan.seeds, ", ".join(f"{lr:g}" for lr in plan.grid)
+    widen = plan.config.reproduce.widen
+    beyond = f" and up to {widen} more beyond an end that is the best" if widen else ""
     for text in (
         f"in all {sum(line.runs for line in lines):,} runs, {shown_time(total)}, {rates.how}; "
         "training alone: measuring, checkpoints and starting come on top",
-        f"arms {arms}; rates {grid}; seeds {seeds[0]} to {seeds[-1]}",
+        f"arms {arms}; rates {grid}{beyond}; seeds {seeds[0]} to {seeds[-1]}",
         f"steps x {plan.budget:g} (--budget)",
         f"output {out}",
         *([f"missing data: {missing}"] if missing else []),

@@ -69,11 +69,15 @@ class Plan:
         return [Group(labels, arm) for labels in self.labels for arm in arms]
 
     def searches(self, group: Group) -> list[Run]:
-        """Empty where there is no rate to choose. The fixed seed is the config's."""
+        """Those of the whole grid; empty where there is no rate to choose."""
         if len(self.grid) == 1:
             return []
+        return [run for lr in self.grid for run in self.search(group, lr)]
+
+    def search(self, group: Group, lr: float) -> list[Run]:
+        """One rate on every split, with the config's seed."""
         splits = range(self.config.reproduce.splits)
-        return [Run(group, lr, self.config.seed, split) for lr in self.grid for split in splits]
+        return [Run(group, lr, self.config.seed, split) for split in splits]
 
     def finals(self, group: Group, lr: float) -> list[Run]:
         return [Run(group, lr, seed, None) for seed in self.seeds]

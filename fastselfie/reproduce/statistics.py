@@ -157,10 +157,12 @@ def _notes(agenda: Agenda, dataset: Dataset) -> list[str]:
     if len(grid) > 1:
         count = config.reproduce.splits
         splits = "one 90/10 split" if count == 1 else f"{count} 90/10 splits"
+        widen = config.reproduce.widen
+        beyond = f", and of up to {widen} beyond an end that is the best," if widen else ""
         notes.append(
             f"Learning rate, for each share and arm: the best of "
-            f"{', '.join(f'{lr:g}' for lr in grid)} on {splits} of the labelled training images, "
-            "one seed; never on the images that the table is measured on."
+            f"{', '.join(f'{lr:g}' for lr in grid)}{beyond} on {splits} of the labelled training "
+            "images, one seed; never on the images that the table is measured on."
         )
     choices = {group: agenda.choice(group) for group in plan.groups}
     return notes + [text for group, choice in choices.items() for text in _caveats(group, choice)]
@@ -170,7 +172,7 @@ def _caveats(group: Group, choice: Choice | None) -> list[str]:
     assert choice is not None
     where, notes = f"{group.labels:g}%, {group.arm}", []
     if choice.at_edge:
-        notes.append(f"{where}: the best rate, {choice.lr:g}, is at the edge of the grid.")
+        notes.append(f"{where}: the best rate, {choice.lr:g}, is at the edge of those tried.")
     lost = [f"{lr:g}" for lr, score in choice.scores.items() if score is None]
     if lost:
         notes.append(f"{where}: training diverged at {', '.join(lost)}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from conftest import tiny_config
 
+from fastselfie.errors import UserError
 from fastselfie.reproduce.agenda import Agenda
 from fastselfie.reproduce.plan import make_plan
 from fastselfie.reproduce.statistics import paired_difference, spread, student_t
@@ -66,3 +67,50 @@ def test_a_rate_is_the_mean_of_its_splits_and_one_that_diverged_is_out(tmp_path)
     agenda, group = agenda_of(tmp_path, [0.1, 0.2, 0.4], top1, splits=2)
     assert agenda.choice(group).scores == {0.1: 0.6, 0.2: pytest.approx(0.65), 0.4: None}
     assert agenda.choice(group).lr == 0.2
+
+
+@pytest.mark.parametrize(
+    ("top1", "rates", "best", "at_edge"),
+    [
+        # Best at the upper end: 0.4 ** 2 / 0.2 = 0.8, which is worse, so that is all.
+        ({0.1: 0.5, 0.2: 0.6, 0.4: 0.7, 0.8: 0.6}, [0.1, 0.2, 0.4, 0.8], 0.4, False),
+        # Better still at both further ones: 1.6 is the last that widen allows.
+        ({0.1: 0.5, 0.2: 0.6, 0.4: 0.7, 0.8: 0.8, 1.6: 0.9}, [0.1, 0.2, 0.4, 0.8, 1.6], 1.6, True),
+        ({0.05: 0.6, 0.1: 0.7, 0.2: 0.6, 0.4: 0.5}, [0.05, 0.1, 0.2, 0.4], 0.1, False),
+        ({0.1: 0.5, 0.2: 0.6, 0.4: 0.5}, [0.1, 0.2, 0.4], 0.2, False),
+        # All diverged: lower ones.
+        ({0.025: 0.2, 0.05: 0.3, 0.1: None, 0.2: None, 0.4: None},
+         [0.025, 0.05, 0.1, 0.2, 0.4], 0.05, False),
+    ],
+)  # fmt: skip
+def test_a_search_goes_on_beyond_an_end_that_is_the_best(tmp_path, top1, rates, best, at_edge):
+    config = tiny_config(reproduce={"grid": [0.1, 0.2, 0.4], "widen": 2})
+    agenda = Agenda(make_plan(config, "50", 1, None), tmp_path)
+    group = agenda.plan.groups[0]
+    tried = []
+    while (run := agenda.next()) is not None and run.group == group and run.split is not None:
+        assert agenda.choice(group) is None
+        tried.append(run.lr)
+        agenda.finish(run, {"top1": top1[run.lr]})
+    choice = agenda.choice(group)
+    assert sorted(tried) == rates == list(choice.scores)
+    assert (choice.lr, choice.at_edge) == (best, at_edge)
+    assert run == agenda.plan.finals(group, best)[0]
+    assert agenda.total == len(rates) + 1 + 3 + 1  # and the other arm's
+
+
+def test_where_every_rate_diverges_the_search_ends(tmp_path):
+    config = tiny_config(reproduce={"grid": [0.1, 0.2], "widen": 1}, finetune={"control": False})
+    agenda = Agenda(make_plan(config, "50", 1, None), tmp_path)
+    for lr in (0.1, 0.2, 0.05):
+        run = agenda.next()
+        assert run.lr == lr
+        agenda.finish(run, {"top1": None})
+    with pytest.raises(UserError, match=r"every rate of reproduce.grid, from 0.05 on"):
+        agenda.next()
+
+
+def test_one_rate_is_never_widened(tmp_path):
+    config = tiny_config(reproduce={"grid": [0.1], "widen": 3})
+    agenda = Agenda(make_plan(config, "50", 1, None), tmp_path)
+    assert agenda.next().split is None
