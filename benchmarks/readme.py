@@ -187,14 +187,19 @@ def reproduce(results: list[dict[str, Any]]) -> str:
     blocks = []
     for result in results:
         machine = result["environment"]
-        blocks += [*_filled(result["table"]), ""]
+        blocks += _learned(result)
         for ablation in result["ablations"]:
-            blocks += [f"With {', '.join(ablation['changes'])}:", "", *_filled(ablation["table"])]
-            blocks.append("")
-        blocks += [result["features"], ""]
+            changes = ", ".join(f"`{change}`" for change in ablation["changes"])
+            blocks += [f"With {changes}:", "", *_learned(ablation)]
         blocks += [f"* {note}" for note in result["notes"]]
         blocks += [f"* {machine['device']}, {machine['processor']}, torch {machine['torch']}.", ""]
     return "\n".join(blocks[:-1])
+
+
+def _learned(result: dict[str, Any]) -> list[str]:
+    """The accuracies, and what there was before finetuning."""
+    tables = (_filled(result["table"]), [result["pretext"]], _filled(result["learned"]))
+    return [line for lines in tables for line in (*lines, "")]
 
 
 def _filled(table: dict[str, Any]) -> list[str]:

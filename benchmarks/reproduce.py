@@ -28,7 +28,14 @@ from fastselfie.errors import UserError
 from fastselfie.log import read_log
 from fastselfie.report.curves import points_of
 from fastselfie.reproduce.agenda import RUNS
-from fastselfie.reproduce.table import HEAD, JSON, cells, features_line
+from fastselfie.reproduce.table import (
+    FEATURES_HEAD,
+    HEAD,
+    JSON,
+    cells,
+    feature_cells,
+    pretext_line,
+)
 
 _SECTIONS = ("seed", "data", "model", "pretrain", "finetune", "reproduce")
 _COLOURS = {"finetuned": "#0072B2", "supervised": "#D55E00"}  # Okabe and Ito's
@@ -57,18 +64,26 @@ def result_of(folders: Sequence[Path], command: str) -> dict[str, Any]:
         "paper's Table 1",
         "command": command,
         "environment": environment(choose_machine(config.runtime).device),
-        "table": {"head": list(HEAD), "rows": [cells(row) for row in rows]},
-        "features": features_line(main),
+        **_shown(main),
         "notes": main["notes"],
         "main": main,
         "ablations": [
             {
                 "changes": differing_keys(main["config"], table["config"], _SECTIONS),
-                "table": {"head": list(HEAD), "rows": [cells(row) for row in table["rows"]]},
+                **_shown(table),
                 **table,
             }
             for table in tables[1:]
         ],
+    }
+
+
+def _shown(table: Mapping[str, Any]) -> dict[str, Any]:
+    """What the README shows of a folder's table."""
+    return {
+        "table": {"head": list(HEAD), "rows": [cells(row) for row in table["rows"]]},
+        "pretext": pretext_line(dict(table)),
+        "learned": {"head": list(FEATURES_HEAD), "rows": feature_cells(dict(table))},
     }
 
 

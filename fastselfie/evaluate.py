@@ -14,7 +14,7 @@ from fastselfie.config import Config
 from fastselfie.data.loaders import Batch, Loader
 from fastselfie.device import Machine
 from fastselfie.kernels.patchify import patchify
-from fastselfie.models.selfie import Classifier, Selfie
+from fastselfie.models.selfie import Classifier, Selfie, SideBySide
 from fastselfie.phases import phase
 
 _THUMBNAIL = 32  # side of the images that are compared pixel by pixel
@@ -71,18 +71,25 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def pretext_accuracy(
-    model: Selfie, loader: Loader, pixels: Pixels, machine: Machine, patches: int, limit: int
+    model: Selfie,
+    loader: Loader,
+    pixels: Pixels,
+    machine: Machine,
+    patches: int,
+    limit: int,
+    augment: bool = False,
 ) -> dict[str, float]:
     """Loss and accuracy of the pretext task on `limit` images; chance is 1 / M.
 
-    The masks are drawn once for each image, so every step is measured on the same task.
+    The masks are drawn once for each image, so every step is measured on the same task. augment:
+    cropped and flipped as in training; far more right than without, and the crop gives places away.
     """
     ranks, loss, right, answers = machine.ranks, 0.0, 0.0, 0.0
     ranks.take_buffers(model)
     with (
         ranks.as_one(),
         evaluating(model),
-        closing(loader.evaluate(pixels.batch, patches, limit, ranks)) as batches,
+        closing(loader.evaluate(pixels.batch, patches, limit, ranks, augment)) as batches,
     ):
         for batch in batches:
             with machine.autocast():
@@ -120,9 +127,9 @@ def classification_accuracy(
 
 
 def feature_batches(
-    network: Classifier, loader: Loader, pixels: Pixels, machine: Machine
+    network: Classifier | SideBySide, loader: Loader, pixels: Pixels, machine: Machine
 ) -> Generator[tuple[Tensor, Tensor]]:
-    """Features of whole images (B, D) float32 and their labels (B,), batch by batch in order."""
+    """Features of images (B, D) float32 and their labels (B,), batch by batch in order."""
     with evaluating(network), closing(loader.evaluate(pixels.batch)) as batches:
         for batch in batches:
             with machine.autocast():
@@ -131,7 +138,7 @@ def feature_batches(
 
 
 def extract_features(
-    network: Classifier, loader: Loader, pixels: Pixels, machine: Machine
+    network: Classifier | SideBySide, loader: Loader, pixels: Pixels, machine: Machine
 ) -> tuple[Tensor, Tensor]:
     """All of `feature_batches` at once: (n, D) and (n,), on the loader's device."""
     batches = feature_batches(network, loader, pixels, machine)
@@ -189,12 +196,17 @@ def _nearest(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return best, where
 
 
+def standardised(bank: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with each column's mean taken off and over its deviation, as they are in `bank`."""
+    mean, std = bank.mean(0), bank.std(0).clamp_min(1e-6)
+    return (bank - mean) / std, (queries - mean) / std
+
+
 def linear_probe_accuracy(
     train: Tensor, train_labels: Tensor, queries: Tensor, labels: Tensor, l2: float = 1e-4
 ) -> float:
     """Top-1 of a multinomial logistic regression on standardised features, fitted by L-BFGS."""
-    mean, std = train.mean(0), train.std(0).clamp_min(1e-6)
-    train, queries = (train - mean) / std, (queries - mean) / std
+    train, queries = standardised(train, queries)
     classes = int(max(train_labels.max(), labels.max())) + 1
     # No nn.Linear, which draws its first weights from the generator that dropout uses.
     weight = torch.zeros(classes, train.shape[1], device=train.device, requires_grad=True)

@@ -18,8 +18,9 @@ from fastselfie.evaluate import (
     knn_accuracy,
     linear_probe_accuracy,
     pretext_accuracy,
+    standardised,
 )
-from fastselfie.models.selfie import Selfie, build_classifier
+from fastselfie.models.selfie import Selfie, SideBySide, build_classifier
 
 
 @pytest.fixture
@@ -66,6 +67,50 @@ def test_features_are_in_the_order_of_the_images(setting, machine):
         for batch in loader.evaluate(1, limit=3):
             one, row = network.features(pixels.whole(batch)), int(batch.index.samples[0])
             assert torch.allclose(one[0], features[row], rtol=1e-4, atol=1e-5)
+
+
+def test_patches_side_by_side_are_p_of_each_place(setting, machine):
+    config, loader, pixels = setting
+    network, side, grid = Selfie(config).patch_network, config.model.patch_size, config.grid
+    places = SideBySide(network, grid)
+    features, _ = extract_features(places, loader, pixels, machine)
+    assert features.shape == (16, config.patches * network.width)
+    with evaluating(network):
+        batch = next(loader.evaluate(1, limit=1))
+        whole, row = pixels.whole(batch), int(batch.index.samples[0])
+        for place in range(config.patches):
+            y, x = side * (place // grid), side * (place % grid)
+            one = network.features(whole[:, :, y : y + side, x : x + side])
+            part = features[row, place * network.width : (place + 1) * network.width]
+            assert torch.allclose(one[0], part, rtol=1e-4, atol=1e-5)
+
+
+def test_augmented_they_are_measured_as_training_shows_them_first(image_folder, machine):
+    config = tiny_config(data={"train": str(image_folder), "pad_mode": "zero"})
+    loader = build_loader(open_dataset(config.data).train, config.data, 0, machine.device)
+    (measured,) = loader.evaluate(16, config.patches, augment=True)
+    trained = next(loader.train(0, 16, config.patches))
+    of_sample = {int(s): i for i, s in enumerate(trained.index.samples)}
+    rows = [of_sample[int(s)] for s in measured.index.samples]
+    for name in ("images", "flip", "order", "labels"):
+        assert torch.equal(getattr(measured, name), getattr(trained, name)[rows]), name
+    (plain,) = loader.evaluate(16, config.patches)
+    assert not torch.equal(measured.images, plain.images)
+    assert torch.equal(measured.order, plain.order)
+    model, pixels = Selfie(config), Pixels(config, machine, batch=7)
+    found = [
+        pretext_accuracy(model, loader, pixels, machine, config.patches, 16, augment)
+        for augment in (False, True)
+    ]
+    assert found[0]["heldout_loss"] != found[1]["heldout_loss"]
+
+
+def test_standardised_by_the_bank():
+    bank, queries = torch.tensor([[0.0, 5.0], [2.0, 5.0]]), torch.tensor([[3.0, 5.0]])
+    known, asked = standardised(bank, queries)
+    half = 0.5**0.5  # deviation of 0 and 2 is the root of 2
+    assert torch.allclose(known, torch.tensor([[-half, 0.0], [half, 0.0]]))
+    assert torch.allclose(asked, torch.tensor([[2 * half, 0.0]]))
 
 
 def test_knn_votes_by_cosine():

@@ -122,7 +122,7 @@ class AttentionClassifier(nn.Module):
     def features(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> u (B, D): what the classifier sees."""
         with phase("P"):
-            h_bnd = self.patch_network(cut(images, self.grid)).view(len(images), self.grid**2, -1)
+            h_bnd = patch_vectors(self.patch_network, images, self.grid)
         with phase("A"):
             if self.positions is not None:
                 h_bnd = h_bnd + self.positions().to(h_bnd.dtype)
@@ -147,6 +147,27 @@ def cut(images: Tensor, grid: int) -> Tensor:
     h, w = height // grid, width // grid
     patches = images.reshape(b, c, grid, h, grid, w).permute(0, 2, 4, 3, 5, 1)
     return patches.reshape(b * grid * grid, h, w, c).permute(0, 3, 1, 2)
+
+
+def patch_vectors(patch_network: ResNetV2, images: Tensor, grid: int) -> Tensor:
+    """(B, 3, H, W) -> h (B, N, D): P of every patch, row by row."""
+    h: Tensor = patch_network(cut(images, grid))
+    return h.view(len(images), grid**2, -1)
+
+
+class SideBySide(nn.Module):
+    """An image as pretraining sees it: the vectors of its patches, place by place.
+
+    P's pooled feature of a whole image says what is in it, this also where.
+    """
+
+    def __init__(self, patch_network: ResNetV2, grid: int) -> None:
+        super().__init__()
+        self.patch_network, self.grid = patch_network, grid
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, N x D)."""
+        return patch_vectors(self.patch_network, images, self.grid).flatten(1)
 
 
 Classifier: TypeAlias = ResNetV2 | AttentionClassifier

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from fastselfie.config import Config
 from fastselfie.data.loaders import build_loader
-from fastselfie.data.sources import Dataset
+from fastselfie.data.sources import Dataset, limited
 from fastselfie.data.subsets import choose_labels
 from fastselfie.device import Machine
 from fastselfie.evaluate import (
+    Pixels,
     extract_features,
     knn_accuracy,
     linear_probe_accuracy,
     pixel_features,
     pretext_accuracy,
+    standardised,
 )
 from fastselfie.measure import measuring_pixels
-from fastselfie.models.selfie import Selfie, build_patch_network
+from fastselfie.models.selfie import Selfie, SideBySide, build_patch_network
+
+_Labelled = tuple[Tensor, Tensor]  # (n, D) and (n,)
 
 FEATURES = "features.json"
 _BANK = 50_000  # images
+_PLACES_MEMORY = 2**30  # bytes of the vectors of all patches: 65,536 images of the slim network's
 
 
 def measure_features(
@@ -28,31 +34,56 @@ def measure_features(
 ) -> dict[str, float]:
     """Pretext accuracy on all held-out images; k-NN and linear probe on them, without finetuning.
 
-    The bank is of training images with labels, a balanced choice where there are more than 50,000
-    (bank: its size). Of P's features of whole images, of those of the same network as it begins,
-    and k-NN of the pixels at 32 a side at most.
+    pretext_accuracy: of the images as they are; pretext_accuracy_cropped: as pretraining crops
+    them. The bank is of training images with labels, a balanced choice where there are more than
+    50,000 (bank: its size). p: P's pooled features of whole images; random: those of the same
+    network as it begins; pixels: at 32 a side at most. places: the vectors of an image's patches
+    side by side, which say where as pixels do; those and pixels_standardised have each column
+    standardised over their bank, of bank_places images: what 1 GiB holds of such vectors.
     """
     share = min(1.0, _BANK / len(dataset.train))
     chosen = choose_labels(dataset.train.labels, share, None, config.seed)
     source = dataset.train.select(chosen)
-    bank, queries = (
+    held = _PLACES_MEMORY // (4 * config.patches * config.model.embedding_width)
+    bank, placed, queries = (
         build_loader(images, config.data, config.seed, machine.device)
-        for images in (source, dataset.held_out)
+        for images in (source, limited(source, held, config.seed), dataset.held_out)
     )
     pixels = measuring_pixels(config, machine, len(dataset.train.classes))
-    machine.place(pretrained)
-    pretext = pretext_accuracy(
-        pretrained, queries, pixels, machine, config.patches, len(dataset.held_out)
-    )
+    figures: dict[str, float] = {"bank": len(bank), "bank_places": len(placed)}
+    figures |= _pretext(config, dataset, machine, pretrained, pixels)
     torch.manual_seed(config.seed)
-    figures = {"bank": len(source), "pretext_accuracy": pretext["pretext_accuracy"]}
     networks = {"p": pretrained.patch_network, "random": build_patch_network(config)}
     for name, network in networks.items():
         machine.place(network)
-        known = extract_features(network, bank, pixels, machine)
-        asked = extract_features(network, queries, pixels, machine)
+        known, asked = (extract_features(network, x, pixels, machine) for x in (bank, queries))
         figures[f"{name}_knn"] = knn_accuracy(*known, *asked)
         figures[f"{name}_linear_probe"] = linear_probe_accuracy(*known, *asked)
+        places = SideBySide(network, config.grid)
+        known, asked = (extract_features(places, x, pixels, machine) for x in (placed, queries))
+        figures[f"{name}_knn_places"] = _knn_standardised(known, asked)
     known, asked = (pixel_features(loader, pixels) for loader in (bank, queries))
     figures["pixels_knn"] = knn_accuracy(*known, *asked)
+    known = pixel_features(placed, pixels)
+    figures["pixels_knn_standardised"] = _knn_standardised(known, asked)
     return figures
+
+
+def _pretext(
+    config: Config, dataset: Dataset, machine: Machine, pretrained: Selfie, pixels: Pixels
+) -> dict[str, float]:
+    machine.place(pretrained)
+    data, count = config.pretraining_data, len(dataset.held_out)
+    held_out = build_loader(dataset.held_out, data, config.seed, machine.device)
+    measured = {
+        name: pretext_accuracy(
+            pretrained, held_out, pixels, machine, config.patches, count, augment
+        )
+        for name, augment in (("pretext_accuracy", False), ("pretext_accuracy_cropped", True))
+    }
+    return {name: each["pretext_accuracy"] for name, each in measured.items()}
+
+
+def _knn_standardised(known: _Labelled, asked: _Labelled) -> float:
+    bank, queries = standardised(known[0], asked[0])
+    return knn_accuracy(bank, known[1], queries, asked[1])

@@ -24,6 +24,7 @@ HEAD = (
     "labels", "images", "n", "finetuned", "supervised", "difference (95%)", "spread ratio",
     "paper: Selfie", "paper: supervised", "paper: difference", "rates",
 )  # fmt: skip
+FEATURES_HEAD = ("without finetuning", "bank", "P", "random weights", "pixels")
 
 
 def write_table(figures: Figures, out: Path) -> Figures:
@@ -39,21 +40,29 @@ def markdown(figures: Figures) -> str:
     """The table with its title, what P's features are worth, and the notes."""
     lines = [f"# {figures['name']}: top-1 in percent, mean +- std", "", *_rule(HEAD)]
     lines += [_line(cells(row)) for row in figures["rows"]]
-    lines += ["", features_line(figures), "", *(f"* {note}" for note in figures["notes"])]
+    lines += ["", pretext_line(figures), "", *_rule(FEATURES_HEAD)]
+    lines += [_line(row) for row in feature_cells(figures)]
+    lines += ["", *(f"* {note}" for note in figures["notes"])]
     return "\n".join(lines) + "\n"
 
 
 def print_table(figures: Figures, page: Path, console: Console) -> None:
     """The same for a terminal; columns without an entry are left out."""
-    rows = [cells(row) for row in figures["rows"]]
-    used = [i for i in range(len(HEAD)) if any(row[i] for row in rows)]
+    filled = [cells(row) for row in figures["rows"]]
+    used = [i for i in range(len(HEAD)) if any(row[i] for row in filled)]
     table = Table(title=f"{figures['name']}: top-1 in percent, mean +- std", show_edge=False)
     for i in used:
         table.add_column(HEAD[i], justify="left" if HEAD[i] == "rates" else "right")
-    for row in rows:
+    for row in filled:
         table.add_row(*(row[i] for i in used))
     console.print(table)
-    for line in (features_line(figures), *(f"* {note}" for note in figures["notes"])):
+    learned = Table(show_edge=False)
+    for name in FEATURES_HEAD:
+        learned.add_column(name, justify="left" if name == FEATURES_HEAD[0] else "right")
+    for row in feature_cells(figures):
+        learned.add_row(*row)
+    console.print(learned)
+    for line in (pretext_line(figures), *(f"* {note}" for note in figures["notes"])):
         console.print(escape(line), soft_wrap=not console.is_terminal)
     console.print(f"page: {escape(str(page))}", soft_wrap=True)
 
@@ -104,16 +113,31 @@ def cells(row: Figures) -> list[str]:
     ]
 
 
-def features_line(figures: Figures) -> str:
-    """What was learned before any label was seen, beside what needs no learning."""
-    f = {name: f"{value:.1%}" for name, value in figures["features"].items() if name != "bank"}
+def pretext_line(figures: Figures) -> str:
+    """What the pretext task came to. Far more right as cropped: the crop gives places away."""
+    f = {name: f"{value:.1%}" for name, value in figures["features"].items()}
     return (
-        f"Pretext task, held out: {f['pretext_accuracy']} (chance {f['pretext_chance']}). "
-        f"Features of P, without finetuning: k-NN {f['p_knn']}, linear probe "
-        f"{f['p_linear_probe']}; of the same network with random weights: {f['random_knn']}, "
-        f"{f['random_linear_probe']}; k-NN of the pixels: {f['pixels_knn']}. "
-        f"Bank: {figures['features']['bank']:,} training images, all labels."
+        f"Pretext task, held out: {f['pretext_accuracy']} of the images as they are, "
+        f"{f['pretext_accuracy_cropped']} as pretraining crops them (chance "
+        f"{f['pretext_chance']})."
     )
+
+
+def feature_cells(figures: Figures) -> list[list[str]]:
+    """What P has learned before any label was seen, beside what needs no learning: the rows."""
+    found = figures["features"]
+    rows = (
+        ("k-NN, features of whole images", "bank", "p_knn", "random_knn", "pixels_knn"),
+        ("linear probe of those", "bank", "p_linear_probe", "random_linear_probe", None),
+        (
+            "k-NN, all patches side by side, standardised",
+            "bank_places", "p_knn_places", "random_knn_places", "pixels_knn_standardised",
+        ),
+    )  # fmt: skip
+    return [
+        [what, f"{found[bank]:,}", *("" if key is None else f"{found[key]:.1%}" for key in keys)]
+        for what, bank, *keys in rows
+    ]
 
 
 def _rule(head: Sequence[str]) -> list[str]:
@@ -153,7 +177,9 @@ def _page(figures: Figures) -> str:
         head=HEAD,
         rows=[cells(row) for row in figures["rows"]],
         chart=chart_of(figures),
-        features=features_line(figures),
+        pretext=pretext_line(figures),
+        features_head=FEATURES_HEAD,
+        features=feature_cells(figures),
         notes=figures["notes"],
     )
 

@@ -82,7 +82,8 @@ def test_it_leaves_the_table_the_runs_and_the_newest_of_the_last_checkpoints(set
     assert row["supervised"]["top1"] == [r["top1"] for r in figures["runs"][6:]]
     assert set(figures["features"]) == {
         "bank", "p_knn", "p_linear_probe", "random_knn", "random_linear_probe", "pixels_knn",
-        "pretext_accuracy", "pretext_chance"}  # fmt: skip
+        "bank_places", "p_knn_places", "random_knn_places", "pixels_knn_standardised",
+        "pretext_accuracy", "pretext_accuracy_cropped", "pretext_chance"}  # fmt: skip
     kept = {str(p.parent.relative_to(out / "runs")) for p in (out / "runs").rglob("*.pt")}
     assert kept == set(FINALS)
     for name in FINALS:

@@ -36,8 +36,9 @@ FIGURES = {
     ],
     "features": {
         "bank": 50000, "p_knn": 0.5, "p_linear_probe": 0.6, "random_knn": 0.3,
-        "random_linear_probe": 0.4, "pixels_knn": 0.35, "pretext_accuracy": 0.8,
-        "pretext_chance": 0.25,
+        "random_linear_probe": 0.4, "pixels_knn": 0.35, "bank_places": 4096,
+        "p_knn_places": 0.51, "random_knn_places": 0.41, "pixels_knn_standardised": 0.36,
+        "pretext_accuracy": 0.8, "pretext_accuracy_cropped": 0.85, "pretext_chance": 0.25,
     },
     "notes": ["A note with <b> & [bold]brackets[/]."],
 }  # fmt: skip

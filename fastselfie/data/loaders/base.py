@@ -211,8 +211,11 @@ class Loader(ABC):
         patches: int = 1,
         limit: int | None = None,
         ranks: Ranks = ALONE,
+        augment: bool = False,
     ) -> Generator[Batch]:
         """`limit` images once, in order, as they are; the last batch may be smaller.
+
+        augment: instead with the crops and flips that they would have in the first epoch.
 
         They are spread evenly over the set, which is often sorted by class. Of these batches each
         of the `ranks` gets every world-th, so they are the same batches on any number of processes.
@@ -224,7 +227,7 @@ class Loader(ABC):
                 numbers = np.arange(start, min(start + batch_size, count), dtype=np.int64)
                 yield Index(numbers * self.count // count, np.zeros_like(numbers))
 
-        return self._batches(plan, augment=False, patches=patches)
+        return self._batches(plan, augment=augment, patches=patches)
 
     def _batches(
         self, plan: Callable[[], Iterator[Index]], *, augment: bool, patches: int
