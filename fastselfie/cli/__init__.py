@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
@@ -38,7 +38,7 @@ def main() -> None:
     # cores shared, the quickstart's step was four times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        app()
+        status = app(prog_name="fastselfie", standalone_mode=False)
     except UserError as error:
         _leave(str(error))
     except OSError as error:
@@ -46,17 +46,32 @@ def main() -> None:
             raise
         where = f"{error.filename}: " if error.filename else ""
         _leave(f"{where}{os.strerror(error.errno)}: {_WAYS_OUT[error.errno]}")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         sys.exit(_interrupted())
-    except SystemExit as left:
-        if left.code == _INTERRUPTED:  # typer's, in silence, where Ctrl-C reached it first
-            _interrupted()
-        raise
+    except Exception as error:
+        # A mistake in argv. Typer has it of click or, by its version, of a click of its own.
+        if not hasattr(error, "format_message"):
+            raise
+        _leave_usage(error)
+    if status == _INTERRUPTED:  # typer's, in silence, where Ctrl-C reached it first
+        _interrupted()
+    if status:
+        sys.exit(status)
 
 
 def _interrupted() -> int:
     typer.echo("interrupted: run the same command to go on", err=True)
     return _INTERRUPTED
+
+
+def _leave_usage(error: Any) -> NoReturn:
+    """One line in place of typer's box; without any argument the help was printed by now."""
+    message = error.format_message()
+    if not message:
+        sys.exit(2)
+    context = getattr(error, "ctx", None)
+    program = context.command_path if context is not None else "fastselfie"
+    _leave(f"{message.rstrip('.?')}: see {program} --help")
 
 
 def _leave(message: str) -> NoReturn:

@@ -1,0 +1,34 @@
+"""What is said of a command line that makes no sense, before any command runs."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trian"], ["'trian'", "'train'", "see fastselfie --help"]),
+        (["export"], ["'run'", "see fastselfie export --help"]),
+        (["export", "x", "--format", "foo", "--out", "y"], ["--format", "foo", "safetensors"]),
+        (["reproduce", "x.yaml", "--seeds", "many"], ["--seeds", "fastselfie reproduce --help"]),
+        (["train", "x.yaml", "--bogus"], ["--bogus"]),
+    ],
+)
+def test_a_mistake_in_the_arguments_is_one_line(cli, arguments, words):
+    refused(cli(*arguments), "error: ", *words)
+
+
+def test_without_arguments_there_is_the_help(cli):
+    result = cli()
+    assert result.status == 2
+    assert "reproduce" in result.out
+    assert result.err == ""
+
+
+def test_asked_for_help_and_version_are_no_mistakes(cli):
+    for arguments in (["--version"], ["train", "--help"]):
+        result = cli(*arguments)
+        assert (result.status, result.err) == (0, "")
+        assert result.out.strip()
