@@ -95,6 +95,10 @@ def examine() -> list[Finding]:
         _package("ffcv", "data.loader ffcv", INSTALL["ffcv"]),
         _package("triton", "the fused kernel on a GPU", "pip install 'fastselfie[triton]'"),
         _package("dali", "data.loader dali", INSTALL["dali"], module="nvidia.dali"),
+        _package("pyarrow", "parquet files", "pip install 'fastselfie[parquet]'"),
+        _package("wandb", "log.wandb", "pip install 'fastselfie[wandb]'"),
+        _package("onnx", "export --format onnx", "pip install 'fastselfie[export]'"),
+        _package("onnxruntime", "the check of an ONNX file", "pip install 'fastselfie[export]'"),
     ]
     return findings
 
@@ -145,6 +149,7 @@ def _package(name: str, use: str, mend: str, module: str | None = None) -> Findi
 
 def _version(module: str) -> str:
     # DALI's distribution is called after the version of CUDA that it was built for.
-    prefix = module.replace(".", "-")
-    installed = importlib.metadata.distributions()
-    return next((d.version for d in installed if d.name.lower().startswith(prefix)), "unknown")
+    name = module.replace(".", "-")
+    versions = {d.name.lower(): d.version for d in importlib.metadata.distributions()}
+    of_build = (version for each, version in versions.items() if each.startswith(f"{name}-"))
+    return versions.get(name) or next(of_build, "unknown")

@@ -41,7 +41,7 @@ class Monitor:
         self.steps = frozenset((*range(0, settings.steps, every), settings.steps))
 
         if machine.ranks.leads:
-            data, seed = config.pretraining_data, config.seed
+            data, seed = config.data, config.seed
             voting = limited(dataset.train, settings.knn_images, seed)
             asking = limited(dataset.held_out, settings.knn_queries, seed)
             self.bank, self.queries = (

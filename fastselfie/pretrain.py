@@ -92,9 +92,13 @@ def pretrain(
     built = build_pretraining(config, machine)
     model, pixels, step = built.result, built.pixels, built.step
     with machine.ranks.as_one():
-        data = config.pretraining_data
-        train = build_loader(dataset.train, data, config.seed, machine.device)
-        held_out = build_loader(dataset.held_out, data, config.seed, machine.device)
+        train, held_out = (
+            build_loader(images, data, config.seed, machine.device)
+            for images, data in (
+                (dataset.train, config.pretraining_data),
+                (dataset.held_out, config.data),
+            )
+        )
         monitor = Monitor(config, dataset, pixels, machine)
     pictured = frozenset((*settings.picture_steps, settings.steps))
 

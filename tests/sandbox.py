@@ -32,7 +32,7 @@ SHARDS = 4
 
 _NETWORK = (
     "data.image_size=32", "data.pad=2", "data.workers=1",
-    "model.width=8", "model.blocks=[1,1,1,1]", "model.patch_size=8",
+    "model.width=8", "model.blocks=[1,1,1,1]", "model.stem=cifar", "model.patch_size=8",
     "model.layers=1", "model.heads=4", "model.feed_forward=32",
     "runtime.threads=1", "runtime.precision=fp32",
     "runtime.compile=off", "runtime.cuda_graphs=false",

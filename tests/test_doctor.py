@@ -11,9 +11,10 @@ from fastselfie import doctor, plan
 from fastselfie.doctor import Finding
 
 
-def test_both_peers_are_found_with_their_versions():
+def test_extras_are_found_with_their_versions():
     found = {finding.name: finding for finding in doctor.examine()}
-    for name, distribution in (("ffcv", "ffcv"), ("dali", "nvidia-dali-cuda130")):
+    distributions = {"ffcv": "ffcv", "dali": "nvidia-dali-cuda130", "onnx": "onnx"}
+    for name, distribution in distributions.items():
         assert found[name].state == "ok"
         assert found[name].text.startswith(importlib.metadata.version(distribution))
 

@@ -54,9 +54,10 @@ class Config(Section):
 
     @property
     def pretraining_data(self) -> DataConfig:
-        """`data`, as pretraining sees it."""
-        mode = self.pretrain.pad_mode
-        return self.data if mode is None else self.data.model_copy(update={"pad_mode": mode})
+        """`data`, as pretraining crops it to train; it is measured by `data` itself."""
+        own = {key: getattr(self.pretrain, key) for key in ("crop", "area", "pad_mode")}
+        changes = {key: value for key, value in own.items() if value is not None}
+        return self.data.model_copy(update=changes)
 
     @property
     def grid(self) -> int:
@@ -85,6 +86,11 @@ class Config(Section):
                 f"model.mask_fraction is {self.model.mask_fraction}: it masks {self.masked} of "
                 f"{self.patches} patches, and a task needs at least 2"
             )
+        area = self.pretraining_data.area
+        if not 0 < area[0] <= area[1] <= 1:
+            raise ValueError(f"pretrain.area is {list(area)}: it must rise within (0, 1]")
+        if self.data.loader == "resident" and self.pretraining_data.crop != "pad":
+            raise ValueError("data.loader is resident, which needs pretrain.crop: pad")
         self._check_sizes("pretrain", self.pretrain, of_patches=True)
         of_patches = self.finetune.form == "attention_pooling"
         self._check_sizes("finetune", self.finetune, of_patches)

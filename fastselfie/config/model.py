@@ -74,4 +74,11 @@ class ModelConfig(Section):
                 f"model.heads is {self.heads}: it must divide 16 x model.width = "
                 f"{self.embedding_width}"
             )
+        # Below it convolutions stride over maps of one pixel, whose weight gradient torch 2.13 has
+        # wrong, often NaN, in bf16 on a CPU.
+        if self.patch_size < self.stride:
+            raise ValueError(
+                f"model.patch_size is {self.patch_size}: model.stem = {self.stem} leaves a pixel "
+                f"of each {self.stride} of a side, so it must be at least that"
+            )
         return self

@@ -72,6 +72,15 @@ class StageConfig(Section):
 class PretrainConfig(StageConfig):
     """Selfie pretraining: the labels are not used."""
 
+    crop: Literal["resized", "pad"] | None = Field(
+        None,
+        description="data.crop of pretraining alone; null: the same in both stages. A shift tells "
+        "where a patch was by what it uncovers, and none at all by the blocks of JPEG: resized "
+        "moves and scales what was there",
+    )
+    area: tuple[float, float] | None = Field(
+        None, description="data.area of pretraining alone; null: the same in both stages"
+    )
     pad_mode: Literal["zero", "reflect", "none"] | None = Field(
         None, description="data.pad_mode of pretraining alone; null: the same in both stages"
     )

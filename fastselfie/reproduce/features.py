@@ -73,15 +73,18 @@ def _pretext(
     config: Config, dataset: Dataset, machine: Machine, pretrained: Selfie, pixels: Pixels
 ) -> dict[str, float]:
     machine.place(pretrained)
-    data, count = config.pretraining_data, len(dataset.held_out)
-    held_out = build_loader(dataset.held_out, data, config.seed, machine.device)
-    measured = {
-        name: pretext_accuracy(
-            pretrained, held_out, pixels, machine, config.patches, count, augment
+    ways = (
+        ("pretext_accuracy", config.data, False),
+        ("pretext_accuracy_cropped", config.pretraining_data, True),
+    )
+    figures = {}
+    for name, data, augment in ways:
+        held_out = build_loader(dataset.held_out, data, config.seed, machine.device)
+        measured = pretext_accuracy(
+            pretrained, held_out, pixels, machine, config.patches, len(held_out), augment
         )
-        for name, augment in (("pretext_accuracy", False), ("pretext_accuracy_cropped", True))
-    }
-    return {name: each["pretext_accuracy"] for name, each in measured.items()}
+        figures[name] = measured["pretext_accuracy"]
+    return figures
 
 
 def _knn_standardised(known: _Labelled, asked: _Labelled) -> float:

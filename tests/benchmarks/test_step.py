@@ -22,17 +22,20 @@ from fastselfie.models.selfie import Selfie
 @pytest.mark.parametrize("stem", ["cifar", "imagenet"])
 @pytest.mark.parametrize("positions", ["learned", "row_column"])
 def test_the_straightforward_code_gives_the_same_loss_and_gradients(stem, positions):
-    config = tiny_config(model={"stem": stem, "positions": positions, "dropout": 0.0,
-                                "patch_size": 8})  # fmt: skip
+    side = {"cifar": 8, "imagenet": 16}[stem]  # 2x2 and 1x1 at P's end
+    config = tiny_config(
+        data={"image_size": 4 * side},
+        model={"stem": stem, "positions": positions, "dropout": 0.0, "patch_size": side},
+    )
     torch.manual_seed(0)
     ours, theirs = Selfie(config).double(), StraightforwardSelfie(shape_of(config)).double()
     names = their_names(ours.state_dict(), theirs)
     theirs.load_state_dict({names[name]: value for name, value in ours.state_dict().items()})
-    images = torch.randint(0, 256, (3, 32, 32, 3), dtype=torch.uint8)
+    images = torch.randint(0, 256, (3, 4 * side, 4 * side, 3), dtype=torch.uint8)
     flip = torch.tensor([True, False, True])
     order = torch.stack([torch.randperm(16) for _ in range(3)])
     mean, std = (torch.tensor(v).double() for v in (config.data.mean, config.data.std))
-    loss, _ = ours(patchify(images, flip, order, 8, mean, std, torch.float64), order)
+    loss, _ = ours(patchify(images, flip, order, side, mean, std, torch.float64), order)
     plain = theirs(normalised(images, flip, mean, std), order)
     loss.backward()
     plain.backward()
