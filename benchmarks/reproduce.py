@@ -69,13 +69,24 @@ def result_of(folders: Sequence[Path], command: str) -> dict[str, Any]:
         "main": main,
         "ablations": [
             {
-                "changes": differing_keys(main["config"], table["config"], _SECTIONS),
+                "changes": _changes(main["config"], table["config"]),
                 **_shown(table),
                 **table,
             }
             for table in tables[1:]
         ],
     }
+
+
+def _changes(config: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """What `other` sets otherwise, as the command line says it."""
+    found = []
+    for key in differing_keys(config, other, _SECTIONS):
+        value: Any = other
+        for part in key.split("."):
+            value = value[part]
+        found.append(f"{key}={json.dumps(value)}")
+    return found
 
 
 def _shown(table: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from fastselfie.config import Config
 from fastselfie.data.loaders import Batch, Loader, build_loader
 from fastselfie.data.sources import Dataset, Source
 from fastselfie.data.subsets import choose_labels
-from fastselfie.device import Machine, total_memory
+from fastselfie.device import Machine, random_state, set_random_state, total_memory
 from fastselfie.errors import UserError
 from fastselfie.evaluate import Pixels, classification_accuracy
 from fastselfie.log import Show
@@ -165,5 +165,8 @@ def recalibrate(
                     batch = next(batches)
                 yield pixels.whole(batch)
 
+    # In training mode, as it must be: A's dropout draws there, and training's draws shall not move.
+    state = random_state(machine.device)
     with machine.autocast():
         update_bn(inputs(), network)
+    set_random_state(state, machine.device)

@@ -140,11 +140,16 @@ def test_recalibrating_takes_the_mean_over_passes(folder, machine):
     assert all(map(torch.equal, network.parameters(), weights))
 
 
-def test_recalibrating_changes_what_is_measured_and_not_what_is_learned(folder, tmp_path, machine):
+@pytest.mark.parametrize("form", ["resnet", "attention_pooling"])
+def test_recalibrating_changes_what_is_measured_and_not_what_is_learned(
+    folder, tmp_path, machine, form
+):
+    """Nor the units that dropout takes, of which the second form has some."""
     found = {}
     for images in (0, 8):
         for start in ("p", None):
-            config = tiny_config(data={"train": str(folder)}, finetune={"recalibrate": images})
+            settings = {"recalibrate": images, "form": form}
+            config = tiny_config(data={"train": str(folder)}, finetune=settings)
             out = tmp_path / f"{images}{start}"
             torch.manual_seed(1)
             begin = Selfie(config) if start else None

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from fastselfie.checkpoint import LATEST, step_paths
 from fastselfie.errors import UserError
 from fastselfie.reproduce.plan import Group, Plan, Run
+from fastselfie.run import PRETRAIN
 
 RUNS, RESULT = "runs", "result.json"
 
@@ -68,7 +69,8 @@ class Agenda:
         if best is None:
             raise UserError(
                 f"--labels {group.labels:g}, {group.arm}: training diverged at every rate of "
-                f"reproduce.grid, from {grid[0]:g} on: give lower ones, or finetune.clip_grad_norm"
+                f"reproduce.grid, from {grid[0]:g} on: give lower ones and another --out, with "
+                f"{self.out / PRETRAIN} copied into it"
             )
         return Choice(best, scores, best in (grid[0], grid[-1]))
 
@@ -99,12 +101,15 @@ class Agenda:
         return [self.results[run] for run in self.plan.finals(group, choice.lr)]
 
     def _scores(self, group: Group, grid: Sequence[float]) -> dict[float, float | None] | None:
-        """Mean over the splits at each rate; None before all are measured."""
+        """Mean over the splits at each rate; None before all are measured.
+
+        Rounded to 9 digits: as floats 0.40 and 0.54 have a higher mean than 0.48 and 0.46.
+        """
         runs = {lr: self.plan.search(group, lr) for lr in grid}
         if any(run not in self.results for each in runs.values() for run in each):
             return None
         found = {lr: [self.results[run]["top1"] for run in each] for lr, each in runs.items()}
-        return {lr: None if None in top1 else mean(top1) for lr, top1 in found.items()}
+        return {lr: None if None in top1 else round(mean(top1), 9) for lr, top1 in found.items()}
 
     def runs(self) -> Iterator[Run]:
         """Those that are known by now, in the plan's order."""

@@ -41,9 +41,14 @@ class Bench:
         measures: Mapping[str, float | None]
         try:
             measures = finetune(config, few, folder, self.machine, start)
-        except Diverged:
+        except Diverged as error:
             if run.split is None:
-                raise
+                # Its own way out is finetune.lr, which a reproduction does not read.
+                raise Diverged(
+                    f"{run.name}: training diverged at the rate that the search chose, {run.lr:g}: "
+                    f"give reproduce.grid lower rates and another --out, with {self.out / PRETRAIN}"
+                    " copied into it"
+                ) from error
             measures = dict.fromkeys(("heldout_loss", "top1", "top5"))
         result: Result = {
             "labels": run.group.labels,

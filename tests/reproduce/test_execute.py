@@ -293,6 +293,16 @@ def test_a_rate_that_diverges_loses_and_the_search_goes_on(setting, tmp_path):
     assert not list((tmp_path / "runs").rglob("nonfinite-*.pt"))
 
 
+def test_a_last_run_that_diverges_says_how_to_keep_the_pretraining(setting, tmp_path, cli):
+    config, _ = setting
+    result = cli("reproduce", config, "reproduce.grid=[1e30]", "--labels", "50", "--seeds", "1",
+                 "--out", tmp_path / "out")  # fmt: skip
+    assert result.status == 2
+    last = result.err.splitlines()[-1]
+    for words in ("error: labels-50/finetuned/seed-0", "1e+30", "reproduce.grid", "out/pretrain"):
+        assert words in last
+
+
 def test_the_committed_result_has_the_tables_and_no_path_of_this_machine(setting, monkeypatch):
     monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
     made = importlib.import_module("reproduce")

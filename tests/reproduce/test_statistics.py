@@ -69,6 +69,13 @@ def test_a_rate_is_the_mean_of_its_splits_and_one_that_diverged_is_out(tmp_path)
     assert agenda.choice(group).lr == 0.2
 
 
+def test_rounding_breaks_no_tie(tmp_path):
+    top1 = {0.1: [0.48, 0.46], 0.2: [0.40, 0.54]}
+    assert sum(top1[0.2]) / 2 > sum(top1[0.1]) / 2  # as floats, in numbers they are equal
+    agenda, group = agenda_of(tmp_path, [0.1, 0.2], top1, splits=2)
+    assert agenda.choice(group).lr == 0.1
+
+
 @pytest.mark.parametrize(
     ("top1", "rates", "best", "at_edge"),
     [
