@@ -209,6 +209,23 @@ def _filled(table: dict[str, Any]) -> list[str]:
     return [f"| {' | '.join(row[i] for i in used)} |" for row in rows]
 
 
+def shortcut(results: list[dict[str, Any]]) -> str:
+    """How often networks of several crops are right, by how the same images are cropped."""
+    if not results:
+        return "*Not measured yet: `benchmarks/shortcut.py`.*"
+    lines = []
+    for row in results[0]["results"]:
+        shares = [f"{value:.1%}" for value in row["accuracy"].values()]
+        if not lines:
+            lines += [
+                f"| pretrained with | step | {' | '.join(row['accuracy'])} |",
+                f"| {' | '.join(['---'] * (2 + len(shares)))} |",
+            ]
+        step = f"{row['step']:,} of {row['of_steps']:,}"
+        lines.append(f"| {' | '.join([row['crop'], step, *shares])} |")
+    return "\n".join(lines)
+
+
 def reliability(results: list[dict[str, Any]]) -> str:
     """What the campaign of faults did, and what was lost."""
     if not results:
@@ -321,6 +338,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "step": lambda: step(_there("step-cifar10", "step-in224")),
     "kernels": lambda: kernels(_read("kernels")),
     "reliability": lambda: reliability(_there("reliability")),
+    "shortcut": lambda: shortcut(_there("shortcut")),
     "reproduce": lambda: reproduce(
         [_read(path.stem) for path in sorted(RESULTS.glob("reproduce*.json"))]
     ),

@@ -1,11 +1,12 @@
-"""Whether the crop of pretraining gives the place of a patch away: one task, cropped in three ways.
+"""Whether the crop of pretraining gives the place of a patch away: one task, cropped in four ways.
 
-    python benchmarks/shortcut.py RUN ... --step 1000 --json benchmarks/results/shortcut.json
+    python benchmarks/shortcut.py RUN ... --json benchmarks/results/shortcut.json
 
-Each RUN is of `fastselfie train CONFIG --stage pretrain pretrain.pad_mode=MODE`, and has a
-checkpoint of that step. Every network is asked for the patches of the same held-out images, with
-the same masks: as they are, and shifted and flipped as each mode's training does. One that is far
-more often right under its own crop has learned the crop's edge.
+Each RUN is of `fastselfie train CONFIG --stage pretrain` with a crop of its own, at any step. Every
+network is asked for the patches of the same held-out images, with the same masks: as they are; as
+training with zero and with reflect padding shifts and flips them; and their central square
+enlarged, where patches and the blocks of JPEG do not coincide. One that is far more often right in
+one of these ways than in the others goes by what that way does to an image's edge or its blocks.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from arguments import Parser, above_zero, result_file
+from arguments import Parser, result_file
 from conditions import command
 
-from fastselfie.checkpoint import Checkpoint, load_checkpoint, step_paths
+from fastselfie.checkpoint import newest_checkpoint
+from fastselfie.config import DataConfig
 from fastselfie.data.loaders import build_loader
 from fastselfie.data.sources import open_dataset
 from fastselfie.device import choose_machine
@@ -28,57 +30,66 @@ from fastselfie.evaluate import pretext_accuracy
 from fastselfie.measure import measuring_pixels
 from fastselfie.run import PRETRAIN, open_run, pretrained_of
 
-_CROPS = {"as they are": None, "zero": "zero", "reflect": "reflect"}
+# What data has in place of its own, and whether images are then cropped as for training.
+_CROPS: dict[str, tuple[dict[str, str], bool]] = {
+    "as they are": ({"crop": "pad"}, False),
+    "shifted, zeros": ({"crop": "pad", "pad_mode": "zero"}, True),
+    "shifted, mirrored": ({"crop": "pad", "pad_mode": "reflect"}, True),
+    "centre enlarged": ({"crop": "resized"}, False),
+}
 
 
-def measure(run: Path, step: int) -> dict[str, Any]:
-    """Pretext accuracy of a run's network on all held-out images, under each crop.
+def measure(run: Path) -> dict[str, Any]:
+    """Pretext accuracy of a run's newest network on all held-out images, cropped in each way.
 
     Raises:
-        UserError: not a run, or one without a checkpoint of that step.
+        UserError: not a run, or one without a checkpoint of pretraining.
     """
     config = open_run(run)
-    path = step_paths(run / PRETRAIN).get(step)
-    if path is None:
-        raise UserError(f"{run}: has no checkpoint of step {step}: give another --step")
+    found = newest_checkpoint(run / PRETRAIN, PRETRAIN)
+    if found is None:
+        raise UserError(f"{run}: has no checkpoint of pretraining")
     machine, dataset = choose_machine(config.runtime), open_dataset(config.data, config.seed)
-    network = pretrained_of(config, Checkpoint(path, load_checkpoint(path)))
+    network = pretrained_of(config, found)
     machine.place(network)
     pixels = measuring_pixels(config, machine, len(dataset.train.classes))
-    found = {}
-    for name, mode in _CROPS.items():
-        data = config.data.model_copy(update={"pad_mode": mode or "none"})
-        loader = build_loader(dataset.held_out, data, config.seed, machine.device)
-        augment = mode is not None
+    accuracy = {}
+    for name, (changes, augment) in _CROPS.items():
+        data = config.data.model_copy(update=changes)
+        held_out = build_loader(dataset.held_out, data, config.seed, machine.device)
         measured = pretext_accuracy(
-            network, loader, pixels, machine, config.patches, len(loader), augment
+            network, held_out, pixels, machine, config.patches, len(held_out), augment
         )
-        found[name] = measured["pretext_accuracy"]
+        accuracy[name] = measured["pretext_accuracy"]
+    elsewhere = config.data.model_copy(update={"train": None, "test": None})
     return {
-        "pad_mode": config.pretraining_data.pad_mode,
-        "step": step,
+        "crop": _crop_of(config.pretraining_data),
+        "step": found.state["step"],
         "of_steps": config.pretrain.steps,
         "images": len(dataset.held_out),
         "chance": 1 / config.masked,
-        "accuracy": found,
-        "config": config.model_copy(
-            update={"data": config.data.model_copy(update={"train": None, "test": None})}
-        ).model_dump(mode="json"),
+        "accuracy": accuracy,
+        "config": config.model_copy(update={"data": elsewhere}).model_dump(mode="json"),
         "environment": environment(machine.device),
     }
+
+
+def _crop_of(data: DataConfig) -> str:
+    if data.crop == "resized":
+        return f"random resized crop, area {data.area[0]:g} to {data.area[1]:g}"
+    how = {"zero": "zeros", "reflect": "mirrored", "none": "no shift"}[data.pad_mode]
+    return how if data.pad_mode == "none" else f"shifted by {data.pad}, {how}"
 
 
 def main() -> None:
     parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
-    parser.add_argument("--step", type=int, required=True)
     parser.add_argument("--json", required=True, metavar="OUT")
     options = parser.parse_args()
-    above_zero(options, "step")
     path = result_file(options.json)
-    results = [measure(run, options.step) for run in options.runs]
+    results = [measure(run) for run in options.runs]
     result = {
-        "claim": "pretext accuracy of the same held-out images and masks, by the padding that a "
+        "claim": "pretext accuracy of the same held-out images and masks, by the crop that a "
         "network was pretrained with and by how the images are cropped",
         "command": command(),
         "results": results,
