@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from html import escape
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -28,24 +30,32 @@ def open_server(make: Callable[[], str], port: int) -> ThreadingHTTPServer:
 
         def do_GET(self) -> None:
             # A page of the web whose name was made to point here would come by another name.
-            if self.headers.get("Host", "").rpartition(":")[0] not in (HOST, "localhost"):
+            # Port 80 goes without saying.
+            if self.headers.get("Host", "").partition(":")[0] not in (HOST, "localhost"):
                 self.send_error(HTTPStatus.FORBIDDEN)
             elif self.path != "/":
                 self.send_error(HTTPStatus.NOT_FOUND)
             else:
-                self._send_page()
+                with suppress(ConnectionError):  # the browser has left
+                    self._send_page()
 
         def _send_page(self) -> None:
             try:
                 with lock:
                     page = make().encode()
             except (UserError, OSError) as error:  # the folder went away, or is being replaced
-                self.send_error(HTTPStatus.SERVICE_UNAVAILABLE, explain=str(error))
+                page = f"{escape(str(error))}\n".encode()
+                self._send(HTTPStatus.SERVICE_UNAVAILABLE, page, ("Refresh", str(REFRESH)))
                 return
-            self.send_response(HTTPStatus.OK)
+            self._send(HTTPStatus.OK, page)
+
+        def _send(self, status: HTTPStatus, page: bytes, *headers: tuple[str, str]) -> None:
+            self.send_response(status)
             self.send_header("Content-Type", "text/html; charset=utf-8")
             self.send_header("Content-Length", str(len(page)))
             self.send_header("Cache-Control", "no-store")
+            for header in headers:
+                self.send_header(*header)
             self.end_headers()
             self.wfile.write(page)
 

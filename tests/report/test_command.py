@@ -8,9 +8,12 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
+import urllib.error
+import urllib.request
 
 import pytest
 from runs import make_run
@@ -95,10 +98,33 @@ def test_the_server_gives_the_page_and_nothing_else(served, tmp_path):
         assert get(port, path)[0] == 404
     assert get(port, "/", host="evil.example:80")[0] == 403
     assert get(port, "/", host=f"localhost:{port}")[0] == 200
+    assert get(port, "/", host="127.0.0.1")[0] == 200  # as a browser asks on port 80
     pages.append(OSError("gone <b>"))
-    status, text = get(port, "/")
-    assert status == 503
-    assert "gone &lt;b&gt;" in text
+    with urlopen_refused(port) as error:
+        assert error.code == 503
+        assert error.headers["Refresh"] == "5"  # an open tab comes back by itself
+        assert "gone &lt;b&gt;" in error.read().decode()
+    pages.append("third")
+    assert get(port, "/") == (200, "third")
+
+
+def urlopen_refused(port):
+    with pytest.raises(urllib.error.HTTPError) as found:
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60)
+    return found.value
+
+
+def test_a_browser_that_leaves_is_no_news(served, capfd):
+    port, pages = served
+    pages.append("x" * 10_000_000)  # more than the system's buffers hold
+    with socket.create_connection(("127.0.0.1", port)) as browser:
+        # Closed with a reset, and what the server still writes is refused.
+        browser.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        browser.sendall(f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+        browser.recv(1)
+    pages.append("next")
+    assert get(port, "/") == (200, "next")
+    assert capfd.readouterr().err == ""
 
 
 def test_the_server_is_of_this_machine_alone(served):
