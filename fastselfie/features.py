@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +30,20 @@ def write_features(
 
     Raises:
         UserError: nothing to read there, or an image that cannot be: a row for every image, so
-            data.on_error does not count here.
+            data.on_error does not count here; one file for both.
     """
     found = open_part(data.expanduser(), part)
     if found is None:
         raise UserError(f"{data}: holds no {part} images: give another --part or --data")
-    with NewFile(out) as file:
+    if labels is not None and labels.resolve() == out.resolve():
+        raise UserError(f"--labels {labels}: is --out too: give another file")
+    with ExitStack() as files:  # all are open before anything is computed
+        file = files.enter_context(NewFile(out))
+        if labels is not None:
+            named = files.enter_context(NewFile(labels))
+            _write_header(named, np.dtype(np.int64), found[0].labels.shape)
+            named.write(np.ascontiguousarray(found[0].labels, dtype=np.int64).data)
         width = _write_rows(file, trained, found[0])
-    if labels is not None:
-        with NewFile(labels) as file:
-            _write_header(file, np.dtype(np.int64), found[0].labels.shape)
-            file.write(np.ascontiguousarray(found[0].labels, dtype=np.int64).data)
     figures: dict[str, Any] = {"n": len(found[0]), "D": width, "path": str(out)}
     if labels is not None:
         figures |= {"labels": str(labels), "classes": len(found[0].classes)}

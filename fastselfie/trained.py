@@ -16,6 +16,7 @@ from fastselfie.run import CLASSES, FINETUNED, PRETRAIN, SUPERVISED, open_run, p
 
 # A run's best for use first: what is meant where no stage is named.
 STAGES = (FINETUNED, SUPERVISED, PRETRAIN)
+_ANEW = "the run's `fastselfie train` writes it anew"
 
 
 class Trained(NamedTuple):
@@ -60,11 +61,14 @@ class Trained(NamedTuple):
         path = self.run / CLASSES
         if not path.exists():
             return [str(number) for number in range(count)]
-        names: list[str] = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            names: list[str] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path}: is damaged: {_ANEW}") from error
         if len(names) != count:
             raise UserError(
                 f"{path}: names {len(names)} classes, {self.checkpoint.path} tells {count} apart: "
-                "the run's `fastselfie train` writes it anew"
+                f"{_ANEW}"
             )
         return names
 

@@ -216,6 +216,21 @@ def test_a_run_that_kept_no_names_numbers_its_classes(tiny_run, tmp_path):
     assert open_trained(run).classes() == ["0", "1"]
 
 
+def test_damaged_notes_of_a_run(cli, tiny_run, tmp_path):
+    """A summary is left out of the card, as a report leaves it out; names are not guessed."""
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    (run / "summary.json").write_text('{"seco', encoding="utf-8")
+    with open(run / "finetuned" / "log.jsonl", "a", encoding="utf-8") as file:
+        file.write("[1]\n")
+    command = ("export", run, "--format", "safetensors", "--out")
+    assert cli(*command, tmp_path / "a.safetensors").status == 0
+    assert (tmp_path / "a.safetensors.md").exists()
+    (run / "classes.json").write_text('["cat", "do', encoding="utf-8")
+    refused(cli(*command, tmp_path / "b.safetensors"), "classes.json: is damaged")
+    assert not list(tmp_path.glob("b.*"))
+
+
 def test_an_out_that_cannot_be_written(cli, tiny_run, tmp_path):
     (tmp_path / "file").write_text("in the way")
     for out in (tmp_path, tmp_path / "file" / "x", tmp_path / "file" / "y" / "x"):

@@ -91,4 +91,8 @@ def test_mistakes(cli, tiny_run, tmp_path):
         (tiny_run, images, tmp_path, "Is a directory"),
     ):
         refused(cli("features", run, "--data", data, "--out", target), words)
+    command = ("features", tiny_run, "--data", images, "--out", out, "--labels")
+    refused(cli(*command, tmp_path / "x" / ".." / "f.npy"), "f.npy: is --out too")
+    blocked = images / "train" / "cat" / "0.png" / "l.npy"  # below a file
+    assert cli(*command, blocked).status == 2
     assert not list(tmp_path.iterdir())

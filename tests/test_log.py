@@ -18,6 +18,14 @@ def test_lines_come_back_and_a_cut_line_is_left_out(tmp_path):
     assert len(read_log(tmp_path / "log.jsonl")) == 2
 
 
+def test_a_damaged_line_hides_none_after_it(tmp_path):
+    text = '{"step": 1}\n{"st\x00ep": \n[3]\n"x"\n{"loss": 1}\n{"step": 2}\n'
+    (tmp_path / "log.jsonl").write_text(text)
+    with RunLog(tmp_path, "pretrain", 10, 5):
+        pass
+    assert [x["step"] for x in read_log(tmp_path / "log.jsonl")] == [1, 2]
+
+
 def test_a_resumed_run_writes_its_lines_once(tmp_path):
     with RunLog(tmp_path, "pretrain", 10, 0) as log:
         for step in range(1, 6):

@@ -38,8 +38,8 @@ def export(trained: Trained, form: str, out: Path) -> dict[str, Any]:
     with NewFile(out) as file:
         data, said = _FORMATS[form](trained, network, notes)
         file.write(data)
-    if form == "safetensors":
-        said["card"] = str(out.with_name(f"{out.name}.md"))
-        write_atomically(Path(said["card"]), card(trained, network, notes, out.name))
+        if form == "safetensors":
+            said["card"] = str(out.with_name(f"{out.name}.md"))
+            write_atomically(Path(said["card"]), card(trained, network, notes, out.name))
     figures = {"file": str(out), "format": form, "stage": trained.kind, "step": trained.step}
     return {**figures, "bytes": len(data), **said}

@@ -13,7 +13,7 @@ from fastselfie.config import DataConfig
 from fastselfie.data.loaders.geometry import CENTRE
 from fastselfie.models.resnet import ResNetV2
 from fastselfie.models.selfie import Classifier
-from fastselfie.report.folder import SUMMARY
+from fastselfie.report.folder import SUMMARY, read_facts
 from fastselfie.run import FINETUNED, PRETRAIN
 from fastselfie.trained import Trained
 
@@ -75,7 +75,7 @@ def card(trained: Trained, network: Classifier, notes: dict[str, str], file: str
         parameters=sum(p.numel() for p in network.parameters()) / 1e6,
         notes=notes,
         metrics=trained.measures(),
-        summary=_summary(trained.run),
+        summary=read_facts(trained.run / SUMMARY),
         step=trained.step,
         classes=trained.classes(),
         file=file,
@@ -90,11 +90,3 @@ def _travelling_config(trained: Trained) -> dict[str, Any]:
         path = values["data"][key]
         values["data"][key] = None if path is None else Path(path).name
     return values
-
-
-def _summary(run: Path) -> dict[str, Any]:
-    path = run / SUMMARY
-    found: dict[str, Any] = {}
-    if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
-    return found

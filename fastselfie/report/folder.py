@@ -114,8 +114,8 @@ def read_run(path: Path, config: Config) -> RunFolder:
         path=path,
         config=config,
         logs={name: _lines(path / name / "log.jsonl") for name in STAGES},
-        summary=_facts(path / SUMMARY),
-        environment=_facts(path / ENVIRONMENT),
+        summary=read_facts(path / SUMMARY),
+        environment=read_facts(path / ENVIRONMENT),
     )
 
 
@@ -125,14 +125,12 @@ def _lines(path: Path) -> list[Mapping[str, Any]]:
     return [
         line
         for line in read_log(path)
-        if isinstance(line, dict)
-        and isinstance(line.get("step"), int)
-        and all(isinstance(value, numbers) for value in (line.get("time"), *line.values()))
+        if all(isinstance(value, numbers) for value in (line.get("time"), *line.values()))
     ]
 
 
-def _facts(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none, or a kill or an older disk left half of one."""
+def read_facts(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is none, or a kill or a full disk left half of one."""
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
