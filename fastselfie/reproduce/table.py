@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from fastselfie.atomic import write_atomically
 from fastselfie.report.curves import Bars, shares
+from fastselfie.report.render import render
 from fastselfie.reproduce.statistics import Figures
 from fastselfie.run import FINETUNED, SUPERVISED
 
@@ -27,13 +27,12 @@ HEAD = (
 FEATURES_HEAD = ("without finetuning", "bank", "P", "random weights", "pixels")
 
 
-def write_table(figures: Figures, out: Path) -> Figures:
-    """Write table.json, .md, .csv and .html in `out`; return `figures`."""
+def write_table(figures: Figures, out: Path) -> None:
+    """Write table.json, .md, .csv and .html in `out`."""
     write_atomically(out / JSON, json.dumps(figures, indent=1) + "\n")
     write_atomically(out / MARKDOWN, markdown(figures))
     write_atomically(out / CSV, as_csv(figures))
     write_atomically(out / PAGE, _page(figures))
-    return figures
 
 
 def markdown(figures: Figures) -> str:
@@ -47,24 +46,41 @@ def markdown(figures: Figures) -> str:
 
 
 def print_table(figures: Figures, page: Path, console: Console) -> None:
-    """The same for a terminal; columns without an entry are left out."""
-    filled = [cells(row) for row in figures["rows"]]
-    used = [i for i in range(len(HEAD)) if any(row[i] for row in filled)]
-    table = Table(title=f"{figures['name']}: top-1 in percent, mean +- std", show_edge=False)
-    for i in used:
-        table.add_column(HEAD[i], justify="left" if HEAD[i] == "rates" else "right")
-    for row in filled:
-        table.add_row(*(row[i] for i in used))
-    console.print(table)
-    learned = Table(show_edge=False)
-    for name in FEATURES_HEAD:
-        learned.add_column(name, justify="left" if name == FEATURES_HEAD[0] else "right")
-    for row in feature_cells(figures):
-        learned.add_row(*row)
-    console.print(learned)
-    for line in (pretext_line(figures), *(f"* {note}" for note in figures["notes"])):
-        console.print(escape(line), soft_wrap=not console.is_terminal)
+    """The same for a terminal; columns without an entry are left out.
+
+    As Markdown where the console is too narrow, as of a pipe: cut in two a number says another.
+    """
+    title = f"{figures['name']}: top-1 in percent, mean +- std"
+    tables = [
+        _table(title, HEAD, [cells(row) for row in figures["rows"]]),
+        _table(None, FEATURES_HEAD, feature_cells(figures)),
+    ]
+    notes = [pretext_line(figures), *(f"* {note}" for note in figures["notes"])]
+    if any(_least_width(table) > console.width for table in tables):
+        console.print(escape(markdown(figures)), soft_wrap=True)
+    else:
+        for table in tables:
+            console.print(table)
+        for line in notes:
+            console.print(escape(line), soft_wrap=not console.is_terminal)
     console.print(f"page: {escape(str(page))}", soft_wrap=True)
+
+
+def _table(title: str | None, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Of a terminal, whose columns are never narrower than a number or a word of their title."""
+    used = [i for i in range(len(head)) if any(row[i] for row in rows)]
+    table = Table(title=title, show_edge=False)
+    for i in used:
+        least = max(map(len, (*head[i].split(), *(row[i] for row in rows))))
+        words = head[i] in ("rates", FEATURES_HEAD[0])
+        table.add_column(head[i], justify="left" if words else "right", min_width=least)
+    for row in rows:
+        table.add_row(*(row[i] for i in used))
+    return table
+
+
+def _least_width(table: Table) -> int:
+    return sum((column.min_width or 0) + 3 for column in table.columns)  # a space on each side, |
 
 
 def as_csv(figures: Figures) -> str:
@@ -169,10 +185,8 @@ def _difference(found: Figures | None) -> str:
 
 
 def _page(figures: Figures) -> str:
-    template = Environment(
-        loader=PackageLoader("fastselfie.report", "."), autoescape=True, trim_blocks=True
-    ).get_template("reproduce.html")
-    return template.render(
+    return render(
+        "reproduce.html",
         name=figures["name"],
         head=HEAD,
         rows=[cells(row) for row in figures["rows"]],
