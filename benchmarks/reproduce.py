@@ -28,6 +28,7 @@ from fastselfie.errors import UserError
 from fastselfie.log import read_log
 from fastselfie.report.curves import points_of
 from fastselfie.reproduce.agenda import RUNS
+from fastselfie.reproduce.execute import SECTIONS
 from fastselfie.reproduce.table import (
     FEATURES_HEAD,
     HEAD,
@@ -37,7 +38,6 @@ from fastselfie.reproduce.table import (
     pretext_line,
 )
 
-_SECTIONS = ("seed", "data", "model", "pretrain", "finetune", "reproduce")
 _COLOURS = {"finetuned": "#0072B2", "supervised": "#D55E00"}  # Okabe and Ito's
 _PANELS = (
     ("loss", "training loss, nats"),
@@ -81,7 +81,7 @@ def result_of(folders: Sequence[Path], command: str) -> dict[str, Any]:
 def _changes(config: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """What `other` sets otherwise, as the command line says it."""
     found = []
-    for key in differing_keys(config, other, _SECTIONS):
+    for key in differing_keys(config, other, SECTIONS):
         value: Any = other
         for part in key.split("."):
             value = value[part]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import warnings
@@ -222,10 +223,13 @@ def usable_cores() -> int:
 def total_memory(device: torch.device) -> int:
     """Bytes that this process may have of the device's memory.
 
-    On a CPU: its share of what the machine or the cgroup allows.
+    Its share of a GPU's where there are more processes than GPUs; on a CPU of what the machine or
+    the cgroup allows.
     """
+    processes = ranks_of(os.environ).local_world
     if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
+        memory = int(torch.cuda.get_device_properties(device).total_memory)
+        return memory // math.ceil(processes / torch.cuda.device_count())
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
@@ -234,7 +238,7 @@ def total_memory(device: torch.device) -> int:
         limit = "max"
     if limit.isdigit():
         available = min(available, int(limit))
-    return available // ranks_of(os.environ).local_world
+    return available // processes
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

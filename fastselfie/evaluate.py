@@ -146,6 +146,22 @@ def extract_features(
     return torch.cat(features), torch.cat(labels)
 
 
+def feature_worth(
+    network: Classifier,
+    bank: Loader,
+    queries: Loader,
+    pixels: Pixels,
+    machine: Machine,
+    probe: bool = True,
+) -> dict[str, float]:
+    """Top-1 on `queries` by k-NN (knn) and, unless told not, by a linear probe (linear_probe)."""
+    known, asked = (extract_features(network, each, pixels, machine) for each in (bank, queries))
+    found = {"knn": knn_accuracy(*known, *asked)}
+    if probe:
+        found["linear_probe"] = linear_probe_accuracy(*known, *asked)
+    return found
+
+
 def pixel_features(loader: Loader, pixels: Pixels) -> tuple[Tensor, Tensor]:
     """Normalised pixels (n, 3 x H x W) float32 and labels (n,): what learned features must beat.
 

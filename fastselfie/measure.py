@@ -8,13 +8,7 @@ from fastselfie.config import Config
 from fastselfie.data.loaders import build_loader
 from fastselfie.data.sources import open_dataset
 from fastselfie.device import Machine, choose_machine, total_memory
-from fastselfie.evaluate import (
-    Pixels,
-    classification_accuracy,
-    extract_features,
-    knn_accuracy,
-    linear_probe_accuracy,
-)
+from fastselfie.evaluate import Pixels, classification_accuracy, feature_worth
 from fastselfie.memory import estimate_finetuning
 from fastselfie.run import PRETRAIN, open_run
 from fastselfie.trained import open_trained, stages_of
@@ -23,8 +17,8 @@ from fastselfie.trained import open_trained, stages_of
 def measure_run(run: Path, data: str | None) -> dict[str, dict[str, float]]:
     """Measures of every network that the run left, by its name, of an unfinished stage too.
 
-    finetuned, supervised: loss, top1, top5. pretrain: knn and linear_probe on P's features of
-    whole images, fitted on the run's training images.
+    finetuned, supervised: heldout_loss, top1, top5. pretrain: knn and linear_probe on P's features
+    of whole images, fitted on the run's training images.
 
     Raises:
         UserError: not a run, one without checkpoints, or images that cannot be read.
@@ -44,12 +38,7 @@ def measure_run(run: Path, data: str | None) -> dict[str, dict[str, float]]:
         machine.place(network)
         if name == PRETRAIN:
             train = build_loader(dataset.train, config.data, config.seed, machine.device)
-            bank = extract_features(network, train, pixels, machine)
-            queries = extract_features(network, held_out, pixels, machine)
-            measures[name] = {
-                "knn": knn_accuracy(*bank, *queries),
-                "linear_probe": linear_probe_accuracy(*bank, *queries),
-            }
+            measures[name] = feature_worth(network, train, held_out, pixels, machine)
         else:
             measures[name] = classification_accuracy(network, held_out, pixels, machine)
     return measures

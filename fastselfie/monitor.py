@@ -6,13 +6,7 @@ from fastselfie.config import Config
 from fastselfie.data.loaders import build_loader
 from fastselfie.data.sources import Dataset, limited
 from fastselfie.device import Machine
-from fastselfie.evaluate import (
-    Pixels,
-    extract_features,
-    knn_accuracy,
-    linear_probe_accuracy,
-    pixel_features,
-)
+from fastselfie.evaluate import Pixels, feature_worth, knn_accuracy, pixel_features
 from fastselfie.log import say
 from fastselfie.models.resnet import ResNetV2
 
@@ -59,13 +53,9 @@ class Monitor:
         return self.machine.ranks.from_leader(lambda: self._measured(network, step))
 
     def _measured(self, network: ResNetV2, step: int) -> dict[str, float]:
-        bank, queries = (
-            extract_features(network, loader, self.pixels, self.machine)
-            for loader in (self.bank, self.queries)
+        found = feature_worth(
+            network, self.bank, self.queries, self.pixels, self.machine, self.probes
         )
-        found = {"knn": knn_accuracy(*bank, *queries)}
-        if self.probes:
-            found["linear_probe"] = linear_probe_accuracy(*bank, *queries)
         if step == 0:
             bank, queries = (
                 pixel_features(each, self.pixels) for each in (self.bank, self.queries)

@@ -250,6 +250,12 @@ def _announce(config: Config, machine: Machine, dataset: Dataset, labels: int) -
         f"out ({dataset.split}), {len(dataset.train.classes)} classes",
     ):
         say(line)
+    for name, settings in ((PRETRAIN, config.pretrain), ("finetune", config.finetune)):
+        if settings.warmup_steps >= settings.steps:
+            say(
+                f"warning: {name}.warmup_steps is {settings.warmup_steps}, not below {name}.steps "
+                f"= {settings.steps}: the rate never comes to {name}.lr"
+            )
 
 
 def _conclude(out: Path, measures: dict[str, dict[str, float]], seconds: float) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from fastselfie.device import random_state
 from fastselfie.evaluate import (
     Pixels,
     extract_features,
+    feature_worth,
     knn_accuracy,
     linear_probe_accuracy,
     pixel_features,
@@ -106,12 +107,12 @@ def test_a_measure_that_was_left_is_made_up_for(image_folder, tmp_path, machine,
 
     def left(*arguments):
         calls.append(arguments)
-        if len(calls) == 3:  # knn and knn_pixels of step 0, then this one of step 3
+        if len(calls) == 2:  # of step 0, then this one of step 3
             os.kill(os.getpid(), signal.SIGTERM)
-        return knn_accuracy(*arguments)
+        return feature_worth(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(monitor, "knn_accuracy", left)
+        patch.setattr(monitor, "feature_worth", left)
         with pytest.raises(Interrupted):
             run(image_folder, tmp_path / "b", machine, **options)
     assert set(measured(tmp_path / "b")) == {0}

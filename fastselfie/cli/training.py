@@ -78,6 +78,7 @@ def reproduce(
     jobs: Annotated[
         int | None,
         typer.Option(
+            min=1,
             help="Runs at a time, each on a GPU or with its share of the cores; default one a GPU, "
             "else 1.",
         ),

@@ -43,6 +43,11 @@ class Agenda:
         """Runs that are known of by now: a search may come to need more."""
         return sum(len(self._searches(g)) + len(self.plan.seeds) for g in self.plan.groups)
 
+    @property
+    def left(self) -> int:
+        """Of `total`, those without a result."""
+        return self.total - len(self.results)
+
     def next(self) -> Run | None:
         """A run to begin now; None where there is none, or none before others have ended."""
         found = next((run for run in self.runs() if run not in self._begun), None)

@@ -44,7 +44,7 @@ def do_all(agenda: Agenda, plan: Plan, out: Path, jobs: int, tell: Callable[[Run
         UserError: of the first run that failed, or a worker was killed; the others have left.
         Interrupted: a signal came; all have left.
     """
-    with deferred_signals() as pending, _crew(plan, out, min(jobs, agenda.total)) as idle:
+    with deferred_signals() as pending, _crew(plan, out, min(jobs, agenda.left)) as idle:
         busy: dict[Connection, tuple[_Worker, Run]] = {}
         while True:
             while idle and (run := agenda.next()) is not None:

@@ -31,7 +31,7 @@ from fastselfie.reproduce.teller import Teller
 from fastselfie.run import PRETRAIN, train
 
 RECORD = "reproduce.json"
-_SECTIONS = ("seed", "data", "model", "pretrain", "finetune", "reproduce")
+SECTIONS = ("seed", "data", "model", "pretrain", "finetune", "reproduce")
 # Each run has its own.
 _UNUSED = tuple(f"finetune.{key}" for key in ("labels", "labels_per_class", "lr", "scratch_lr"))
 
@@ -53,8 +53,6 @@ def reproduce(plan: Plan, out: Path, jobs: int | None) -> dict[str, Any]:
             "`fastselfie train CONFIG --stage pretrain --out DIR`, then reproduce with --out DIR"
         )
     machine = choose_machine(config.runtime)
-    if jobs is not None and jobs < 1:
-        raise UserError(f"--jobs {jobs}: at least 1")
     jobs = default_jobs(machine) if jobs is None else jobs
     dataset = open_dataset(config.data, config.seed)
     plan.check(dataset)
@@ -76,7 +74,9 @@ def reproduce(plan: Plan, out: Path, jobs: int | None) -> dict[str, Any]:
             torch.cuda.empty_cache()  # what pretraining had is a worker's now
             crew.do_all(agenda, plan, out, jobs, tell)
         features = json.loads((out / FEATURES).read_text(encoding="utf-8"))
-        return write_table(summary_of(agenda, dataset, features), out)
+        figures = summary_of(agenda, dataset, features)
+        write_table(figures, out)
+        return figures
 
 
 def default_jobs(machine: Machine) -> int:
@@ -116,7 +116,7 @@ def _check_record(config: Config, dataset: Dataset, out: Path) -> None:
     if path.exists():
         record = json.loads(path.read_text(encoding="utf-8"))
         new = config.model_dump(mode="json")
-        differing = differing_keys(record["config"], new, _SECTIONS, _UNUSED)
+        differing = differing_keys(record["config"], new, SECTIONS, _UNUSED)
         if differing:
             raise UserError(
                 f"{path}: was begun with another config: {', '.join(differing)}: set them back, "

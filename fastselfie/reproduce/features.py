@@ -13,8 +13,8 @@ from fastselfie.device import Machine
 from fastselfie.evaluate import (
     Pixels,
     extract_features,
+    feature_worth,
     knn_accuracy,
-    linear_probe_accuracy,
     pixel_features,
     pretext_accuracy,
     standardised,
@@ -56,9 +56,8 @@ def measure_features(
     networks = {"p": pretrained.patch_network, "random": build_patch_network(config)}
     for name, network in networks.items():
         machine.place(network)
-        known, asked = (extract_features(network, x, pixels, machine) for x in (bank, queries))
-        figures[f"{name}_knn"] = knn_accuracy(*known, *asked)
-        figures[f"{name}_linear_probe"] = linear_probe_accuracy(*known, *asked)
+        worth = feature_worth(network, bank, queries, pixels, machine)
+        figures |= {f"{name}_{key}": value for key, value in worth.items()}
         places = SideBySide(network, config.grid)
         known, asked = (extract_features(places, x, pixels, machine) for x in (placed, queries))
         figures[f"{name}_knn_places"] = _knn_standardised(known, asked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -22,8 +23,8 @@ from fastselfie.errors import UserError
 from fastselfie.finetune import build_finetuning, finetuning_stage
 from fastselfie.pretrain import build_pretraining
 from fastselfie.profiling.estimate import Target, paper_rates
+from fastselfie.report.render import shown_time
 from fastselfie.reproduce.plan import Group, Plan
-from fastselfie.reproduce.teller import shown_time
 from fastselfie.step import TrainStep
 
 _TIMED = 8  # images of a step that is timed: cheap for any network, on any machine
@@ -84,6 +85,11 @@ def print_forecast(
         f"in all {sum(line.runs for line in lines):,} runs, {shown_time(total)}, {rates.how}; "
         "training alone: measuring, checkpoints and starting come on top",
         f"arms {arms}; rates {grid}{beyond}; seeds {seeds[0]} to {seeds[-1]}",
+        *(
+            ["the pretraining on one of them; by torchrun before, on all: see docs/reproduction.md"]
+            if rates.devices > 1
+            else []
+        ),
         f"steps x {plan.budget:g} (--budget)",
         f"output {out}",
         *([f"missing data: {missing}"] if missing else []),
@@ -96,7 +102,9 @@ def forecast(plan: Plan, dataset: Dataset | None, rates: Rates) -> list[Line]:
     pretrain, finetune = plan.config.pretrain, plan.config.finetune
 
     def line(what: str, runs: int, stage: StageConfig, images: str, rate: float) -> Line:
-        spent = runs * stage.steps * stage.batch_size / (rate * rates.devices)
+        # A run is on one device, the pretraining too.
+        rounds = math.ceil(runs / rates.devices)
+        spent = rounds * stage.steps * stage.batch_size / rate
         return Line(what, runs, stage.steps, stage.batch_size, images, spent)
 
     everything = "all" if dataset is None else f"{len(dataset.train):,}"

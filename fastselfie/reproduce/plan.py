@@ -8,7 +8,6 @@ runs are measured on the test images (paper, section 4).
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +20,8 @@ from fastselfie.errors import UserError
 from fastselfie.finetune import FewLabels, labelled
 from fastselfie.rng import IntArray
 from fastselfie.run import FINETUNED, SUPERVISED
+
+_MOST_BUDGET = 1000  # more is a slip: the paper's stages have 120,000 steps
 
 Settings = TypeVar("Settings", bound=StageConfig)
 
@@ -137,8 +138,11 @@ def make_plan(config: Config, labels: str, seeds: int, budget: float | None) -> 
         raise UserError(f"--seeds {seeds}: at least 1; the paper has 5")
     if config.seed + seeds > 2**32:
         raise UserError(f"--seeds {seeds}: seed is {config.seed}, and the last must be below 2^32")
-    if budget is not None and not 0 < budget < math.inf:
-        raise UserError(f"--budget {budget:g}: a factor of both stages' steps, above 0")
+    if budget is not None and not 0 < budget <= _MOST_BUDGET:
+        raise UserError(
+            f"--budget {budget:g}: a factor of both stages' steps, above 0 and at most "
+            f"{_MOST_BUDGET}"
+        )
     shares = tuple(dict.fromkeys(_percents(labels)))
     factor = 1.0 if budget is None else budget
     updates = {

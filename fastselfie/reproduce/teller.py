@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 
 from fastselfie.log import console, say
+from fastselfie.report.render import shown_time
 from fastselfie.reproduce.agenda import Agenda
 from fastselfie.reproduce.plan import Run
 
@@ -33,15 +34,3 @@ class Teller:
             f"{done} of {total}" + (f", about {shown_time(left)} left" if done < total else "")
         )
         console.quiet = quiet
-
-
-def shown_time(seconds: float) -> str:
-    """In two units at most."""
-    minutes, hours = round(seconds / 60), round(seconds / 3600)
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    if hours < 48:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{hours // 24} d {hours % 24} h"

@@ -236,7 +236,8 @@ def mistakes():
         "labels_few": (["--labels", "5"], "--labels 5: class 0 has one labelled image"),
         "seeds": (["--seeds", "0"], "--seeds 0: at least 1"),
         "budget": (["--budget", "0"], "--budget 0: a factor of both stages' steps"),
-        "jobs": (["--jobs", "0"], "--jobs 0: at least 1"),
+        "jobs": (["--jobs", "0"], "'--jobs': Input should be greater than or equal to 1"),
+        "budget_large": (["--budget", "1e308"], "--budget 1e+308: a factor"),
         "grid": (["reproduce.grid=[]"], "reproduce.grid is [] (command line)"),
         "key": (["reproduce.gird=[1]"], "did you mean 'reproduce.grid'?"),
     }

@@ -17,8 +17,10 @@ def test_counts_and_seconds_by_hand(idx_folder):
     lines = forecast(plan, open_dataset(config.data), rates)
     assert [(line.runs, line.steps, line.images) for line in lines] == [
         (1, 4, "40"), (6, 2, "4"), (10, 2, "8"), (6, 2, "36"), (10, 2, "40")]  # fmt: skip
-    # 4 steps of 8 images at 2 x 16 a second; 6 runs of 2 x 8 at 2 x 4.
-    assert [line.seconds for line in lines] == [1, 12, 20, 12, 20]
+    # 4 steps of 8 images at 16 a second, on one device; 6 runs of 2 x 8 at 4, two at a time.
+    assert [line.seconds for line in lines] == [2, 12, 20, 12, 20]
+    odd = forecast(plan, open_dataset(config.data), rates._replace(devices=4))
+    assert [line.seconds for line in odd] == [2, 8, 12, 8, 12]  # 6 are 4 and 2
 
 
 @pytest.mark.parametrize("name", ["cifar10", "in32", "in224"])
