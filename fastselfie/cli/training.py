@@ -84,6 +84,14 @@ def reproduce(
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The folder; default runs/NAME.")] = None,
+    control: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Another reproduction that differs in pretraining alone: take its supervised "
+            "runs, which know of none.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the runs and their time; touch nothing.")
     ] = False,
@@ -117,7 +125,7 @@ def reproduce(
     from fastselfie.reproduce.table import PAGE, print_table
 
     try:
-        figures = carry_out(runs, folder, jobs)
+        figures = carry_out(runs, folder, jobs, control)
     except Interrupted as left:
         raise typer.Exit(128 + left.number) from None
     print_table(figures, folder / PAGE, Console(highlight=False))

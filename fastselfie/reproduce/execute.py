@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from fastselfie.pretrain import pretraining_stage
 from fastselfie.reproduce import crew
 from fastselfie.reproduce.agenda import RUNS, Agenda
 from fastselfie.reproduce.bench import Bench
+from fastselfie.reproduce.control import take_control
 from fastselfie.reproduce.features import FEATURES, measure_features
 from fastselfie.reproduce.plan import Plan
 from fastselfie.reproduce.statistics import summary_of
@@ -36,10 +38,14 @@ SECTIONS = ("seed", "data", "model", "pretrain", "finetune", "reproduce")
 _UNUSED = tuple(f"finetune.{key}" for key in ("labels", "labels_per_class", "lr", "scratch_lr"))
 
 
-def reproduce(plan: Plan, out: Path, jobs: int | None) -> dict[str, Any]:
+def reproduce(
+    plan: Plan, out: Path, jobs: int | None, control: Path | None = None
+) -> dict[str, Any]:
     """Pretrain, do every run that has no result yet in `out`, and write the table there.
 
-    jobs: processes that train; None: one a GPU, else one. Returns the table's figures.
+    jobs: processes that train; None: one a GPU, else one. control: the folder of another
+    reproduction, of the same config but for pretraining, whose supervised runs are taken. Returns
+    the table's figures.
 
     Raises:
         UserError: what can be known before the first step is found before it, and leaves `out` as
@@ -56,9 +62,16 @@ def reproduce(plan: Plan, out: Path, jobs: int | None) -> dict[str, Any]:
     jobs = default_jobs(machine) if jobs is None else jobs
     dataset = open_dataset(config.data, config.seed)
     plan.check(dataset)
-    _check_record(config, dataset, out)
+    _check_out(config, dataset, out)
+    if control is not None:
+        if not (control / RECORD).is_file():
+            raise UserError(f"--control {control}: has no {RECORD}: give a reproduction's folder")
+        sections = tuple(section for section in SECTIONS if section != "pretrain")
+        _check_record(config, dataset, control / RECORD, sections, "another --control, or none")
     with only_one_in(out):
         _keep_record(plan, dataset, out)
+        if control is not None:
+            take_control(plan, control, out)
         if not _is_pretrained(config, dataset, out):
             train(config, PRETRAIN, "auto", out)
         bench = Bench(plan, dataset, out, machine)
@@ -104,7 +117,7 @@ def _is_pretrained(config: Config, dataset: Dataset, out: Path) -> bool:
     return done and not found.state["owed"]
 
 
-def _check_record(config: Config, dataset: Dataset, out: Path) -> None:
+def _check_out(config: Config, dataset: Dataset, out: Path) -> None:
     """Whether what is in `out` is of this experiment.
 
     Raises:
@@ -112,20 +125,25 @@ def _check_record(config: Config, dataset: Dataset, out: Path) -> None:
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file: give another --out")
-    path = out / RECORD
-    if path.exists():
-        record = json.loads(path.read_text(encoding="utf-8"))
-        new = config.model_dump(mode="json")
-        differing = differing_keys(record["config"], new, SECTIONS, _UNUSED)
-        if differing:
-            raise UserError(
-                f"{path}: was begun with another config: {', '.join(differing)}: set them back, "
-                "or use another --out"
-            )
-        if record["images"] != dataset.fingerprint():
-            raise UserError(f"{path}: was begun on other images: bring them back, or use "
-                            "another --out")  # fmt: skip
+    if (out / RECORD).exists():
+        _check_record(config, dataset, out / RECORD, SECTIONS, "another --out")
     _is_pretrained(config, dataset, out)
+
+
+def _check_record(
+    config: Config, dataset: Dataset, path: Path, sections: Sequence[str], other: str
+) -> None:
+    """Whether the runs beside the record at `path` have these images and agree in `sections`."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    new = config.model_dump(mode="json")
+    differing = differing_keys(record["config"], new, sections, _UNUSED)
+    if differing:
+        raise UserError(
+            f"{path}: was begun with another config: {', '.join(differing)}: set them back, or "
+            f"give {other}"
+        )
+    if record["images"] != dataset.fingerprint():
+        raise UserError(f"{path}: was begun on other images: bring them back, or give {other}")
 
 
 def _keep_record(plan: Plan, dataset: Dataset, out: Path) -> None:

@@ -282,6 +282,35 @@ def test_without_test_images_the_held_out_split_is_measured_and_said(setting, tm
     assert figures["rows"][0]["supervised"] is None
 
 
+def test_an_ablation_of_pretraining_takes_the_control_of_another(setting, cli, tmp_path):
+    """And is paired with it; what is not there is trained, and what differs elsewhere refused."""
+    config, reference = setting
+    out, control = tmp_path / "out", ("--control", reference)
+    command = ("reproduce", config, *ARGUMENTS, "--out", out)
+    result = cli(*command, "finetune.batch_size=4", *control)
+    refused_line = result.err.splitlines()[-1]
+    assert "finetune.batch_size (8 -> 4)" in refused_line
+    assert "another --control" in refused_line
+    result = cli(*command, "--control", tmp_path)
+    assert "has no reproduce.json" in result.err
+    assert not out.exists()
+
+    result = cli(*command, "pretrain.pad_mode=zero", *control)
+    assert result.status == 0, result.err
+    assert f"4 supervised runs are those of {reference}" in " ".join(result.err.split())
+    found, before = table(out)["rows"][0], table(reference)["rows"][0]
+    assert found["supervised"] == before["supervised"]
+    losses = [
+        [run["heldout_loss"] for run in table(folder)["runs"] if run["arm"] == "finetuned"]
+        for folder in (out, reference)
+    ]
+    assert losses[0] != losses[1]
+    assert found["difference"]["mean"] == pytest.approx(
+        found["finetuned"]["mean"] - found["supervised"]["mean"]
+    )
+    assert not list((out / "runs").glob("*/supervised/*/*.pt"))
+
+
 def test_a_rate_that_diverges_loses_and_the_search_goes_on(setting, tmp_path):
     config, _ = setting
     settings = tiny_config(data={"train": str(config.parent / "images")}, runtime={"threads": 1},
