@@ -74,9 +74,8 @@ class PretrainConfig(StageConfig):
 
     crop: Literal["resized", "pad"] | None = Field(
         None,
-        description="data.crop of pretraining alone; null: the same in both stages. A shift tells "
-        "where a patch was by what it uncovers, and none at all by the blocks of JPEG: resized "
-        "moves and scales what was there",
+        description="data.crop of pretraining alone; null: the same in both stages. On 32x32 "
+        "images each has a shortcut of its own, see the README",
     )
     area: tuple[float, float] | None = Field(
         None, description="data.area of pretraining alone; null: the same in both stages"
