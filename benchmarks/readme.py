@@ -187,16 +187,17 @@ def reproduce(results: list[dict[str, Any]]) -> str:
     blocks = []
     for result in results:
         machine = result["environment"]
-        blocks += _learned(result)
+        notes = result["notes"]
+        blocks += _shown(result)
         for ablation in result["ablations"]:
-            changes = ", ".join(f"`{change}`" for change in ablation["changes"])
-            blocks += [f"With {changes}:", "", *_learned(ablation)]
+            blocks += [f"With {', '.join(ablation['changes'])}:", "", *_shown(ablation)]
+            blocks += [*(f"* {note}" for note in ablation["notes"] if note not in notes), ""]
         blocks += [f"* {note}" for note in result["notes"]]
         blocks += [f"* {machine['device']}, {machine['processor']}, torch {machine['torch']}.", ""]
     return "\n".join(blocks[:-1])
 
 
-def _learned(result: dict[str, Any]) -> list[str]:
+def _shown(result: dict[str, Any]) -> list[str]:
     """The accuracies, and what there was before finetuning."""
     tables = (_filled(result["table"]), [result["pretext"]], _filled(result["learned"]))
     return [line for lines in tables for line in (*lines, "")]
@@ -218,7 +219,8 @@ def shortcut(results: list[dict[str, Any]]) -> str:
         shares = [f"{value:.1%}" for value in row["accuracy"].values()]
         if not lines:
             lines += [
-                f"| pretrained with | step | {' | '.join(row['accuracy'])} |",
+                f"| right, chance {row['chance']:.0%}; pretrained with | step "
+                f"| {' | '.join(row['accuracy'])} |",
                 f"| {' | '.join(['---'] * (2 + len(shares)))} |",
             ]
         step = f"{row['step']:,} of {row['of_steps']:,}"

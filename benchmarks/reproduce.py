@@ -3,8 +3,9 @@
     python benchmarks/reproduce.py MAIN [ABLATION ...] --name reproduce-cifar10
 
 MAIN is the folder whose table is shown; an ablation differs from it in some keys, such as
-pretrain.pad_mode=zero with finetune.control=false. Writes results/NAME.json and NAME.png: curves,
-and with --picture the mask prediction below them, where the images are free to be published.
+pretrain.pad_mode=zero, with --control MAIN or finetune.control=false. Writes results/NAME.json and
+NAME.png: curves, and with --picture the mask prediction below them, where the images are free to be
+published.
 """
 
 from __future__ import annotations
@@ -69,24 +70,13 @@ def result_of(folders: Sequence[Path], command: str) -> dict[str, Any]:
         "main": main,
         "ablations": [
             {
-                "changes": _changes(main["config"], table["config"]),
+                "changes": differing_keys(main["config"], table["config"], SECTIONS),
                 **_shown(table),
                 **table,
             }
             for table in tables[1:]
         ],
     }
-
-
-def _changes(config: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """What `other` sets otherwise, as the command line says it."""
-    found = []
-    for key in differing_keys(config, other, SECTIONS):
-        value: Any = other
-        for part in key.split("."):
-            value = value[part]
-        found.append(f"{key}={json.dumps(value)}")
-    return found
 
 
 def _shown(table: Mapping[str, Any]) -> dict[str, Any]:

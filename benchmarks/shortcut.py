@@ -55,7 +55,7 @@ def measure(run: Path) -> dict[str, Any]:
     pixels = measuring_pixels(config, machine, len(dataset.train.classes))
     accuracy = {}
     for name, (changes, augment) in _CROPS.items():
-        data = config.data.model_copy(update=changes)
+        data = config.data.model_copy(update={"loader": "auto", **changes})
         held_out = build_loader(dataset.held_out, data, config.seed, machine.device)
         measured = pretext_accuracy(
             network, held_out, pixels, machine, config.patches, len(held_out), augment

@@ -18,6 +18,8 @@ from fastselfie.data.loaders import INSTALL
 from fastselfie.device import choose_device, choose_precision, total_memory, usable_cores
 
 _MIB = 2**20
+# What a run does without, unless its config or its data ask for it, which then say so.
+UNASKED = ("pyarrow", "wandb", "onnx", "onnxruntime")
 
 
 @dataclass(frozen=True)

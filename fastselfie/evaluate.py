@@ -82,7 +82,8 @@ def pretext_accuracy(
     """Loss and accuracy of the pretext task on `limit` images; chance is 1 / M.
 
     The masks are drawn once for each image, so every step is measured on the same task. augment:
-    cropped and flipped as in training; far more right than without, and the crop gives places away.
+    cropped and flipped as in training. If it is far more often right than without, the crop gives
+    places away.
     """
     ranks, loss, right, answers = machine.ranks, 0.0, 0.0, 0.0
     ranks.take_buffers(model)

@@ -15,7 +15,7 @@ from fastselfie.config import Config, StageConfig
 from fastselfie.data.loaders import INSTALL, choose_loader
 from fastselfie.data.sources import open_dataset
 from fastselfie.device import choose_machine, total_memory
-from fastselfie.doctor import examine
+from fastselfie.doctor import UNASKED, examine
 from fastselfie.errors import UserError
 from fastselfie.finetune import labelled
 from fastselfie.memory import Estimate, estimate_finetuning, estimate_pretraining
@@ -43,7 +43,7 @@ def print_plan(config: Config, out: Path, console: Console) -> None:
         missing.append(f"data: {error}. {_HOW_TO_MAKE}")
     else:
         classes = len(dataset.train.classes)
-        loader, why = choose_loader(config.data, dataset.train, machine.device)
+        loader, why = choose_loader(config.pretraining_data, dataset.train, machine.device)
         table.add_row("loader", f"{loader} ({why})")
         table.add_row("training images", f"{len(dataset.train):,} of {classes:,} classes")
         table.add_row("held out", f"{len(dataset.held_out):,} ({escape(dataset.split)})")
@@ -104,11 +104,12 @@ def _add_stage(
 
 def _lacks(out: Path, needed: int, loader: str) -> list[str]:
     """What the machine lacks: the doctor's findings, and room for the checkpoints."""
+    unused = (*INSTALL, *UNASKED)
     lines = [
         f"{finding.name}: {finding.text}: {finding.mend}"
         for finding in examine()
         # A loader that this run does not use is not missing.
-        if finding.state != "ok" and (finding.name not in INSTALL or finding.name == loader)
+        if finding.state != "ok" and (finding.name not in unused or finding.name == loader)
     ]
     folder = next(p for p in (out, *out.absolute().parents) if p.is_dir())
     free = shutil.disk_usage(folder).free

@@ -106,7 +106,7 @@ def _open(
     chosen = labelled(config, dataset) if stage != PRETRAIN else None
     if ranks.leads:
         require_wandb(config.log)
-        _announce(config, machine, dataset, 0 if chosen is None else len(chosen))
+        _announce(config, stage, machine, dataset, 0 if chosen is None else len(chosen))
         _prepare_folder(out, resume, _stages(config, dataset))
         held.enter_context(only_one_in(out))
         if chosen is not None:
@@ -238,8 +238,9 @@ def _copy_run(source: Path, out: Path, stages: dict[str, Stage]) -> None:
     shutil.copy2(source, target)
 
 
-def _announce(config: Config, machine: Machine, dataset: Dataset, labels: int) -> None:
-    loader, why = choose_loader(config.data, dataset.train, machine.device)
+def _announce(config: Config, stage: str, machine: Machine, dataset: Dataset, labels: int) -> None:
+    data = config.data if stage == "finetune" else config.pretraining_data
+    loader, why = choose_loader(data, dataset.train, machine.device)
     labelled_text = f", {labels:,} of them with labels" if labels else ""
     world = machine.ranks.world
     several = f"{world} processes, " if world > 1 else ""
@@ -251,9 +252,9 @@ def _announce(config: Config, machine: Machine, dataset: Dataset, labels: int) -
     ):
         say(line)
     for name, settings in ((PRETRAIN, config.pretrain), ("finetune", config.finetune)):
-        if settings.warmup_steps >= settings.steps:
+        if stage in (name, "all") and settings.warmup_steps > settings.steps:
             say(
-                f"warning: {name}.warmup_steps is {settings.warmup_steps}, not below {name}.steps "
+                f"warning: {name}.warmup_steps is {settings.warmup_steps}, more than {name}.steps "
                 f"= {settings.steps}: the rate never comes to {name}.lr"
             )
 

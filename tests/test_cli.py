@@ -12,6 +12,7 @@ from conftest import refused
         (["trian"], ["'trian'", "'train'", "see fastselfie --help"]),
         (["export"], ["'run'", "see fastselfie export --help"]),
         (["export", "x", "--format", "foo", "--out", "y"], ["--format", "foo", "safetensors"]),
+        (["export", "x", "--out", "y"], ["--format"]),
         (["reproduce", "x.yaml", "--seeds", "many"], ["--seeds", "fastselfie reproduce --help"]),
         (["train", "x.yaml", "--bogus"], ["--bogus"]),
     ],

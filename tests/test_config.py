@@ -72,6 +72,12 @@ def test_paths_are_taken_as_they_are_written(tmp_path):
         ("seed: 1", (), ["'name' is missing"]),
         ("- 1", (), ["c.yaml", "mapping"]),
         ("name: a\ndata: {image_size: 30}", (), ["data.image_size", "model.patch_size"]),
+        ("name: a\npretrain: {area: [0.5, 0.2]}", (), ["pretrain.area is [0.5, 0.2]"]),
+        (
+            "name: a\ndata: {crop: pad, loader: resident}\npretrain: {crop: resized}",
+            (),
+            ["resident", "pretrain.crop: pad"],
+        ),
         ("name: a\nmodel: {patch_size: 8}", (), ["model.patch_size is 8", "imagenet", "16"]),
         ("name: a\ndata: {image_size: 32}", (), ["mask_fraction", "at least 2"]),
         ("name: a", ("data.loader=resident",), ["data.loader is resident", "data.crop: pad"]),

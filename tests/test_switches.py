@@ -30,6 +30,7 @@ SWITCHES = {
     "mask_fraction": (["model.mask_fraction=0.5"], True),
     "data.pad_mode": (["data.pad_mode=zero"], True),
     "pretrain.pad_mode": (["pretrain.pad_mode=zero"], True),
+    "pretrain.crop": (["pretrain.crop=resized", "pretrain.area=[0.5, 0.9]"], True),
     "end_norm": (["model.end_norm=false"], True),
     "form": (["finetune.form=attention_pooling"], False),
     "ema": (["pretrain.ema=0.5"], False),

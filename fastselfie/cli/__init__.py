@@ -66,12 +66,12 @@ def _interrupted() -> int:
 
 def _leave_usage(error: Any) -> NoReturn:
     """One line in place of typer's box; without any argument the help was printed by now."""
-    message = error.format_message()
+    message = " ".join(error.format_message().split())
     if not message:
         sys.exit(2)
     context = getattr(error, "ctx", None)
     program = context.command_path if context is not None else "fastselfie"
-    _leave(f"{message.rstrip('.?')}: see {program} --help")
+    _leave(f"{message.rstrip('.')} (see {program} --help)")
 
 
 def _leave(message: str) -> NoReturn:

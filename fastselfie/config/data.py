@@ -40,7 +40,7 @@ class DataConfig(Section):
         "zero",
         description="what the shift uncovers; zero is the paper's, but its black bars give the "
         "place of a patch away, and so do the mirrored pixels of reflect; none: no shift, where "
-        "the blocks of what was a JPEG do",
+        "JPEG's block grid does",
     )
     flip: bool = Field(True, description="flip half of the images horizontally")
     mean: tuple[float, float, float] = Field(

@@ -29,15 +29,18 @@ def open_server(make: Callable[[], str], port: int) -> ThreadingHTTPServer:
         timeout = 10  # seconds; browsers open connections that they do not use
 
         def do_GET(self) -> None:
-            # A page of the web whose name was made to point here would come by another name.
-            # Port 80 goes without saying.
+            with suppress(ConnectionError, TimeoutError):  # the browser has left
+                self._answer()
+
+        def _answer(self) -> None:
+            # A page of the web whose name was made to point here would come by another name. Port
+            # 80 goes without saying.
             if self.headers.get("Host", "").partition(":")[0] not in (HOST, "localhost"):
                 self.send_error(HTTPStatus.FORBIDDEN)
             elif self.path != "/":
                 self.send_error(HTTPStatus.NOT_FOUND)
             else:
-                with suppress(ConnectionError):  # the browser has left
-                    self._send_page()
+                self._send_page()
 
         def _send_page(self) -> None:
             try:

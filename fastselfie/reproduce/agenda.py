@@ -73,8 +73,8 @@ class Agenda:
         best = _best(scores)
         if best is None:
             raise UserError(
-                f"--labels {group.labels:g}, {group.arm}: training diverged at every rate of "
-                f"reproduce.grid, from {grid[0]:g} on: give lower ones and another --out, with "
+                f"--labels {group.labels:g}, {group.arm}: training diverged at every rate tried, "
+                f"from {grid[0]:g} on: give reproduce.grid lower ones and another --out, with "
                 f"{self.out / PRETRAIN} copied into it"
             )
         return Choice(best, scores, best in (grid[0], grid[-1]))
@@ -128,8 +128,10 @@ class Agenda:
         """Take the finished runs from the disk. A search's end makes others known."""
         while (run := self.next()) is not None:
             path = self.out / RUNS / run.name / RESULT
-            if path.exists():
-                self.results[run] = json.loads(path.read_text(encoding="utf-8"))
+            result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+            # A last run's folder has no rate in its name, and another search may have chosen one.
+            if result is not None and result["lr"] == run.lr:
+                self.results[run] = result
                 drop_checkpoints(path.parent, run)  # a kill may have come between
         self._begun = set(self.results)
 
@@ -141,7 +143,7 @@ def _best(scores: Mapping[float, float | None]) -> float | None:
 
 
 def _rounded(lr: float) -> float:
-    return float(f"{lr:.3g}")  # as its folder is called
+    return float(f"{lr:.3g}")
 
 
 def drop_checkpoints(folder: Path, run: Run) -> None:

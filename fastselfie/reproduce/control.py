@@ -12,11 +12,14 @@ from fastselfie.reproduce.agenda import RESULT, RUNS
 from fastselfie.reproduce.plan import Plan
 from fastselfie.run import SUPERVISED
 
+CONTROL = "control.txt"
+
 
 def take_control(plan: Plan, source: Path, out: Path) -> None:
     """Copy results and logs of the supervised runs that `source` has finished and `out` lacks.
 
     The result comes last, as it says that a run is done. What `source` lacks is trained in `out`.
+    control.txt keeps where they are from.
     """
     taken = 0
     for labels in plan.labels:
@@ -26,7 +29,10 @@ def take_control(plan: Plan, source: Path, out: Path) -> None:
             if (folder / RESULT).exists():
                 continue
             folder.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(result.with_name("log.jsonl"), folder)
+            if (log := result.with_name("log.jsonl")).exists():  # the table does without
+                shutil.copy2(log, folder)
             write_atomically(folder / RESULT, result.read_bytes())
             taken += 1
-    say(f"{taken} supervised runs are those of {source}")
+    if taken:
+        write_atomically(out / CONTROL, f"{source}\n")
+        say(f"{taken} supervised runs are those of {source}")

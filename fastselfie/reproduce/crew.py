@@ -44,7 +44,10 @@ def do_all(agenda: Agenda, plan: Plan, out: Path, jobs: int, tell: Callable[[Run
         UserError: of the first run that failed, or a worker was killed; the others have left.
         Interrupted: a signal came; all have left.
     """
-    with deferred_signals() as pending, _crew(plan, out, min(jobs, agenda.left)) as idle:
+    with (
+        deferred_signals() as pending,
+        _crew(plan, out, min(jobs, agenda.left), min(jobs, agenda.total)) as idle,
+    ):
         busy: dict[Connection, tuple[_Worker, Run]] = {}
         while True:
             while idle and (run := agenda.next()) is not None:
@@ -79,12 +82,16 @@ def _answer(worker: _Worker, run: Run) -> Result:
 
 
 @contextmanager
-def _crew(plan: Plan, out: Path, jobs: int) -> Iterator[list[_Worker]]:
-    """Workers without work. All have ended when this is left, by an error once they have saved."""
+def _crew(plan: Plan, out: Path, count: int, jobs: int) -> Iterator[list[_Worker]]:
+    """`count` workers without work, each with a share of the machine as of `jobs`: that is the
+    same for the first runs and the last.
+
+    All have ended when this is left, by an error once they have saved.
+    """
     context = multiprocessing.get_context("spawn")  # a fork would share what CUDA and OpenMP hold
     workers: list[_Worker] = []
     try:
-        for number in range(jobs):
+        for number in range(count):
             mine, its = context.Pipe()
             process = context.Process(target=_work, args=(its, number, jobs, plan, out))
             _start(process)

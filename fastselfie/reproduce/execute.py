@@ -21,11 +21,12 @@ from fastselfie.errors import UserError
 from fastselfie.log import console, say
 from fastselfie.onlyone import only_one_in
 from fastselfie.pretrain import pretraining_stage
+from fastselfie.report.folder import read_facts
 from fastselfie.reproduce import crew
 from fastselfie.reproduce.agenda import RUNS, Agenda
 from fastselfie.reproduce.bench import Bench
 from fastselfie.reproduce.control import take_control
-from fastselfie.reproduce.features import FEATURES, measure_features
+from fastselfie.reproduce.features import FEATURES, FIGURES, measure_features
 from fastselfie.reproduce.plan import Plan
 from fastselfie.reproduce.statistics import summary_of
 from fastselfie.reproduce.table import write_table
@@ -64,6 +65,10 @@ def reproduce(
     plan.check(dataset)
     _check_out(config, dataset, out)
     if control is not None:
+        if not config.finetune.control:
+            raise UserError(
+                "--control: finetune.control is false, so no supervised run is asked for"
+            )
         if not (control / RECORD).is_file():
             raise UserError(f"--control {control}: has no {RECORD}: give a reproduction's folder")
         sections = tuple(section for section in SECTIONS if section != "pretrain")
@@ -75,10 +80,11 @@ def reproduce(
         if not _is_pretrained(config, dataset, out):
             train(config, PRETRAIN, "auto", out)
         bench = Bench(plan, dataset, out, machine)
-        if not (out / FEATURES).exists():
+        features = read_facts(out / FEATURES)
+        if not set(features) >= FIGURES:  # none, or an earlier version's
             say("features of P: k-NN and linear probe")
-            figures = measure_features(config, dataset, machine, bench.pretrained)
-            write_atomically(out / FEATURES, json.dumps(figures, indent=1) + "\n")
+            features = measure_features(config, dataset, machine, bench.pretrained)
+            write_atomically(out / FEATURES, json.dumps(features, indent=1) + "\n")
         agenda = Agenda(plan, out)
         tell = Teller(agenda)
         if jobs == 1:
@@ -86,7 +92,6 @@ def reproduce(
         else:
             torch.cuda.empty_cache()  # what pretraining had is a worker's now
             crew.do_all(agenda, plan, out, jobs, tell)
-        features = json.loads((out / FEATURES).read_text(encoding="utf-8"))
         figures = summary_of(agenda, dataset, features)
         write_table(figures, out)
         return figures
@@ -134,7 +139,9 @@ def _check_record(
     config: Config, dataset: Dataset, path: Path, sections: Sequence[str], other: str
 ) -> None:
     """Whether the runs beside the record at `path` have these images and agree in `sections`."""
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = read_facts(path)
+    if not {"config", "images"} <= set(record):
+        raise UserError(f"{path}: is damaged: give {other}")
     new = config.model_dump(mode="json")
     differing = differing_keys(record["config"], new, sections, _UNUSED)
     if differing:

@@ -25,6 +25,15 @@ from fastselfie.models.selfie import Selfie, SideBySide, build_patch_network
 _Labelled = tuple[Tensor, Tensor]  # (n, D) and (n,)
 
 FEATURES = "features.json"
+# What it holds.
+FIGURES = frozenset(
+    (
+        "bank", "bank_places", "pretext_accuracy", "pretext_accuracy_cropped",
+        "p_knn", "p_linear_probe", "p_knn_places",
+        "random_knn", "random_linear_probe", "random_knn_places",
+        "pixels_knn", "pixels_knn_standardised",
+    )
+)  # fmt: skip
 _BANK = 50_000  # images
 _PLACES_MEMORY = 2**30  # bytes of the vectors of all patches: 65,536 images of the slim network's
 
@@ -34,20 +43,26 @@ def measure_features(
 ) -> dict[str, float]:
     """Pretext accuracy on all held-out images; k-NN and linear probe on them, without finetuning.
 
-    pretext_accuracy: of the images as they are; pretext_accuracy_cropped: as pretraining crops
-    them. The bank is of training images with labels, a balanced choice where there are more than
-    50,000 (bank: its size). p: P's pooled features of whole images; random: those of the same
-    network as it begins; pixels: at 32 a side at most. places: the vectors of an image's patches
-    side by side, which say where as pixels do; those and pixels_standardised have each column
-    standardised over their bank, of bank_places images: what 1 GiB holds of such vectors.
+    pretext_accuracy: without augmentation; pretext_accuracy_cropped: as pretraining crops. The
+    bank is of training images with labels, a balanced choice where there are more than 50,000
+    (bank: its size). p: P's pooled features of whole images; random: those of the same network as
+    it begins; pixels: at 32 a side at most. places: the vectors of an image's patches side by
+    side, which say where as pixels do; those and pixels_standardised have each column standardised
+    over their bank, of bank_places images: what 1 GiB holds of such vectors, which also bounds the
+    queries.
     """
     share = min(1.0, _BANK / len(dataset.train))
     chosen = choose_labels(dataset.train.labels, share, None, config.seed)
     source = dataset.train.select(chosen)
     held = _PLACES_MEMORY // (4 * config.patches * config.model.embedding_width)
-    bank, placed, queries = (
+    bank, queries, placed, asking = (
         build_loader(images, config.data, config.seed, machine.device)
-        for images in (source, limited(source, held, config.seed), dataset.held_out)
+        for images in (
+            source,
+            dataset.held_out,
+            limited(source, held, config.seed),
+            limited(dataset.held_out, held, config.seed),
+        )
     )
     pixels = measuring_pixels(config, machine, len(dataset.train.classes))
     figures: dict[str, float] = {"bank": len(bank), "bank_places": len(placed)}
@@ -59,11 +74,11 @@ def measure_features(
         worth = feature_worth(network, bank, queries, pixels, machine)
         figures |= {f"{name}_{key}": value for key, value in worth.items()}
         places = SideBySide(network, config.grid)
-        known, asked = (extract_features(places, x, pixels, machine) for x in (placed, queries))
+        known, asked = (extract_features(places, x, pixels, machine) for x in (placed, asking))
         figures[f"{name}_knn_places"] = _knn_standardised(known, asked)
     known, asked = (pixel_features(loader, pixels) for loader in (bank, queries))
     figures["pixels_knn"] = knn_accuracy(*known, *asked)
-    known = pixel_features(placed, pixels)
+    known, asked = (pixel_features(loader, pixels) for loader in (placed, asking))
     figures["pixels_knn_standardised"] = _knn_standardised(known, asked)
     return figures
 

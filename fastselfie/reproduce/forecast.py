@@ -80,7 +80,11 @@ def print_forecast(
     arms = " and ".join(dict.fromkeys(group.arm for group in plan.groups))
     seeds, grid = plan.seeds, ", ".join(f"{lr:g}" for lr in plan.grid)
     widen = plan.config.reproduce.widen
-    beyond = f" and up to {widen} more beyond an end that is the best" if widen else ""
+    beyond = (
+        f" and up to {widen} more beyond an end that is the best"
+        if widen and len(plan.grid) > 1
+        else ""
+    )
     for text in (
         f"in all {sum(line.runs for line in lines):,} runs, {shown_time(total)}, {rates.how}; "
         "training alone: measuring, checkpoints and starting come on top",
@@ -111,7 +115,7 @@ def forecast(plan: Plan, dataset: Dataset | None, rates: Rates) -> list[Line]:
     lines = [line("pretraining", 1, pretrain, everything, rates.pretrain)]
     for labels in plan.labels:
         groups = [group for group in plan.groups if group.labels == labels]
-        searches = [run for group in groups for run in plan.searches(group)]
+        searches = [run for group in groups for run in plan.grid_searches(group)]
         known = f"{labels:g}%"
         if dataset is not None:
             known = f"{len(plan.labelled(dataset, labels)):,}"
@@ -126,7 +130,7 @@ def forecast(plan: Plan, dataset: Dataset | None, rates: Rates) -> list[Line]:
 
 
 def _trained_on(plan: Plan, dataset: Dataset, labels: float) -> int:
-    run = plan.searches(Group(labels, plan.groups[0].arm))[0]
+    run = plan.grid_searches(Group(labels, plan.groups[0].arm))[0]
     return len(plan.images_for(run, dataset).train)
 
 

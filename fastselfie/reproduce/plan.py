@@ -69,7 +69,7 @@ class Plan:
         arms = (FINETUNED, SUPERVISED) if self.config.finetune.control else (FINETUNED,)
         return [Group(labels, arm) for labels in self.labels for arm in arms]
 
-    def searches(self, group: Group) -> list[Run]:
+    def grid_searches(self, group: Group) -> list[Run]:
         """Those of the whole grid; empty where there is no rate to choose."""
         if len(self.grid) == 1:
             return []
@@ -122,7 +122,7 @@ class Plan:
         """
         for group in self.groups:
             try:
-                for run in [*self.searches(group), *self.finals(group, 1.0)][:1]:
+                for run in [*self.grid_searches(group), *self.finals(group, 1.0)][:1]:
                     self.images_for(run, dataset)
             except UserError as error:
                 raise UserError(f"--labels {group.labels:g}: {error}") from error

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from fastselfie.data.sources import Dataset
 from fastselfie.reproduce.agenda import Agenda, Choice, Result
+from fastselfie.reproduce.control import CONTROL
 from fastselfie.reproduce.plan import Group
 from fastselfie.run import FINETUNED, SUPERVISED
 
@@ -163,6 +165,11 @@ def _notes(agenda: Agenda, dataset: Dataset) -> list[str]:
             f"Learning rate, for each share and arm: the best of "
             f"{', '.join(f'{lr:g}' for lr in grid)}{beyond} on {splits} of the labelled training "
             "images, one seed; never on the images that the table is measured on."
+        )
+    if (agenda.out / CONTROL).exists():
+        source = Path((agenda.out / CONTROL).read_text(encoding="utf-8").strip())
+        notes.append(
+            f"The supervised runs are those of {source.name}, which know of no pretraining."
         )
     choices = {group: agenda.choice(group) for group in plan.groups}
     return notes + [text for group, choice in choices.items() for text in _caveats(group, choice)]

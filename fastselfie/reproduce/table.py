@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from fastselfie.atomic import write_atomically
@@ -56,7 +57,8 @@ def print_table(figures: Figures, page: Path, console: Console) -> None:
         _table(None, FEATURES_HEAD, feature_cells(figures)),
     ]
     notes = [pretext_line(figures), *(f"* {note}" for note in figures["notes"])]
-    if any(_least_width(table) > console.width for table in tables):
+    unbounded = console.options.update(max_width=10_000)
+    if any(Measurement.get(console, unbounded, t).maximum > console.width for t in tables):
         console.print(escape(markdown(figures)), soft_wrap=True)
     else:
         for table in tables:
@@ -67,20 +69,16 @@ def print_table(figures: Figures, page: Path, console: Console) -> None:
 
 
 def _table(title: str | None, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Of a terminal, whose columns are never narrower than a number or a word of their title."""
+    """Of a terminal: a title takes a line a word, and nothing is broken."""
     used = [i for i in range(len(head)) if any(row[i] for row in rows)]
     table = Table(title=title, show_edge=False)
     for i in used:
-        least = max(map(len, (*head[i].split(), *(row[i] for row in rows))))
         words = head[i] in ("rates", FEATURES_HEAD[0])
-        table.add_column(head[i], justify="left" if words else "right", min_width=least)
+        name = head[i].replace(" ", "\n")
+        table.add_column(name, justify="left" if words else "right", no_wrap=True)
     for row in rows:
         table.add_row(*(row[i] for i in used))
     return table
-
-
-def _least_width(table: Table) -> int:
-    return sum((column.min_width or 0) + 3 for column in table.columns)  # a space on each side, |
 
 
 def as_csv(figures: Figures) -> str:
@@ -130,10 +128,10 @@ def cells(row: Figures) -> list[str]:
 
 
 def pretext_line(figures: Figures) -> str:
-    """What the pretext task came to. Far more right as cropped: the crop gives places away."""
+    """What the pretext task came to. Far more right as cropped: then the crop gives places away."""
     f = {name: f"{value:.1%}" for name, value in figures["features"].items()}
     return (
-        f"Pretext task, held out: {f['pretext_accuracy']} of the images as they are, "
+        f"Pretext task, held out: {f['pretext_accuracy']} without augmentation, "
         f"{f['pretext_accuracy_cropped']} as pretraining crops them (chance "
         f"{f['pretext_chance']})."
     )

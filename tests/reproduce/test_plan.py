@@ -28,7 +28,7 @@ def test_both_arms_have_the_same_runs_at_each_share(plan):
                            (50.0, "supervised")]  # fmt: skip
     names = {}
     for group in plan.groups:
-        runs = [*plan.searches(group), *plan.finals(group, 0.05)]
+        runs = [*plan.grid_searches(group), *plan.finals(group, 0.05)]
         names[group] = [run.name.replace(group.arm, "ARM") for run in runs]
     assert names[plan.groups[2]] == [
         "labels-50/ARM/lr-0.05-split-0", "labels-50/ARM/lr-0.05-split-1",
@@ -43,7 +43,7 @@ def test_a_run_has_its_rate_share_and_seed_and_nothing_else_of_its_own(plan):
     config = plan.config_for(plan.finals(group, 0.05)[2])
     assert (config.seed, config.finetune.lr, config.finetune.scratch_lr) == (2, 0.05, None)
     assert (config.finetune.labels, config.finetune.labels_per_class) == (0.5, None)
-    search = plan.config_for(plan.searches(group)[0])
+    search = plan.config_for(plan.grid_searches(group)[0])
     assert (search.seed, search.finetune.steps) == (0, 2)
     assert search.model_copy(update={"seed": 2, "finetune": config.finetune}) == config
 
@@ -55,7 +55,7 @@ def test_no_search_sees_a_test_image_and_splits_divide_the_labelled_ones(plan, i
         labelled = dataset.train.select(plan.labelled(dataset, group.labels))
         known = {image.tobytes() for image in labelled.images}
         assert len(known) == 40 * group.labels / 100
-        for run in plan.searches(group):
+        for run in plan.grid_searches(group):
             few = plan.images_for(run, dataset)
             trained, measured = ({i.tobytes() for i in s.images} for s in few[:2])
             assert trained | measured == known
@@ -73,7 +73,7 @@ def test_seeds_and_arms_share_the_images_and_splits_have_their_own(plan):
     prints = {}
     for arm in ("finetuned", "supervised"):
         group = Group(50.0, arm)
-        runs = [*plan.searches(group), *plan.finals(group, 0.2)]
+        runs = [*plan.grid_searches(group), *plan.finals(group, 0.2)]
         prints[arm] = [plan.images_for(run, dataset).images for run in runs]
     assert prints["finetuned"] == prints["supervised"]
     first, second, *_ = prints["finetuned"]
@@ -113,4 +113,4 @@ def test_one_rate_needs_no_search_and_no_control_no_second_arm():
     config = tiny_config(reproduce={"grid": [0.1]}, finetune={"control": False})
     plan = make_plan(config, "5", 2, None)
     assert plan.groups == [(5.0, "finetuned")]
-    assert plan.searches(plan.groups[0]) == []
+    assert plan.grid_searches(plan.groups[0]) == []

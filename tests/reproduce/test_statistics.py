@@ -42,7 +42,7 @@ def agenda_of(tmp_path, grid, top1, splits=1):
     config = tiny_config(reproduce={"grid": grid, "splits": splits})
     plan = make_plan(config, "50", 1, None)
     agenda = Agenda(plan, tmp_path)
-    for run in plan.searches(plan.groups[0]):
+    for run in plan.grid_searches(plan.groups[0]):
         agenda.finish(run, {"top1": top1[run.lr][run.split]})
     return agenda, plan.groups[0]
 
@@ -113,7 +113,7 @@ def test_where_every_rate_diverges_the_search_ends(tmp_path):
         run = agenda.next()
         assert run.lr == lr
         agenda.finish(run, {"top1": None})
-    with pytest.raises(UserError, match=r"every rate of reproduce.grid, from 0.05 on"):
+    with pytest.raises(UserError, match=r"every rate tried, from 0.05 on"):
         agenda.next()
 
 

@@ -13,7 +13,14 @@ import pytest
 from rich.console import Console
 
 from fastselfie.reproduce.statistics import PAPER
-from fastselfie.reproduce.table import as_csv, markdown, print_table, write_table
+from fastselfie.reproduce.table import (
+    as_csv,
+    cells,
+    feature_cells,
+    markdown,
+    print_table,
+    write_table,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -55,6 +62,16 @@ def rendered():
 def test_the_table_is_as_it_was_looked_at(name):
     """Made by `python tests/reproduce/test_table.py`, to be looked at again after a change."""
     assert rendered()[name] == (GOLDEN / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 133, 140, 150, 200])
+def test_no_width_cuts_a_number(width):
+    console = Console(file=io.StringIO(), width=width, highlight=False)
+    print_table(FIGURES, Path("DIR/table.html"), console)
+    shown = console.file.getvalue()
+    for row in (*map(cells, FIGURES["rows"]), *feature_cells(FIGURES)):
+        for cell in row:
+            assert cell in shown
 
 
 def test_the_page_stands_alone_and_escapes_what_it_is_given(tmp_path):
