@@ -214,7 +214,7 @@ def shortcut(results: list[dict[str, Any]]) -> str:
     """How often networks of several crops are right, by how the same images are cropped."""
     if not results:
         return "*Not measured yet: `benchmarks/shortcut.py`.*"
-    lines = []
+    lines: list[str] = []
     for row in results[0]["results"]:
         shares = [f"{value:.1%}" for value in row["accuracy"].values()]
         if not lines:

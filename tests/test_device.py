@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import tiny_config
 
-from fastselfie.device import choose_machine
+from fastselfie.device import choose_machine, total_memory
 from fastselfie.errors import UserError
 
 AUTO = {"device": "cpu", "precision": "auto"}
@@ -36,3 +38,13 @@ def test_another_cpu_stays_at_fp32(capabilities, monkeypatch):
     else:
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert choose_machine(tiny_config(runtime=AUTO).runtime).precision.name == "fp32"
+
+
+def test_processes_share_a_gpu_only_where_there_are_more_of_them(monkeypatch):
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=90)
+    )
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for processes, each in ((1, 90), (2, 90), (3, 45), (4, 45), (6, 30)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        assert total_memory(torch.device("cuda")) == each

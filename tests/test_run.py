@@ -48,6 +48,16 @@ def test_a_run_leaves_its_figures_its_page_and_its_config(trained, image_folder)
     assert list((out / "pretrain" / "tensorboard").iterdir())
 
 
+def test_a_warm_up_that_outlasts_its_stage_is_said(cli, tiny_yaml, image_folder, tmp_path):
+    long = ("pretrain.warmup_steps=5", "finetune.warmup_steps=9")
+    command = ("train", tiny_yaml, f"data.train={image_folder}", *long, "--stage", "pretrain")
+    result = cli(*command, "--out", tmp_path / "x")
+    assert result.status == 0, result.err
+    said = " ".join(result.err.split())
+    assert "warning: pretrain.warmup_steps is 5, more than pretrain.steps = 4" in said
+    assert "finetune.warmup_steps" not in said  # which does not run
+
+
 def test_the_same_command_again_trains_nothing(trained, cli, tiny_yaml, image_folder):
     out, figures = trained
     stamp = (out / "pretrain" / "latest.pt").stat().st_mtime_ns
