@@ -51,7 +51,10 @@ def longer(run, tmp_path):
 @pytest.fixture
 def imagenet_stem(tmp_path):
     """A run of fresh networks that timm can express: width 8, 7x7 stem."""
-    config = tiny_config(model={"stem": "imagenet", "width": 8, "blocks": [1, 2, 1, 1]})
+    config = tiny_config(
+        data={"image_size": 64},
+        model={"stem": "imagenet", "width": 8, "blocks": [1, 2, 1, 1], "patch_size": 16},
+    )
     run = tmp_path / "large"
     write_atomically(run / "config.yaml", config.to_yaml())
     for kind, model, step in (("pretrain", Selfie(config), 4),

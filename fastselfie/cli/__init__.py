@@ -32,7 +32,7 @@ _INTERRUPTED = 130  # the exit status of a program that SIGINT ended
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one line on standard error and status 2."""
+    """Run the command line and leave; a user's mistake is one line on standard error, status 2."""
     # Read when torch loads OpenMP, so set before any command imports it. A thread that waits by
     # spinning takes its core from whoever it waits for, a decoder or another program: with both
     # cores shared, the quickstart's step was four times slower.
@@ -55,8 +55,7 @@ def main() -> None:
         _leave_usage(error)
     if status == _INTERRUPTED:  # typer's, in silence, where Ctrl-C reached it first
         _interrupted()
-    if status:
-        sys.exit(status)
+    sys.exit(status or 0)
 
 
 def _interrupted() -> int:
