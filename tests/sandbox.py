@@ -31,8 +31,8 @@ WORLD = 2  # processes of torchrun --standalone
 SHARDS = 4
 
 _NETWORK = (
-    "data.image_size=32", "data.pad=2", "data.workers=1",
-    "model.width=8", "model.blocks=[1,1,1,1]", "model.stem=cifar", "model.patch_size=8",
+    "data.image_size=64", "data.pad=2", "data.workers=1",
+    "model.width=8", "model.blocks=[1,1,1,1]", "model.patch_size=16",
     "model.layers=1", "model.heads=4", "model.feed_forward=32",
     "runtime.threads=1", "runtime.precision=fp32",
     "runtime.compile=off", "runtime.cuda_graphs=false",
