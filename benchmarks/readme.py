@@ -189,11 +189,11 @@ def reproduce(results: list[dict[str, Any]]) -> str:
         machine = result["environment"]
         notes = result["notes"]
         blocks += _shown(result)
+        blocks += [f"* {note}" for note in notes]
+        blocks += [f"* {machine['device']}, {machine['processor']}, torch {machine['torch']}.", ""]
         for ablation in result["ablations"]:
             blocks += [f"With {', '.join(ablation['changes'])}:", "", *_shown(ablation)]
             blocks += [*(f"* {note}" for note in ablation["notes"] if note not in notes), ""]
-        blocks += [f"* {note}" for note in result["notes"]]
-        blocks += [f"* {machine['device']}, {machine['processor']}, torch {machine['torch']}.", ""]
     return "\n".join(blocks[:-1])
 
 
