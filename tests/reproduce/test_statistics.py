@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from conftest import tiny_config
 
+from fastselfie.atomic import write_atomically
 from fastselfie.errors import UserError
-from fastselfie.reproduce.agenda import Agenda
+from fastselfie.reproduce.agenda import RESULT, RUNS, Agenda
 from fastselfie.reproduce.plan import make_plan
 from fastselfie.reproduce.statistics import paired_difference, spread, student_t
 
@@ -121,3 +124,14 @@ def test_one_rate_is_never_widened(tmp_path):
     config = tiny_config(reproduce={"grid": [0.1], "widen": 3})
     agenda = Agenda(make_plan(config, "50", 1, None), tmp_path)
     assert agenda.next().split is None
+
+
+def test_a_last_run_of_another_rate_is_not_taken(tmp_path):
+    """Its folder has no rate in its name."""
+    config = tiny_config(reproduce={"grid": [0.1]}, finetune={"control": False})
+    plan = make_plan(config, "50", 1, None)
+    (run,) = plan.finals(plan.groups[0], 0.1)
+    path = tmp_path / RUNS / run.name / RESULT
+    for lr, left in ((0.2, 1), (0.1, 0)):
+        write_atomically(path, json.dumps({"lr": lr, "top1": 0.5}))
+        assert Agenda(plan, tmp_path).left == left
