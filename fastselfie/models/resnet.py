@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fastselfie.kernels.convolution import convolution
 from fastselfie.kernels.impl import Impl
 from fastselfie.kernels.norm_relu import norm_relu
 
@@ -23,7 +24,8 @@ Stem = Literal["imagenet", "cifar"]
 class How(NamedTuple):
     """What changes the speed and the memory of a network, not what it computes.
 
-    checkpointed: keep only the blocks' inputs for the backward pass. kernels: see `norm_relu`.
+    checkpointed: keep only the blocks' inputs for the backward pass. kernels: see `norm_relu` and
+    `convolution`.
     """
 
     checkpointed: bool = False
@@ -33,8 +35,15 @@ class How(NamedTuple):
 _EXPANSION = 4  # a bottleneck's output over its inner width
 
 
-def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+class _Convolution(nn.Conv2d):
+    """Of stride 1 it keeps the size. No bias: a norm follows."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, kernels: Impl) -> None:
+        super().__init__(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+        self.kernels = kernels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return convolution(x, self.weight, self.stride[0], int(self.padding[0]), self.kernels)
 
 
 class _Stem(nn.Module):
@@ -43,10 +52,10 @@ class _Stem(nn.Module):
     A 32x32 patch and an 8x8 patch both leave P as 2x2.
     """
 
-    def __init__(self, kind: Stem, width: int) -> None:
+    def __init__(self, kind: Stem, width: int, kernels: Impl) -> None:
         super().__init__()
         large = kind == "imagenet"
-        self.conv = _convolution(3, width, 7, 2) if large else _convolution(3, width, 3)
+        self.conv = _Convolution(3, width, *((7, 2) if large else (3, 1)), kernels)
         self.pool = nn.MaxPool2d(3, 2, 1) if large else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,9 +66,9 @@ class _Stem(nn.Module):
 class _Shortcut(nn.Module):
     """A 1x1 convolution where shape changes; a module of its own for timm's parameter name."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, kernels: Impl) -> None:
         super().__init__()
-        self.conv = _convolution(inputs, outputs, 1, stride)
+        self.conv = _Convolution(inputs, outputs, 1, stride, kernels)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.conv(x)
@@ -77,13 +86,13 @@ class Bottleneck(nn.Module):
         self.kernels = kernels
         inner = outputs // _EXPANSION
         self.norm1 = nn.BatchNorm2d(inputs)
-        self.conv1 = _convolution(inputs, inner, 1)
+        self.conv1 = _Convolution(inputs, inner, 1, 1, kernels)
         self.norm2 = nn.BatchNorm2d(inner)
-        self.conv2 = _convolution(inner, inner, 3, stride)
+        self.conv2 = _Convolution(inner, inner, 3, stride, kernels)
         self.norm3 = nn.BatchNorm2d(inner)
-        self.conv3 = _convolution(inner, outputs, 1)
+        self.conv3 = _Convolution(inner, outputs, 1, 1, kernels)
         changes = stride != 1 or inputs != outputs
-        self.downsample = _Shortcut(inputs, outputs, stride) if changes else None
+        self.downsample = _Shortcut(inputs, outputs, stride, kernels) if changes else None
 
     def forward(self, x: Tensor) -> Tensor:
         y = norm_relu(self.norm1, x, self.kernels)
@@ -181,7 +190,7 @@ class ResNetV2(nn.Module):
     ) -> None:
         super().__init__()
         self.kernels = how.kernels
-        self.stem = _Stem(stem, width)
+        self.stem = _Stem(stem, width, how.kernels)
         stages, inputs = [], width
         for index, count in enumerate(blocks):
             outputs = width * _EXPANSION * 2**index
