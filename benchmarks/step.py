@@ -3,10 +3,10 @@
 python benchmarks/step.py --config configs/cifar10.yaml --json OUT
 
 Every contender is a process of its own on random pixels, with the same weights at the start, in
-alternating rounds. Before the clock runs, torch.compile has compiled, with an empty cache; how long
-the first step took from the start of the process is start_s, of another start of what is compiled
-then again_s. losses: of ours, of ours in fp32 and of the straightforward code, which is fp32, on
-one batch, dropout off.
+alternating rounds, with --beside while other programs are busy. Before the clock runs,
+torch.compile has compiled, with an empty cache; how long the first step took from the start of the
+process is start_s, of another start of what is compiled then again_s. losses: of ours, of ours in
+fp32 and of the straightforward code, which is fp32, on one batch, dropout off.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 import time
-from collections.abc import Generator
-from contextlib import ExitStack
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -99,7 +100,8 @@ def main() -> None:
         for job in jobs:
             workers.append(stack.enter_context(Worker(job)))
             started[job.name] = {"start_s": _first_step(workers[-1])}
-        found = alternate(workers, options.rounds, options.seconds, _say)
+        with _busy(options.beside):
+            found = alternate(workers, options.rounds, options.seconds, _say)
         for job in jobs:
             if job.name == "compiled":
                 with Worker(job) as again:
@@ -139,6 +141,7 @@ def main() -> None:
         "rounds": options.rounds,
         "seconds_a_round": options.seconds,
         "threads": options.threads,
+        "busy_programs_beside": options.beside,
         "switches": {job.name: job.overrides for job in jobs},
         "notes": (__doc__ or "").split("\n\n")[-1].replace("\n", " ").strip(),
     }
@@ -154,13 +157,29 @@ def _parse() -> argparse.Namespace:
     add("--batch", type=int, default=16, help="images a step, in one pass")
     add("--contenders", help=f"of {BASELINE}, {', '.join(SWITCHES)}; ratios are of the first")
     add("--threads", type=int, default=2)
+    add("--beside", type=int, default=0, metavar="N", help="busy programs meanwhile")
     add("--rounds", type=int, default=5)
     add("--seconds", type=float, default=4.0, help="the least of a round")
     add("--json", required=True, metavar="OUT")
     options = parser.parse_args()
     above_zero(options, "batch", "threads", "rounds", "seconds")
+    if options.beside < 0:
+        raise UserError(f"--beside {options.beside}: it must not be below 0")
     options.json = result_file(options.json)
     return options
+
+
+@contextmanager
+def _busy(count: int) -> Iterator[None]:
+    """That many programs, each in a session of its own and always at work."""
+    code = [sys.executable, "-c", "while True: pass"]
+    programs = [subprocess.Popen(code, start_new_session=True) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait()
 
 
 def _sets(options: argparse.Namespace) -> list[str]:
