@@ -171,9 +171,11 @@ def _parse() -> argparse.Namespace:
 
 @contextmanager
 def _busy(count: int) -> Iterator[None]:
-    """That many programs, each in a session of its own and always at work."""
-    code = [sys.executable, "-c", "while True: pass"]
-    programs = [subprocess.Popen(code, start_new_session=True) for _ in range(count)]
+    """That many programs, each in a session of its own and at work until this one has ended."""
+    work = f"import os\nwhile os.getppid() == {os.getpid()}: pass"
+    programs = [
+        subprocess.Popen([sys.executable, "-c", work], start_new_session=True) for _ in range(count)
+    ]
     try:
         yield
     finally:

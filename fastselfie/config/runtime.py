@@ -52,8 +52,9 @@ class RuntimeConfig(Section):
     kernels: Literal["auto", "reference", "triton"] = Field(
         "auto",
         description="auto: the fused ones: Triton for the distractor score and patchify on a GPU "
-        "where it is installed, C++ for patchify and batch norm with ReLU on a CPU; reference: "
-        "plain torch; triton: an error where it does not run",
+        "where it is installed; on a CPU C++ for patchify and batch norm with ReLU, and matrix "
+        "products for weight gradients in bf16; reference: plain torch; triton: an error where it "
+        "does not run",
     )
 
     @model_validator(mode="after")
