@@ -48,4 +48,7 @@ for config in cifar10 in224; do
   "$python" "$here/step.py" --config "$here/../configs/$config.yaml" --threads "$threads" \
     --json "$out/step-$config.json"
 done
+"$python" "$here/step.py" --config "$here/../configs/quickstart.yaml" --set data.train=null \
+  --batch 64 --contenders "ours,reference kernels" --beside 1 --threads "$threads" \
+  --json "$out/step-quickstart-beside.json"
 [ -n "${OUT:-}" ] || "$python" "$here/readme.py"

@@ -1,9 +1,9 @@
 """A convolution whose weight gradient in bfloat16 on a CPU is a matrix product.
 
-Where oneDNN's splits the channels over the threads, these wait for each other twice an image, in
-barriers that spin: where two of them share a core, as beside another busy program, each burns a
-time slice of some milliseconds at every one, and a step of tenths of a second takes tens. A matrix
-product has no barrier. Nor, but for a few, has oneDNN's in float32.
+oneDNN's can split the channels over the threads, which then wait for each other twice an image,
+spinning: threads that share a core, as beside another busy program, each burn a time slice of some
+milliseconds at every wait, and a step of tenths of a second takes tens. A matrix product has no
+such wait, and few of oneDNN's gradients in float32 have one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fastselfie.kernels.impl import Impl, check_impl
 def convolution(
     x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, impl: Impl = "auto"
 ) -> Tensor:
-    """F.conv2d(x, weight, None, stride, padding), under autocast in its type.
+    """F.conv2d(x, weight, None, stride, padding), differentiable once.
 
     x: (B, C, H, W). weight: (K, C, k, k). In bfloat16 on a CPU, where x is channels-last and
     oneDNN's threads would wait or a matrix product is as fast, the weight gradient is one; else,
@@ -46,7 +46,7 @@ def _takes(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
         and torch.is_grad_enabled()
         and weight.requires_grad
         and x.device.type == "cpu"
-        and _dtype(x) == torch.bfloat16
+        and _dtype(x) == _dtype(weight) == torch.bfloat16
         and x.is_contiguous(memory_format=torch.channels_last)
         # A 3x3 of stride 1 is nine times its input as a matrix: only where it must be.
         and ((weight.shape[2:] == (1, 1) and padding == 0) or stride > 1 or _waits(x, weight))
@@ -54,18 +54,20 @@ def _takes(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
 
 
 def _waits(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN splits the channels over the threads, as measured at stride 1.
+    """Whether oneDNN splits the channels over the threads, as measured at stride 1 on two.
 
     That is where the weights are more than a thread's share of x, of 16 and more channels; of fewer
     in, wherever there is more than one block of 16 out.
     """
-    outputs, inputs = weight.shape[:2]
-    return inputs < 16 < outputs or x.numel() < weight.numel() * torch.get_num_threads()
+    (outputs, inputs), threads = weight.shape[:2], torch.get_num_threads()
+    many = inputs < 16 < outputs or x.numel() < weight.numel() * threads
+    return threads > 1 and many
 
 
 def _dtype(x: Tensor) -> torch.dtype:
-    """In which it is computed."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    """In which it is computed: autocast leaves float64 as it is."""
+    casts = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64
+    return torch.get_autocast_dtype("cpu") if casts else x.dtype
 
 
 class _Convolution(torch.autograd.Function):
@@ -116,7 +118,9 @@ def _weight_gradient(
     """Output pixels by channels, times output pixels by what each saw: (K, C, k, k)."""
     outputs, inputs, height, width = weight.shape
     pixels = gradient.permute(0, 2, 3, 1)
-    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding, padding, padding, padding))
+    x = x.permute(0, 2, 3, 1)
+    if padding:  # without any, pad would copy
+        x = F.pad(x, (0, 0, padding, padding, padding, padding))
     image, row, column, channel = x.stride()
     seen = x.as_strided(
         (*pixels.shape[:3], height, width, inputs),
