@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,9 @@ from typing import Any, NamedTuple
 
 # As the command line does, and before torch is imported: see fastselfie.cli.main.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# A shell without job control starts what it puts in the background with Ctrl-C ignored, which the
+# programs that the tests send one to would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Triton programs run in the interpreter; read when triton is imported.
 os.environ["TRITON_INTERPRET"] = "1"
 

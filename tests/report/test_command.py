@@ -150,9 +150,12 @@ def test_ctrl_c_ends_it_politely(tmp_path):
         [sys.executable, "-m", "fastselfie", "report", str(tmp_path / "run"), "--serve", "--port",
          "0"], stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"},
     )  # fmt: skip
-    said = process.stderr.readline()
-    port = int(re.search(r"http://127.0.0.1:(\d+)/", said)[1])
-    assert get(port, "/")[0] == 200
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 0
-    assert process.stderr.read() == "no longer serving\n"
+    try:
+        said = process.stderr.readline()
+        port = int(re.search(r"http://127.0.0.1:(\d+)/", said)[1])
+        assert get(port, "/")[0] == 200
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+        assert process.stderr.read() == "no longer serving\n"
+    finally:
+        process.kill()
