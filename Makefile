@@ -1,6 +1,6 @@
 # Two commands do all their own set-up: make quickstart, make test.
 #   make quickstart            Fashion-MNIST, a slim net, some minutes on 2 cores
-#   make quickstart DATA=DIR   the same on your own image folder
+#   make quickstart DATA=DIR   the same on your own image folder; ARGS="KEY=VALUE --stage pretrain"
 #   make test                  lint, types, every test, and a sample of the campaign of faults
 #   make lint                  ruff and mypy alone
 #   make bench DATA=PHOTOS     every throughput table; the peers: see benchmarks/README.md
@@ -10,6 +10,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 FASHION := data/fashion-mnist
 OUT ?= runs/quickstart
+# Of photographs, by ImageNet's: the config has those of Fashion-MNIST.
+COLOURS := 'data.mean=[0.485, 0.456, 0.406]' 'data.std=[0.229, 0.224, 0.225]'
 # The set's own host, for machines without Debian's package.
 FASHION_URL := http://fashion-mnist.s3-website.eu-central-1.amazonaws.com
 FASHION_FILES := train-images-idx3-ubyte.gz train-labels-idx1-ubyte.gz \
@@ -20,8 +22,8 @@ FASHION_SHA256 := 14410854cf7a289477dcfc7df3f8ec24741e281cdcc425ede0d9a748ca6302
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.run $(if $(DATA),,$(FASHION)/.complete)
-	$(BIN)/fastselfie train configs/quickstart.yaml --out $(OUT) \
-	  $(if $(DATA),data.train="$(DATA)" data.limit=60000)
+	$(BIN)/fastselfie train configs/quickstart.yaml --out "$(OUT)" \
+	  $(if $(DATA),data.train="$(DATA)" data.limit=60000 $(COLOURS)) $(ARGS)
 
 # Last a seeded sample of the campaign of faults, some minutes: it ends with status 1 on any loss.
 test: lint browser

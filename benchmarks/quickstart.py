@@ -11,10 +11,12 @@ import json
 import sys
 from pathlib import Path
 
+from arguments import Parser
 from PIL import Image, ImageDraw, ImageFont
 
 from fastselfie.device import choose_machine
 from fastselfie.doctor import environment
+from fastselfie.errors import UserError
 from fastselfie.log import read_log
 from fastselfie.run import open_run
 
@@ -66,4 +68,10 @@ def main(run: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    try:
+        parser = Parser(description=__doc__)
+        parser.add_argument("run", type=Path, metavar="RUN")
+        main(parser.parse_args().run)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -30,11 +30,14 @@ def write_features(
 
     Raises:
         UserError: nothing to read there, or an image that cannot be: a row for every image, so
-            data.on_error does not count here; one file for both.
+            data.on_error does not count here; one file for both, or none that ends in .npy.
     """
     found = open_part(data.expanduser(), part)
     if found is None:
         raise UserError(f"{data}: holds no {part} images: give another --part or --data")
+    for option, path in (("--out", out), ("--labels", labels)):
+        if path is not None and path.suffix != ".npy":
+            raise UserError(f"{option} {path}: is written as .npy: give it that ending")
     if labels is not None and labels.resolve() == out.resolve():
         raise UserError(f"--labels {labels}: is --out too: give another file")
     with ExitStack() as files:  # all are open before anything is computed

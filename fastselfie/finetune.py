@@ -64,7 +64,7 @@ def labelled(config: Config, dataset: Dataset) -> IntArray:
     """
     if len(dataset.train.classes) < 2:
         raise UserError(
-            f"{dataset.train.name(0)}: the training images are of one class, "
+            f"{config.data.train}: the training images are of one class, "
             f"'{dataset.train.classes[0]}': finetuning needs two, pretraining alone is "
             "--stage pretrain"
         )

@@ -131,7 +131,8 @@ def predict(
     """
     missing = next((path for path in images if not path.is_file()), None)
     if missing is not None:
-        raise UserError(f"{missing}: no such image file")
+        what = "is a folder: give its images" if missing.is_dir() else "no such image file"
+        raise UserError(f"{missing}: {what}")
     if trained.kind == PRETRAIN:
         return fill_holes(trained, images, out)
     if out is not None:

@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fastselfie.atomic import write_atomically
 from fastselfie.boards import WANDB_ID, require_wandb
 from fastselfie.checkpoint import (
@@ -107,9 +109,12 @@ def _open(
     if ranks.leads:
         require_wandb(config.log)
         _announce(config, stage, machine, dataset, 0 if chosen is None else len(chosen))
-        _prepare_folder(out, resume, _stages(config, dataset))
+        stages = _stages(config, dataset)
+        _prepare_folder(out, resume, stages)
         held.enter_context(only_one_in(out))
         if chosen is not None:
+            if not any(has_checkpoints(out / name) for name in stages):
+                (out / "labels.txt").unlink(missing_ok=True)  # of a start that trained nothing
             keep_labels(out / "labels.txt", chosen, dataset.train.labels, config.seed)
         write_atomically(out / CLASSES, json.dumps(list(dataset.train.classes)) + "\n")
         write_atomically(out / CONFIG, config.to_yaml())
@@ -251,6 +256,12 @@ def _announce(config: Config, stage: str, machine: Machine, dataset: Dataset, la
         f"out ({dataset.split}), {len(dataset.train.classes)} classes",
     ):
         say(line)
+    unknown = np.isin(dataset.held_out.labels, dataset.train.labels, invert=True).sum()
+    if labels and unknown:
+        say(
+            f"warning: {unknown:,} of the {len(dataset.held_out):,} held-out images are of classes "
+            "without a training image: top-1, k-NN and probe have them wrong"
+        )
     for name, settings in ((PRETRAIN, config.pretrain), ("finetune", config.finetune)):
         if stage in (name, "all") and settings.warmup_steps > settings.steps:
             say(

@@ -87,8 +87,8 @@ def test_mistakes(cli, tiny_run, tmp_path):
     images, out = tiny_run.parent / "images", tmp_path / "f.npy"
     for run, data, target, words in (
         (tmp_path, images, out, "not a run"),
-        (tiny_run, tmp_path / "none", out, "no such folder"),
-        (tiny_run, images, tmp_path, "Is a directory"),
+        (tiny_run, tmp_path / "none", out, "no such file or folder"),
+        (tiny_run, images, tmp_path / "f.csv", "f.csv: is written as .npy: give it that ending"),
     ):
         refused(cli("features", run, "--data", data, "--out", target), words)
     command = ("features", tiny_run, "--data", images, "--out", out, "--labels")

@@ -122,7 +122,7 @@ def test_a_compiled_network_is_one_phase(monkeypatch):
     ("arguments", "words"),
     [
         (["--steps", "0"], "--steps is 0"),
-        (["data.train=/no/such"], "/no/such: no such folder"),
+        (["data.train=/no/such"], "/no/such: no such file or folder"),
         (["--plan", "8xH1000", "--cores", "96"], "--plan 8xH1000: give COUNTxGPU with one of H200"),
         (["--plan", "0xH100", "--cores", "96"], "--plan 0xH100"),
         (["--plan", "8xH100"], "--cores is missing"),

@@ -58,6 +58,30 @@ def test_a_warm_up_that_outlasts_its_stage_is_said(cli, tiny_yaml, image_folder,
     assert "finetune.warmup_steps" not in said  # which does not run
 
 
+def test_held_out_classes_that_none_trains_are_said(cli, tiny_yaml, tmp_path):
+    for index in range(20):
+        folder = tmp_path / "photos" / f"{index}"
+        folder.mkdir(parents=True)
+        picture(index).save(folder / "only.png")
+    command = ("train", tiny_yaml, f"data.train={tmp_path / 'photos'}", "finetune.control=false")
+    said = " ".join(cli(*command, "--out", tmp_path / "x").err.split())
+    assert "warning: 2 of the 2 held-out images are of classes without a training image" in said
+
+
+def test_labels_chosen_by_a_start_that_trained_nothing_are_chosen_anew(
+    cli, tiny_yaml, image_folder, tmp_path
+):
+    """As where an unreadable image ended it, which its user then removed."""
+    bad = image_folder / "train" / "cat" / "bad.jpg"
+    bad.write_text("no image")
+    command = ("train", tiny_yaml, f"data.train={image_folder}", "--out", tmp_path / "x")
+    assert "bad.jpg: unreadable image" in cli(*command).err
+    assert (tmp_path / "x" / "labels.txt").exists()
+    bad.unlink()
+    result = cli(*command)
+    assert result.status == 0, result.err
+
+
 def test_the_same_command_again_trains_nothing(trained, cli, tiny_yaml, image_folder):
     out, figures = trained
     stamp = (out / "pretrain" / "latest.pt").stat().st_mtime_ns
@@ -137,7 +161,7 @@ def test_resume_from_another_run_and_from_a_checkpoint(trained, cli, tiny_yaml, 
 def mistakes():
     return {
         "no_data": (["data.train=null"], "data.train is not set"),
-        "missing": (["data.train=/no/such"], "/no/such: no such folder"),
+        "missing": (["data.train=/no/such"], "/no/such: no such file or folder"),
         "unknown_key": (["pretrain.stepz=3"], "did you mean 'pretrain.steps'?"),
         "wrong_type": (["seed=yes"], "seed is true"),
         "too_many_labels": (["finetune.labels_per_class=9"], "fewer than the 9 a class"),

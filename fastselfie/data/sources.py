@@ -133,10 +133,12 @@ def open_part(path: Path, part: str, beside_train: bool = False) -> tuple[Source
         UserError: not there, not a set of images, or damaged.
     """
     if not path.exists():
-        raise UserError(f"{path}: no such folder: give data.train=DIR, see `fastselfie doctor`")
+        raise UserError(f"{path}: no such file or folder")
     found = next((kind for kind in _FORMATS if kind.matches(path)), None)
     if found is None and not path.is_dir():
-        raise UserError(f"{path}: not a folder: give the folder that holds the images")
+        raise UserError(
+            f"{path}: not a set of images: give their folder, or a .beton, .tar or .parquet file"
+        )
     if found is None:
         inside = [path / name for name in (("train",) if part == "train" else TEST_NAMES)]
         inner = next((folder for folder in inside if folder.is_dir()), None)

@@ -164,6 +164,7 @@ def _name_axes(axes: Any, x: str, y: str, share: bool, zero: bool) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     if share:
+        axes.set_ylim(bottom=max(0, axes.get_ylim()[0]))  # matplotlib's margin goes below it
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     axes.grid(alpha=0.2)
     axes.spines[["top", "right"]].set_visible(False)

@@ -175,8 +175,8 @@ def truncated(path):
 def test_a_wrong_folder_is_named(tmp_path, kind):
     folder = tmp_path / "data"
     words = {
-        "missing": "data: no such folder",
-        "file": "data: not a folder",
+        "missing": "data: no such file or folder",
+        "file": "data: not a set of images",
         "empty": "data: no images, neither in sub-folders nor in itself: it is empty",
         "mixed": r"has images of its own \(a.png\) beside sub-folders of images \(dog\)",
         "one_class_test": "its classes a are not those of the training images, a, b",
