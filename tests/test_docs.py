@@ -38,8 +38,8 @@ PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 KINDS = ("sh", "python", "yaml", "console", "text")
 # Each wants root, a network, a cluster, a GPU, minutes, or a person who ends it.
 NOT_RUN = (
-    "make ", "pip install ", "sudo apt-get install ", "git clone ", "wget ", "sbatch ",
-    "python benchmarks/", "benchmarks/", "fastselfie report runs/in224 --serve",
+    "make ", ". .venv/bin/activate", "pip install ", "sudo apt-get install ", "git clone ",
+    "wget ", "sbatch ", "python benchmarks/", "benchmarks/", "fastselfie report runs/in224 --serve",
 )  # fmt: skip
 LIMIT = 300  # seconds for a command: only what hangs takes them
 
