@@ -85,9 +85,12 @@ def test_an_unreadable_image_leaves_nothing(cli, tiny_run, tmp_path):
 
 def test_mistakes(cli, tiny_run, tmp_path):
     images, out = tiny_run.parent / "images", tmp_path / "f.npy"
+    folder = tmp_path / "folder.npy"
+    folder.mkdir()
     for run, data, target, words in (
         (tmp_path, images, out, "not a run"),
         (tiny_run, tmp_path / "none", out, "no such file or folder"),
+        (tiny_run, images, folder, "Is a directory"),
         (tiny_run, images, tmp_path / "f.csv", "f.csv: is written as .npy: give it that ending"),
     ):
         refused(cli("features", run, "--data", data, "--out", target), words)
@@ -95,4 +98,4 @@ def test_mistakes(cli, tiny_run, tmp_path):
     refused(cli(*command, tmp_path / "x" / ".." / "f.npy"), "f.npy: is --out too")
     blocked = images / "train" / "cat" / "0.png" / "l.npy"  # below a file
     assert cli(*command, blocked).status == 2
-    assert not list(tmp_path.iterdir())
+    assert [folder, *folder.iterdir()] == list(tmp_path.iterdir())
