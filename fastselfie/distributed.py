@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import gc
+import importlib
 import os
 import signal
 import sys
@@ -213,7 +215,14 @@ def ranks_of(environment: Mapping[str, str]) -> Ranks:
 def _leave_without_the_others() -> None:
     """Where they wait for this process's end, NCCL's orderly one would wait for them."""
     if torch.cuda.is_available():
-        atexit.unregister(dist.destroy_process_group)
+        atexit.unregister(_part)
+
+
+def _part() -> None:
+    """Leave the group and wait for gloo's threads: they may still have a tensor to let go of, and
+    one that does so while the interpreter ends aborts the process (pytorch PR 179291)."""
+    gc.collect()  # what holds the group beyond its last use: DDP's networks
+    dist.destroy_process_group()
 
 
 def restarted() -> bool:
@@ -233,6 +242,9 @@ def join(runtime: RuntimeConfig) -> Ranks:
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if name not in os.environ:
             raise UserError(f"WORLD_SIZE={ranks.world}, but {name} is not set: use torchrun")
+    # Its functions keep the group that is there at their import as a default, for ever; DDP imports
+    # it, and gloo's threads would outlive `_part`.
+    importlib.import_module("torch.distributed.nn")
     gpus = runtime.device != "cpu" and torch.cuda.is_available() and dist.is_nccl_available()
     limit = timedelta(seconds=runtime.timeout)
     try:
@@ -252,7 +264,7 @@ def join(runtime: RuntimeConfig) -> Ranks:
             "check that all are started, and runtime.timeout"
         ) from error
     # At the very end: the others take the end of the connection for that of this process.
-    atexit.register(dist.destroy_process_group)
+    atexit.register(_part)
     _leave_with_torchrun()
     return ranks
 

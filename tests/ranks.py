@@ -4,10 +4,14 @@ figures OUT CONFIG   measures of a step and of evaluations, to OUT/RANK.pt
 FAULT ARGS           `fastselfie ARGS`; kill:R:S and term:R:S send rank R that signal in step S,
                      the first time it is started; agent:R:S has it kill torchrun; seeds:OUT notes
                      the steps' seeds in OUT/RANK; whole does nothing
+
+A process that ends in order must have waited for gloo's threads; one of them that goes on aborts it
+now and then while the interpreter ends.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -91,6 +95,7 @@ def figures(out, path):
         "bf16": one_step(config, replace(machine, bf16_gradients=True), 3),
         "measures": measures(config, machine),
         "threads": torch.get_num_threads(),
+        "gloo": gloo_runs(),
     }
     torch.save(found, Path(out) / f"{ranks.rank}.pt")
 
@@ -122,7 +127,20 @@ def hurt(kind, rank, at):
     TrainStep.__call__ = call
 
 
+def gloo_runs():
+    """Whether it has a thread in this process."""
+    names = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
+    return "gloo_tcp_loop" in names
+
+
+def require_parted():
+    if gloo_runs():
+        print("gloo's threads outlive the group", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
 if __name__ == "__main__":
+    atexit.register(require_parted)  # before `join` has its own: it is called after it
     scenario, *rest = sys.argv[1:]
     if scenario == "figures":
         figures(*rest)

@@ -126,6 +126,7 @@ def test_a_step_and_a_measurement_are_those_of_one_process(tmp_path, yaml_of):
     for kind, name in (("passes", "weights"), ("passes", "average"), ("bf16", "weights")):
         assert torch.equal(both[0][kind][name], both[1][kind][name])
     assert both[0]["threads"] == max(1, usable_cores() // WORLD)
+    assert both[0]["gloo"]  # or the end of each process says nothing
 
 
 @pytest.mark.parametrize("kind", ["resident", "folder"])
