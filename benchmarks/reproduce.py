@@ -29,7 +29,7 @@ from fastselfie.errors import UserError
 from fastselfie.log import read_log
 from fastselfie.report.curves import points_of
 from fastselfie.reproduce.agenda import RUNS
-from fastselfie.reproduce.execute import SECTIONS
+from fastselfie.reproduce.record import SECTIONS
 from fastselfie.reproduce.table import (
     FEATURES_HEAD,
     HEAD,

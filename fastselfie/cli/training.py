@@ -119,7 +119,7 @@ def reproduce(
         from fastselfie.reproduce.forecast import print_forecast
 
         target = None if plan is None else parse_target(plan, 1)  # its cores are not asked about
-        print_forecast(runs, folder, jobs, target, Console(highlight=False))
+        print_forecast(runs, folder, jobs, control, target, Console(highlight=False))
         return
     from fastselfie.reproduce.execute import reproduce as carry_out
     from fastselfie.reproduce.table import PAGE, print_table

@@ -9,7 +9,7 @@ from pathlib import Path
 from fastselfie.atomic import write_atomically
 from fastselfie.log import say
 from fastselfie.reproduce.agenda import RESULT, RUNS
-from fastselfie.reproduce.plan import Plan
+from fastselfie.reproduce.plan import Plan, Run
 from fastselfie.run import SUPERVISED
 
 CONTROL = "control.txt"
@@ -36,3 +36,11 @@ def take_control(plan: Plan, source: Path, out: Path) -> None:
     if taken:
         write_atomically(out / CONTROL, f"{source}\n")
         say(f"{taken} supervised runs are those of {source}")
+
+
+def has_result(run: Run, out: Path, control: Path | None) -> bool:
+    """Whether `out` has it, or would take it from `control`."""
+    sources = [out]
+    if control is not None and run.group.arm == SUPERVISED:
+        sources.append(control)
+    return any((source / RUNS / run.name / RESULT).exists() for source in sources)

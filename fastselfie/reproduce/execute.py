@@ -4,39 +4,30 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fastselfie.atomic import write_atomically
-from fastselfie.checkpoint import newest_checkpoint
-from fastselfie.config import Config, differing_keys
-from fastselfie.data.sources import Dataset, open_dataset
-from fastselfie.data.subsets import keep_labels
+from fastselfie.data.sources import open_dataset
 from fastselfie.device import Machine, choose_machine
 from fastselfie.distributed import ranks_of
 from fastselfie.errors import UserError
 from fastselfie.log import console, say
 from fastselfie.onlyone import only_one_in
-from fastselfie.pretrain import pretraining_stage
 from fastselfie.report.folder import read_facts
 from fastselfie.reproduce import crew
-from fastselfie.reproduce.agenda import RUNS, Agenda
+from fastselfie.reproduce.agenda import Agenda
 from fastselfie.reproduce.bench import Bench
 from fastselfie.reproduce.control import take_control
 from fastselfie.reproduce.features import FEATURES, FIGURES, measure_features
 from fastselfie.reproduce.plan import Plan
+from fastselfie.reproduce.record import check_folders, keep_record
 from fastselfie.reproduce.statistics import summary_of
 from fastselfie.reproduce.table import write_table
 from fastselfie.reproduce.teller import Teller
 from fastselfie.run import PRETRAIN, train
-
-RECORD = "reproduce.json"
-SECTIONS = ("seed", "data", "model", "pretrain", "finetune", "reproduce")
-# Each run has its own.
-_UNUSED = tuple(f"finetune.{key}" for key in ("labels", "labels_per_class", "lr", "scratch_lr"))
 
 
 def reproduce(
@@ -63,21 +54,12 @@ def reproduce(
     jobs = default_jobs(machine) if jobs is None else jobs
     dataset = open_dataset(config.data, config.seed)
     plan.check(dataset)
-    _check_out(config, dataset, out)
-    if control is not None:
-        if not config.finetune.control:
-            raise UserError(
-                "--control: finetune.control is false, so no supervised run is asked for"
-            )
-        if not (control / RECORD).is_file():
-            raise UserError(f"--control {control}: has no {RECORD}: give a reproduction's folder")
-        sections = tuple(section for section in SECTIONS if section != "pretrain")
-        _check_record(config, dataset, control / RECORD, sections, "another --control, or none")
+    pretrained = check_folders(plan, dataset, machine, out, control)
     with only_one_in(out):
-        _keep_record(plan, dataset, out)
+        keep_record(plan, dataset, machine, out)
         if control is not None:
             take_control(plan, control, out)
-        if not _is_pretrained(config, dataset, out):
+        if not pretrained:
             train(config, PRETRAIN, "auto", out)
         bench = Bench(plan, dataset, out, machine)
         features = read_facts(out / FEATURES)
@@ -110,53 +92,3 @@ def _do_all(agenda: Agenda, bench: Bench, tell: Teller) -> None:
             tell(run)
     finally:
         console.quiet = quiet
-
-
-def _is_pretrained(config: Config, dataset: Dataset, out: Path) -> bool:
-    """Whether the stage reached its end; one begun otherwise is refused as `train` does."""
-    found = newest_checkpoint(out / PRETRAIN, PRETRAIN, quiet=True)
-    if found is None:
-        return False
-    pretraining_stage(config, dataset).check(found.state, found.path)
-    done = bool(found.state["step"] >= config.pretrain.steps)
-    return done and not found.state["owed"]
-
-
-def _check_out(config: Config, dataset: Dataset, out: Path) -> None:
-    """Whether what is in `out` is of this experiment.
-
-    Raises:
-        UserError: another config or set of images; `out` is a file.
-    """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file: give another --out")
-    if (out / RECORD).exists():
-        _check_record(config, dataset, out / RECORD, SECTIONS, "another --out")
-    _is_pretrained(config, dataset, out)
-
-
-def _check_record(
-    config: Config, dataset: Dataset, path: Path, sections: Sequence[str], other: str
-) -> None:
-    """Whether the runs beside the record at `path` have these images and agree in `sections`."""
-    record = read_facts(path)
-    if not {"config", "images"} <= set(record):
-        raise UserError(f"{path}: is damaged: give {other}")
-    new = config.model_dump(mode="json")
-    differing = differing_keys(record["config"], new, sections, _UNUSED)
-    if differing:
-        raise UserError(
-            f"{path}: was begun with another config: {', '.join(differing)}: set them back, or "
-            f"give {other}"
-        )
-    if record["images"] != dataset.fingerprint():
-        raise UserError(f"{path}: was begun on other images: bring them back, or give {other}")
-
-
-def _keep_record(plan: Plan, dataset: Dataset, out: Path) -> None:
-    record = {"config": plan.config.model_dump(mode="json"), "images": dataset.fingerprint()}
-    write_atomically(out / RECORD, json.dumps(record, indent=1) + "\n")
-    for labels in plan.labels:
-        path = out / RUNS / f"labels-{labels:g}" / "labels.txt"
-        chosen = plan.labelled(dataset, labels)
-        keep_labels(path, chosen, dataset.train.labels, plan.config.seed)

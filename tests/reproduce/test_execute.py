@@ -265,6 +265,8 @@ def test_another_config_or_set_is_refused(setting, cli):
         result = cli("reproduce", config, *ARGUMENTS, change, "--out", out)
         assert result.status == 2
         assert words in result.err
+    planned = " ".join(cli("reproduce", config, *ARGUMENTS, "--out", out, "--dry-run").out.split())
+    assert "in all 9 runs, all done" in planned
     shorter = cli("reproduce", config, *ARGUMENTS, "--budget", 0.5, "--out", out)
     assert "pretrain.steps (4 -> 2)" in shorter.err
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
@@ -292,12 +294,18 @@ def test_an_ablation_of_pretraining_takes_the_control_of_another(setting, cli, t
     assert "another --control" in refused_line
     result = cli(*command, "--control", tmp_path)
     assert "has no reproduce.json" in result.err
+    result = cli(*command, "runtime.precision=bf16", *control)
+    assert "was begun in fp32, and this machine's is bf16" in result.err
     assert not out.exists()
 
     part = tmp_path / "part"
     shutil.copytree(reference, part)
     (part / "runs" / "labels-50" / "supervised" / "seed-1" / "result.json").unlink()
-    result = cli(*command, "pretrain.pad_mode=zero", "--control", part)
+    command = (*command, "pretrain.pad_mode=zero", "--control", part)
+    planned = " ".join(cli(*command, "--dry-run").out.split())
+    assert "in all 9 runs, 3 of them done" in planned
+    assert not out.exists()
+    result = cli(*command)
     assert result.status == 0, result.err
     assert f"3 supervised runs are those of {part}" in " ".join(result.err.split())
     assert "The supervised runs are those of part" in " ".join(table(out)["notes"])

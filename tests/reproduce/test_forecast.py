@@ -21,6 +21,10 @@ def test_counts_and_seconds_by_hand(idx_folder):
     assert [line.seconds for line in lines] == [2, 12, 20, 12, 20]
     odd = forecast(plan, open_dataset(config.data), rates._replace(devices=4))
     assert [line.seconds for line in odd] == [2, 8, 12, 8, 12]  # 6 are 4 and 2
+    found = {plan.finals(group, 1.0)[0] for group in plan.groups}
+    rest = forecast(plan, open_dataset(config.data), rates, True, found.__contains__)
+    assert [(line.runs, line.to_do) for line in rest] == [(1, 0), (6, 6), (10, 8), (6, 6), (10, 8)]
+    assert [line.seconds for line in rest] == [0, 12, 16, 12, 16]
 
 
 @pytest.mark.parametrize("name", ["cifar10", "in32", "in224"])
