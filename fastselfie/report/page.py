@@ -30,6 +30,7 @@ def run_page(run: RunFolder, running: bool | None = None, refresh: int = REFRESH
     finished = state.finished and not running
     return render(
         "page.html",
+        name=run.path.resolve().name,
         config=run.config,
         yaml=run.config.to_yaml(),
         state=state,

@@ -28,6 +28,9 @@ def open_server(make: Callable[[], str], port: int) -> ThreadingHTTPServer:
     class Handler(BaseHTTPRequestHandler):
         timeout = 10  # seconds; browsers open connections that they do not use
 
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
         def do_GET(self) -> None:
             with suppress(ConnectionError, TimeoutError):  # the browser has left
                 self._answer()
@@ -60,7 +63,8 @@ def open_server(make: Callable[[], str], port: int) -> ThreadingHTTPServer:
             for header in headers:
                 self.send_header(*header)
             self.end_headers()
-            self.wfile.write(page)
+            if self.command != "HEAD":
+                self.wfile.write(page)
 
         def log_message(self, format: str, *values: object) -> None:
             del format, values  # a line every few seconds tells nobody anything

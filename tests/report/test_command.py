@@ -38,9 +38,9 @@ def served():
         server.shutdown()
 
 
-def get(port, path, host=None):
+def get(port, path, host=None, method="GET"):
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.request("GET", path, headers={"Host": host} if host else {})
+    connection.request(method, path, headers={"Host": host} if host else {})
     answer = connection.getresponse()
     return answer.status, answer.read().decode()
 
@@ -51,7 +51,9 @@ def test_one_run_is_written_anew(cli, tmp_path):
     result = cli("report", run)
     assert result.status == 0, result.err
     assert json.loads(result.out.splitlines()[-1]) == {"report": str(run / "report.html")}
-    assert ">finished<" in (run / "report.html").read_text(encoding="utf-8")
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert ">finished<" in page
+    assert "<h1>run</h1>" in page  # its folder: several may have one config
     other = tmp_path / "deep" / "page.html"
     assert cli("report", run, "--out", other).status == 0
     assert other.exists()
@@ -93,6 +95,7 @@ def test_the_server_gives_the_page_and_nothing_else(served, tmp_path):
     assert get(port, "/") == (200, "first é")
     pages.append("second")
     assert get(port, "/") == (200, "second")  # made anew
+    assert get(port, "/", method="HEAD") == (200, "")
     for path in ("/etc/passwd", "/../../etc/passwd", "/config.yaml", "//etc/passwd", "/?a",
                  "/%2e%2e/config.yaml", "/report.html"):  # fmt: skip
         assert get(port, path)[0] == 404
