@@ -70,9 +70,9 @@ def saving_cost(config_path: Path, folder: Path, rounds: int) -> dict[str, Any]:
     beside them. beside: what it added to a round, over the same. stall_ms: how long the step waits
     while the state is copied.
     """
-    from fastselfie.loop import Progress, checkpoint_state
     from fastselfie.pretrain import build_pretraining, pretraining_stage
     from fastselfie.saver import Saver
+    from fastselfie.stage import Progress, checkpoint_state
 
     config = load_config(config_path, ["data.loader=synthetic"])
     machine = choose_machine(config.runtime)

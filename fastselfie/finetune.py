@@ -21,10 +21,11 @@ from fastselfie.device import Machine, random_state, set_random_state, total_mem
 from fastselfie.errors import UserError
 from fastselfie.evaluate import Pixels, classification_accuracy
 from fastselfie.log import Show
-from fastselfie.loop import Stage, fit
+from fastselfie.loop import fit
 from fastselfie.memory import estimate_finetuning
 from fastselfie.models.selfie import Classifier, Selfie, build_classifier
 from fastselfie.rng import IntArray
+from fastselfie.stage import Stage
 from fastselfie.step import TrainStep
 
 

@@ -1,71 +1,30 @@
-"""The training loop, once for both stages: data, step, log, evaluation, checkpoint, resume."""
+"""The training loop, once for both stages: data, step, log, evaluation, checkpoint."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastselfie.checkpoint import (
-    LATEST,
-    Checkpoint,
-    load_weights,
-    newest_checkpoint,
-)
-from fastselfie.config import Config, StageConfig, differing_keys
+from fastselfie.checkpoint import LATEST, newest_checkpoint
 from fastselfie.data.loaders import Batch, Loader
-from fastselfie.device import random_state, set_random_state
-from fastselfie.errors import Diverged, UserError
+from fastselfie.errors import Diverged
 from fastselfie.guard import Offence, record
 from fastselfie.interrupt import Interrupted, Pending, deferred_signals
 from fastselfie.log import RunLog, Show, Window, say
 from fastselfie.phases import phase
 from fastselfie.rng import process_seed
 from fastselfie.saver import Saver
+from fastselfie.stage import Progress, Stage, checkpoint_state, go_on
 from fastselfie.step import TrainStep
 
 # Numbers to log after a step that is due for it.
 Evaluate = Callable[[int], dict[str, float]]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What makes one stage of a run, and what its checkpoint must agree with.
-
-    kind: pretrain, finetuned or supervised. settings: those of the stage. sections: of the config,
-    whose keys must not change over a resume, but for `unused` ones. images: the dataset's
-    fingerprint.
-    """
-
-    kind: str
-    config: Config
-    settings: StageConfig
-    sections: Sequence[str]
-    images: str
-    unused: Sequence[str] = ()
-
-    def check(self, state: dict[str, Any], path: Path) -> None:
-        """Whether `state`, of this stage and read from `path`, is of this very experiment.
-
-        Raises:
-            UserError: another config or set of images, with what differs.
-        """
-        way_out = "set them back, or use --resume never or another --out"
-        old, new = json.loads(state["config"]), self.config.model_dump(mode="json")
-        differing = differing_keys(old, new, self.sections, self.unused)
-        if differing:
-            raise UserError(
-                f"{path}: was trained with another config: {', '.join(differing)}: {way_out}"
-            )
-        if state["images"] != self.images:
-            raise UserError(f"{path}: was trained or measured on other images: {way_out}")
 
 
 def fit(
@@ -93,7 +52,7 @@ def fit(
     progress = Progress()
     found = ranks.from_leader(lambda: newest_checkpoint(folder, stage.kind))
     if found is not None:
-        progress = _go_on(stage, step, found)
+        progress = go_on(stage, step, found)
     if progress.done >= settings.steps and not progress.owed:
         return progress.metrics
     _say_what_differs(stage, step, loader, progress)
@@ -120,20 +79,6 @@ def fit(
             training.leave(128 + left.number)
             raise
     return progress.metrics
-
-
-@dataclass
-class Progress:
-    """How far a stage is.
-
-    done: whole steps. metrics: of the last evaluation. owed: the one due now is not finished.
-    skipped: images that data.on_error: skip replaced in those steps, of all processes.
-    """
-
-    done: int = 0
-    metrics: dict[str, float] = field(default_factory=dict)
-    owed: bool = False
-    skipped: int = 0
 
 
 @dataclass
@@ -307,26 +252,6 @@ def _complaint(stage: Stage, offence: Offence) -> str:
     )
 
 
-def _go_on(stage: Stage, step: TrainStep, found: Checkpoint) -> Progress:
-    """Check and restore a checkpoint, which all processes have from rank 0."""
-    with step.machine.ranks.as_one():
-        stage.check(found.state, found.path)
-        progress = _restore(step, found)
-    before, world = found.state["processes"], step.machine.ranks.world
-    if before != world:
-        say(
-            f"{stage.kind}: was trained by {before} processes, goes on with {world}: in the same "
-            "order of samples, but batch norm and dropout see them in other parts"
-        )
-    before, now = found.state["precision"], step.machine.precision.name
-    if before != now:
-        say(
-            f"warning: {stage.kind}: was trained in {before}, goes on in {now} "
-            f"({step.machine.precision.why}): runtime.precision={before} goes on as it was"
-        )
-    return progress
-
-
 def _say_what_differs(stage: Stage, step: TrainStep, loader: Loader, progress: Progress) -> None:
     """Lines about passes, which batch norm sees, and about a resumed run that is another one."""
     world, size = step.machine.ranks.world, stage.settings.batch_size
@@ -354,43 +279,3 @@ def _require_finite(stage: Stage, step: int, loss: float, path: Path) -> None:
         f"{stage.kind}: the loss is {loss} at step {step}: lower {section}.lr ({stage.settings.lr})"
         f" or set {section}.clip_grad_norm{before}"
     )
-
-
-def checkpoint_state(
-    stage: Stage, step: TrainStep, progress: Progress, unread: Sequence[Mapping[str, Tensor]]
-) -> dict[str, Any]:
-    """A checkpoint. unread: every process's, see `TrainStep.unread`."""
-    return {
-        "kind": stage.kind,
-        "images": stage.images,
-        "step": progress.done,
-        "micro_batch": step.micro_batch,
-        "processes": step.machine.ranks.world,
-        "precision": step.machine.precision.name,
-        "config": json.dumps(stage.config.model_dump(mode="json")),
-        "model": step.model.state_dict(),
-        "average": None if step.average is None else step.average.model.state_dict(),
-        "optimizer": step.optimizer.state_dict(),
-        "scaler": step.scaler.state_dict(),
-        "random": random_state(step.machine.device),
-        "unread": unread,
-        "metrics": progress.metrics,
-        "owed": progress.owed,
-        "skipped": progress.skipped,
-    }
-
-
-def _restore(step: TrainStep, found: Checkpoint) -> Progress:
-    """Put a state into the step: weights, optimiser, scaler and torch's own random state."""
-    state = found.state
-    load_weights(step.model, state["model"], found.path)
-    if step.average is not None:
-        load_weights(step.average.model, state["average"], found.path)
-    step.optimizer.load_state_dict(state["optimizer"])
-    if state["scaler"] and step.scaler.is_enabled():  # empty where it was saved without fp16
-        step.scaler.load_state_dict(state["scaler"])
-    step.micro_batch = state["micro_batch"]
-    step.go_on_from(state["unread"])
-    set_random_state(state["random"], step.machine.device)
-    skipped = state.get("skipped", 0)  # which older checkpoints do not have
-    return Progress(state["step"], state["metrics"], state["owed"], skipped)

@@ -14,11 +14,12 @@ from fastselfie.data.sources import Dataset
 from fastselfie.device import Machine, total_memory
 from fastselfie.evaluate import Pixels, evaluating, pretext_accuracy
 from fastselfie.log import Show, picture_path, say
-from fastselfie.loop import Stage, fit
+from fastselfie.loop import fit
 from fastselfie.memory import estimate_pretraining
 from fastselfie.models.selfie import Selfie
 from fastselfie.monitor import Monitor
 from fastselfie.report.mask_prediction import filled, originals
+from fastselfie.stage import Stage
 from fastselfie.step import TrainStep
 
 _PICTURED = 6  # images in the mask-prediction picture

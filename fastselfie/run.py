@@ -34,12 +34,12 @@ from fastselfie.doctor import environment
 from fastselfie.errors import UserError
 from fastselfie.finetune import few_labels, finetune, finetuning_stage, labelled
 from fastselfie.log import console, read_log, say
-from fastselfie.loop import Stage
 from fastselfie.models.selfie import Selfie
 from fastselfie.onlyone import LOCK, only_one_in
 from fastselfie.pretrain import pretrain, pretraining_stage
 from fastselfie.report.folder import ENVIRONMENT, PAGE, SUMMARY
 from fastselfie.report.live import LivePage
+from fastselfie.stage import Stage
 
 CONFIG = "config.yaml"
 CLASSES = "classes.json"  # their names, which a network only numbers

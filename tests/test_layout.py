@@ -35,6 +35,7 @@ FLOORS = {
     "average": 3,
     "guard": 3,
     "step": 3,
+    "stage": 3,
     "loop": 3,
     "evaluate": 3,
     "monitor": 3,

@@ -13,7 +13,6 @@ import pytest
 import torch
 from conftest import REPOSITORY, picture, tiny_config
 
-from fastselfie import loop
 from fastselfie.checkpoint import Checkpoint, load_checkpoint
 from fastselfie.config import RuntimeConfig
 from fastselfie.data.loaders import build_loader
@@ -27,6 +26,7 @@ from fastselfie.kernels.reference import patchify
 from fastselfie.log import read_log
 from fastselfie.models.selfie import Selfie
 from fastselfie.pretrain import pretrain
+from fastselfie.stage import restore
 from fastselfie.step import TrainStep
 
 GOLDEN = REPOSITORY / "tests" / "golden" / "losses.json"
@@ -324,7 +324,7 @@ def test_the_micro_batch_of_a_checkpoint_is_kept(image_folder, tmp_path, machine
     config = tiny_config(data={"train": str(image_folder)})
     model = Selfie(config)
     step = TrainStep(model, lambda _: None, config.pretrain, machine, 8)
-    loop._restore(step, Checkpoint(tmp_path, state))
+    restore(step, Checkpoint(tmp_path, state))
     assert step.micro_batch == 4
 
 
