@@ -69,9 +69,9 @@ def labelled(config: Config, dataset: Dataset) -> IntArray:
             f"'{dataset.train.classes[0]}': finetuning needs two, pretraining alone is "
             "--stage pretrain"
         )
-    settings = config.finetune
+    settings, train = config.finetune, dataset.train
     return choose_labels(
-        dataset.train.labels, settings.labels, settings.labels_per_class, config.seed
+        train.labels, settings.labels, settings.labels_per_class, config.seed, train.classes
     )
 
 

@@ -3,6 +3,7 @@ their splits into images to train and to validate on."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,18 @@ from fastselfie.errors import UserError
 from fastselfie.rng import IntArray, Purpose, uniform
 
 
-def choose_labels(labels: IntArray, fraction: float, per_class: int | None, seed: int) -> IntArray:
+def choose_labels(
+    labels: IntArray,
+    fraction: float,
+    per_class: int | None,
+    seed: int,
+    classes: Sequence[str] = (),
+) -> IntArray:
     """Indices of the images that keep their label, sorted int64.
 
     A share is floor(fraction x images / classes) of each class, at least one, and all of a class
     that has fewer; the share 1.0 is every image. Subsets of one seed are nested: a larger one
-    holds the smaller.
+    holds the smaller. classes: the names of the labels, for the mistake's line.
 
     Raises:
         UserError: `per_class` is asked for, and a class has fewer.
@@ -25,26 +32,28 @@ def choose_labels(labels: IntArray, fraction: float, per_class: int | None, seed
     if per_class is None and fraction == 1.0:
         return np.arange(len(labels), dtype=np.int64)
     draws = uniform(seed, 0, np.arange(len(labels), dtype=np.int64), Purpose.SUBSET, 1)[:, 0]
-    classes = np.unique(labels)
+    present = np.unique(labels)
     # The small number makes 0.05 x 1000 the 50 that is meant, whatever its binary fraction is.
-    each = per_class or max(1, int(fraction * len(labels) / len(classes) + 1e-9))
+    each = per_class or max(1, int(fraction * len(labels) / len(present) + 1e-9))
     chosen = []
-    for label in classes:
+    for label in present:
         members = np.flatnonzero(labels == label)
         if per_class is not None and len(members) < per_class:
             raise UserError(
-                f"finetune.labels_per_class: class {label} has {len(members)} images, fewer than "
-                f"the {per_class} a class asked for: lower it"
+                f"finetune.labels_per_class: class {_called(label, classes)} has {len(members)} "
+                f"images, fewer than the {per_class} a class asked for: lower it"
             )
         chosen.append(members[np.argsort(draws[members], kind="stable")[:each]])
     return np.sort(np.concatenate(chosen))
 
 
-def validation_split(labels: IntArray, seed: int, number: int) -> tuple[IntArray, IntArray]:
+def validation_split(
+    labels: IntArray, seed: int, number: int, classes: Sequence[str] = ()
+) -> tuple[IntArray, IntArray]:
     """(trained on, validated on) indices of labelled images, sorted int64: of each class 90 : 10.
 
     At least one image of a class is in each part. number: which of ten such splits: their tenths
-    are disjoint in a class of ten images or more.
+    are disjoint in a class of ten images or more. classes: as for `choose_labels`.
 
     Raises:
         UserError: a class has one image.
@@ -55,15 +64,19 @@ def validation_split(labels: IntArray, seed: int, number: int) -> tuple[IntArray
         members = np.flatnonzero(labels == label)
         if len(members) < 2:
             raise UserError(
-                f"class {label} has one labelled image, and a search of the learning rate needs "
-                "one to train and one to validate on: give more --labels, or one rate in "
-                "reproduce.grid"
+                f"class {_called(label, classes)} has one labelled image, and a search of the "
+                "learning rate needs one to train and one to validate on: give more --labels, or "
+                "one rate in reproduce.grid"
             )
         each = max(1, len(members) // 10)
         places = (number * each + np.arange(each)) % len(members)
         taken.append(members[np.argsort(draws[members], kind="stable")[places]])
     validated = np.sort(np.concatenate(taken))
     return np.setdiff1d(np.arange(len(labels), dtype=np.int64), validated), validated
+
+
+def _called(label: int, classes: Sequence[str]) -> str:
+    return f"'{classes[label]}'" if classes else str(label)
 
 
 def keep_labels(path: Path, indices: IntArray, labels: IntArray, seed: int) -> None:

@@ -106,8 +106,9 @@ class Plan:
         chosen = self.labelled(dataset, run.group.labels)
         held_out, measured = dataset.held_out, chosen[:0]
         if run.split is not None:
-            labels = dataset.train.labels[chosen]
-            kept, taken = validation_split(labels, self.config.seed, run.split)
+            kept, taken = validation_split(
+                dataset.train.labels[chosen], self.config.seed, run.split, dataset.train.classes
+            )
             chosen, measured = chosen[kept], chosen[taken]
             held_out = dataset.train.select(measured)
         digest = hashlib.sha256(dataset.fingerprint().encode())

@@ -232,7 +232,7 @@ def mistakes():
         "labels_zero": (["--labels", "0"], "--labels 0: '0' is not a share"),
         "labels_text": (["--labels", "5,x"], "--labels 5,x: 'x' is not a share"),
         "labels_many": (["--labels", "150"], "--labels 150: '150' is not a share"),
-        "labels_few": (["--labels", "5"], "--labels 5: class 0 has one labelled image"),
+        "labels_few": (["--labels", "5"], "--labels 5: class 'cat' has one labelled image"),
         "seeds": (["--seeds", "0"], "--seeds 0: at least 1"),
         "budget": (["--budget", "0"], "--budget 0: a factor of both stages' steps"),
         "jobs": (["--jobs", "0"], "Invalid value for '--jobs'"),
