@@ -68,6 +68,16 @@ def test_held_out_classes_that_none_trains_are_said(cli, tiny_yaml, tmp_path):
     assert "warning: 2 of the 2 held-out images are of classes without a training image" in said
 
 
+def test_training_images_that_are_held_out_are_said(cli, tiny_yaml, image_folder, tmp_path):
+    """A set without parts is whatever part is asked for."""
+    folder = image_folder / "train"
+    command = ("train", tiny_yaml, f"data.train={folder}", "--stage", "pretrain")
+    said = " ".join(cli(*command, f"data.test={folder}", "--out", tmp_path / "x").err.split())
+    assert f"warning: {folder}: the held-out images are the training images" in said
+    other = cli(*command, f"data.test={image_folder}", "--out", tmp_path / "y")
+    assert "warning" not in other.err
+
+
 def test_labels_chosen_by_a_start_that_trained_nothing_are_chosen_anew(
     cli, tiny_yaml, image_folder, tmp_path
 ):

@@ -64,6 +64,14 @@ class Dataset:
             digest.update(source.labels.tobytes())
         return digest.hexdigest()
 
+    def is_measured_on_training_images(self) -> bool:
+        """Whether both parts are the same images, by name: data.test names those of data.train."""
+        return (
+            not isinstance(self.train, NoSource)
+            and self.train.name(0) == self.held_out.name(0)
+            and np.array_equal(self.train.labels, self.held_out.labels)
+        )
+
 
 def open_dataset(data: DataConfig, seed: int = 0) -> Dataset:
     """The training and the held-out images that `data` names.
