@@ -214,14 +214,18 @@ def ranks_of(environment: Mapping[str, str]) -> Ranks:
 
 def _leave_without_the_others() -> None:
     """Where they wait for this process's end, NCCL's orderly one would wait for them."""
-    if torch.cuda.is_available():
+    if dist.is_initialized() and "nccl" in dist.get_backend_config():
         atexit.unregister(_part)
 
 
 def _part() -> None:
     """Leave the group and wait for gloo's threads: they may still have a tensor to let go of, and
     one that does so while the interpreter ends aborts the process (pytorch PR 179291)."""
-    gc.collect()  # what holds the group beyond its last use: DDP's networks
+    # What holds the group beyond its last use: DDP's networks, by a circle or by the traceback of
+    # the error that ended the process.
+    for name in ("last_exc", "last_value", "last_traceback"):
+        vars(sys).pop(name, None)
+    gc.collect()
     dist.destroy_process_group()
 
 

@@ -9,6 +9,7 @@ from fastselfie.data.loaders import build_loader
 from fastselfie.data.sources import open_dataset
 from fastselfie.device import Machine, choose_machine, total_memory
 from fastselfie.evaluate import Pixels, classification_accuracy, feature_worth
+from fastselfie.log import say
 from fastselfie.memory import estimate_finetuning
 from fastselfie.run import PRETRAIN, open_run
 from fastselfie.trained import open_trained, stages_of
@@ -29,6 +30,8 @@ def measure_run(run: Path, data: str | None) -> dict[str, dict[str, float]]:
     machine = choose_machine(config.runtime)
     found = stages_of(run)
     dataset = open_dataset(config.data, config.seed)
+    if dataset.caution:
+        say(f"warning: {dataset.caution}")
     held_out = build_loader(dataset.held_out, config.data, config.seed, machine.device)
     classes = len(dataset.train.classes)
     pixels = measuring_pixels(config, machine, classes)

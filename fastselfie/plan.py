@@ -47,6 +47,8 @@ def print_plan(config: Config, out: Path, console: Console) -> None:
         table.add_row("loader", f"{loader} ({why})")
         table.add_row("training images", f"{len(dataset.train):,} of {classes:,} classes")
         table.add_row("held out", f"{len(dataset.held_out):,} ({escape(dataset.split)})")
+        if dataset.caution:
+            table.add_row("warning", escape(dataset.caution))
         try:
             table.add_row("with labels", f"{len(labelled(config, dataset)):,}")
         except UserError as error:

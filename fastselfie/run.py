@@ -262,11 +262,8 @@ def _announce(config: Config, stage: str, machine: Machine, dataset: Dataset, la
             f"warning: {unknown:,} of the {len(dataset.held_out):,} held-out images are of classes "
             "without a training image: top-1, k-NN and probe have them wrong"
         )
-    if dataset.is_measured_on_training_images():
-        say(
-            f"warning: {dataset.split}: the held-out images are the training images, so no figure "
-            "tells of others: give other images, or data.test=null to hold out a share"
-        )
+    if dataset.caution:
+        say(f"warning: {dataset.caution}")
     for name, settings in ((PRETRAIN, config.pretrain), ("finetune", config.finetune)):
         if stage in (name, "all") and settings.warmup_steps > settings.steps:
             say(

@@ -159,6 +159,17 @@ def test_every_image_is_measured_once(image_folder, machine):
         assert sorted(np.concatenate(samples)) == [i * 16 // count for i in range(count)]
 
 
+def test_one_that_loses_another_ends_in_order(tmp_path, yaml_of):
+    """Without torchrun, which would end it: by the error of its connection, and no abort on top."""
+    (status, _, err), (killed, *_) = start(
+        "kill:1:2", "train", yaml_of(), "--out", tmp_path / "out"
+    )
+    assert killed == -signal.SIGKILL
+    assert status == 1
+    assert "RuntimeError" in err
+    assert "outlive the group" not in err
+
+
 def test_a_killed_process_costs_only_time(tmp_path, yaml_of):
     """torchrun starts all again, they go on from step 2 of 6, and the weights are the same bits;
     dropout, another on each rank, is drawn again."""

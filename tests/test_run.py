@@ -174,7 +174,10 @@ def mistakes():
         "missing": (["data.train=/no/such"], "/no/such: no such file or folder"),
         "unknown_key": (["pretrain.stepz=3"], "did you mean 'pretrain.steps'?"),
         "wrong_type": (["seed=yes"], "seed is true"),
-        "too_many_labels": (["finetune.labels_per_class=9"], "fewer than the 9 a class"),
+        "too_many_labels": (
+            ["finetune.labels_per_class=9"],
+            "class 'cat' has 8 images, fewer than the 9",
+        ),
         "gpu": (["runtime.device=cuda"], "runtime.device is cuda, but this torch is a CPU build"),
         "one_class": (["data.train={one_class}"], "the training images are of one class, 'only'"),
         "fp16": (["runtime.precision=fp16"], "fp16, which needs a GPU"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -47,11 +47,25 @@ _SYNTHETIC_IMAGES, _SYNTHETIC_CLASSES = 50_000, 10
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training part and a held-out part. `split` says where the second came from."""
+    """A training part and a held-out part. `split` says where the second came from.
+
+    same: data.test names the images of data.train again.
+    """
 
     train: Source
     held_out: Source
     split: str
+    same: bool = False
+
+    @property
+    def caution(self) -> str:
+        """What must be said beside figures of the held-out images; empty where nothing must."""
+        if not self.same:
+            return ""
+        return (
+            f"{self.split}: the held-out images are the training images, so no figure tells of "
+            "others: give other images, or data.test=null to hold out a share"
+        )
 
     def fingerprint(self) -> str:
         """Of both parts' classes, labels and order: what a resumed run must find again.
@@ -63,14 +77,6 @@ class Dataset:
             digest.update(repr((isinstance(source, NoSource), list(source.classes))).encode())
             digest.update(source.labels.tobytes())
         return digest.hexdigest()
-
-    def is_measured_on_training_images(self) -> bool:
-        """Whether both parts are the same images, by name: data.test names those of data.train."""
-        return (
-            not isinstance(self.train, NoSource)
-            and self.train.name(0) == self.held_out.name(0)
-            and np.array_equal(self.train.labels, self.held_out.labels)
-        )
 
 
 def open_dataset(data: DataConfig, seed: int = 0) -> Dataset:
@@ -91,9 +97,10 @@ def open_dataset(data: DataConfig, seed: int = 0) -> Dataset:
             "data.train is not set: give an image folder (one sub-folder a class), for example "
             "data.train=DIR, or data.loader=synthetic"
         )
-    train = _required(data.train, "train")
+    train, same = _required(data.train, "train"), False
     if data.test is not None:
         held_out, split = _required(data.test, "test"), data.test
+        same = _is_same(data.train, data.test)
     else:
         beside = open_part(Path(data.train).expanduser(), "test", beside_train=True)
         split = f"the test part of {data.train}"
@@ -108,7 +115,15 @@ def open_dataset(data: DataConfig, seed: int = 0) -> Dataset:
             f"{split}: its classes {_some(held_out.classes)} are not those of the training images, "
             f"{_some(train.classes)}"
         )
-    return _limited_dataset(Dataset(train, held_out, split), data.limit, seed)
+    return _limited_dataset(Dataset(train, held_out, split, same), data.limit, seed)
+
+
+def _is_same(train: str, test: str) -> bool:
+    """Whether data.test is opened as the images of data.train: a set without parts is either."""
+    ours, theirs = (Path(path).expanduser().resolve() for path in (train, test))
+    if theirs == ours / "train":
+        return True
+    return theirs == ours and open_part(theirs, "test", beside_train=True) is None
 
 
 def _required(path: str, part: str) -> Source:
@@ -266,7 +281,7 @@ def _lowest_of_each(draws: npt.NDArray[np.float64], labels: IntArray, fraction: 
 
 def _limited_dataset(dataset: Dataset, limit: int | None, seed: int) -> Dataset:
     train, held_out = (limited(s, limit, seed) for s in (dataset.train, dataset.held_out))
-    return Dataset(train, held_out, dataset.split)
+    return replace(dataset, train=train, held_out=held_out)
 
 
 def limited(source: Source, limit: int | None, seed: int) -> Source:

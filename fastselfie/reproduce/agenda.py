@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -10,8 +9,9 @@ from typing import Any, NamedTuple
 
 from fastselfie.checkpoint import LATEST, step_paths
 from fastselfie.errors import UserError
+from fastselfie.report.folder import read_facts
 from fastselfie.reproduce.plan import Group, Plan, Run
-from fastselfie.run import PRETRAIN
+from fastselfie.run import PRETRAIN, SUPERVISED
 
 RUNS, RESULT = "runs", "result.json"
 
@@ -30,10 +30,14 @@ class Choice(NamedTuple):
 
 
 class Agenda:
-    """All runs of a plan, over what `out` has of them already."""
+    """All runs of a plan, over what `out` has of them already; reading alone.
 
-    def __init__(self, plan: Plan, out: Path) -> None:
+    control: another reproduction, whose supervised runs count as done.
+    """
+
+    def __init__(self, plan: Plan, out: Path, control: Path | None = None) -> None:
         self.plan, self.out = plan, out
+        self._control = control
         self.results: dict[Run, Result] = {}
         self._begun: set[Run] = set()
         self._read()
@@ -41,7 +45,7 @@ class Agenda:
     @property
     def total(self) -> int:
         """Runs that are known of by now: a search may come to need more."""
-        return sum(len(self._searches(g)) + len(self.plan.seeds) for g in self.plan.groups)
+        return sum(len(self.searches(g)) + len(self.plan.seeds) for g in self.plan.groups)
 
     @property
     def left(self) -> int:
@@ -95,7 +99,8 @@ class Agenda:
                 break
         return grid
 
-    def _searches(self, group: Group) -> list[Run]:
+    def searches(self, group: Group) -> list[Run]:
+        """Those of the grid, and beyond it as far as is known by now."""
         grid = self._rates(group)
         return [run for lr in grid for run in self.plan.search(group, lr)] if len(grid) > 1 else []
 
@@ -119,21 +124,31 @@ class Agenda:
     def runs(self) -> Iterator[Run]:
         """Those that are known by now, in the plan's order."""
         for group in self.plan.groups:
-            yield from self._searches(group)
+            yield from self.searches(group)
             choice = self.choice(group)
             if choice is not None:
                 yield from self.plan.finals(group, choice.lr)
 
+    def tidy(self) -> None:
+        """Drop checkpoints of finished runs, where a kill came between."""
+        for run in self.results:
+            drop_checkpoints(self.out / RUNS / run.name, run)
+
     def _read(self) -> None:
         """Take the finished runs from the disk. A search's end makes others known."""
         while (run := self.next()) is not None:
-            path = self.out / RUNS / run.name / RESULT
-            result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-            # A last run's folder has no rate in its name, and another search may have chosen one.
-            if result is not None and result["lr"] == run.lr:
-                self.results[run] = result
-                drop_checkpoints(path.parent, run)  # a kill may have come between
+            found = self._result_of(run)
+            if found is not None:
+                self.results[run] = found
         self._begun = set(self.results)
+
+    def _result_of(self, run: Run) -> Result | None:
+        folders = [self.out]
+        if self._control is not None and run.group.arm == SUPERVISED:
+            folders.append(self._control)
+        found = (read_facts(folder / RUNS / run.name / RESULT) for folder in folders)
+        # A last run's folder has no rate in its name, and another search may have chosen one.
+        return next((result for result in found if result.get("lr") == run.lr), None)
 
 
 def _best(scores: Mapping[float, float | None]) -> float | None:

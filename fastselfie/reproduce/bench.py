@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,9 @@ from fastselfie.data.sources import Dataset
 from fastselfie.device import Machine
 from fastselfie.errors import Diverged
 from fastselfie.finetune import finetune
+from fastselfie.log import say
 from fastselfie.models.selfie import Selfie
+from fastselfie.report.folder import read_facts
 from fastselfie.reproduce.agenda import RESULT, RUNS, Result, drop_checkpoints
 from fastselfie.reproduce.plan import Plan, Run
 from fastselfie.run import FINETUNED, PRETRAIN, load_pretrained
@@ -38,6 +41,7 @@ class Bench:
         config, few = self.plan.config_for(run), self.plan.images_for(run, self.dataset)
         start = self.pretrained if run.group.arm == FINETUNED else None
         folder = self.out / RUNS / run.name
+        _set_aside(folder, run.lr)
         measures: Mapping[str, float | None]
         try:
             measures = finetune(config, few, folder, self.machine, start)
@@ -63,3 +67,13 @@ class Bench:
         write_atomically(folder / RESULT, json.dumps(result) + "\n")
         drop_checkpoints(folder, run)
         return result
+
+
+def _set_aside(folder: Path, lr: float) -> None:
+    """Move away a last run that was finished at another rate: its search came to another end."""
+    before = read_facts(folder / RESULT).get("lr", lr)
+    if before != lr:
+        kept = folder.with_name(f"{folder.name}-lr-{before:g}")
+        shutil.rmtree(kept, ignore_errors=True)
+        folder.rename(kept)
+        say(f"{folder}: is of the rate {before:g}, and the search now chose {lr:g}: kept as {kept}")

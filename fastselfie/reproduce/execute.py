@@ -54,9 +54,12 @@ def reproduce(
     jobs = default_jobs(machine) if jobs is None else jobs
     dataset = open_dataset(config.data, config.seed)
     plan.check(dataset)
-    pretrained = check_folders(plan, dataset, machine, out, control)
+    precision = machine.precision.name
+    pretrained = check_folders(plan, dataset, precision, out, control) >= config.pretrain.steps
+    if pretrained and dataset.caution:  # else the pretraining says it
+        say(f"warning: {dataset.caution}")
     with only_one_in(out):
-        keep_record(plan, dataset, machine, out)
+        keep_record(plan, dataset, precision, out)
         if control is not None:
             take_control(plan, control, out)
         if not pretrained:
@@ -68,6 +71,7 @@ def reproduce(
             features = measure_features(config, dataset, machine, bench.pretrained)
             write_atomically(out / FEATURES, json.dumps(features, indent=1) + "\n")
         agenda = Agenda(plan, out)
+        agenda.tidy()
         tell = Teller(agenda)
         if jobs == 1:
             _do_all(agenda, bench, tell)

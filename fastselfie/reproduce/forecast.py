@@ -1,10 +1,11 @@
-"""`reproduce --dry-run`: every run, its steps and images, and how long all would take."""
+"""`reproduce --dry-run`: all runs, their steps and images, and how long those to do would take."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fastselfie.config import Config, StageConfig
+from fastselfie.config import Config
 from fastselfie.data.loaders import SyntheticLoader
 from fastselfie.data.sources import Dataset, NoSource, open_dataset
 from fastselfie.device import Machine, choose_machine
@@ -24,8 +25,8 @@ from fastselfie.finetune import build_finetuning, finetuning_stage
 from fastselfie.pretrain import build_pretraining
 from fastselfie.profiling.estimate import Target, paper_rates
 from fastselfie.report.render import shown_time
-from fastselfie.reproduce.control import has_result
-from fastselfie.reproduce.plan import Group, Plan, Run
+from fastselfie.reproduce.agenda import Agenda
+from fastselfie.reproduce.plan import Group, Plan
 from fastselfie.reproduce.record import check_folders
 from fastselfie.step import TrainStep
 
@@ -44,12 +45,12 @@ class Rates(NamedTuple):
 
 
 class Line(NamedTuple):
-    """Runs that are alike: their number, of it those to do, steps, images with labels and seconds
-    of those to do in all."""
+    """Runs that are alike: their number, those that are done, steps, images with labels, and the
+    seconds of the others in all."""
 
     what: str
     runs: int
-    to_do: int
+    done: int
     steps: int
     batch_size: int
     images: str
@@ -68,7 +69,8 @@ def print_forecast(
     None: this one, by its steps.
 
     Raises:
-        UserError: what `reproduce` would refuse; without images only what needs none.
+        UserError: what `reproduce` would refuse, but for what needs images that are missing, or
+            the machine of `target`.
     """
     machine = choose_machine(plan.config.runtime)
     try:
@@ -76,96 +78,103 @@ def print_forecast(
         missing = None
     except UserError as error:
         dataset, missing = None, str(error)
-    pretrained = False
     if dataset is not None:
         plan.check(dataset)
-        pretrained = check_folders(plan, dataset, machine, out, control)
-    classes = _CLASSES if dataset is None else len(dataset.train.classes)
-    if target is None:
-        rates = measured_rates(plan.config, classes, machine, jobs)
-    else:
-        rates = Rates(*paper_rates(plan.config, classes, target), target.gpus, _on_paper(target))
-    lines = forecast(plan, dataset, rates, pretrained, lambda run: has_result(run, out, control))
+    precision = machine.precision.name if target is None else None
+    pretrained = check_folders(plan, dataset, precision, out, control)
+    agenda = Agenda(plan, out, control)
+    rates = Rates(math.inf, math.inf, 1, "")
+    if pretrained < plan.config.pretrain.steps or agenda.left:
+        classes = _CLASSES if dataset is None else len(dataset.train.classes)
+        rates = _rates(plan.config, classes, machine, jobs, target)
+    lines = forecast(agenda, dataset, rates, pretrained)
     table = Table(title=f"{plan.config.name}: what reproduce would do")
-    for name in ("what", "runs", "steps each", "images a step", "trained on", "time"):
+    for name in ("what", "to do", "steps each", "images a step", "trained on", "time"):
         table.add_column(name, justify="left" if name == "what" else "right")
     for line in lines:
-        runs = f"{line.runs:,}" if line.to_do == line.runs else f"{line.to_do:,} of {line.runs:,}"
+        runs = f"{line.runs - line.done:,} of {line.runs:,}" if line.done else f"{line.runs:,}"
         sizes = (f"{line.steps:,}", f"{line.batch_size:,}", line.images)
         table.add_row(line.what, runs, *sizes, shown_time(line.seconds))
     console.print(table)
-    total = sum(line.seconds for line in lines)
-    arms = " and ".join(dict.fromkeys(group.arm for group in plan.groups))
-    seeds, grid = plan.seeds, ", ".join(f"{lr:g}" for lr in plan.grid)
-    widen = plan.config.reproduce.widen
-    beyond = (
-        f" and up to {widen} more beyond an end that is the best"
-        if widen and len(plan.grid) > 1
-        else ""
-    )
-    known, to_do = sum(line.runs for line in lines), sum(line.to_do for line in lines)
-    so_far = "" if known == to_do else f"{known - to_do:,} of them done, the others "
-    spent = f"{so_far}{shown_time(total)}, {rates.how}"
-    for text in (
-        f"in all {known:,} runs, {spent if to_do else 'all done'}; training alone: measuring, "
-        "checkpoints and starting come on top",
-        f"arms {arms}; rates {grid}{beyond}; seeds {seeds[0]} to {seeds[-1]}",
-        *(
-            ["the pretraining on one of them; by torchrun before, on all: see docs/reproduction.md"]
-            if rates.devices > 1
-            else []
-        ),
-        f"steps x {plan.budget:g} (--budget)",
-        f"output {out}",
-        *([f"missing data: {missing}"] if missing else []),
-    ):
+    conditions = _conditions(plan, lines, rates)
+    conditions.append(f"output {out}")
+    if missing is not None:
+        conditions.append(f"missing data: {missing}")
+    if dataset is not None and dataset.caution:
+        conditions.append(f"warning: {dataset.caution}")
+    for text in conditions:
         console.print(escape(text), soft_wrap=True)
 
 
-def forecast(
-    plan: Plan,
-    dataset: Dataset | None,
-    rates: Rates,
-    pretrained: bool = False,
-    done: Callable[[Run], bool] = lambda run: False,
-) -> list[Line]:
+def _conditions(plan: Plan, lines: list[Line], rates: Rates) -> list[str]:
+    known, done = sum(line.runs for line in lines), sum(line.done for line in lines)
+    so_far = f"{done:,} of them done, the others " if done else ""
+    spent = (
+        f"{so_far}{shown_time(sum(line.seconds for line in lines))}, {rates.how}; training alone: "
+        "measuring, checkpoints and starting come on top"
+    )
+    arms = " and ".join(dict.fromkeys(group.arm for group in plan.groups))
+    grid, widen = ", ".join(f"{lr:g}" for lr in plan.grid), plan.config.reproduce.widen
+    if widen and len(plan.grid) > 1:
+        grid += f" and up to {widen} more beyond an end that is the best"
+    found = [
+        f"in all {known:,} runs, {'all done' if known == done else spent}",
+        f"arms {arms}; rates {grid}; seeds {plan.seeds[0]} to {plan.seeds[-1]}",
+    ]
+    if rates.devices > 1:
+        found.append(
+            "the pretraining on one of them; by torchrun before, on all: see docs/reproduction.md"
+        )
+    return [*found, f"steps x {plan.budget:g} (--budget)"]
+
+
+def forecast(agenda: Agenda, dataset: Dataset | None, rates: Rates, pretrained: int) -> list[Line]:
     """The pretraining, and for each share of the labels its search and its last runs.
 
-    done: whether a run has a result; of a last run the rate is not known yet.
+    pretrained: steps that are done.
     """
+    plan = agenda.plan
     pretrain, finetune = plan.config.pretrain, plan.config.finetune
-
-    def line(
-        what: str, runs: int, to_do: int, stage: StageConfig, images: str, rate: float
-    ) -> Line:
-        # A run is on one device, the pretraining too.
-        rounds = math.ceil(to_do / rates.devices)
-        spent = rounds * stage.steps * stage.batch_size / rate
-        return Line(what, runs, to_do, stage.steps, stage.batch_size, images, spent)
-
-    def finetuning(what: str, runs: Sequence[Run], images: str) -> Line:
-        to_do = sum(not done(run) for run in runs)
-        return line(f"{what} at {labels:g}%", len(runs), to_do, finetune, images, rates.finetune)
-
     everything = "all" if dataset is None else f"{len(dataset.train):,}"
-    lines = [line("pretraining", 1, int(not pretrained), pretrain, everything, rates.pretrain)]
+    left = max(0, pretrain.steps - pretrained)
+    spent = left * pretrain.batch_size / rates.pretrain  # on one device
+    whole = int(left == 0)
+    lines = [Line("pretraining", 1, whole, pretrain.steps, pretrain.batch_size, everything, spent)]
+    # Those of a last run are known by its split, which is None.
+    done = Counter((run.group.labels, run.split is None) for run in agenda.results)
+
+    def finetuning(what: str, labels: float, last: bool, runs: int, images: str) -> Line:
+        rounds = math.ceil((runs - done[labels, last]) / rates.devices)
+        spent = rounds * finetune.steps * finetune.batch_size / rates.finetune
+        sizes = (finetune.steps, finetune.batch_size)
+        return Line(f"{what} at {labels:g}%", runs, done[labels, last], *sizes, images, spent)
+
     for labels in plan.labels:
         groups = [group for group in plan.groups if group.labels == labels]
-        searches = [run for group in groups for run in plan.grid_searches(group)]
+        searches = sum(len(agenda.searches(group)) for group in groups)
         known = f"{labels:g}%"
         if dataset is not None:
             known = f"{len(plan.labelled(dataset, labels)):,}"
         if searches:
             few = known if dataset is None else f"{_trained_on(plan, dataset, labels):,}"
-            lines.append(finetuning("search", searches, few))
-        finals = [run for group in groups for run in plan.finals(group, 1.0)]
-        lines.append(finetuning("seeds", finals, known))
+            lines.append(finetuning("search", labels, False, searches, few))
+        last = len(groups) * len(plan.seeds)
+        lines.append(finetuning("seeds", labels, True, last, known))
     return lines
 
 
 def _trained_on(plan: Plan, dataset: Dataset, labels: float) -> int:
     run = plan.grid_searches(Group(labels, plan.groups[0].arm))[0]
     return len(plan.images_for(run, dataset).train)
+
+
+def _rates(
+    config: Config, classes: int, machine: Machine, jobs: int | None, target: Target | None
+) -> Rates:
+    if target is None:
+        return measured_rates(config, classes, machine, jobs)
+    devices = min(target.gpus, jobs or target.gpus)
+    return Rates(*paper_rates(config, classes, target), devices, _on_paper(target))
 
 
 def _on_paper(target: Target) -> str:

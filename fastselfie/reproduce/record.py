@@ -11,7 +11,6 @@ from fastselfie.checkpoint import newest_checkpoint
 from fastselfie.config import Config, differing_keys
 from fastselfie.data.sources import Dataset
 from fastselfie.data.subsets import keep_labels
-from fastselfie.device import Machine
 from fastselfie.errors import UserError
 from fastselfie.pretrain import pretraining_stage
 from fastselfie.report.folder import read_facts
@@ -26,11 +25,12 @@ _UNUSED = tuple(f"finetune.{key}" for key in ("labels", "labels_per_class", "lr"
 
 
 def check_folders(
-    plan: Plan, dataset: Dataset, machine: Machine, out: Path, control: Path | None
-) -> bool:
-    """Whether the pretraining in `out` is done; writes nothing.
+    plan: Plan, dataset: Dataset | None, precision: str | None, out: Path, control: Path | None
+) -> int:
+    """Return the steps of pretraining that `out` has; writes nothing.
 
-    control: another reproduction, of the same config but for pretraining.
+    dataset, precision: None where they are not known, and not compared. control: another
+    reproduction, of the same config but for pretraining.
 
     Raises:
         UserError: what is in `out` or `control` is of another config or set of images, or in
@@ -40,48 +40,50 @@ def check_folders(
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file: give another --out")
     if (out / RECORD).exists():
-        _check_record(config, dataset, machine, out / RECORD, SECTIONS, "another --out")
-    pretrained = _is_pretrained(config, dataset, out)
-    if control is None:
-        return pretrained
-    if not config.finetune.control:
-        raise UserError("--control: finetune.control is false, so no supervised run is asked for")
-    path, other = control / RECORD, "another --control, or none"
-    if not path.is_file():
-        raise UserError(f"--control {control}: has no {RECORD}: give a reproduction's folder")
-    sections = tuple(section for section in SECTIONS if section != "pretrain")
-    _check_record(config, dataset, machine, path, sections, other)
-    return pretrained
+        _check_record(config, dataset, precision, out / RECORD, SECTIONS, "another --out")
+    if control is not None:
+        if not config.finetune.control:
+            raise UserError(
+                "--control: finetune.control is false, so no supervised run is asked for"
+            )
+        path = control / RECORD
+        if not path.is_file():
+            raise UserError(f"--control {control}: has no {RECORD}: give a reproduction's folder")
+        sections = tuple(section for section in SECTIONS if section != "pretrain")
+        _check_record(config, dataset, precision, path, sections, "another --control, or none")
+    return _pretrained_steps(config, dataset, out)
 
 
-def keep_record(plan: Plan, dataset: Dataset, machine: Machine, out: Path) -> None:
+def keep_record(plan: Plan, dataset: Dataset, precision: str, out: Path) -> None:
     """Write what `check_folders` compares, and which images have labels at each share."""
-    record = {
-        "config": plan.config.model_dump(mode="json"),
-        "images": dataset.fingerprint(),
-        "precision": machine.precision.name,
-    }
-    write_atomically(out / RECORD, json.dumps(record, indent=1) + "\n")
+    record = {"config": plan.config.model_dump(mode="json"), "images": dataset.fingerprint()}
+    path = out / RECORD
+    # An earlier version's record does not say in which precision its runs are.
+    begun = read_facts(path).get("precision") if path.exists() else precision
+    if begun is not None:
+        record["precision"] = begun
+    write_atomically(path, json.dumps(record, indent=1) + "\n")
     for labels in plan.labels:
-        path = out / RUNS / f"labels-{labels:g}" / "labels.txt"
         chosen = plan.labelled(dataset, labels)
-        keep_labels(path, chosen, dataset.train.labels, plan.config.seed)
+        kept = out / RUNS / f"labels-{labels:g}" / "labels.txt"
+        keep_labels(kept, chosen, dataset.train.labels, plan.config.seed)
 
 
-def _is_pretrained(config: Config, dataset: Dataset, out: Path) -> bool:
-    """Whether the stage reached its end; one begun otherwise is refused as `train` does."""
+def _pretrained_steps(config: Config, dataset: Dataset | None, out: Path) -> int:
+    """The last one counts once its measures are there. One begun otherwise is refused as `train`
+    does."""
     found = newest_checkpoint(out / PRETRAIN, PRETRAIN, quiet=True)
     if found is None:
-        return False
-    pretraining_stage(config, dataset).check(found.state, found.path)
-    done = bool(found.state["step"] >= config.pretrain.steps)
-    return done and not found.state["owed"]
+        return 0
+    if dataset is not None:
+        pretraining_stage(config, dataset).check(found.state, found.path)
+    return int(found.state["step"]) - bool(found.state["owed"])
 
 
 def _check_record(
     config: Config,
-    dataset: Dataset,
-    machine: Machine,
+    dataset: Dataset | None,
+    precision: str | None,
     path: Path,
     sections: Sequence[str],
     other: str,
@@ -98,11 +100,11 @@ def _check_record(
             f"{path}: was begun with another config: {', '.join(differing)}: set them back, or "
             f"give {other}"
         )
-    if record["images"] != dataset.fingerprint():
+    if dataset is not None and record["images"] != dataset.fingerprint():
         raise UserError(f"{path}: was begun on other images: bring them back, or give {other}")
-    precision = record.get("precision", machine.precision.name)  # an earlier version's has none
-    if precision != machine.precision.name:
+    begun = record.get("precision")
+    if None not in (begun, precision) and begun != precision:
         raise UserError(
-            f"{path}: was begun in {precision}, and this machine's is {machine.precision.name}: "
-            f"set runtime.precision={precision}, or give {other}"
+            f"{path}: was begun in {begun}, and this machine's is {precision}: "
+            f"set runtime.precision={begun}, or give {other}"
         )

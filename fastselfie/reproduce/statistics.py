@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from fastselfie.data.sources import Dataset
 from fastselfie.reproduce.agenda import Agenda, Choice, Result
-from fastselfie.reproduce.control import CONTROL
+from fastselfie.reproduce.control import control_note
 from fastselfie.reproduce.plan import Group
 from fastselfie.run import FINETUNED, SUPERVISED
 
@@ -161,16 +160,16 @@ def _notes(agenda: Agenda, dataset: Dataset) -> list[str]:
         splits = "one 90/10 split" if count == 1 else f"{count} 90/10 splits"
         widen = config.reproduce.widen
         beyond = f", and of up to {widen} beyond an end that is the best," if widen else ""
+        apart = "" if dataset.same else "; never on the images that the table is measured on"
         notes.append(
             f"Learning rate, for each share and arm: the best of "
             f"{', '.join(f'{lr:g}' for lr in grid)}{beyond} on {splits} of the labelled training "
-            "images, one seed; never on the images that the table is measured on."
+            f"images, one seed{apart}."
         )
-    if (agenda.out / CONTROL).exists():
-        source = Path((agenda.out / CONTROL).read_text(encoding="utf-8").strip())
-        notes.append(
-            f"The supervised runs are those of {source.name}, which know of no pretraining."
-        )
+    if (note := control_note(plan, agenda.out)) is not None:
+        notes.append(note)
+    if dataset.caution:
+        notes.append(f"Warning: {dataset.caution}.")
     choices = {group: agenda.choice(group) for group in plan.groups}
     return notes + [text for group, choice in choices.items() for text in _caveats(group, choice)]
 

@@ -30,15 +30,16 @@ FEATURES_HEAD = ("without finetuning", "bank", "P", "random weights", "pixels")
 
 def write_table(figures: Figures, out: Path) -> None:
     """Write table.json, .md, .csv and .html in `out`."""
+    name = out.resolve().name  # its config may be another reproduction's too
     write_atomically(out / JSON, json.dumps(figures, indent=1) + "\n")
-    write_atomically(out / MARKDOWN, markdown(figures))
+    write_atomically(out / MARKDOWN, markdown(figures, name))
     write_atomically(out / CSV, as_csv(figures))
-    write_atomically(out / PAGE, _page(figures))
+    write_atomically(out / PAGE, _page(figures, name))
 
 
-def markdown(figures: Figures) -> str:
+def markdown(figures: Figures, name: str) -> str:
     """The table with its title, what P's features are worth, and the notes."""
-    lines = [f"# {figures['name']}: top-1 in percent, mean +- std", "", *_rule(HEAD)]
+    lines = [f"# {name}: top-1 in percent, mean +- std", "", *_rule(HEAD)]
     lines += [_line(cells(row)) for row in figures["rows"]]
     lines += ["", pretext_line(figures), "", *_rule(FEATURES_HEAD)]
     lines += [_line(row) for row in feature_cells(figures)]
@@ -51,7 +52,8 @@ def print_table(figures: Figures, page: Path, console: Console) -> None:
 
     As Markdown where the console is too narrow, as of a pipe: cut in two a number says another.
     """
-    title = f"{figures['name']}: top-1 in percent, mean +- std"
+    name = page.resolve().parent.name
+    title = f"{name}: top-1 in percent, mean +- std"
     tables = [
         _table(title, HEAD, [cells(row) for row in figures["rows"]]),
         _table(None, FEATURES_HEAD, feature_cells(figures)),
@@ -59,7 +61,7 @@ def print_table(figures: Figures, page: Path, console: Console) -> None:
     notes = [pretext_line(figures), *(f"* {note}" for note in figures["notes"])]
     unbounded = console.options.update(max_width=10_000)
     if any(Measurement.get(console, unbounded, t).maximum > console.width for t in tables):
-        console.print(escape(markdown(figures)), soft_wrap=True)
+        console.print(escape(markdown(figures, name)), soft_wrap=True)
     else:
         for table in tables:
             console.print(table)
@@ -182,10 +184,10 @@ def _difference(found: Figures | None) -> str:
     return f"{text} ({100 * found['low']:+.1f} to {100 * found['high']:+.1f})"
 
 
-def _page(figures: Figures) -> str:
+def _page(figures: Figures, name: str) -> str:
     return render(
         "reproduce.html",
-        name=figures["name"],
+        name=name,
         head=HEAD,
         rows=[cells(row) for row in figures["rows"]],
         chart=chart_of(figures),

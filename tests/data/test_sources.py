@@ -68,6 +68,17 @@ def test_one_image_a_class_is_split_as_a_whole(tmp_path):
     assert (len(found.train), len(found.held_out)) == (18, 2)
 
 
+def test_held_out_images_that_are_the_training_images_are_noticed(image_folder, idx_folder):
+    """A set without parts is whatever part is asked for; one with parts has its own."""
+    train = image_folder / "train"
+    for part, test in ((train, train), (image_folder, train), (train, f"{train}/../train")):
+        assert f"{test}: the held-out images are the" in dataset(part, test=str(test)).caution
+    for part, test in ((image_folder, image_folder), (train, image_folder / "test"),
+                       (idx_folder, idx_folder)):  # fmt: skip
+        assert not dataset(part, test=str(test)).caution
+    assert not dataset(train).caution
+
+
 def test_limit_takes_the_same_images_of_each_part(image_folder):
     found = dataset(image_folder, limit=5)
     assert (len(found.train), len(found.held_out)) == (5, 5)

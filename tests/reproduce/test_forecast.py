@@ -6,25 +6,31 @@ import pytest
 from conftest import REPOSITORY, tiny_config
 
 from fastselfie.data.sources import open_dataset
+from fastselfie.reproduce.agenda import Agenda
 from fastselfie.reproduce.forecast import Rates, forecast
 from fastselfie.reproduce.plan import make_plan
 
 
-def test_counts_and_seconds_by_hand(idx_folder):
+def test_counts_and_seconds_by_hand(idx_folder, tmp_path):
     config = tiny_config(data={"train": str(idx_folder)}, reproduce={"grid": [0.1, 0.2, 0.4]})
     plan = make_plan(config, "20,100", 5, None)
     rates = Rates(pretrain=16.0, finetune=4.0, devices=2, how="")
-    lines = forecast(plan, open_dataset(config.data), rates)
+    dataset, agenda = open_dataset(config.data), Agenda(plan, tmp_path / "out")
+    lines = forecast(agenda, dataset, rates, 0)
     assert [(line.runs, line.steps, line.images) for line in lines] == [
         (1, 4, "40"), (6, 2, "4"), (10, 2, "8"), (6, 2, "36"), (10, 2, "40")]  # fmt: skip
     # 4 steps of 8 images at 16 a second, on one device; 6 runs of 2 x 8 at 4, two at a time.
     assert [line.seconds for line in lines] == [2, 12, 20, 12, 20]
-    odd = forecast(plan, open_dataset(config.data), rates._replace(devices=4))
+    odd = forecast(agenda, dataset, rates._replace(devices=4), 0)
     assert [line.seconds for line in odd] == [2, 8, 12, 8, 12]  # 6 are 4 and 2
-    found = {plan.finals(group, 1.0)[0] for group in plan.groups}
-    rest = forecast(plan, open_dataset(config.data), rates, True, found.__contains__)
-    assert [(line.runs, line.to_do) for line in rest] == [(1, 0), (6, 6), (10, 8), (6, 6), (10, 8)]
-    assert [line.seconds for line in rest] == [0, 12, 16, 12, 16]
+    searches = [run for group in plan.groups[:2] for run in plan.grid_searches(group)]
+    for run in searches:
+        agenda.finish(run, {})
+    agenda.finish(plan.finals(plan.groups[2], 0.1)[3], {})
+    rest = forecast(agenda, dataset, rates, 3)  # of 4 steps
+    assert [(line.runs, line.done) for line in rest] == [(1, 0), (6, 6), (10, 0), (6, 0), (10, 1)]
+    assert [line.seconds for line in rest] == [0.5, 0, 20, 12, 20]
+    assert forecast(agenda, dataset, rates, 4)[0][1:3] == (1, 1)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "in32", "in224"])
@@ -39,6 +45,19 @@ def test_the_papers_configs_are_planned_on_paper_without_data(cli, tmp_path, mon
                   "search at 5%", "arms finetuned and supervised"):  # fmt: skip
         assert words in flat
     assert list(tmp_path.iterdir()) == []
+
+
+def test_jobs_bound_the_gpus_of_a_plan(cli):
+    command = (
+        "reproduce",
+        REPOSITORY / "configs" / "cifar10.yaml",
+        "--dry-run",
+        "--plan",
+        "8xH100",
+    )
+    all_of_them, one = (cli(*command, *jobs).out for jobs in ((), ("--jobs", 1)))
+    assert all_of_them != one
+    assert "on one of them" not in one
 
 
 def test_this_machine_is_timed_by_steps(cli, tiny_yaml, image_folder, tmp_path):

@@ -135,3 +135,5 @@ def test_a_last_run_of_another_rate_is_not_taken(tmp_path):
     for lr, left in ((0.2, 1), (0.1, 0)):
         write_atomically(path, json.dumps({"lr": lr, "top1": 0.5}))
         assert Agenda(plan, tmp_path).left == left
+    path.write_bytes(path.read_bytes()[:9])  # damaged: none
+    assert Agenda(plan, tmp_path).left == 1

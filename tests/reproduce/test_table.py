@@ -53,8 +53,8 @@ FIGURES = {
 
 def rendered():
     console = Console(file=io.StringIO(), width=150, highlight=False)
-    print_table(FIGURES, Path("DIR/table.html"), console)
-    return {"table.md": markdown(FIGURES), "table.csv": as_csv(FIGURES),
+    print_table(FIGURES, Path("made-up/table.html"), console)
+    return {"table.md": markdown(FIGURES, "made-up"), "table.csv": as_csv(FIGURES),
             "terminal.txt": console.file.getvalue()}  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def test_the_table_is_as_it_was_looked_at(name):
 @pytest.mark.parametrize("width", [60, 80, 100, 120, 133, 140, 150, 200])
 def test_no_width_cuts_a_number(width):
     console = Console(file=io.StringIO(), width=width, highlight=False)
-    print_table(FIGURES, Path("DIR/table.html"), console)
+    print_table(FIGURES, Path("made-up/table.html"), console)
     shown = console.file.getvalue()
     for row in (*map(cells, FIGURES["rows"]), *feature_cells(FIGURES)):
         for cell in row:
