@@ -282,10 +282,14 @@ def _leave_with_torchrun() -> None:
     if "TORCHELASTIC_RUN_ID" not in os.environ or sys.platform != "linux":
         return
 
+    left = False
+
     def leave(number: int, frame: FrameType | None) -> None:
-        del frame
-        signal.signal(number, signal.SIG_IGN)
-        os.kill(os.getpid(), signal.SIGTERM)
+        nonlocal left
+        del number, frame
+        if not left:  # one more may come while this one is handled
+            left = True
+            os.kill(os.getpid(), signal.SIGTERM)
 
     signal.signal(signal.SIGRTMIN, leave)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGRTMIN))

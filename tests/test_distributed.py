@@ -211,6 +211,24 @@ def test_a_killed_torchrun_takes_its_processes_with_it(tmp_path, yaml_of):
     assert 3 < load_checkpoint(out / "pretrain" / "latest.pt")["step"] < 4_000
 
 
+def test_the_end_of_torchrun_is_told_once():
+    """Linux tells it for each of torchrun's threads, some of them while the first is handled."""
+    script = """
+import signal
+from fastselfie.distributed import _leave_with_torchrun
+told = []
+signal.signal(signal.SIGTERM, lambda *_: told.append(1))
+_leave_with_torchrun()
+handler = signal.getsignal(signal.SIGRTMIN)
+for _ in range(3):
+    handler(signal.SIGRTMIN, None)
+print(told)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True,
+                           text=True, env=environment(TORCHELASTIC_RUN_ID="x"))  # fmt: skip
+    assert ended.stdout == "[1]\n", ended.stderr
+
+
 def test_every_switch_of_the_method_goes_with_several_processes(tmp_path, yaml_of):
     """Without positions to add, none may be left for the processes to wait for."""
     path = yaml_of(
