@@ -15,7 +15,7 @@ import atexit
 import os
 import signal
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -129,7 +129,10 @@ def hurt(kind, rank, at):
 
 def gloo_runs():
     """Whether it has a thread in this process."""
-    names = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
+    names = []
+    for file in Path("/proc/self/task").glob("*/comm"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that just ended
+            names.append(file.read_text().strip())
     return "gloo_tcp_loop" in names
 
 

@@ -49,18 +49,18 @@ _SYNTHETIC_IMAGES, _SYNTHETIC_CLASSES = 50_000, 10
 class Dataset:
     """A training part and a held-out part. `split` says where the second came from.
 
-    same: data.test names the images of data.train again.
+    held_out_is_train: data.test names the images of data.train again.
     """
 
     train: Source
     held_out: Source
     split: str
-    same: bool = False
+    held_out_is_train: bool = False
 
     @property
     def caution(self) -> str:
         """What must be said beside figures of the held-out images; empty where nothing must."""
-        if not self.same:
+        if not self.held_out_is_train:
             return ""
         return (
             f"{self.split}: the held-out images are the training images, so no figure tells of "

@@ -160,13 +160,19 @@ def _notes(agenda: Agenda, dataset: Dataset) -> list[str]:
         splits = "one 90/10 split" if count == 1 else f"{count} 90/10 splits"
         widen = config.reproduce.widen
         beyond = f", and of up to {widen} beyond an end that is the best," if widen else ""
-        apart = "" if dataset.same else "; never on the images that the table is measured on"
+        apart = (
+            ""
+            if dataset.held_out_is_train
+            else "; never on the images that the table is measured on"
+        )
         notes.append(
             f"Learning rate, for each share and arm: the best of "
             f"{', '.join(f'{lr:g}' for lr in grid)}{beyond} on {splits} of the labelled training "
             f"images, one seed{apart}."
         )
-    if (note := control_note(plan, agenda.out)) is not None:
+    groups = [group for group in plan.groups if group.arm == SUPERVISED]
+    supervised = [result for group in groups for result in agenda.finals(group)]
+    if (note := control_note(supervised)) is not None:
         notes.append(note)
     if dataset.caution:
         notes.append(f"Warning: {dataset.caution}.")
