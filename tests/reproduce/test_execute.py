@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +13,8 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from conftest import REPOSITORY, picture, tiny_config
+from conftest import REPOSITORY, tiny_config
+from reproductions import ARGUMENTS, make_reproduction, table
 
 from fastselfie.checkpoint import load_checkpoint
 from fastselfie.errors import UserError
@@ -24,40 +24,14 @@ from fastselfie.reproduce.features import FIGURES
 from fastselfie.reproduce.plan import make_plan
 from fastselfie.step import TrainStep
 
-ARGUMENTS = ("--labels", "50", "--seeds", "2")
 FINALS = [f"labels-50/{arm}/seed-{seed}" for arm in ("finetuned", "supervised") for seed in (0, 1)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """As every worker has here: the order of a sum is another on two."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
-    """(config file, what one process leaves of it). 20 training and 6 test images a class."""
-    root = tmp_path_factory.mktemp("reproduce")
-    for part, count in (("train", 20), ("test", 6)):
-        for label, name in enumerate(("cat", "dog")):
-            folder = root / "images" / part / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                picture(1000 * label + 100 * (part == "test") + i).save(folder / f"{i}.png")
-    config = tiny_config(
-        data={"train": str(root / "images")},
-        reproduce={"grid": [0.05, 0.1]},
-        runtime={"threads": 1},
-    )
-    (root / "tiny.yaml").write_text(config.to_yaml(), encoding="utf-8")
-    reproduce(make_plan(config, "50", 2, None), root / "one", jobs=1)
-    return root / "tiny.yaml", root / "one"
-
-
-def table(out):
-    return json.loads((out / "table.json").read_text(encoding="utf-8"))
+    before = torch.get_num_threads()
+    yield make_reproduction(tmp_path_factory.mktemp("reproduce"))
+    torch.set_num_threads(before)  # every run here has one: the order of a sum is another on two
 
 
 def weights(out):
@@ -254,39 +228,6 @@ def test_a_mistake_is_one_line_and_touches_nothing(setting, cli, tmp_path, name)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_config_or_set_is_refused(setting, cli):
-    config, out = setting
-    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
-    for change, words in (
-        ("reproduce.splits=2", "reproduce.splits (1 -> 2)"),
-        ("finetune.weight_decay=0.1", "finetune.weight_decay (0.0001 -> 0.1)"),
-        (f"data.test={config.parent / 'images' / 'train'}", "begun on other images"),
-    ):
-        result = cli("reproduce", config, *ARGUMENTS, change, "--out", out)
-        assert result.status == 2
-        assert words in result.err
-    again = ("reproduce", config, *ARGUMENTS, "--out", out)
-    planned = cli(*again, "--dry-run").out
-    assert "in all 9 runs, all done" in " ".join(planned.split())
-    assert "0 of 4" in planned
-    for change, words in (
-        ("runtime.precision=bf16", "begun in fp32, and this machine's is bf16"),
-        ("finetune.batch_size=4", "finetune.batch_size (8 -> 4)"),
-    ):
-        for dry in ((), ("--dry-run",)):
-            result = cli(*again, change, *dry)
-            assert result.status == 2
-            assert words in result.err
-    # Neither this machine nor its images count for another, on paper.
-    elsewhere = ("runtime.precision=bf16", "data.train=/none", "--dry-run", "--plan", "H100")
-    result = cli(*again, *elsewhere)
-    assert result.status == 0, result.err
-    assert "all done" in result.out
-    shorter = cli("reproduce", config, *ARGUMENTS, "--budget", 0.5, "--out", out)
-    assert "pretrain.steps (4 -> 2)" in shorter.err
-    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
-
-
 def test_without_test_images_the_held_out_split_is_measured_and_said(setting, tmp_path):
     config, _ = setting
     train = config.parent / "images" / "train"
@@ -296,73 +237,6 @@ def test_without_test_images_the_held_out_split_is_measured_and_said(setting, tm
     assert f"measured on 8 images, 20% of {train}" in " ".join(figures["notes"])
     assert figures["rows"][0]["images"] == 32
     assert figures["rows"][0]["supervised"] is None
-
-
-def test_an_ablation_of_pretraining_takes_the_control_of_another(setting, cli, tmp_path):
-    """And is paired with it; what is not there is trained, and what differs elsewhere refused."""
-    config, reference = setting
-    out, control = tmp_path / "out", ("--control", reference)
-    command = ("reproduce", config, *ARGUMENTS, "--out", out)
-    result = cli(*command, "finetune.batch_size=4", *control)
-    refused_line = result.err.splitlines()[-1]
-    assert "finetune.batch_size (8 -> 4)" in refused_line
-    assert "another --control" in refused_line
-    result = cli(*command, "--control", tmp_path)
-    assert "has no reproduce.json" in result.err
-    result = cli(*command, "runtime.precision=bf16", *control)
-    assert "was begun in fp32, and this machine's is bf16" in result.err
-    assert not out.exists()
-
-    part = tmp_path / "part"
-    shutil.copytree(reference, part)
-    (part / "runs" / "labels-50" / "supervised" / "seed-1" / "result.json").unlink()
-    command = (*command, "pretrain.pad_mode=zero", "--control", part)
-    planned = " ".join(cli(*command, "--dry-run").out.split())
-    assert "in all 9 runs, 3 of them done" in planned
-    assert not out.exists()
-    result = cli(*command)
-    assert result.status == 0, result.err
-    assert f"3 supervised runs are those of {part}" in " ".join(result.err.split())
-    assert "1 of the 2 supervised runs are those of part" in " ".join(table(out)["notes"])
-    found, before = table(out)["rows"][0], table(reference)["rows"][0]
-    assert found["supervised"] == before["supervised"]
-    losses = [
-        [run["heldout_loss"] for run in table(folder)["runs"] if run["arm"] == "finetuned"]
-        for folder in (out, reference)
-    ]
-    assert losses[0] != losses[1]
-    trained = {path.parent.name for path in (out / "runs").glob("*/supervised/*/*.pt")}
-    assert trained == {"seed-1"}
-
-
-def test_a_last_run_of_a_rate_that_a_search_no_longer_chooses_is_kept_aside(setting, cli, tmp_path):
-    config, reference = setting
-    out = tmp_path / "out"
-    shutil.copytree(reference, out)
-    (row,) = table(out)["rows"]
-    before = row["finetuned"]["lr"]
-    for path in (out / "runs" / "labels-50" / "finetuned").glob("lr-*/result.json"):
-        result = json.loads(path.read_text())
-        path.write_text(json.dumps({**result, "top1": float(result["lr"] != before)}))
-    result = cli("reproduce", config, *ARGUMENTS, "--out", out)
-    assert result.status == 0, result.err
-    assert table(out)["rows"][0]["finetuned"]["lr"] != before
-    assert table(out)["rows"][0]["supervised"] == row["supervised"]
-    kept = out / "runs" / "labels-50" / "finetuned" / f"seed-0-lr-{before:g}" / "result.json"
-    assert json.loads(kept.read_text())["lr"] == before
-
-
-def test_a_folder_of_unknown_precision_goes_on_and_stays_one(setting, cli, tmp_path):
-    """As an earlier version left it: nobody knows, so nothing is claimed."""
-    config, reference = setting
-    out = tmp_path / "out"
-    shutil.copytree(reference, out)
-    path = out / "reproduce.json"
-    record = json.loads(path.read_text())
-    assert record.pop("precision") == "fp32"
-    path.write_text(json.dumps(record))
-    assert cli("reproduce", config, *ARGUMENTS, "--out", out).status == 0
-    assert "precision" not in json.loads(path.read_text())
 
 
 def test_a_table_that_is_measured_on_training_images_says_so(setting, cli, tmp_path):
