@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from step import ISAS
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -142,10 +144,8 @@ def step(results: list[dict[str, Any]]) -> str:
     lines = []
     for result in results:
         first, batch = result["results"][0]["step"], result["batch"]
-        busy = result["protocol"]["busy_programs_beside"]
-        beside = f", beside {busy} busy program{'s' if busy > 1 else ''}" if busy else ""
         lines += [
-            f"| {result['config']}, {batch} images a step{beside} | images/s | ours is | peak MB "
+            f"| {result['config']}, {batch} images a step | images/s | ours is | peak MB "
             "| of a matmul's FLOP/s |",
             "| --- | --- | --- | --- | --- |",
         ]
@@ -179,6 +179,36 @@ def step(results: list[dict[str, Any]]) -> str:
         f"(min to max) of {protocol['rounds']} alternating rounds of "
         f"{protocol['seconds_a_round']:g} s."
     )
+    return "\n".join(lines)
+
+
+def beside(results: list[dict[str, Any]]) -> str:
+    """Images/s of a training step while other programs keep cores busy, by instruction set."""
+    if not results:
+        return "*Not measured yet: `benchmarks/step.py --beside 1`.*"
+    names = [row["step"] for row in results[0]["results"]]
+    lines = [
+        f"| oneDNN limited to | ours in | {' | '.join(names)} | ours/{names[1]} |",
+        f"| --- | --- | {' | '.join('---' for _ in names)} | --- |",
+    ]
+    for result in results:
+        rates = {row["step"]: _median(row["images_per_s"], ".1f") for row in result["results"]}
+        cells = [
+            result["protocol"]["onednn_max_cpu_isa"],
+            result["precision"],
+            *(rates[name] for name in names),
+            _median(result["ratios"][f"{names[0]}/{names[1]}"], ".2f"),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    machine, protocol = results[0]["environment"], results[0]["protocol"]
+    busy = protocol["busy_programs_beside"]
+    lines += [
+        "",
+        f"Images/s of {results[0]['config']}, {results[0]['batch']} images a step, "
+        f"{protocol['threads']} threads beside {busy} busy program{'s' if busy > 1 else ''}. "
+        f"{machine['processor']}, torch {machine['torch']}; median (min to max) of "
+        f"{protocol['rounds']} alternating rounds of {protocol['seconds_a_round']:g} s.",
+    ]
     return "\n".join(lines)
 
 
@@ -339,7 +369,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "throughput": lambda: throughput(_throughput()),
     "loaders": lambda: loaders(_throughput()),
     "conversion": lambda: conversion(next(iter(_there("conversion")), None)),
-    "step": lambda: step(_there("step-cifar10", "step-in224", "step-quickstart-beside")),
+    "step": lambda: step(_there("step-cifar10", "step-in224")),
+    "beside": lambda: beside(_there(*(f"step-beside-{isa}" for isa in ISAS))),
     "kernels": lambda: kernels(_read("kernels")),
     "reliability": lambda: reliability(_there("reliability")),
     "shortcut": lambda: shortcut(_there("shortcut")),

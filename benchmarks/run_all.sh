@@ -48,7 +48,9 @@ for config in cifar10 in224; do
   "$python" "$here/step.py" --config "$here/../configs/$config.yaml" --threads "$threads" \
     --json "$out/step-$config.json"
 done
-"$python" "$here/step.py" --config "$here/../configs/quickstart.yaml" --set data.train=null \
-  --batch 64 --contenders "ours,reference kernels" --beside 1 --threads "$threads" \
-  --json "$out/step-quickstart-beside.json"
+for isa in AVX2 AVX512_CORE AVX512_CORE_BF16 AVX512_CORE_AMX; do
+  "$python" "$here/step.py" --config "$here/../configs/cifar10.yaml" --isa "$isa" --beside 1 \
+    --contenders "ours,straightforward,reference kernels" --threads "$threads" \
+    --json "$out/step-beside-$isa.json" || echo "not measured under $isa"
+done
 [ -n "${OUT:-}" ] || "$python" "$here/readme.py"

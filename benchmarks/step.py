@@ -44,6 +44,13 @@ SWITCHES: dict[str, tuple[str, ...]] = {
     "reference kernels": ("runtime.kernels=reference",),
 }
 _GPU_ONLY = {"CUDA graphs"}
+# What oneDNN can be limited to, by its variable ONEDNN_MAX_CPU_ISA, and what the processor needs.
+ISAS = {
+    "AVX2": "avx2",
+    "AVX512_CORE": "avx512_bw",
+    "AVX512_CORE_BF16": "avx512_bf16",
+    "AVX512_CORE_AMX": "amx_bf16",
+}
 _MATMUL = 2048  # side of the product that the machine's own rate is measured with
 
 
@@ -75,6 +82,8 @@ class StepJob:
 def main() -> None:
     options = _parse()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if options.isa:
+        _limit_onednn(options.isa)
     names = (
         chosen("--contenders", options.contenders, (BASELINE, *SWITCHES))
         if options.contenders
@@ -142,6 +151,7 @@ def main() -> None:
         "seconds_a_round": options.seconds,
         "threads": options.threads,
         "busy_programs_beside": options.beside,
+        "onednn_max_cpu_isa": os.environ.get("ONEDNN_MAX_CPU_ISA"),
         "switches": {job.name: job.overrides for job in jobs},
         "notes": (__doc__ or "").split("\n\n")[-1].replace("\n", " ").strip(),
     }
@@ -158,6 +168,7 @@ def _parse() -> argparse.Namespace:
     add("--contenders", help=f"of {BASELINE}, {', '.join(SWITCHES)}; ratios are of the first")
     add("--threads", type=int, default=2)
     add("--beside", type=int, default=0, metavar="N", help="busy programs meanwhile")
+    add("--isa", choices=ISAS, help="the instruction set that oneDNN is limited to")
     add("--rounds", type=int, default=5)
     add("--seconds", type=float, default=4.0, help="the least of a round")
     add("--json", required=True, metavar="OUT")
@@ -167,6 +178,15 @@ def _parse() -> argparse.Namespace:
         raise UserError(f"--beside {options.beside}: it must not be below 0")
     options.json = result_file(options.json)
     return options
+
+
+def _limit_onednn(isa: str) -> None:
+    """Raise UserError where the processor has not what `isa` needs: oneDNN would take less."""
+    os.environ["ONEDNN_MAX_CPU_ISA"] = isa  # which oneDNN reads once
+    import torch
+
+    if not torch.cpu.get_capabilities().get(ISAS[isa]):
+        raise UserError(f"--isa {isa}: this processor has no {ISAS[isa]}")
 
 
 @contextmanager

@@ -20,6 +20,11 @@ from fastselfie.distributed import ALONE, Ranks, mean_in_order, ranks_of
 from fastselfie.errors import UserError
 from fastselfie.kernels.impl import unavailable
 
+# What ONEDNN_MAX_CPU_ISA may limit oneDNN to that has no products of bf16 (oneDNN, "CPU Dispatcher
+# Control").
+_ISAS_WITHOUT_BF16 = {
+    "SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI",
+}  # fmt: skip
 # torch.compile's modes that replay CUDA graphs, with their outputs in the graphs' own memory.
 _GRAPHED = ("reduce-overhead", "max-autotune")
 
@@ -172,7 +177,7 @@ def choose_precision(runtime: RuntimeConfig, device: torch.device) -> Precision:
     """What the config says, else the fastest that trains as fp32 does.
 
     On a GPU bf16 from sm_80 on, fp16 with a scaler below; on a CPU bf16 where it has instructions
-    for it and torch can tell, else fp32.
+    for it, torch can tell and ONEDNN_MAX_CPU_ISA allows them, else fp32.
     """
     if runtime.precision != "auto":
         if device.type == "cpu" and runtime.precision == "fp16":
@@ -183,6 +188,9 @@ def choose_precision(runtime: RuntimeConfig, device: torch.device) -> Precision:
         name = "bf16" if major >= 8 else "fp16"
         return Precision(name, f"sm_{major}{minor}")
     # Emulated, bf16 is slower than fp32. Older torch does not say what a CPU has.
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
+    if limit in _ISAS_WITHOUT_BF16:
+        return Precision("fp32", f"oneDNN is limited to {limit}, without bf16 instructions")
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     for name in ("amx_bf16", "avx512_bf16"):
         if capabilities.get(name):

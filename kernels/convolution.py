@@ -1,44 +1,56 @@
-"""A convolution whose weight gradient in bfloat16 on a CPU is a matrix product.
+"""A convolution whose weight gradient on a CPU needs no barrier between threads.
 
-oneDNN's can split the channels over the threads, which then wait for each other twice an image,
-spinning: threads that share a core, as beside another busy program, each burn a time slice of some
-milliseconds at every wait, and a step of tenths of a second takes tens. A matrix product has no
-such wait, and few of oneDNN's gradients in float32 have one.
+The threads of oneDNN's weight gradients wait for each other by spinning, in some algorithms twice
+an image. Two threads that share a core, as beside another busy program, then burn a time slice of
+some milliseconds at every wait, and a step of tenths of a second takes tens. Which algorithm oneDNN
+takes depends on the shape, the dtype, the instruction set and the version. So here every thread
+computes the weight gradient of its own images alone, with an algorithm for one thread, and the
+parts are added. Forward passes and input gradients have no such waits.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastselfie.kernels.host import run_parallel, set_openmp_threads
 from fastselfie.kernels.impl import Impl, check_impl
+
+_DTYPES = (torch.bfloat16, torch.float32)
 
 
 def convolution(
     x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, impl: Impl = "auto"
 ) -> Tensor:
-    """F.conv2d(x, weight, None, stride, padding), differentiable once.
+    """Return F.conv2d(x, weight, None, stride, padding), differentiable once.
 
-    x: (B, C, H, W). weight: (K, C, k, k). In bfloat16 on a CPU, where x is channels-last and
-    oneDNN's threads would wait or a matrix product is as fast, the weight gradient is one; else,
-    and with impl reference, it is torch's. They differ by rounding alone. There is no Triton
-    program, and impl triton is auto: a GPU has no such barriers.
+    On a CPU in bfloat16 or float32, where x is channels-last, the weight gradient is the sum of the
+    threads' parts. Under autocast each part is rounded to bfloat16 once and the parts are added in
+    float32. Elsewhere, and with impl reference, it is torch's. The two differ by rounding alone.
+    There is no Triton program, and impl triton is auto: a GPU has no such barriers.
+
+    Args:
+        x: (B, C, H, W).
+        weight: (K, C, k, k).
+        stride: Of both axes.
+        padding: Zeros on each side of both axes.
+        impl: auto, reference or triton.
 
     Raises:
         ValueError: an unknown impl.
     """
     check_impl(impl)
-    if impl == "reference" or not _takes(x, weight, stride, padding):
+    if impl == "reference" or not _takes(x, weight):
         return F.conv2d(x, weight, None, stride, padding)
-    x, weight = x.bfloat16(), weight.bfloat16()
-    y: Tensor = _Convolution.apply(x, weight, stride, padding)  # type: ignore[no-untyped-call]
+    y: Tensor = _Convolution.apply(x.to(_dtype(x)), weight, stride, padding)  # type: ignore[no-untyped-call]
     return y
 
 
-def _takes(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
+def _takes(x: Tensor, weight: Tensor) -> bool:
     return (
         # Neither traced for compilation nor fake, as in the memory estimate.
         type(x) is Tensor
@@ -46,36 +58,39 @@ def _takes(x: Tensor, weight: Tensor, stride: int, padding: int) -> bool:
         and torch.is_grad_enabled()
         and weight.requires_grad
         and x.device.type == "cpu"
-        and _dtype(x) == _dtype(weight) == torch.bfloat16
+        and _dtype(x) == _dtype(weight)
+        and _dtype(x) in _DTYPES
         and x.is_contiguous(memory_format=torch.channels_last)
-        # A 3x3 of stride 1 is nine times its input as a matrix: only where it must be.
-        and ((weight.shape[2:] == (1, 1) and padding == 0) or stride > 1 or _waits(x, weight))
+        and _shares_openmp()
     )
 
 
-def _waits(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN splits the channels over the threads, as measured at stride 1 on two.
-
-    That is where the weights are more than a thread's share of x, of 16 and more channels; of fewer
-    in, wherever there is more than one block of 16 out.
-    """
-    (outputs, inputs), threads = weight.shape[:2], torch.get_num_threads()
-    many = inputs < 16 < outputs or x.numel() < weight.numel() * threads
-    return threads > 1 and many
+@functools.cache
+def _shares_openmp() -> bool:
+    """Whether torch runs on the OpenMP of our extension, whose threads it would not know else."""
+    threads = torch.get_num_threads()
+    set_openmp_threads(threads + 1)
+    shares = torch.get_num_threads() == threads + 1
+    set_openmp_threads(threads)
+    return shares
 
 
 def _dtype(x: Tensor) -> torch.dtype:
-    """In which it is computed: autocast leaves float64 as it is."""
+    """Return the dtype that `x` is computed in: autocast leaves float64 as it is."""
     casts = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64
     return torch.get_autocast_dtype("cpu") if casts else x.dtype
 
 
 class _Convolution(torch.autograd.Function):
-    """(x, weight, stride, padding) -> y. A strided 1x1 is one of stride 1 over what it sees."""
+    """(x, weight, stride, padding) -> y in x's dtype; the weight and its gradient keep their own.
+
+    A strided 1x1 is one of stride 1 over the pixels that it sees.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-        ctx.shape, ctx.skips = x.shape, 1
+        ctx.shape, ctx.dtype, ctx.skips = x.shape, weight.dtype, 1
+        weight = weight.to(x.dtype)
         if weight.shape[2:] == (1, 1) and padding == 0 and stride > 1:
             x = x[:, :, ::stride, ::stride].contiguous(memory_format=torch.channels_last)
             ctx.skips, stride = stride, 1
@@ -90,7 +105,7 @@ class _Convolution(torch.autograd.Function):
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_x = _input_gradient(x, weight, gradient, ctx.stride, ctx.padding)
+            grad_x = _gradients(x, weight, gradient, ctx.stride, ctx.padding, of_x=True)
             if ctx.skips > 1:
                 seen = grad_x
                 grad_x = torch.empty(
@@ -98,26 +113,45 @@ class _Convolution(torch.autograd.Function):
                 ).zero_()
                 grad_x[:, :, :: ctx.skips, :: ctx.skips] = seen
         if ctx.needs_input_grad[1]:
-            grad_weight = _weight_gradient(x, weight, gradient, ctx.stride, ctx.padding)
+            found = _weight_gradient(x, weight, gradient, ctx.stride, ctx.padding)
+            grad_weight = found.to(ctx.dtype)
         return grad_x, grad_weight, None, None
-
-
-def _input_gradient(
-    x: Tensor, weight: Tensor, gradient: Tensor, stride: int, padding: int
-) -> Tensor:
-    settings = ((stride, stride), (padding, padding), (1, 1), False, (0, 0), 1)
-    wanted: Tensor = torch.ops.aten.convolution_backward(
-        gradient, x, weight, None, *settings, (True, False, False)
-    )[0]
-    return wanted
 
 
 def _weight_gradient(
     x: Tensor, weight: Tensor, gradient: Tensor, stride: int, padding: int
 ) -> Tensor:
-    """Output pixels by channels, times output pixels by what each saw: (K, C, k, k)."""
+    """Return the sum of each thread's part, in float32: (K, C, k, k)."""
+    count = min(torch.get_num_threads(), len(x))
+    images, gradients = x.chunk(count), gradient.chunk(count)
+    parts: list[Tensor] = [weight] * len(images)
+
+    def task(number: int) -> None:
+        # Torch sets a thread's OpenMP up at its first use of it, so that is done before. With more
+        # than one thread here, oneDNN would plan for them and wait for ever.
+        torch.get_num_threads()
+        set_openmp_threads(1)
+        with torch.no_grad():
+            parts[number] = _part(images[number], weight, gradients[number], stride, padding)
+
+    run_parallel(task, len(images))
+    total = parts[0].float()
+    for part in parts[1:]:
+        total += part
+    return total
+
+
+def _part(x: Tensor, weight: Tensor, gradient: Tensor, stride: int, padding: int) -> Tensor:
+    """Return the weight gradient of these images, computed by the calling thread.
+
+    oneDNN reads and writes the gradient once an image. A matrix product has a copy, k^2 times what
+    the output saw, written and read, packed and read again; a 1x1 needs none. So it moves less
+    where there are more than two output channels a pixel of the output.
+    """
     outputs, inputs, height, width = weight.shape
     pixels = gradient.permute(0, 2, 3, 1)
+    if (height, width) != (1, 1) and outputs <= 2 * pixels.shape[1] * pixels.shape[2]:
+        return _gradients(x, weight, gradient, stride, padding, of_x=False)
     x = x.permute(0, 2, 3, 1)
     if padding:  # without any, pad would copy
         x = F.pad(x, (0, 0, padding, padding, padding, padding))
@@ -128,3 +162,15 @@ def _weight_gradient(
     )
     product = pixels.reshape(-1, outputs).t() @ seen.reshape(-1, height * width * inputs)
     return product.view(outputs, height, width, inputs).permute(0, 3, 1, 2)
+
+
+def _gradients(
+    x: Tensor, weight: Tensor, gradient: Tensor, stride: int, padding: int, *, of_x: bool
+) -> Tensor:
+    """Return torch's gradient of x or of the weight."""
+    settings = ((stride, stride), (padding, padding), (1, 1), False, (0, 0), 1)
+    found = torch.ops.aten.convolution_backward(
+        gradient, x, weight, None, *settings, (of_x, not of_x, False)
+    )
+    wanted: Tensor = found[0 if of_x else 1]
+    return wanted

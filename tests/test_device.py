@@ -31,6 +31,19 @@ def test_a_cpu_with_instructions_for_bf16_uses_them(has, monkeypatch):
     assert asked.precision.name == "fp32"
 
 
+@pytest.mark.parametrize("name", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
+@pytest.mark.parametrize(
+    ("limit", "precision"),
+    [("AVX2", "fp32"), ("avx512_core", "fp32"), ("AVX512_CORE_BF16", "bf16"), ("ALL", "bf16")],
+)
+def test_a_limit_of_onednn_counts_as_what_the_cpu_has(name, limit, precision, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    monkeypatch.setenv(name, limit)
+    found = choose_machine(tiny_config(runtime=AUTO).runtime).precision
+    assert found.name == precision
+    assert (limit.upper() in found.why) == (precision == "fp32")
+
+
 @pytest.mark.parametrize("capabilities", [{}, {"avx512_f": True, "avx512_bf16": False}, None])
 def test_another_cpu_stays_at_fp32(capabilities, monkeypatch):
     if capabilities is None:  # an older torch

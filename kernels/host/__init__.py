@@ -8,8 +8,20 @@ from fastselfie.kernels.host._host import (
     gather_crops,
     norm_relu_backward,
     norm_relu_forward,
+    openmp_threads,
     patchify,
+    run_parallel,
+    set_openmp_threads,
     uniform,
 )
 
-__all__ = ["gather_crops", "norm_relu_backward", "norm_relu_forward", "patchify", "uniform"]
+__all__ = [
+    "gather_crops",
+    "norm_relu_backward",
+    "norm_relu_forward",
+    "openmp_threads",
+    "patchify",
+    "run_parallel",
+    "set_openmp_threads",
+    "uniform",
+]

@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -87,4 +89,25 @@ def norm_relu_backward(
 
     Raises:
         ValueError: a wrong shape or dtype.
+    """
+
+def run_parallel(task: Callable[[int], None], count: int) -> None:
+    """Call task(0) to task(count - 1), each on a thread of its own of OpenMP's pool.
+
+    Task 0 runs on the calling thread. The GIL is released between the calls, and by whatever in
+    `task` releases it.
+
+    Raises:
+        ValueError: count is below 1.
+        Exception: the first that a task raised, once all tasks are done.
+    """
+
+def openmp_threads() -> int:
+    """Return how many threads a parallel region of the calling thread gets by default."""
+
+def set_openmp_threads(threads: int) -> None:
+    """Set `openmp_threads` for the calling thread; inside `run_parallel` until the task ends.
+
+    Raises:
+        ValueError: threads is below 1.
     """

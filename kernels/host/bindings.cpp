@@ -3,7 +3,12 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <exception>
 #include <string>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 #include "host.hpp"
 
@@ -179,6 +184,40 @@ void py_norm_relu_backward(const py::array& x, const py::array& gradient, const 
   });
 }
 
+// The first exception is rethrown once every thread is done: none may leave a parallel region.
+void py_run_parallel(const py::object& task, int count) {
+  require(count > 0, "count must be at least 1");
+  std::exception_ptr failed;
+  {
+    py::gil_scoped_release release;
+#pragma omp parallel for num_threads(count) schedule(static, 1)
+    for (int i = 0; i < count; ++i) {
+      py::gil_scoped_acquire acquire;  // also guards `failed`
+      try {
+        task(i);
+      } catch (...) {
+        if (!failed) failed = std::current_exception();
+      }
+    }
+  }
+  if (failed) std::rethrow_exception(failed);
+}
+
+int py_openmp_threads() {
+#ifdef _OPENMP
+  return omp_get_max_threads();
+#else
+  return 1;
+#endif
+}
+
+void py_set_openmp_threads(int threads) {
+  require(threads > 0, "threads must be at least 1");
+#ifdef _OPENMP
+  omp_set_num_threads(threads);
+#endif
+}
+
 }  // namespace
 }  // namespace fastselfie::host
 
@@ -198,4 +237,7 @@ PYBIND11_MODULE(_host, m) {
   m.def("norm_relu_backward", &host::py_norm_relu_backward, py::arg("x"), py::arg("gradient"),
         py::arg("weight"), py::arg("found"), py::arg("epsilon"), py::arg("threads"),
         py::arg("grad_x"), py::arg("grad_weight"), py::arg("grad_bias"));
+  m.def("run_parallel", &host::py_run_parallel, py::arg("task"), py::arg("count"));
+  m.def("openmp_threads", &host::py_openmp_threads);
+  m.def("set_openmp_threads", &host::py_set_openmp_threads, py::arg("threads"));
 }

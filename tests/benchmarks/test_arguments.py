@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import REPOSITORY
+
+from fastselfie.errors import UserError
 
 STEP = ("step.py", "--config", "configs/cifar10.yaml")
 JSON = ("--json", "OUT/result.json")
@@ -34,6 +38,7 @@ def run(*arguments, interpret=None):
         ((*STEP, "--batch", "0", *JSON), "--batch 0: it must be above 0"),
         ((*STEP, "--seconds", "-1", *JSON), "--seconds -1.0: it must be above 0"),
         ((*STEP, "--rounds", "many", *JSON), "invalid int value: 'many': see --help"),
+        ((*STEP, "--isa", "AVX3", *JSON), "--isa: invalid choice: 'AVX3'"),
         (STEP, "--json"),
         ((*STEP, "--json", "FILE/result.json"), "FILE/result.json: "),
         ((*STEP, "--json", "OUT"), "is a folder: give a file in it"),
@@ -70,3 +75,14 @@ def test_a_step_is_measured_into_a_folder_that_was_missing(tmp_path, tiny_yaml):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert out.stat().st_size > 0
+
+
+def test_an_instruction_set_that_the_processor_lacks_is_not_measured(monkeypatch):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
+    step = importlib.import_module("step")
+    step._limit_onednn("AVX2")
+    assert os.environ["ONEDNN_MAX_CPU_ISA"] == "AVX2"
+    with pytest.raises(UserError, match=r"--isa AVX512_CORE_AMX: this processor has no amx_bf16"):
+        step._limit_onednn("AVX512_CORE_AMX")

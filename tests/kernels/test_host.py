@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 
 from fastselfie.kernels import reference
-from fastselfie.kernels.host import gather_crops, uniform
+from fastselfie.kernels.host import (
+    gather_crops,
+    openmp_threads,
+    run_parallel,
+    set_openmp_threads,
+    uniform,
+)
 
 
 @pytest.mark.parametrize(
@@ -96,3 +104,49 @@ def test_a_set_that_would_be_copied_for_each_batch_is_refused():
     one = np.zeros(1, np.int64)
     with pytest.raises(TypeError):
         gather_crops(images, one, one.repeat(2)[None], one > 0, np.empty((1, 2, 2, 3), np.uint8))
+
+
+def test_tasks_run_on_a_thread_each_and_at_the_same_time():
+    together = threading.Barrier(4)  # where two shared a thread, the first would wait for ever
+    threads = {}
+
+    def task(number):
+        together.wait(timeout=60)
+        threads[number] = threading.get_ident()
+
+    run_parallel(task, 4)
+    assert sorted(threads) == [0, 1, 2, 3]
+    assert len(set(threads.values())) == 4
+    assert threads[0] == threading.get_ident()
+
+
+def test_openmp_threads_set_by_a_task_end_with_it():
+    before, inside = openmp_threads(), {}
+
+    def task(number):
+        set_openmp_threads(5 + number)
+        inside[number] = openmp_threads()
+
+    run_parallel(task, 2)
+    assert inside == {0: 5, 1: 6}
+    assert openmp_threads() == before
+
+
+def test_an_exception_of_a_task_is_raised_when_all_are_done():
+    done = []
+
+    def task(number):
+        if number == 1:
+            raise KeyError("one")
+        done.append(number)
+
+    with pytest.raises(KeyError, match="one"):
+        run_parallel(task, 3)
+    assert sorted(done) == [0, 2]
+
+
+def test_no_task_and_no_thread_are_refused():
+    with pytest.raises(ValueError, match="count must be at least 1"):
+        run_parallel(print, 0)
+    with pytest.raises(ValueError, match="threads must be at least 1"):
+        set_openmp_threads(0)
