@@ -112,6 +112,12 @@ def jpeg_bytes(image: Image.Image, **options: Any) -> bytes:
     return out.getvalue()
 
 
+def png_bytes(image: Image.Image) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
+
+
 def write_beton(path: Path, images: Sequence[bytes | Image.Image], labels: Sequence[int]) -> Path:
     """Bytes are a JPEG and stored as they are, a picture is stored raw."""
     with BetonWriter(path, len(images)) as writer:

@@ -18,7 +18,14 @@ from fastselfie.data.beton import IMAGE_MODES, BetonReader
 from fastselfie.errors import UserError
 from fastselfie.rng import IntArray
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"})
+# What Pillow opens, less vector graphics, films and scientific formats that need a program of their
+# own. It names no format for .mpo, which it opens as JPEG.
+_NO_PICTURES = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
+EXTENSIONS = frozenset(
+    suffix
+    for suffix, kind in Image.registered_extensions().items()
+    if (kind in Image.OPEN and kind not in _NO_PICTURES) or kind == "MPO"
+)
 UNLABELLED = ("images",)  # the classes of a set without labels: one
 
 # What Pillow raises for a damaged file; struct.error and the like come from its plug-ins.

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import functools
 import io
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,12 @@ import numpy as np
 from PIL import Image
 
 from fastselfie.data.images import UNLABELLED, decode_image
+from fastselfie.data.left_out import say_once
+from fastselfie.data.parquet_columns import choose_columns, holds_integers
+from fastselfie.data.shard_checks import labels_and_classes, require_whole, unread_shards
 from fastselfie.data.shards import files_of_part
 from fastselfie.errors import UserError
 from fastselfie.rng import IntArray
-
-_IMAGE_COLUMNS = ("image", "img", "jpg")
-_LABEL_COLUMNS = ("label", "labels", "fine_label", "cls")
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,11 @@ class ParquetSource:
         value = _row_group(self.files[file], group, self.column)[row].as_py()
         data = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(data, bytes):
-            raise UserError(f"{self.name(index)}: holds no image bytes: write the file with them")
+            away = value.get("path") if isinstance(value, dict) else None
+            path = f", only the path {away}" if away else ""
+            raise UserError(
+                f"{self.name(index)}: holds no image bytes{path}: write the file with them"
+            )
         return data
 
     def select(self, indices: IntArray) -> ParquetSource:
@@ -64,48 +67,64 @@ class ParquetSource:
 
 def is_parquet(path: Path) -> bool:
     """Whether `path` is a .parquet file, or a folder of them, also one called data inside it."""
-    return any(_folder(path).glob("*.parquet")) if path.is_dir() else path.suffix == ".parquet"
+    if path.is_dir():
+        return any(_folder(path).glob("*.parquet"))
+    return path.suffix.lower() == ".parquet" or bool(unread_shards(path, ".parquet"))
 
 
 def open_parquet(path: Path, part: str, beside_train: bool = False) -> ParquetSource | None:
     """The rows of `part`; None if there is no such part. Without a label column: one class.
 
+    The note that Hugging Face's datasets leave in the schema tells which columns hold the image
+    and the label, and the names of the classes. What is left out is said.
+
     Raises:
-        UserError: pyarrow is not installed, a damaged file, no image column, or a missing label.
+        UserError: pyarrow is not installed, a damaged file, no image column or several, a missing
+            label, or files that name other columns or classes.
     """
     files = files_of_part(_folder(path), ".parquet", part, beside_train)
     if files is None:
         return None
-    column, places, labels = "", [], []
+    require_whole(_folder(path), files, ".parquet")
+    first: tuple[str, str | None] | None = None
+    named_in = files[0]
     names: Sequence[str] = ()
+    places: list[IntArray] = []
+    labels: list[IntArray] = []
     for number, file in enumerate(files):
         reader = _open(str(file))
-        schema = reader.schema_arrow
-        own = next((name for name in _IMAGE_COLUMNS if name in schema.names), None)
-        if own is None or own != (column or own):
-            found = ", ".join(schema.names)
-            raise UserError(f"{file}: no image column {column or _IMAGE_COLUMNS[0]} among {found}")
-        column = own
+        columns = choose_columns(file, reader.schema_arrow)
+        image, label = columns.image, columns.label
+        first = first or (image, label)
+        if first != (image, label):
+            raise UserError(
+                f"{file}: its columns of images and labels are {image} and {label or 'none'}, "
+                f"those of {files[0]} are {first[0]} and {first[1] or 'none'}: write both alike"
+            )
+        if names and columns.classes and columns.classes != names:
+            raise UserError(
+                f"{file}: its classes are {_listed(columns.classes)}, those of {named_in} are "
+                f"{_listed(names)}: write both with one list"
+            )
+        if columns.classes and not names:
+            named_in, names = file, columns.classes
         for group in range(reader.num_row_groups):
             count = reader.metadata.row_group(group).num_rows
             rows = np.arange(count, dtype=np.int64)
             places.append(np.stack([np.full(count, number), np.full(count, group), rows], axis=1))
-        label = next((name for name in _LABEL_COLUMNS if name in schema.names), None)
         if label is not None:
-            names = names or _class_names(schema, label)
             labels.append(_labels(reader, file, label))
+        if columns.left_out:
+            say_once(f"{path}: {columns.left_out}")
     place = np.concatenate(places) if places else np.empty((0, 3), dtype=np.int64)
-    if len(place) == 0:
+    if first is None or len(place) == 0:
         raise UserError(f"{path}: holds no rows")
-    numbers = np.concatenate(labels) if labels else np.zeros(len(place), dtype=np.int64)
-    if len(numbers) != len(place):
-        raise UserError(f"{path}: some of its files have a label column and some have none")
+    none = np.zeros(len(place), dtype=np.int64)
+    source = ParquetSource([str(file) for file in files], first[0], place, none, UNLABELLED)
     if not labels:
-        classes: Sequence[str] = UNLABELLED
-    else:
-        most = int(numbers.max()) + 1
-        classes = names if len(names) >= most else [str(i) for i in range(most)]
-    return ParquetSource([str(file) for file in files], column, place, numbers, classes)
+        return source
+    numbers, classes = labels_and_classes(np.concatenate(labels), names, path, part, source.name)
+    return replace(source, labels=numbers, classes=classes)
 
 
 def _folder(path: Path) -> Path:
@@ -140,22 +159,24 @@ def _row_group(path: str, group: int, column: str) -> Any:
 
 
 def _labels(reader: Any, file: Path, column: str) -> IntArray:
-    values = reader.read(columns=[column], use_threads=False).column(0)
+    """(rows,) of a column of integers; -1 where there is none."""
+    import pyarrow as pa
+
+    kind = reader.schema_arrow.field(column).type
+    if not holds_integers(kind):
+        raise UserError(
+            f"{file}: column {column} holds {kind}, no numbers of classes from 0 up: write it as "
+            "integers (ClassLabel of Hugging Face's datasets)"
+        )
     try:
-        if values.null_count:
-            raise ValueError("some are null")
-        labels = np.asarray(values.to_numpy())
-        if not np.issubdtype(labels.dtype, np.integer) or (labels < 0).any():
-            raise ValueError("they must be integers from 0 up")
-    except ValueError as error:
-        raise UserError(f"{file}: column {column} has no usable labels: {error}") from error
-    return labels.astype(np.int64)
+        values = reader.read(columns=[column], use_threads=False).column(0)
+        numbers = values.cast(pa.int64()).fill_null(-1).to_numpy()
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{file}: column {column} cannot be read ({reason}): fetch it") from error
+    labels: IntArray = np.maximum(numbers, -1)
+    return labels
 
 
-def _class_names(schema: Any, column: str) -> Sequence[str]:
-    """From the note that Hugging Face's datasets leave in the schema, else none."""
-    note = (schema.metadata or {}).get(b"huggingface", b"{}")
-    try:
-        return list(json.loads(note)["info"]["features"][column]["names"])
-    except (ValueError, KeyError, TypeError):
-        return ()
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (f", ... ({len(names)})" if len(names) > 10 else "")
