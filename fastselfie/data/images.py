@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -18,7 +17,14 @@ from fastselfie.data.beton import IMAGE_MODES, BetonReader
 from fastselfie.errors import UserError
 from fastselfie.rng import IntArray
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"})
+# What Pillow opens, less vector graphics, films and scientific formats that need a program of their
+# own. It names no format for .mpo, which it opens as JPEG.
+_NO_PICTURES = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
+EXTENSIONS = frozenset(
+    suffix
+    for suffix, kind in Image.registered_extensions().items()
+    if (kind in Image.OPEN and kind not in _NO_PICTURES) or kind == "MPO"
+)
 UNLABELLED = ("images",)  # the classes of a set without labels: one
 
 # What Pillow raises for a damaged file; struct.error and the like come from its plug-ins.
@@ -26,9 +32,9 @@ _UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFErro
 
 
 class Source(Protocol):
-    """Labelled images, by number.
+    """Labelled images, by number. Each is a frozen dataclass with fields `labels` and `classes`.
 
-    labels: (n,) int64, numbers of `classes`.
+    labels: (n,) int64, numbers of `classes`. Without labels: zeros, and UNLABELLED.
     """
 
     @property
@@ -53,6 +59,17 @@ class Source(Protocol):
 
     def select(self, indices: IntArray) -> Source:
         """The images at `indices`, in that order."""
+
+
+def is_labelled(source: Source) -> bool:
+    """Whether the images of `source` have labels."""
+    return list(source.classes) != list(UNLABELLED) and bool((source.labels >= 0).any())
+
+
+def relabelled(source: Source, labels: IntArray, classes: Sequence[str]) -> Source:
+    """The images of `source` with other labels, numbers of `classes`."""
+    copy: Source = replace(source, labels=labels, classes=classes)  # type: ignore[type-var]
+    return copy
 
 
 def decode_image(file: str | io.BytesIO, name: str) -> Image.Image:
@@ -98,12 +115,17 @@ def eight_bits(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class ArraySource:
-    """Images in memory: (n, H, W, 3) uint8."""
+    """Images in memory: (n, H, W, 3) uint8.
+
+    former_classes: what an earlier version called the classes, by which fingerprints still know
+    them; None: the same.
+    """
 
     images: npt.NDArray[np.uint8]
     labels: IntArray
     classes: Sequence[str]
     origin: str
+    former_classes: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -118,7 +140,7 @@ class ArraySource:
         return None
 
     def select(self, indices: IntArray) -> ArraySource:
-        return ArraySource(self.images[indices], self.labels[indices], self.classes, self.origin)
+        return replace(self, images=self.images[indices], labels=self.labels[indices])
 
 
 @dataclass(frozen=True)
@@ -152,16 +174,12 @@ class FolderSource:
 
 @dataclass(frozen=True)
 class BetonSource:
-    """Images of a .beton file, `indices` of them."""
+    """Images of a .beton file, `indices` of them, and their labels."""
 
     reader: BetonReader
     indices: IntArray
+    labels: IntArray
     classes: Sequence[str]
-
-    @cached_property
-    def labels(self) -> IntArray:
-        # Kept: a loader asks for each batch, and gathering ImageNet's takes a millisecond.
-        return self.reader.label[self.indices]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -183,14 +201,16 @@ class BetonSource:
         return None if raw else self.reader.image(sample).tobytes()
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _reopened, (self.reader.path, self.indices, self.classes)
+        return _reopened, (self.reader.path, self.indices, self.labels, self.classes)
 
     def select(self, indices: IntArray) -> BetonSource:
-        return BetonSource(self.reader, self.indices[indices], self.classes)
+        return replace(self, indices=self.indices[indices], labels=self.labels[indices])
 
 
-def _reopened(path: Path, indices: IntArray, classes: Sequence[str]) -> BetonSource:
-    return BetonSource(_reader(path), indices, classes)
+def _reopened(
+    path: Path, indices: IntArray, labels: IntArray, classes: Sequence[str]
+) -> BetonSource:
+    return BetonSource(_reader(path), indices, labels, classes)
 
 
 @functools.lru_cache(maxsize=2)
