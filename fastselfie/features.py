@@ -35,7 +35,6 @@ def write_features(
     found = open_part(data.expanduser(), part)
     if found is None:
         raise UserError(f"{data}: holds no {part} images: give another --part or --data")
-    source = found.source
     for option, path in (("--out", out), ("--labels", labels)):
         if path is not None and path.suffix != ".npy":
             raise UserError(f"{option} {path}: is written as .npy: give it that ending")
@@ -45,12 +44,12 @@ def write_features(
         file = files.enter_context(NewFile(out))
         if labels is not None:
             named = files.enter_context(NewFile(labels))
-            _write_header(named, np.dtype(np.int64), source.labels.shape)
-            named.write(np.ascontiguousarray(source.labels, dtype=np.int64).data)
-        width = _write_rows(file, trained, source)
-    figures: dict[str, Any] = {"n": len(source), "D": width, "path": str(out)}
+            _write_header(named, np.dtype(np.int64), found[0].labels.shape)
+            named.write(np.ascontiguousarray(found[0].labels, dtype=np.int64).data)
+        width = _write_rows(file, trained, found[0])
+    figures: dict[str, Any] = {"n": len(found[0]), "D": width, "path": str(out)}
     if labels is not None:
-        figures |= {"labels": str(labels), "classes": len(source.classes)}
+        figures |= {"labels": str(labels), "classes": len(found[0].classes)}
     return figures | {"stage": trained.kind, "step": trained.step}
 
 

@@ -47,8 +47,10 @@ class Part:
     passed: Sequence[str] = ()
 
 
-def open_part(path: Path, part: str, classes: Sequence[str] | None = None) -> Part | None:
-    """The train or test part of any known kind of set; None if it has no such part.
+def open_part(
+    path: Path, part: str, classes: Sequence[str] | None = None
+) -> tuple[Source, str] | None:
+    """The train or test part of any known kind of set, and the kind; None if it has no such part.
 
     A set without parts is the part that is asked for. The test part is the one that `open_held_out`
     chooses; its labels are numbers of the training classes where those have its names.
@@ -61,10 +63,10 @@ def open_part(path: Path, part: str, classes: Sequence[str] | None = None) -> Pa
     Raises:
         UserError: not there, not a set of images, or damaged.
     """
-    found = _find(path)
-    if part == "train":
-        return found.open("train", False)
-    return _choose(found, classes) or found.open("test", False)
+    place = _find(path)
+    found = _choose(place, classes) if part != "train" else None
+    found = found or place.open(part, False)
+    return None if found is None else (found.source, found.kind)
 
 
 def open_held_out(path: Path, classes: Sequence[str]) -> Part | None:

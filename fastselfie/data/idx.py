@@ -7,6 +7,7 @@ import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ _IMAGES = re.compile(
 )
 _PARTS = {"train": ("train",), "test": ("t10k", "test")}
 # The third byte of a file. QMNIST's labels are numbers of 32 bits.
-_KINDS = {0x08: np.dtype("u1"), 0x0C: np.dtype(">i4")}
+_KINDS: dict[int, np.dtype[Any]] = {0x08: np.dtype("u1"), 0x0C: np.dtype(">i4")}
 
 
 def is_idx_folder(folder: Path) -> bool:
@@ -61,7 +62,7 @@ def open_idx(folder: Path, part: str, beside_train: bool = False) -> ArraySource
     return ArraySource(np.repeat(gray[..., None], 3, axis=3), numbers, classes, str(folder))
 
 
-def read_idx(path: Path) -> npt.NDArray[np.uint8] | npt.NDArray[np.int32]:
+def read_idx(path: Path) -> npt.NDArray[Any]:
     """The array of an IDX file of unsigned bytes or of integers of 32 bits.
 
     Raises:
@@ -81,8 +82,7 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8] | npt.NDArray[np.int32]:
             f"{path}: holds {len(data) - header} bytes after its header, which says {expected}: "
             "fetch it again"
         )
-    array: npt.NDArray[np.uint8] = np.frombuffer(data, dtype=kind, offset=header).reshape(shape)
-    return array
+    return np.frombuffer(data, dtype=kind, offset=header).reshape(shape)
 
 
 def _image_files(folder: Path) -> list[re.Match[str]]:

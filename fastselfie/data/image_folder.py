@@ -30,7 +30,7 @@ def subfolders(folder: Path) -> list[str]:
     Raises:
         UserError: it cannot be listed.
     """
-    return [entry.name for entry in _entries(folder) if entry.is_dir() and _is_visible(entry.name)]
+    return [entry.name for entry in _entries(folder) if _is_folder(entry) and _is_visible(entry)]
 
 
 def holds_images(folder: Path) -> bool:
@@ -135,8 +135,8 @@ class _Found:
 def _listed(folder: str) -> _Found:
     found = _Found()
     for entry in _entries(folder):
-        if entry.is_dir():
-            found.folders += [entry.path] * _is_visible(entry.name)
+        if _is_folder(entry):
+            found.folders += [entry.path] * _is_visible(entry)
         elif is_image(entry.name):
             found.images.append(entry.path)
         elif not is_expected(entry.name):
@@ -174,6 +174,13 @@ def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
         raise UserError(f"{folder}: cannot be listed: {error.strerror}") from error
 
 
-def _is_visible(name: str) -> bool:
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_visible(entry: os.DirEntry[str]) -> bool:
     # __MACOSX is what macOS packs beside the files of an archive: their metadata.
-    return not name.startswith(".") and name != "__MACOSX"
+    return not entry.name.startswith(".") and entry.name != "__MACOSX"

@@ -73,7 +73,7 @@ def prepare(path: Path, out: Path, options: Options) -> dict[str, Any]:
     found = open_part(path, options.part)
     if found is None:
         raise UserError(f"{path}: holds no {options.part} images: give another --part or source")
-    source, kind = found.source, found.kind
+    source, kind = found
     if options.recoding.recodes() and source.encoded(0) is None:
         raise UserError(
             f"{path}: {kind} holds pixels, which are stored as they are: leave out --max-side, "

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastselfie.config import DataConfig
-from fastselfie.data.formats import Part, numbered_as, open_held_out, open_part
+from fastselfie.data.formats import numbered_as, open_held_out, open_part
 from fastselfie.data.images import (
     UNLABELLED,
     ArraySource,
@@ -114,9 +114,9 @@ def open_dataset(data: DataConfig, seed: int = 0, labels_needed: bool = True) ->
             "data.train is not set: give an image folder (one sub-folder a class), for example "
             "data.train=DIR, or data.loader=synthetic"
         )
-    train, same = _required(data.train, "train").source, False
+    train, same = _required(data.train, "train"), False
     if data.test is not None:
-        held_out, split = _required(data.test, "test", train.classes).source, data.test
+        held_out, split = _required(data.test, "test", train.classes), data.test
         same = _is_same(data.train, data.test)
     else:
         beside = open_held_out(Path(data.train).expanduser(), train.classes)
@@ -149,9 +149,12 @@ def _agreed(train: Source, held_out: Source, split: str, labels_needed: bool) ->
             "data.test, data.test=null to hold out a share of the training images, or --stage "
             "pretrain"
         )
+    used = (held_out.classes[label] for label in np.unique(held_out.labels))
+    unknown = [name for name in used if name not in set(train.classes)]
     raise UserError(
         f"{split}: its classes {_some(held_out.classes)} are not those of the training images, "
-        f"{_some(train.classes)}"
+        f"{_some(train.classes)}, which lack {_some(unknown)}: give other images as data.test, or "
+        "rename the classes"
     )
 
 
@@ -185,12 +188,12 @@ def _is_same(train: str, test: str) -> bool:
     return theirs == ours and open_held_out(theirs, UNLABELLED) is None
 
 
-def _required(path: str, part: str, classes: Sequence[str] | None = None) -> Part:
+def _required(path: str, part: str, classes: Sequence[str] | None = None) -> Source:
     found = open_part(Path(path).expanduser(), part, classes)
     if found is None:
         kind = "training" if part == "train" else part
         raise UserError(f"{path}: holds no {kind} images")
-    return found
+    return found[0]
 
 
 def _split(labels: IntArray, fraction: float, seed: int) -> tuple[IntArray, IntArray]:
