@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import jpeg_bytes, picture, tiny_config, write_beton, write_idx
 
+from fastselfie.data import beton
 from fastselfie.data.beton import BetonReader
 from fastselfie.data.images import BetonSource
 from fastselfie.data.sources import open_dataset, open_part
@@ -241,3 +242,72 @@ def test_a_beton_file_without_labels_is_unlabelled(tmp_path):
     path = write_beton(tmp_path / "b.beton", [jpeg_bytes(picture(0))] * 2, [-1, 1])
     with pytest.raises(UserError, match="a label is -1"):
         open_part(path, "train")
+
+
+def write_stock_beton(path, fields):
+    """As stock FFCV: an image and int fields, name -> values. Four images of two pixels."""
+    count, start = 4, 1 << 12
+    described = np.zeros(1 + len(fields), beton.FIELD)
+    for row, (kind, name) in enumerate([(beton.IMAGE_FIELD, "image"), *((1, f) for f in fields)]):
+        described[row]["type_id"] = kind
+        described[row]["name"][: len(name)] = list(name.encode())
+    columns = [("f0", beton.IMAGE), *((f"f{k}", "<i8") for k in range(1, 1 + len(fields)))]
+    rows = np.zeros(count, np.dtype(columns, align=True))
+    rows["f0"]["mode"], rows["f0"]["width"], rows["f0"]["height"] = 1, 2, 1
+    rows["f0"]["data_ptr"] = start + 6 * np.arange(count)
+    for k, values in enumerate(fields.values(), start=1):
+        rows[f"f{k}"] = values
+    table = np.zeros(count, beton.ALLOCATION)
+    table["sample_id"], table["size"], table["ptr"] = np.arange(count), 6, rows["f0"]["data_ptr"]
+    header = np.zeros(1, beton.HEADER)
+    header[0] = (beton.VERSION, len(described), 1 << 12, count, start + 6 * count)
+    content = header.tobytes() + described.tobytes() + rows.tobytes()
+    path.write_bytes(content.ljust(start, b"\0") + bytes(6 * count) + table.tobytes())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("fields", "labels"),
+    [
+        ({"index": [9, 8, 7, 6], "label": [0, 1, 1, 0]}, [0, 1, 1, 0]),
+        ({"index": [9, 8, 7, 6], "breed": [0, 1, 1, 0]}, [0, 1, 1, 0]),
+        ({"coarse_label": [0] * 4, "fine_label": [0, 1, 1, 0]}, [0, 1, 1, 0]),
+        ({"breed": [0, 1, 1, 0]}, [0, 1, 1, 0]),
+        ({"index": [0, 1, 2, 3]}, None),
+        ({}, None),
+    ],
+)
+def test_the_label_of_a_stock_beton_file_is_found_by_name(tmp_path, fields, labels):
+    source, _ = open_part(write_stock_beton(tmp_path / "a.beton", fields), "train")
+    if labels is None:
+        assert source.classes == ("images",)
+    else:
+        assert (source.labels.tolist(), list(source.classes)) == (labels, ["0", "1"])
+
+
+def test_a_stock_beton_file_whose_label_is_any_of_two_fields_is_refused(tmp_path):
+    path = write_stock_beton(tmp_path / "a.beton", {"breed": [0] * 4, "age": [1] * 4})
+    with pytest.raises(UserError, match=r"may be the label \(breed, age\): write it with one call"):
+        open_part(path, "train")
+
+
+# --- in a run
+
+
+def test_pretraining_takes_held_out_images_of_other_classes(tmp_path, cli, tiny_yaml):
+    tree(tmp_path / "set", "train", ["a", "b"], 8)
+    tree(tmp_path / "other", "test", ["x", "y", "z"], 4)
+    command = ["train", tiny_yaml, f"data.train={tmp_path / 'set' / 'train'}",
+               f"data.test={tmp_path / 'other' / 'test'}", "--out", tmp_path / "run"]  # fmt: skip
+    assert "lack x, y, z" in cli(*command).err
+    assert not (tmp_path / "run").exists()
+    planned = cli(*command, "--stage", "pretrain", "--dry-run")
+    assert planned.status == 0
+    assert "missing data" not in planned.out
+    result = cli(*command, "--stage", "pretrain", "pretrain.knn_every=2")
+    assert result.status == 0
+    assert "no k-NN or linear probe on the way: the held-out images have no labels" in result.err
+    figures = json.loads(result.out)
+    assert "pretext_accuracy" in figures
+    assert "knn" not in figures
+    assert "lack x, y, z" in cli("evaluate", tmp_path / "run").err
