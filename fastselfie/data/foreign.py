@@ -29,6 +29,7 @@ _KNOWN = (
     (r".*idx[123]-(ubyte|int)(\.gz)?|(data|test)_batch(_\d)?(\.bin)?|(train|val)_data(_batch_\d+)?",
      "a file of a set: give the folder that it is in"),
     (r".*\.(gz|bz2|xz|zst)", "a compressed file is not read: decompress it"),
+    (r".*\.(csv|tsv)", f"pixels in a table are not read: {_WRITE}"),
 )  # fmt: skip
 _DEPTH = 3  # folders from the path down that are searched
 
@@ -38,16 +39,19 @@ def explain(path: Path) -> str:
     if path.is_file():
         if is_image(path.name):
             return "is one image: give the folder of its set"
-        reason = _reason(path.name)
-        return reason or (
-            "not a set of images: give their folder, or a .beton, .tar or .parquet file"
-        )
-    for folder in _down(path, _DEPTH):
-        for name in sorted(entry.name for entry in os.scandir(folder) if entry.is_file()):
-            reason = _reason(name)
-            if reason:
-                place = (folder / name).relative_to(path)
-                return f"it holds {place}: {reason}"
+        reason = (why for pattern, why in _KNOWN if re.fullmatch(pattern, path.name))
+        unknown = "not a set of images: give their folder, or a .beton, .tar or .parquet file"
+        return next(reason, unknown)
+    names = [
+        str((folder / entry.name).relative_to(path))
+        for folder in _down(path, _DEPTH)
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name)
+        if entry.is_file()
+    ]
+    for pattern, reason in _KNOWN:
+        for name in names:
+            if re.fullmatch(pattern, os.path.basename(name)):
+                return f"it holds {name}: {reason}"
     return ""
 
 
@@ -70,10 +74,6 @@ def refuse_imagenet_archives(path: Path) -> None:
                 f"{path}: {name} is of ImageNet's archives, whose classes are the names of tar "
                 "files: unpack each to a folder of its name, as docs/data.md says"
             )
-
-
-def _reason(name: str) -> str:
-    return next((why for pattern, why in _KNOWN if re.fullmatch(pattern, name)), "")
 
 
 def _down(path: Path, depth: int) -> Iterator[Path]:

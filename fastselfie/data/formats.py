@@ -19,6 +19,9 @@ from fastselfie.data.left_out import is_expected
 from fastselfie.data.shards import TEST_NAMES, TRAIN_NAMES
 from fastselfie.errors import UserError
 
+# What the only sub-folder of a held-out part is called where the images have no labels.
+_NO_CLASSES = frozenset({"all", "images", "test", "unknown", "unlabeled", "unlabelled"})
+
 
 @dataclass(frozen=True)
 class _Format:
@@ -141,7 +144,12 @@ class _Set:
             names = ("train",) if name == "train" else (name, *TEST_NAMES)
             sources = (kind.open(inner.path, each, False) for each in names)
             source = next((each for each in sources if each is not None), None)
-            return None if source is None else Part(source, kind.name, name)
+            if source is None:
+                return None
+            if name != "train" and _NO_CLASSES.issuperset(n.lower() for n in source.classes):
+                # So Keras wants images without labels: test/unknown/*.jpg.
+                source = relabelled(source, np.zeros_like(source.labels), UNLABELLED)
+            return Part(source, kind.name, name)
         if beside_train or (name != "train" and "train" in self.folders):
             return None
         own = {folder.name for folder in self.folders.values()}
@@ -179,13 +187,11 @@ def _find(path: Path) -> _Set:
     folders = _part_folders(path)
     if folders or holds_images(path):
         return _Set(path, None, folders)
-    inside = [
-        (folder, own) for folder in _folders_inside(path) if (own := _kind_of(folder)) is not None
-    ]
+    inside = _sets_inside(path)
     if len(inside) == 1:
-        return _Set(*inside[0], {})
+        return inside[0]
     if inside:
-        places = ", ".join(str(folder.relative_to(path)) for folder, _ in inside)
+        places = ", ".join(str(found.path.relative_to(path)) for found in inside)
         raise UserError(f"{path}: holds {len(inside)} sets: give one of {places}")
     reason = explain(path)
     if reason:
@@ -193,10 +199,16 @@ def _find(path: Path) -> _Set:
     return _Set(path, None, {})
 
 
-def _folders_inside(path: Path) -> list[Path]:
-    """Sub-folders and theirs: torchvision keeps MNIST in MNIST/raw."""
-    outer = [path / name for name in subfolders(path)]
-    return outer + [folder / name for folder in outer for name in subfolders(folder)]
+def _sets_inside(path: Path, depth: int = 2) -> list[_Set]:
+    """Those of sub-folders and of theirs: torchvision keeps MNIST in MNIST/raw."""
+    found: list[_Set] = []
+    for folder in (path / name for name in subfolders(path)):
+        kind = _kind_of(folder)
+        if kind is not None:
+            found.append(_Set(folder, kind, {}))
+        elif depth > 1:
+            found += _sets_inside(folder, depth - 1)
+    return found
 
 
 def _kind_of(path: Path) -> _Format | None:

@@ -51,7 +51,8 @@ def open_idx(folder: Path, part: str, beside_train: bool = False) -> ArraySource
     if not found:
         return None
     found.sort(key=lambda match: match["gz"] is not None)  # plain before gzipped
-    image_file, emnist = folder / found[0].string, names[0].startswith("emnist")
+    image_file, emnist = _file(folder / found[0].string), names[0].startswith("emnist")
+    assert image_file is not None
     images, labels = _read_both(image_file, _label_file(folder, found[0]))
     if emnist:
         images = images.transpose(0, 2, 1)
@@ -88,8 +89,13 @@ def read_idx(path: Path) -> npt.NDArray[Any]:
 def _image_files(folder: Path) -> list[re.Match[str]]:
     if not folder.is_dir():
         return []
-    names = sorted(path.name for path in folder.glob("*idx3-ubyte*") if path.is_file())
+    names = sorted(path.name for path in folder.glob("*idx3-ubyte*") if _file(path) is not None)
     return [match for match in map(_IMAGES.fullmatch, names) if match]
+
+
+def _file(path: Path) -> Path | None:
+    """The file, also in a folder of its own name: so some programs unpack it."""
+    return next((found for found in (path, path / path.name) if found.is_file()), None)
 
 
 def _label_file(folder: Path, images: re.Match[str]) -> Path:
@@ -97,7 +103,7 @@ def _label_file(folder: Path, images: re.Match[str]) -> Path:
     stems = [f"{begin}-labels{sep}idx1-ubyte" for sep in (images["sep"], "-", ".")]
     stems.append(f"{begin}-labels-idx2-int")  # QMNIST's: the class is the first of eight columns
     paths = [folder / f"{stem}{end}" for stem in stems for end in ("", ".gz")]
-    found = next((path for path in paths if path.is_file()), None)
+    found = next((file for path in paths if (file := _file(path)) is not None), None)
     if found is None:
         raise UserError(f"{folder / stems[0]}: missing beside {images.string}")
     return found

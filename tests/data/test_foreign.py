@@ -50,6 +50,15 @@ def test_mnist_with_dots_in_its_names(tmp_path, suffix):
     assert (len(found.train), len(found.held_out), len(found.train.classes)) == (20, 9, 10)
 
 
+def test_mnist_unpacked_to_folders_of_the_files_names(tmp_path):
+    write_both(tmp_path, pixels(20), np.arange(20) % 10, "train")
+    for path in list(tmp_path.iterdir()):
+        path.rename(tmp_path / "file")
+        path.mkdir()
+        (tmp_path / "file").rename(path / path.name)
+    assert len(open_part(tmp_path, "train")[0]) == 20
+
+
 @pytest.mark.parametrize("place", ["MNIST/raw", "FashionMNIST/raw", "fashion-mnist"])
 def test_mnist_inside_the_root_of_torchvision(tmp_path, place):
     write_both(tmp_path / place, pixels(20), np.arange(20) % 10, "train")
@@ -155,6 +164,7 @@ def test_cifar_100_names_its_fine_classes(tmp_path):
         ("a.tfrecord", "TFRecord files are not read"),
         ("pathmnist.npz", "files of arrays and tables are not read"),
         ("MNIST/processed/training.pt", "files of arrays and tables are not read"),
+        ("train.csv", "pixels in a table are not read"),
         ("train.beton", "a .beton file is a set of its own: give its path"),
         ("train.beton.partial", "is not whole: let `fastselfie prepare` go on"),
     ],

@@ -100,6 +100,13 @@ def test_a_share_is_held_out_where_only_the_test_part_has_no_labels(tmp_path):
     assert len(open_part(tmp_path, "test")[0]) == 2  # for `features`
 
 
+@pytest.mark.parametrize("name", ["unknown", "test", "images"])
+def test_one_folder_of_images_without_labels_is_no_class(tmp_path, name):
+    tree(tmp_path, "train", ["a", "b"], 10)
+    tree(tmp_path, "test", [name])
+    assert dataset(tmp_path).split == f"10% of {tmp_path}: its test part has no labels"
+
+
 def test_unlabelled_training_images_hold_out_their_unlabelled_test_part(tmp_path):
     tree(tmp_path, "train", [], 3)
     tree(tmp_path, "test", [], 1)
