@@ -48,10 +48,10 @@ def explain(path: Path) -> str:
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name)
         if entry.is_file()
     ]
-    for pattern, reason in _KNOWN:
+    for pattern, why in _KNOWN:
         for name in names:
             if re.fullmatch(pattern, os.path.basename(name)):
-                return f"it holds {name}: {reason}"
+                return f"it holds {name}: {why}"
     return ""
 
 
