@@ -31,6 +31,11 @@ _KNOWN = (
     (r".*\.(gz|bz2|xz|zst)", "a compressed file is not read: decompress it"),
     (r".*\.(csv|tsv)", f"pixels in a table are not read: {_WRITE}"),
 )  # fmt: skip
+# Archives of whole sets, which are no compressed shards.
+_ARCHIVES = re.compile(
+    r"(cifar-100?-|(101|256)_ObjectCategories|caltech|stl10|food-101|CUB_200|images|annotations"
+    r"|imagenet(te|woof)|tiny-imagenet|dtd-|ILSVRC2012_devkit|102flowers).*\.(tar\.\w+|tgz)"
+)
 _DEPTH = 3  # folders from the path down that are searched
 
 
@@ -63,6 +68,13 @@ def parts_inside(path: Path) -> Path | None:
         if train and any(holds_images(names[name]) for name in TEST_NAMES if name in names):
             return folder
     return None
+
+
+def are_known_archives(path: Path) -> bool:
+    """Whether the only tar files are compressed ones of well-known sets."""
+    names = [path.name] if path.is_file() else os.listdir(path)
+    archives = any(_ARCHIVES.fullmatch(name) for name in names)
+    return archives and not any(name.endswith(".tar") for name in names)
 
 
 def refuse_imagenet_archives(path: Path) -> None:

@@ -11,10 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from fastselfie.data import cifar, idx, imagenet32, parquet, webdataset
-from fastselfie.data.beton import BetonReader
-from fastselfie.data.foreign import explain, parts_inside, refuse_imagenet_archives
+from fastselfie.data.foreign import (
+    are_known_archives,
+    explain,
+    parts_inside,
+    refuse_imagenet_archives,
+)
 from fastselfie.data.image_folder import holds_images, open_image_folder, subfolders
-from fastselfie.data.images import UNLABELLED, BetonSource, Source, is_labelled, relabelled
+from fastselfie.data.images import UNLABELLED, Source, is_labelled, open_beton, relabelled
 from fastselfie.data.left_out import is_expected
 from fastselfie.data.shards import TEST_NAMES, TRAIN_NAMES
 from fastselfie.errors import UserError
@@ -217,6 +221,8 @@ def _kind_of(path: Path) -> _Format | None:
     if found is not None and path.is_dir() and _has_image_folders(path, found):
         return None
     if found is not None and found.name == "WebDataset":
+        if are_known_archives(path):
+            return None
         refuse_imagenet_archives(path)
     return found
 
@@ -262,31 +268,10 @@ def _holds_something(folder: Path) -> bool:
         return any(not is_expected(entry.name) for entry in entries)
 
 
-def _open_beton(path: Path, part: str, beside_train: bool) -> Source | None:
-    if beside_train:
-        return None
-    reader = BetonReader(path)
-    indices, fields = np.arange(len(reader), dtype=np.int64), reader.label_fields
-    if len(fields) > 1:
-        raise UserError(
-            f"{path}: any of its int fields may be the label ({', '.join(fields)}): write it with "
-            "one called label"
-        )
-    least, most = int(reader.label.min()), int(reader.label.max())
-    if most < 0:
-        return BetonSource(reader, indices, np.zeros(len(reader), dtype=np.int64), UNLABELLED)
-    if least < 0:
-        raise UserError(f"{path}: a label is {least}: prepare it from a source with labels")
-    classes = reader.info.get("classes") or [str(i) for i in range(most + 1)]
-    if most >= len(classes):
-        raise UserError(f"{path}: a label is {most}, but it names {len(classes)} classes")
-    return BetonSource(reader, indices, reader.label, classes)
-
-
 _IMAGE_FOLDER = _Format("image folder", Path.is_dir, open_image_folder)
 # The first that matches; an image folder is what matches none of them.
 _FORMATS = (
-    _Format(".beton file", lambda path: path.suffix == ".beton", _open_beton),
+    _Format(".beton file", lambda path: path.suffix == ".beton", open_beton),
     _Format("IDX", idx.is_idx_folder, idx.open_idx),
     _Format("CIFAR", cifar.is_cifar_folder, cifar.open_cifar),
     _Format("ImageNet 32x32", imagenet32.is_imagenet32_folder, imagenet32.open_imagenet32),

@@ -219,6 +219,32 @@ def _reader(path: Path) -> BetonReader:
     return BetonReader(path)
 
 
+def open_beton(path: Path, part: str, beside_train: bool = False) -> BetonSource | None:
+    """All images of a .beton file, whatever the part; None where they are in use for training.
+
+    Raises:
+        UserError: a damaged file, or one whose label is any of several fields or missing for some.
+    """
+    if beside_train:
+        return None
+    reader = BetonReader(path)
+    indices, fields = np.arange(len(reader), dtype=np.int64), reader.label_fields
+    if len(fields) > 1:
+        raise UserError(
+            f"{path}: any of its int fields may be the label ({', '.join(fields)}): write it with "
+            "one called label"
+        )
+    least, most = int(reader.label.min()), int(reader.label.max())
+    if most < 0:
+        return BetonSource(reader, indices, np.zeros(len(reader), dtype=np.int64), UNLABELLED)
+    if least < 0:
+        raise UserError(f"{path}: a label is {least}: prepare it from a source with labels")
+    classes = reader.info.get("classes") or [str(i) for i in range(most + 1)]
+    if most >= len(classes):
+        raise UserError(f"{path}: a label is {most}, but it names {len(classes)} classes")
+    return BetonSource(reader, indices, reader.label, classes)
+
+
 @dataclass(frozen=True)
 class NoSource:
     """Stands for a set that is not there: the synthetic loader needs only its size."""

@@ -154,8 +154,9 @@ def test_cifar_100_names_its_fine_classes(tmp_path):
     ("name", "words"),
     [
         ("cifar-10-python.tar.gz", "an archive is not read: unpack it"),
+        ("101_ObjectCategories.tar.gz", "an archive is not read: unpack it"),
         ("data.zip", "an archive is not read: unpack it"),
-        ("set.tgz", "an archive is not read: unpack it"),
+        ("CUB_200_2011.tgz", "an archive is not read: unpack it"),
         ("train_32x32.mat", "SVHN's MATLAB files are not read"),
         ("stl10_binary/train_X.bin", "STL-10's binary files are not read"),
         ("setid.mat", "MATLAB files are not read"),
