@@ -84,6 +84,14 @@ def test_of_two_labelled_parts_test_is_held_out(tmp_path):
     assert len(dataset(tmp_path).held_out) == 6
 
 
+def test_the_labelled_part_is_chosen_without_a_training_part_too(tmp_path):
+    tree(tmp_path, "test", [])
+    tree(tmp_path, "val", ["a", "b"])
+    assert list(open_part(tmp_path, "test")[0].classes) == ["a", "b"]
+    with pytest.raises(UserError, match="holds no training images"):
+        dataset(tmp_path)
+
+
 def test_a_part_of_other_classes_is_passed_over(tmp_path):
     tree(tmp_path, "train", ["a", "b"])
     tree(tmp_path, "test", ["unknown"])
