@@ -75,7 +75,8 @@ def native(spec: Spec) -> Stream:
     data = DataConfig(image_size=spec.size, workers=spec.threads, flip=False)
     reader = BetonReader(spec.data)
     indices = np.tile(np.arange(len(reader), dtype=np.int64), spec.repeats(len(reader)))
-    source = BetonSource(reader, indices, [str(i) for i in range(int(reader.label.max()) + 1)])
+    classes = [str(i) for i in range(int(reader.label.max()) + 1)]
+    source = BetonSource(reader, indices, reader.label[indices], classes)
     loader = NativeLoader(source, data, 0, torch.device("cpu"))
     while True:
         for batch in loader.train(0, spec.batch) if spec.train else loader.evaluate(spec.batch):
@@ -94,7 +95,7 @@ def resident(spec: Spec) -> Stream:
     torch.set_num_threads(spec.threads)
     data = DataConfig(image_size=spec.size, crop="pad", pad=4, pad_mode="zero")
     reader = BetonReader(spec.data)
-    source = BetonSource(reader, np.arange(len(reader), dtype=np.int64), [])
+    source = BetonSource(reader, np.arange(len(reader), dtype=np.int64), reader.label, [])
     loader = ResidentLoader(source, data, 0, torch.device("cpu"))
     for batch in loader.train(0, spec.batch):
         yield batch.images, batch.labels

@@ -32,6 +32,12 @@ class Monitor:
         if len(dataset.train.classes) < 2:
             say("pretrain: no k-NN or linear probe on the way: the images are of one class")
             return
+        if not dataset.comparable:
+            say(
+                "pretrain: no k-NN or linear probe on the way: the held-out images have no labels "
+                "of the training classes"
+            )
+            return
         self.steps = frozenset((*range(0, settings.steps, every), settings.steps))
 
         if machine.ranks.leads:

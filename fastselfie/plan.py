@@ -13,7 +13,7 @@ from rich.table import Table
 from fastselfie.boards import require_wandb
 from fastselfie.config import Config, StageConfig
 from fastselfie.data.loaders import INSTALL, choose_loader
-from fastselfie.data.sources import open_dataset
+from fastselfie.data.sources import doubt, open_dataset
 from fastselfie.device import choose_machine, total_memory
 from fastselfie.doctor import UNASKED, examine
 from fastselfie.errors import UserError
@@ -29,8 +29,11 @@ _HOW_TO_MAKE = (
 )
 
 
-def print_plan(config: Config, out: Path, console: Console) -> None:
-    """The resolved config, sizes, counts, memory, and what is missing. Touches nothing."""
+def print_plan(config: Config, out: Path, console: Console, stage: str = "all") -> None:
+    """The resolved config, sizes, counts, memory, and what is missing. Touches nothing.
+
+    stage: as for `run.train`: pretraining alone needs no labels.
+    """
     machine = choose_machine(config.runtime)
     console.print(config.to_yaml(), markup=False)
     table = Table(title=f"{config.name}: what a run would do", show_header=False)
@@ -38,7 +41,7 @@ def print_plan(config: Config, out: Path, console: Console) -> None:
     table.add_row("precision", f"{machine.precision.name} ({machine.precision.why})")
     missing, classes = [], 1000
     try:
-        dataset = open_dataset(config.data, config.seed)
+        dataset = open_dataset(config.data, config.seed, labels_needed=stage != "pretrain")
     except UserError as error:
         missing.append(f"data: {error}. {_HOW_TO_MAKE}")
     else:
@@ -49,10 +52,13 @@ def print_plan(config: Config, out: Path, console: Console) -> None:
         table.add_row("held out", f"{len(dataset.held_out):,} ({escape(dataset.split)})")
         if dataset.caution:
             table.add_row("warning", escape(dataset.caution))
-        try:
-            table.add_row("with labels", f"{len(labelled(config, dataset)):,}")
-        except UserError as error:
-            missing.append(f"labels: {error}")
+        if doubtful := doubt(dataset.train, config.data.train or ""):
+            table.add_row("classes", escape(doubtful))
+        if stage != "pretrain":
+            try:
+                table.add_row("with labels", f"{len(labelled(config, dataset)):,}")
+            except UserError as error:
+                missing.append(f"labels: {error}")
     chance = f"chance {1 / config.masked:.1%}"
     table.add_row("task", f"{config.masked} of {config.patches} patches masked, {chance}")
     memory = total_memory(machine.device)

@@ -75,12 +75,13 @@ def replay_step(path: Path) -> Replay:
         raise UserError(f"{path}: holds no step to run again: give a nonfinite-STEP.pt")
     config = _uncompiled(Config.model_validate_json(record["config"]))
     machine = choose_machine(config.runtime)
-    dataset = open_dataset(config.data, config.seed)
+    pretrains = record["stage"] == "pretrain"
+    dataset = open_dataset(config.data, config.seed, labels_needed=not pretrains)
     if dataset.fingerprint() != record["images"]:
         raise UserError(f"{path}: its images ({config.data.train}) are not those of the run now")
     step, source, patches = _build(record["stage"], config, dataset, machine)
     load_weights(step.model, record["model"], path)
-    data = config.pretraining_data if record["stage"] == "pretrain" else config.data
+    data = config.pretraining_data if pretrains else config.data
     loader = build_loader(source, data, config.seed, machine.device)
     index = Index(record["samples"].numpy(), record["epochs"].numpy())
     side = step.stage.image_size_at(record["step"])

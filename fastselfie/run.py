@@ -27,7 +27,7 @@ from fastselfie.checkpoint import (
 from fastselfie.config import Config
 from fastselfie.configfile import load_config
 from fastselfie.data.loaders import choose_loader
-from fastselfie.data.sources import Dataset, open_dataset
+from fastselfie.data.sources import Dataset, doubt, open_dataset
 from fastselfie.data.subsets import keep_labels
 from fastselfie.device import Machine, choose_machine
 from fastselfie.distributed import Ranks, join, restarted
@@ -105,7 +105,7 @@ def _open(
     """
     machine = choose_machine(config.runtime, ranks)
     _check_processes(config, stage, machine)
-    dataset = open_dataset(config.data, config.seed)
+    dataset = open_dataset(config.data, config.seed, labels_needed=stage != PRETRAIN)
     chosen = labelled(config, dataset) if stage != PRETRAIN else None
     if ranks.leads:
         require_wandb(config.log)
@@ -255,8 +255,10 @@ def _announce(config: Config, stage: str, machine: Machine, dataset: Dataset, la
         f"{machine.precision.name} ({machine.precision.why}), loader {loader} ({why})",
         f"{len(dataset.train):,} training images{labelled_text}, {len(dataset.held_out):,} held "
         f"out ({dataset.split}), {len(dataset.train.classes)} classes",
+        doubt(dataset.train, config.data.train or ""),
     ):
-        say(line)
+        if line:
+            say(line)
     unknown = np.isin(dataset.held_out.labels, dataset.train.labels, invert=True).sum()
     if labels and unknown:
         say(

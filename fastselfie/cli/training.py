@@ -49,7 +49,7 @@ def train(
 
         from fastselfie.plan import print_plan
 
-        print_plan(settings, folder, Console(highlight=False))
+        print_plan(settings, folder, Console(highlight=False), stage.value)
         return
     from fastselfie import run
     from fastselfie.interrupt import Interrupted

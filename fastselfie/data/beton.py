@@ -46,6 +46,12 @@ INT_FIELD, IMAGE_FIELD = 1, 2
 FIELD_METADATA: dict[int, DTypeLike] = {
     0: "<f8", INT_FIELD: "<i8", IMAGE_FIELD: IMAGE, 3: _SPAN, 4: "<u8", 5: _SPAN, 6: "<u8",
 }  # fmt: skip
+# Names of an int field that holds labels, the likeliest first, and of one that never does.
+_LABEL_NAMES = (
+    "label", "labels", "fine_label", "target", "targets", "class", "class_id", "class_idx", "cls",
+    "category", "y",
+)  # fmt: skip
+_NUMBER_NAMES = ("index", "idx", "ind", "image_id", "sample_id", "sample_index")
 
 MAGIC = b"FSELFIE1"
 # Stands right before the allocation table. tables_crc is of the header, the field descriptors, the
@@ -77,7 +83,8 @@ class BetonReader:
     offset, size        (n,) uint64: image i is data[offset[i]:offset[i] + size[i]]
     mode                (n,) uint8: IMAGE_MODES, 0 JPEG, 1 raw pixels (height, width, 3)
     width, height       (n,) uint16, pixels, as the table says; a JPEG's own header may differ
-    label               (n,) int64: the int field named "label", else the first one, else all -1
+    label               (n,) int64: of the int field that `label_fields` names alone, else all -1
+    label_fields        names of the int fields that may hold the labels: one, none, or too many
     crc32               (n,) uint32 of each image's bytes, or None in a file not written by us
     info                the JSON note of the writer, {} in a file not written by us
 
@@ -121,7 +128,8 @@ class BetonReader:
         self.info: dict[str, Any] = {}
         data_end = self._read_trailer(metadata_end, end)
         types = [int(type_id) for type_id in fields["type_id"]]
-        image_at = self._pick(types, IMAGE_FIELD, "image")
+        images = [k for k, type_id in enumerate(types) if type_id == IMAGE_FIELD]
+        image_at = next((k for k in images if self.field_names[k] == "image"), images[0])
         self.image_field = self.field_names[image_at]
         image = metadata[f"f{image_at}"]
         self.mode: _Bytes = np.ascontiguousarray(image["mode"])
@@ -129,8 +137,10 @@ class BetonReader:
         self.height: NDArray[np.uint16] = np.ascontiguousarray(image["height"])
         self.offset: NDArray[np.uint64] = np.ascontiguousarray(image["data_ptr"])
         self.label: NDArray[np.int64] = np.full(self.num_samples, -1, np.int64)
-        if INT_FIELD in types:
-            self.label[:] = metadata[f"f{self._pick(types, INT_FIELD, 'label')}"]
+        ints = {self.field_names[k]: k for k, type_id in enumerate(types) if type_id == INT_FIELD}
+        self.label_fields = _label_fields(list(ints))
+        if len(self.label_fields) == 1:
+            self.label[:] = metadata[f"f{ints[self.label_fields[0]]}"]
         self.size = self._sizes(allocations)
         self._check_images(metadata_end, data_end)
 
@@ -171,11 +181,6 @@ class BetonReader:
         if IMAGE_FIELD not in fields["type_id"]:
             self._fail("has no RGBImageField; write it again with one")
         return np.dtype(columns, align=True)
-
-    def _pick(self, types: list[int], kind: int, name: str) -> int:
-        """Index of the field of this type with this name, else of the first of the type."""
-        of_kind = [k for k, type_id in enumerate(types) if type_id == kind]
-        return next((k for k in of_kind if self.field_names[k] == name), of_kind[0])
 
     def _sizes(self, allocations: NDArray[Any]) -> NDArray[np.uint64]:
         """(n,) uint64: bytes of each image, found in the allocation table by its pointer."""
@@ -229,6 +234,15 @@ class BetonReader:
         self.crc32 = self._table(np.dtype("<u4"), begin, self.num_samples, "trailer").copy()
         self.info = json.loads(bytes(self.data[begin + 4 * self.num_samples : info_end]))
         return begin
+
+
+def _label_fields(names: list[str]) -> list[str]:
+    """Of int fields the one with a label's name, else all but those that number the samples."""
+    for known in _LABEL_NAMES:
+        found = [name for name in names if name.lower() == known]
+        if found:
+            return found[:1]
+    return [name for name in names if name.lower() not in _NUMBER_NAMES]
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from fastselfie.data.images import ArraySource
 from fastselfie.data.restricted_pickle import load_arrays
 from fastselfie.errors import UserError
+from fastselfie.rng import IntArray
 
-Arrays = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
+Arrays = tuple[npt.NDArray[np.uint8], IntArray]
 
 _PIXELS = 3 * 32 * 32
 # part -> the file names of each layout, and the bytes of labels before a binary record's pixels
@@ -25,35 +27,72 @@ _PYTHON = {
 }
 
 
+# Where the names of the classes stand: the lines of a file, or a list in a pickled dictionary.
+_TEXT_NAMES = ("batches.meta.txt", "fine_label_names.txt")
+_PICKLED_NAMES = {"batches.meta": "label_names", "meta": "fine_label_names"}
+
+
 def is_cifar_folder(folder: Path) -> bool:
     """Whether `folder` holds batches of CIFAR-10 or CIFAR-100."""
-    return any((folder / names[0]).is_file() for names in (*_BINARY["train"], *_PYTHON["train"]))
+    return any(
+        (folder / names[0]).is_file() for names in (*_BINARY["train"], _PYTHON["train"][0])
+    ) or _is_pickle(folder / "train")
 
 
-def read_cifar_folder(folder: Path, part: str) -> Arrays | None:
-    """Images (n, 32, 32, 3) uint8 and labels (n,) of `part`, train or test; None if it is absent.
+def open_cifar(folder: Path, part: str, beside_train: bool = False) -> ArraySource | None:
+    """The images of `part`, train or test, 32x32 and RGB; None if it is absent.
 
     Raises:
         UserError: a batch is missing, truncated, or not what it should be.
     """
-    for label_bytes, names in enumerate(_BINARY[part], start=1):
+    arrays = _read(folder, part)
+    if arrays is None:
+        return None
+    images, labels = arrays
+    numbers = [str(i) for i in range(int(labels.max()) + 1)]
+    text = next((folder / name for name in _TEXT_NAMES if (folder / name).is_file()), None)
+    if text is not None:
+        names = text.read_text(encoding="utf-8").split()
+        classes = names if len(names) >= len(numbers) else numbers
+        return ArraySource(images, labels, classes, str(folder))
+    names = _pickled_names(folder)
+    if len(names) < len(numbers):
+        return ArraySource(images, labels, numbers, str(folder))
+    # Earlier versions did not read these names, and their runs shall go on.
+    return ArraySource(images, labels, names, str(folder), former_classes=numbers)
+
+
+def _read(folder: Path, part: str) -> Arrays | None:
+    for label_bytes, names in enumerate(_BINARY.get(part, ()), start=1):
         if (folder / names[0]).is_file():
             return _join([_read_binary(_existing(folder / n), label_bytes) for n in names])
-    for names in _PYTHON[part]:
+    for names in _PYTHON.get(part, ()):
         if (folder / names[0]).is_file():
             return _join([_read_python(_existing(folder / n)) for n in names])
     return None
 
 
-def class_names(folder: Path, labels: npt.NDArray[np.int64]) -> list[str]:
-    """From batches.meta.txt or fine_label_names.txt where they are, else the numbers."""
-    count = int(labels.max()) + 1
-    for name in ("batches.meta.txt", "fine_label_names.txt"):
-        if (folder / name).is_file():
-            names = (folder / name).read_text(encoding="utf-8").split()
-            if len(names) >= count:
-                return names
-    return [str(i) for i in range(count)]
+def _pickled_names(folder: Path) -> list[str]:
+    """From batches.meta or meta; none where they are not there."""
+    for file, key in _PICKLED_NAMES.items():
+        path = folder / file
+        if path.is_file():
+            try:
+                found = load_arrays(path)[key]
+                return [n.decode() if isinstance(n, bytes) else str(n) for n in found]
+            except Exception as error:  # a broken pickle raises nearly anything
+                raise UserError(
+                    f"{path}: names no classes ({error}): unpack CIFAR again"
+                ) from error
+    return []
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether it is a pickle of protocol 2 or above, or of the first, which is text."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(1) in (b"\x80", b"(")
 
 
 def _existing(path: Path) -> Path:

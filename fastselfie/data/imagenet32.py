@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastselfie.data.images import ArraySource
 from fastselfie.data.restricted_pickle import load_arrays
 from fastselfie.errors import UserError
 
@@ -24,15 +25,15 @@ def is_imagenet32_folder(folder: Path) -> bool:
     return any(_first(folder, part) is not None for part in ("train", "test"))
 
 
-def read_imagenet32_folder(
-    folder: Path, part: str
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]] | None:
-    """Images (n, S, S, 3) uint8 and labels (n,) from 0 of `part`, train or test; None if absent.
+def open_imagenet32(folder: Path, part: str, beside_train: bool = False) -> ArraySource | None:
+    """The images of `part`, train or test, SxS and RGB; None if it is absent.
+
+    The files name no classes: these are numbers.
 
     Raises:
         UserError: a batch is missing, truncated, or not what it should be.
     """
-    first = _first(folder, part)
+    first = _first(folder, part) if part in ("train", "test") else None
     if first is None:
         return None
     paths = [first]
@@ -64,12 +65,8 @@ def read_imagenet32_folder(
         count += len(own)
         found.append(own)
     assert images is not None
-    return images[:count], np.concatenate(found)
-
-
-def class_names(folder: Path, labels: npt.NDArray[np.int64]) -> list[str]:
-    """The numbers: the files name no classes."""
-    return [str(i) for i in range(_CLASSES)]
+    classes = [str(i) for i in range(_CLASSES)]
+    return ArraySource(images[:count], np.concatenate(found), classes, str(folder))
 
 
 def _first(folder: Path, part: str) -> Path | None:

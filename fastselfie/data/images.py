@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -33,9 +32,9 @@ _UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFErro
 
 
 class Source(Protocol):
-    """Labelled images, by number.
+    """Labelled images, by number. Each is a frozen dataclass with fields `labels` and `classes`.
 
-    labels: (n,) int64, numbers of `classes`.
+    labels: (n,) int64, numbers of `classes`. Without labels: zeros, and UNLABELLED.
     """
 
     @property
@@ -60,6 +59,17 @@ class Source(Protocol):
 
     def select(self, indices: IntArray) -> Source:
         """The images at `indices`, in that order."""
+
+
+def is_labelled(source: Source) -> bool:
+    """Whether the images of `source` have labels."""
+    return list(source.classes) != list(UNLABELLED) and bool((source.labels >= 0).any())
+
+
+def relabelled(source: Source, labels: IntArray, classes: Sequence[str]) -> Source:
+    """The images of `source` with other labels, numbers of `classes`."""
+    copy: Source = replace(source, labels=labels, classes=classes)  # type: ignore[type-var]
+    return copy
 
 
 def decode_image(file: str | io.BytesIO, name: str) -> Image.Image:
@@ -105,12 +115,17 @@ def eight_bits(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class ArraySource:
-    """Images in memory: (n, H, W, 3) uint8."""
+    """Images in memory: (n, H, W, 3) uint8.
+
+    former_classes: what an earlier version called the classes, by which fingerprints still know
+    them; None: the same.
+    """
 
     images: npt.NDArray[np.uint8]
     labels: IntArray
     classes: Sequence[str]
     origin: str
+    former_classes: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -125,7 +140,7 @@ class ArraySource:
         return None
 
     def select(self, indices: IntArray) -> ArraySource:
-        return ArraySource(self.images[indices], self.labels[indices], self.classes, self.origin)
+        return replace(self, images=self.images[indices], labels=self.labels[indices])
 
 
 @dataclass(frozen=True)
@@ -159,16 +174,12 @@ class FolderSource:
 
 @dataclass(frozen=True)
 class BetonSource:
-    """Images of a .beton file, `indices` of them."""
+    """Images of a .beton file, `indices` of them, and their labels."""
 
     reader: BetonReader
     indices: IntArray
+    labels: IntArray
     classes: Sequence[str]
-
-    @cached_property
-    def labels(self) -> IntArray:
-        # Kept: a loader asks for each batch, and gathering ImageNet's takes a millisecond.
-        return self.reader.label[self.indices]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -190,20 +201,48 @@ class BetonSource:
         return None if raw else self.reader.image(sample).tobytes()
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _reopened, (self.reader.path, self.indices, self.classes)
+        return _reopened, (self.reader.path, self.indices, self.labels, self.classes)
 
     def select(self, indices: IntArray) -> BetonSource:
-        return BetonSource(self.reader, self.indices[indices], self.classes)
+        return replace(self, indices=self.indices[indices], labels=self.labels[indices])
 
 
-def _reopened(path: Path, indices: IntArray, classes: Sequence[str]) -> BetonSource:
-    return BetonSource(_reader(path), indices, classes)
+def _reopened(
+    path: Path, indices: IntArray, labels: IntArray, classes: Sequence[str]
+) -> BetonSource:
+    return BetonSource(_reader(path), indices, labels, classes)
 
 
 @functools.lru_cache(maxsize=2)
 def _reader(path: Path) -> BetonReader:
     """Checking the tables takes seconds for a large file: a process does it once."""
     return BetonReader(path)
+
+
+def open_beton(path: Path, part: str, beside_train: bool = False) -> BetonSource | None:
+    """All images of a .beton file, whatever the part; None where they are in use for training.
+
+    Raises:
+        UserError: a damaged file, or one whose label is any of several fields or missing for some.
+    """
+    if beside_train:
+        return None
+    reader = BetonReader(path)
+    indices, fields = np.arange(len(reader), dtype=np.int64), reader.label_fields
+    if len(fields) > 1:
+        raise UserError(
+            f"{path}: any of its int fields may be the label ({', '.join(fields)}): write it with "
+            "one called label"
+        )
+    least, most = int(reader.label.min()), int(reader.label.max())
+    if most < 0:
+        return BetonSource(reader, indices, np.zeros(len(reader), dtype=np.int64), UNLABELLED)
+    if least < 0:
+        raise UserError(f"{path}: a label is {least}: prepare it from a source with labels")
+    classes = reader.info.get("classes") or [str(i) for i in range(most + 1)]
+    if most >= len(classes):
+        raise UserError(f"{path}: a label is {most}, but it names {len(classes)} classes")
+    return BetonSource(reader, indices, reader.label, classes)
 
 
 @dataclass(frozen=True)

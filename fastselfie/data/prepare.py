@@ -32,11 +32,11 @@ from fastselfie.data.beton_writer import DEFAULT_PAGE_SIZE, MAX_SIDE, BetonWrite
 from fastselfie.data.encode import Recoding, Stored, store
 from fastselfie.data.images import ArraySource, Source
 from fastselfie.data.skipped import SkipList
-from fastselfie.data.sources import open_part
+from fastselfie.data.sources import doubt, open_part
 from fastselfie.data.workers import map_in_order
 from fastselfie.device import usable_cores
 from fastselfie.errors import UserError
-from fastselfie.log import console
+from fastselfie.log import console, say
 
 _CHUNK = 8  # images a task: enough to hide the hand-over, few enough for large photographs
 
@@ -79,6 +79,8 @@ def prepare(path: Path, out: Path, options: Options) -> dict[str, Any]:
             f"{path}: {kind} holds pixels, which are stored as they are: leave out --max-side, "
             "--quality and --subsampling"
         )
+    if doubtful := doubt(source, path):
+        say(doubtful)
     source = _shard(source, *options.shard)
     out.parent.mkdir(parents=True, exist_ok=True)
     with BetonWriter(

@@ -1,4 +1,4 @@
-"""Sets that are split into many files: which of the files belong to which part."""
+"""Names of the parts of a set, and which files of a set in many files belong to which part."""
 
 from __future__ import annotations
 
@@ -8,17 +8,26 @@ from pathlib import Path
 
 from fastselfie.errors import UserError
 
-TEST_NAMES = ("test", "val", "valid", "validation")
+# As torchvision, timm and Hugging Face's datasets know them. The held-out parts stand in the order
+# in which they are tried.
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("test", "val", "valid", "validation", "testing", "dev", "eval", "evaluation")
 
 
 def files_of_part(
     path: Path, suffix: str, part: str, beside_train: bool = False
 ) -> Sequence[Path] | None:
-    """The files of `part`, train or test, in order of name; None if there is no such part.
+    """The files of one part, in order of name; None if there is no such part.
 
-    path: one file, or a folder of them. A file belongs to the part whose name is a word of its own:
-    train-00000-of-00014.parquet, imagenet-val-0003.tar. Without such words every file belongs to
-    the part that is asked for, unless it already is the training part (beside_train).
+    A file belongs to the part whose name is a word of its own: train-00000-of-00014.parquet,
+    imagenet-val-0003.tar. Without such words every file belongs to the part that is asked for,
+    unless it already is the training part (beside_train).
+
+    Args:
+        path: one file, or a folder of them.
+        suffix: what the names of the files end in.
+        part: train, or one of TEST_NAMES.
+        beside_train: whether the whole of a set without parts is in use as its training part.
 
     Raises:
         UserError: some files name a part and others do not.
@@ -31,13 +40,11 @@ def files_of_part(
         odd = files[parts.index(None)]
         raise UserError(f"{odd}: neither train nor test in its name, as its neighbours have: move "
                         "it away or rename it")  # fmt: skip
-    for name in ("train",) if part == "train" else TEST_NAMES:
-        found = [file for file, own in zip(files, parts, strict=True) if own == name]
-        if found:
-            return found
-    return None
+    return [file for file, own in zip(files, parts, strict=True) if own == part] or None
 
 
 def _part_of(file: Path) -> str | None:
     words = re.split(r"[^a-z]+", file.name.lower())
-    return next((name for name in ("train", *TEST_NAMES) if name in words), None)
+    if any(name in words for name in TRAIN_NAMES):
+        return "train"
+    return next((name for name in TEST_NAMES if name in words), None)

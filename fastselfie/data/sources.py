@@ -1,10 +1,9 @@
-"""From a path to labelled images: every format that is read, and the split of a set."""
+"""The images that a run trains on and those that are held out."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,11 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fastselfie.config import DataConfig
-from fastselfie.data import idx, imagenet32, parquet, webdataset
-from fastselfie.data.beton import BetonReader
-from fastselfie.data.cifar import class_names, is_cifar_folder, read_cifar_folder
+from fastselfie.data.formats import numbered_as, open_held_out, open_part
 from fastselfie.data.images import (
-    EXTENSIONS,
     UNLABELLED,
     ArraySource,
     BetonSource,
@@ -24,8 +20,9 @@ from fastselfie.data.images import (
     NoSource,
     Source,
     decode_image,
+    is_labelled,
+    relabelled,
 )
-from fastselfie.data.shards import TEST_NAMES
 from fastselfie.errors import UserError
 from fastselfie.rng import IntArray, Purpose, uniform
 
@@ -37,19 +34,26 @@ __all__ = [
     "NoSource",
     "Source",
     "decode_image",
+    "doubt",
     "limited",
     "open_dataset",
     "open_part",
 ]
 
 _SYNTHETIC_IMAGES, _SYNTHETIC_CLASSES = 50_000, 10
+# Names of folders that tell what their files are, not what is in the pictures.
+_ROLES = frozenset({
+    "annotations", "image", "images", "img", "imgs", "jpegimages", "masks", "segmentationclass",
+    "trimaps",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Dataset:
     """A training part and a held-out part. `split` says where the second came from.
 
-    held_out_is_train: data.test names the images of data.train again.
+    Their classes are the same, but for pretraining with held-out images that have no labels of the
+    training classes. held_out_is_train: data.test names the images of data.train again.
     """
 
     train: Source
@@ -67,6 +71,11 @@ class Dataset:
             "others: give other images, or data.test=null to hold out a share"
         )
 
+    @property
+    def comparable(self) -> bool:
+        """Whether the labels of the held-out images are of the training classes."""
+        return list(self.train.classes) == list(self.held_out.classes)
+
     def fingerprint(self) -> str:
         """Of both parts' classes, labels and order: what a resumed run must find again.
 
@@ -74,19 +83,27 @@ class Dataset:
         """
         digest = hashlib.sha256()
         for source in (self.train, self.held_out):
-            digest.update(repr((isinstance(source, NoSource), list(source.classes))).encode())
+            former = source.former_classes if isinstance(source, ArraySource) else None
+            classes = list(former or source.classes)
+            digest.update(repr((isinstance(source, NoSource), classes)).encode())
             digest.update(source.labels.tobytes())
         return digest.hexdigest()
 
 
-def open_dataset(data: DataConfig, seed: int = 0) -> Dataset:
+def open_dataset(data: DataConfig, seed: int = 0, labels_needed: bool = True) -> Dataset:
     """The training and the held-out images that `data` names.
 
-    Held out are, in this order: data.test; the test part beside data.train's training part;
-    data.held_out of each class.
+    Held out are, in this order: data.test; the part beside data.train's training part that has
+    labels of the same classes; data.held_out of each class. The held-out images need not show every
+    class. Where the training images have no labels, those of the held-out images are dropped.
+
+    Args:
+        data: says where the images are.
+        seed: of the images that are held out or kept by data.limit.
+        labels_needed: whether held-out images without labels of the training classes are refused.
 
     Raises:
-        UserError: a missing or empty folder, other classes in the test part, a broken file.
+        UserError: a missing or empty folder, other classes in the held-out part, a broken file.
     """
     if data.loader == "synthetic":
         labels = np.arange(_SYNTHETIC_IMAGES, dtype=np.int64) % _SYNTHETIC_CLASSES
@@ -99,23 +116,68 @@ def open_dataset(data: DataConfig, seed: int = 0) -> Dataset:
         )
     train, same = _required(data.train, "train"), False
     if data.test is not None:
-        held_out, split = _required(data.test, "test"), data.test
+        held_out, split = _required(data.test, "test", train.classes), data.test
         same = _is_same(data.train, data.test)
     else:
-        beside = open_part(Path(data.train).expanduser(), "test", beside_train=True)
-        split = f"the test part of {data.train}"
-        if beside is None:
+        beside = open_held_out(Path(data.train).expanduser(), train.classes)
+        if beside is None or (is_labelled(train) and not is_labelled(beside.source)):
             kept, taken = _split(train.labels, data.held_out, seed)
             train, held_out = train.select(kept), train.select(taken)
             split = f"{data.held_out:.0%} of {data.train}"
+            if beside is not None:
+                split += f": its {beside.name} part has no labels"
         else:
-            held_out = beside[0]
-    if list(train.classes) != list(held_out.classes):
-        raise UserError(
-            f"{split}: its classes {_some(held_out.classes)} are not those of the training images, "
-            f"{_some(train.classes)}"
-        )
+            held_out, split = beside.source, f"the {beside.name} part of {data.train}"
+            if beside.passed:
+                split += f": {', '.join(beside.passed)} has no labels of the training classes"
+    held_out = _agreed(train, held_out, split, labels_needed)
     return _limited_dataset(Dataset(train, held_out, split, same), data.limit, seed)
+
+
+def _agreed(train: Source, held_out: Source, split: str, labels_needed: bool) -> Source:
+    """The held-out images with labels that are numbers of the training classes."""
+    if not is_labelled(train):
+        return relabelled(held_out, np.zeros(len(held_out), dtype=np.int64), train.classes)
+    agreed = numbered_as(held_out, train.classes)
+    if agreed is not None:
+        return agreed
+    if not labels_needed:
+        return held_out
+    if not is_labelled(held_out):
+        raise UserError(
+            f"{split}: its images have no labels, which measuring needs: give other images as "
+            "data.test, data.test=null to hold out a share of the training images, or --stage "
+            "pretrain"
+        )
+    used = (held_out.classes[label] for label in np.unique(held_out.labels))
+    unknown = [name for name in used if name not in set(train.classes)]
+    raise UserError(
+        f"{split}: its classes {_some(held_out.classes)} are not those of the training images, "
+        f"{_some(train.classes)}, which lack {_some(unknown)}: give other images as data.test, or "
+        "rename the classes"
+    )
+
+
+def doubt(source: Source, path: str | Path) -> str:
+    """What must be said of the classes of the training images at `path`; empty where nothing must.
+
+    It tells of a folder that was read in another way than its owner thought.
+    """
+    classes = list(source.classes)
+    if classes == list(UNLABELLED):
+        return f"{path}: {len(source):,} images without labels, for pretraining alone"
+    if len(classes) == 1:
+        return (
+            f"warning: {path}: all {len(source):,} images are of one class, '{classes[0]}': if its "
+            "sub-folders are the classes, give it instead"
+        )
+    roles = [name for name in classes if name.lower() in _ROLES]
+    if roles:
+        return (
+            f"warning: {path}: {_some(roles)} are taken for classes, as any sub-folder is: give "
+            "the folder that holds the folders of the classes"
+        )
+    return ""
 
 
 def _is_same(train: str, test: str) -> bool:
@@ -123,136 +185,15 @@ def _is_same(train: str, test: str) -> bool:
     ours, theirs = (Path(path).expanduser().resolve() for path in (train, test))
     if theirs == ours / "train":
         return True
-    return theirs == ours and open_part(theirs, "test", beside_train=True) is None
+    return theirs == ours and open_held_out(theirs, UNLABELLED) is None
 
 
-def _required(path: str, part: str) -> Source:
-    found = open_part(Path(path).expanduser(), part)
+def _required(path: str, part: str, classes: Sequence[str] | None = None) -> Source:
+    found = open_part(Path(path).expanduser(), part, classes)
     if found is None:
         kind = "training" if part == "train" else part
         raise UserError(f"{path}: holds no {kind} images")
     return found[0]
-
-
-@dataclass(frozen=True)
-class _Format:
-    """A kind of set. open(path, part, beside_train): None where it has no such part.
-
-    beside_train: the whole of a set without parts is its training part, which is in use already.
-    """
-
-    name: str
-    matches: Callable[[Path], bool]
-    open: Callable[[Path, str, bool], Source | None]
-
-
-def open_part(path: Path, part: str, beside_train: bool = False) -> tuple[Source, str] | None:
-    """The train or test part of any known kind of set, and the kind; None if it has no such part.
-
-    A set without parts is the part that is asked for, unless it already is the training part
-    (beside_train).
-
-    Raises:
-        UserError: not there, not a set of images, or damaged.
-    """
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder")
-    found = next((kind for kind in _FORMATS if kind.matches(path)), None)
-    if found is None and not path.is_dir():
-        raise UserError(
-            f"{path}: not a set of images: give their folder, or a .beton, .tar or .parquet file"
-        )
-    if found is None:
-        inside = [path / name for name in (("train",) if part == "train" else TEST_NAMES)]
-        inner = next((folder for folder in inside if folder.is_dir()), None)
-        if inner is None and (beside_train or (part == "test" and (path / "train").is_dir())):
-            return None
-        path, beside_train = inner or path, False
-        found = next((kind for kind in _FORMATS if kind.matches(path)), _IMAGE_FOLDER)
-    source = found.open(path, part, beside_train)
-    return None if source is None else (source, found.name)
-
-
-def _open_arrays(
-    read: Callable[[Path, str], tuple[npt.NDArray[np.uint8], IntArray] | None],
-    name_classes: Callable[[Path, IntArray], list[str]],
-) -> Callable[[Path, str, bool], Source | None]:
-    def open_arrays(folder: Path, part: str, beside_train: bool) -> Source | None:
-        arrays = read(folder, part)
-        if arrays is None:
-            return None
-        return ArraySource(*arrays, name_classes(folder, arrays[1]), str(folder))
-
-    return open_arrays
-
-
-def _open_beton(path: Path, part: str, beside_train: bool) -> Source | None:
-    if beside_train:
-        return None
-    reader = BetonReader(path)
-    least, most = int(reader.label.min()), int(reader.label.max())
-    if least < 0:
-        raise UserError(f"{path}: a label is {least}: prepare it from a source with labels")
-    classes = reader.info.get("classes") or [str(i) for i in range(most + 1)]
-    if most >= len(classes):
-        raise UserError(f"{path}: a label is {most}, but it names {len(classes)} classes")
-    return BetonSource(reader, np.arange(len(reader), dtype=np.int64), classes)
-
-
-def _open_image_folder(folder: Path, part: str, beside_train: bool) -> Source | None:
-    """One sub-folder a class, searched to any depth; or images without labels, one class.
-
-    The order does not depend on the machine.
-    """
-    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    classes = [e.name for e in entries if e.is_dir() and not e.name.startswith(".")]
-    loose = [e.path for e in entries if e.is_file() and _is_image(e.name)]
-    paths: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        for root, folders, files in os.walk(folder / name, onerror=_unreadable):
-            folders[:] = sorted(f for f in folders if f[0] != ".")
-            found = [os.path.join(root, f) for f in sorted(files) if _is_image(f)]
-            paths += found
-            labels += [label] * len(found)
-    if loose and paths:
-        raise UserError(
-            f"{folder}: has images of its own ({os.path.basename(loose[0])}) beside sub-folders "
-            f"of images ({classes[labels[0]]}): give each its class's sub-folder, or none"
-        )
-    if loose:
-        return FolderSource(loose, np.zeros(len(loose), dtype=np.int64), UNLABELLED)
-    if not paths:
-        raise UserError(f"{folder}: no images, neither in sub-folders nor in itself: it is empty")
-    empty = sorted(set(range(len(classes))) - set(labels))
-    if empty:
-        raise UserError(f"{folder / classes[empty[0]]}: a class without images: remove the folder")
-    return FolderSource(paths, np.asarray(labels, dtype=np.int64), classes)
-
-
-def _unreadable(error: OSError) -> None:
-    raise UserError(f"{error.filename}: cannot be listed: {error.strerror}")
-
-
-def _is_image(name: str) -> bool:
-    # A hidden file may be a picture's metadata with the picture's suffix: macOS's ._NAME.jpg.
-    return os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
-
-
-_IMAGE_FOLDER = _Format("image folder", Path.is_dir, _open_image_folder)
-# The first that matches; an image folder is what matches none of them.
-_FORMATS = (
-    _Format(".beton file", lambda path: path.suffix == ".beton", _open_beton),
-    _Format("IDX", idx.is_idx_folder, _open_arrays(idx.read_idx_folder, class_names)),
-    _Format("CIFAR", is_cifar_folder, _open_arrays(read_cifar_folder, class_names)),
-    _Format(
-        "ImageNet 32x32",
-        imagenet32.is_imagenet32_folder,
-        _open_arrays(imagenet32.read_imagenet32_folder, imagenet32.class_names),
-    ),
-    _Format("WebDataset", webdataset.is_webdataset, webdataset.open_webdataset),
-    _Format("parquet", parquet.is_parquet, parquet.open_parquet),
-)
 
 
 def _split(labels: IntArray, fraction: float, seed: int) -> tuple[IntArray, IntArray]:

@@ -57,7 +57,7 @@ def profile_config(config: Config, steps: int, out: Path, target: Target | None)
     whole = config.pretrain.model_copy(update={"progressive": ()})
     config = config.model_copy(update={"pretrain": whole})
     machine = choose_machine(config.runtime)
-    source = open_dataset(config.data, config.seed).train
+    source = open_dataset(config.data, config.seed, labels_needed=False).train
     name, why = choose_loader(config.pretraining_data, source, machine.device)
     say(f"{config.name}: device {machine.device} ({machine.why}), loader {name} ({why})")
     loader = build_loader(source, config.pretraining_data, config.seed, machine.device)

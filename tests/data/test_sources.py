@@ -182,7 +182,7 @@ def truncated(path):
     path.write_bytes(path.read_bytes()[:-1])
 
 
-@pytest.mark.parametrize("kind", ["missing", "file", "empty", "mixed", "one_class_test"])
+@pytest.mark.parametrize("kind", ["missing", "file", "empty", "mixed", "other_class"])
 def test_a_wrong_folder_is_named(tmp_path, kind):
     folder = tmp_path / "data"
     words = {
@@ -190,7 +190,7 @@ def test_a_wrong_folder_is_named(tmp_path, kind):
         "file": "data: not a set of images",
         "empty": "data: no images, neither in sub-folders nor in itself: it is empty",
         "mixed": r"has images of its own \(a.png\) beside sub-folders of images \(dog\)",
-        "one_class_test": "its classes a are not those of the training images, a, b",
+        "other_class": "its classes c are not those of the training images, a, b, which lack c",
     }[kind]
     if kind == "file":
         folder.write_text("x")
@@ -201,8 +201,8 @@ def test_a_wrong_folder_is_named(tmp_path, kind):
         (folder / "dog").mkdir()
         picture(0).save(folder / "a.png")
         picture(0).save(folder / "dog" / "b.png")
-    if kind == "one_class_test":
-        for name in ("train/a", "train/b", "test/a"):
+    if kind == "other_class":
+        for name in ("train/a", "train/b", "test/c"):
             (folder / name).mkdir(parents=True)
             picture(0).save(folder / name / "i.png")
     with pytest.raises(UserError, match=words):
