@@ -112,12 +112,20 @@ def _choose(of: _Set, classes: Sequence[str] | None) -> Part | None:
 
 
 def numbered_as(source: Source, classes: Sequence[str]) -> Source | None:
-    """`source` with its labels as numbers of `classes`; None if one of its names is not there."""
+    """Return `source` with its labels as numbers of `classes`.
+
+    None if one of its names is not there, or if the names that both have come in another order:
+    then the numbers of one of the two may mean other classes. Names that are numbers have no order
+    of their own: folders are sorted as text.
+    """
     if list(source.classes) == list(classes):
         return source
     places = {name: number for number, name in reversed(list(enumerate(classes)))}
     used = np.unique(source.labels)
     if not is_labelled(source) or any(source.classes[label] not in places for label in used):
+        return None
+    shared = [places[name] for name in source.classes if name in places and not name.isdecimal()]
+    if shared != sorted(shared):
         return None
     table = np.asarray([places.get(name, -1) for name in source.classes], dtype=np.int64)
     return relabelled(source, table[source.labels], classes)

@@ -151,6 +151,12 @@ def _agreed(train: Source, held_out: Source, split: str, labels_needed: bool) ->
         )
     used = (held_out.classes[label] for label in np.unique(held_out.labels))
     unknown = [name for name in used if name not in set(train.classes)]
+    if not unknown:
+        raise UserError(
+            f"{split}: its classes {_some(held_out.classes)} come in another order than those of "
+            f"the training images, {_some(train.classes)}, so the labels of one of them may be "
+            "wrong: write both with one list of classes"
+        )
     raise UserError(
         f"{split}: its classes {_some(held_out.classes)} are not those of the training images, "
         f"{_some(train.classes)}, which lack {_some(unknown)}: give other images as data.test, or "

@@ -242,6 +242,16 @@ def test_other_classes_are_refused_with_both_lists(tmp_path):
     assert list(found.held_out.classes) == ["cat", "cow"]
 
 
+def test_the_same_classes_in_another_order_are_refused_with_both_lists(tmp_path):
+    write_parquet(tmp_path / "train.parquet", [0, 1, 2], ["a", "b", "c"])
+    write_parquet(tmp_path / "test.parquet", [0, 1, 2], ["c", "b", "a"])
+    words = "its classes c, b, a come in another order than those of the training images, a, b, c"
+    with pytest.raises(UserError, match=words):
+        dataset(tmp_path)
+    write_parquet(tmp_path / "validation.parquet", [0, 1], ["a", "c"])
+    assert names(dataset(tmp_path).held_out) == ["a", "c"]
+
+
 def test_held_out_images_without_labels_are_for_pretraining(tmp_path):
     tree(tmp_path, "train", ["cat", "dog"])
     tree(tmp_path, "loose", [])
