@@ -41,7 +41,8 @@ class Decoder {
 
  private:
   void decode(Bytes jpeg, Engine engine);
-  void decode_fast(Bytes jpeg);
+  // False where the file is damaged or unusual: only check() tells which.
+  bool decode_fast(Bytes jpeg);
   void build_tables();
   void allocate_plane(int index, Range xs, Range ys);
   void resample(Size size, uint8_t* rgb);
