@@ -23,6 +23,7 @@ from fastselfie.errors import UserError
 from fastselfie.rng import IntArray
 
 _IMAGE_COLUMNS = ("image", "img", "jpg")
+_BATCH_ROWS = 256
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "cls")
 
 
@@ -116,13 +117,12 @@ def _folder(path: Path) -> Path:
 
 def _open(path: str) -> Any:
     try:
-        import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
         raise UserError(f"{path}: needs pyarrow: pip install 'fastselfie[parquet]'") from error
     try:
         return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
+    except Exception as error:  # pyarrow's are of many kinds
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: not a parquet file ({reason}): fetch it again") from error
 
@@ -131,12 +131,19 @@ def _open(path: str) -> Any:
 def _row_group(path: str, group: int, column: str) -> Any:
     """(rows,) of one column. Two are kept: a batch of images in order touches no more."""
     reader = _open(path)
+    import pyarrow as pa
+
     try:
+        # In batches: a whole row group of more than 2 GiB is more than one of Arrow's arrays holds.
         # One thread: a pool of threads would not survive a fork of the data loader's workers.
-        return reader.read_row_group(group, columns=[column], use_threads=False).column(0)
-    except (ValueError, OSError) as error:  # pyarrow's errors are of these
+        batches = reader.iter_batches(
+            batch_size=_BATCH_ROWS, row_groups=[group], columns=[column], use_threads=False
+        )
+        kind = reader.schema_arrow.field(column).type
+        return pa.chunked_array([batch.column(0) for batch in batches], kind)
+    except Exception as error:  # pyarrow's are of many kinds
         reason = " ".join(str(error).split())
-        raise UserError(f"{path}: row group {group} is damaged ({reason}): fetch it") from error
+        raise UserError(f"{path}: row group {group} cannot be read ({reason}): fetch it") from error
 
 
 def _labels(reader: Any, file: Path, column: str) -> IntArray:

@@ -37,6 +37,7 @@ __all__ = [
     "NoSource",
     "Source",
     "decode_image",
+    "expanded",
     "limited",
     "open_dataset",
     "open_part",
@@ -102,7 +103,7 @@ def open_dataset(data: DataConfig, seed: int = 0) -> Dataset:
         held_out, split = _required(data.test, "test"), data.test
         same = _is_same(data.train, data.test)
     else:
-        beside = open_part(Path(data.train).expanduser(), "test", beside_train=True)
+        beside = open_part(expanded(data.train), "test", beside_train=True)
         split = f"the test part of {data.train}"
         if beside is None:
             kept, taken = _split(train.labels, data.held_out, seed)
@@ -120,14 +121,19 @@ def open_dataset(data: DataConfig, seed: int = 0) -> Dataset:
 
 def _is_same(train: str, test: str) -> bool:
     """Whether data.test is opened as the images of data.train: a set without parts is either."""
-    ours, theirs = (Path(path).expanduser().resolve() for path in (train, test))
+    ours, theirs = (expanded(path).resolve() for path in (train, test))
     if theirs == ours / "train":
         return True
     return theirs == ours and open_part(theirs, "test", beside_train=True) is None
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with ~ replaced; as it is, and so no such folder, where ~ names an unknown user."""
+    return Path(os.path.expanduser(path))
+
+
 def _required(path: str, part: str) -> Source:
-    found = open_part(Path(path).expanduser(), part)
+    found = open_part(expanded(path), part)
     if found is None:
         kind = "training" if part == "train" else part
         raise UserError(f"{path}: holds no {kind} images")

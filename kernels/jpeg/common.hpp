@@ -56,9 +56,9 @@ struct Range {
 };
 
 constexpr int kMaxComponents = 3;        // gray, or three; CMYK is re-encoded by `prepare`
-// Of one image: bounds what a lying header can allocate. Four times the 178,956,970 that Pillow
-// opens: `prepare --max-side` shrinks images above Pillow's limit.
-constexpr int64_t kMaxPixels = 715'827'880;
+// Of one image: bounds what a lying header can allocate. Twice what Pillow opens, as
+// `prepare --max-side` shrinks larger ones (MAX_SHRUNK_PIXELS in fastselfie/data/images.py).
+constexpr int64_t kMaxPixels = 2 * 178'956'970;
 constexpr int kMaxSide = 65535;  // of an image or a box: what a JPEG can have
 constexpr int kMaxOutputSide = 8192;
 
