@@ -20,13 +20,9 @@ struct LibjpegDecoder::State {
                   Plane* planes);
 };
 
-LibjpegDecoder::LibjpegDecoder() : state_(std::make_unique<State>()) {
-  state_->info.err = state_->errors.manager();
-  state_->errors.guarded([&] { jpeg_create_decompress(&state_->info); });
-  state_->info.progress = state_->errors.progress();
-}
+LibjpegDecoder::LibjpegDecoder() : state_(std::make_unique<State>()) {}
 
-LibjpegDecoder::~LibjpegDecoder() { jpeg_destroy_decompress(&state_->info); }
+LibjpegDecoder::~LibjpegDecoder() = default;
 
 void LibjpegDecoder::State::prepare_strip() {
   size_t samples = 0, lines = 0;
@@ -82,13 +78,18 @@ void LibjpegDecoder::decode(Bytes jpeg, const Header& header, const Plan& plan, 
     mcu_rows = plan.mcus_y.end - cut.mcu_y;
   }
   jpeg_decompress_struct* const info = &s.info;
-  struct Abort {  // whatever happens, the object is ready for the next image
+  // One that was merely aborted would lend its tables to a next image that lacks them.
+  struct Destroy {
     jpeg_decompress_struct* info;
-    ~Abort() { jpeg_abort_decompress(info); }
-  } abort{info};
+    ~Destroy() { jpeg_destroy_decompress(info); }
+  } destroy{info};
 
+  *info = {};
+  info->err = s.errors.manager();
   s.errors.begin(jpeg);
   s.errors.guarded([&] {
+    jpeg_create_decompress(info);
+    info->progress = s.errors.progress();
     jpeg_mem_src(info, jpeg.data, static_cast<unsigned long>(jpeg.size));
     jpeg_read_header(info, TRUE);
     // Raw planes are wanted: no colour conversion, no enlarging of chroma.
