@@ -26,7 +26,7 @@ UNLABELLED = ("images",)  # the classes of a set without labels: one
 MAX_PIXELS = 178_956_970
 # Of an image that is shrunk at once: a few GB of memory at the most while that is done.
 MAX_SHRUNK_PIXELS = 2 * MAX_PIXELS
-JPEG_START = b"\xff\xd8"
+JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 # Exceptions whose text explains itself. Of others the name is a part of the reason.
 _EXPLAINED = (OSError, SyntaxError, RuntimeError, ValueError)
 
@@ -101,15 +101,17 @@ def _decoded(data: bytes, at_least: tuple[int, int] | None) -> Image.Image:
         return _read(data, at_least)
     except (JpegError, Image.DecompressionBombError):
         raise
-    except Exception as error:
+    except Exception:
         if not data.startswith(JPEG_START):
             raise
-        # Pillow insists on more than libjpeg, an end marker for instance. What the transcode makes
-        # of the file is what `prepare` stores.
-        try:
-            data = transcode(data)
-        except JpegError as fault:
-            raise error if is_unsupported(fault) else fault from None
+    # Pillow insists on more than libjpeg does, an end marker for instance. What the transcode makes
+    # of the file is what `prepare` stores.
+    try:
+        data = transcode(data)
+    except JpegError as error:
+        if not is_unsupported(error):
+            raise
+        data += _JPEG_END
     return _read(data, at_least)
 
 
