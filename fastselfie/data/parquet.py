@@ -23,7 +23,7 @@ from fastselfie.errors import UserError
 from fastselfie.rng import IntArray
 
 _IMAGE_COLUMNS = ("image", "img", "jpg")
-_BATCH_ROWS = 256
+_BATCH_ROWS = 16  # of these the largest photographs fit in one of Arrow's arrays, 2 GiB
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "cls")
 
 
@@ -134,7 +134,7 @@ def _row_group(path: str, group: int, column: str) -> Any:
     import pyarrow as pa
 
     try:
-        # In batches: a whole row group of more than 2 GiB is more than one of Arrow's arrays holds.
+        # In batches, since a row group may be more than one of Arrow's arrays holds.
         # One thread: a pool of threads would not survive a fork of the data loader's workers.
         batches = reader.iter_batches(
             batch_size=_BATCH_ROWS, row_groups=[group], columns=[column], use_threads=False

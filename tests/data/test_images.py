@@ -183,7 +183,7 @@ def test_other_kinds_have_the_same_limits():
 
 
 def test_as_many_pixels_as_pillow_allows_are_stored():
-    assert 13_377**2 <= MAX_PIXELS
+    assert MAX_PIXELS >= 13_377**2
     stored = encode(flat(13_377, 13_377), "a.jpg", Recoding())
     assert (stored.width, stored.height) == (13_377, 13_377)
 
