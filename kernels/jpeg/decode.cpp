@@ -76,8 +76,9 @@ void Decoder::decode(Bytes jpeg, Engine engine) {
                    {c.blocks_y.begin * c.block_size, c.blocks_y.end * c.block_size});
   }
   if (engine == Engine::kAuto && header_.is_baseline()) {
-    if (decode_fast(jpeg)) return;
+    if (decode_fast(jpeg, false)) return;
     check(jpeg);
+    if (decode_fast(jpeg, true)) return;
   }
   if (!libjpeg_) libjpeg_ = std::make_unique<LibjpegDecoder>();
   libjpeg_->decode(jpeg, header_, plan_, planes_.data());
@@ -118,8 +119,8 @@ void Decoder::build_tables() {
   }
 }
 
-bool Decoder::decode_fast(Bytes jpeg) {
-  if (!index_intervals(jpeg, header_, intervals_)) return false;
+bool Decoder::decode_fast(Bytes jpeg, bool checked) {
+  if (!index_intervals(jpeg, header_, intervals_) && !checked) return false;
   build_tables();
   const int row = header_.mcus_per_row(), count = header_.mcu_count();
   const int interval = header_.restart_interval ? header_.restart_interval : count;
@@ -135,7 +136,8 @@ bool Decoder::decode_fast(Bytes jpeg) {
     }
     const int stop = std::min(end, last_row * row + xs.end);  // nothing is wanted behind it
     const size_t size = unstuff(intervals_[i], unstuffed_);
-    if (!kernels().decode_interval(scan_, unstuffed_.data(), size, {begin, stop}, stop == end)) {
+    const bool whole = stop == end && !checked;
+    if (!kernels().decode_interval(scan_, unstuffed_.data(), size, {begin, stop}, whole)) {
       return false;
     }
   }
