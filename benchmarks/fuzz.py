@@ -58,10 +58,26 @@ def corpus(folder: Path) -> list[Path]:
                     turned[at + 5 : at + 9] = turned[at + 7 : at + 9] + turned[at + 5 : at + 7]
                     turned[at + 11] = 0x12
                     files.append(bytes(turned))
+                files += deviations(files[-1])
     paths = [folder / f"{i}.jpg" for i in range(len(files))]
     for path, data in zip(paths, files, strict=True):
         path.write_bytes(data)
     return paths
+
+
+def deviations(data: bytes) -> list[bytes]:
+    """The file with what costs no pixel: the readers' tolerance is mutated too."""
+    scan = data.index(b"\xff\xda")
+    behind = scan + 2 + int.from_bytes(data[scan + 2 : scan + 4], "big")
+    return [
+        data[: behind - 3] + bytes(3) + data[behind:],  # no spectral selection
+        data[:scan] + b"\xff\0text" + data[scan:],
+        data[:-2] + bytes(40) + data[-2:],
+        data[:-2] + b"text before the end" + data[-2:],
+        data[:-2],
+        data.replace(b"\xff\xc4", b"\xff\xfe"),  # no Huffman tables
+        *(data.replace(bytes([0xFF, n]), b"\0\xff\xd4") for n in (0xD0, 0xD1)),
+    ]
 
 
 def build(folder: Path, sanitizers: str) -> tuple[Path, list[str]]:

@@ -11,7 +11,7 @@ import numpy as np
 from fastselfie.atomic import NewFile
 from fastselfie.config import Config
 from fastselfie.data.loaders import build_loader
-from fastselfie.data.sources import Source, open_part
+from fastselfie.data.sources import Source, expanded, open_part
 from fastselfie.device import choose_machine
 from fastselfie.errors import UserError
 from fastselfie.evaluate import feature_batches
@@ -32,7 +32,7 @@ def write_features(
         UserError: nothing to read there, or an image that cannot be: a row for every image, so
             data.on_error does not count here; one file for both, or none that ends in .npy.
     """
-    found = open_part(data.expanduser(), part)
+    found = open_part(expanded(data), part)
     if found is None:
         raise UserError(f"{data}: holds no {part} images: give another --part or --data")
     for option, path in (("--out", out), ("--labels", labels)):

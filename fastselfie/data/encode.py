@@ -8,7 +8,15 @@ from typing import Any, Literal, NamedTuple
 
 from PIL import Image
 
-from fastselfie.data.images import Source, open_image
+from fastselfie.data.images import (
+    JPEG_START,
+    MAX_PIXELS,
+    MAX_SHRUNK_PIXELS,
+    Source,
+    is_unsupported,
+    open_image,
+    open_lazily,
+)
 from fastselfie.errors import UserError
 from fastselfie.kernels.jpeg import Header, JpegError, read_header, transcode
 
@@ -17,7 +25,6 @@ DEFAULT_QUALITY = 95
 # Lossless files (PNG and so on) up to this side are stored as pixels: JPEG would cost accuracy, and
 # at 32x32 its header alone is a third of the file.
 RAW_SIDE = 64
-_JPEG = b"\xff\xd8"
 _FACTORS_420 = [(2, 2), (1, 1), (1, 1)]
 # What Pillow can write. Others (4:4:0, 4:1:1) are kept by writing all the chroma there is.
 _KEPT = {tuple(_FACTORS_420): "4:2:0", ((2, 1), (1, 1), (1, 1)): "4:2:2"}
@@ -82,17 +89,18 @@ def encode(data: bytes, name: str, recoding: Recoding) -> Stored:
     """
     if not data:
         raise UserError(f"{name}: unreadable image (it is empty): mend or remove it")
-    if not data.startswith(_JPEG):
+    if not data.startswith(JPEG_START):
         return _encode_pixels(data, name, recoding, None)
     try:
         header = read_header(data)
         if not _must_recode(data, header, recoding):
+            _require_storable(header.width, header.height, name)
             return _transcoded(data)
-    except JpegError as error:
-        # Of damaged bytes Pillow makes gray or coloured noise in silence; libjpeg's warnings are
-        # errors in ours. What is merely of another kind is Pillow's to read.
-        if not str(error).startswith("unsupported"):
-            raise UserError(f"{name}: unreadable image ({error}): mend or remove it") from error
+    except (JpegError, MemoryError) as error:
+        # Damaged, or merely of a kind that is Pillow's to read.
+        if not isinstance(error, JpegError) or not is_unsupported(error):
+            reason = str(error) or "it takes too much memory"
+            raise UserError(f"{name}: unreadable image ({reason}): mend or remove it") from error
         header = None
     return _encode_pixels(data, name, recoding, header)
 
@@ -110,28 +118,38 @@ def _encode_pixels(data: bytes, name: str, recoding: Recoding, header: Header | 
     limit = recoding.max_side
     # Decoding at half size is as good as decoding whole where half is twice what is wanted.
     image = open_image(io.BytesIO(data), name, None if limit is None else (2 * limit, 2 * limit))
-    if recoding.apply_orientation and (turn := _TURNS.get(_orientation(data))) is not None:
-        image = image.transpose(turn)
-    if limit is not None and _too_large(*image.size, recoding):
-        scale = limit / max(image.size)
-        width, height = (max(1, round(side * scale)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
-    is_jpeg = data.startswith(_JPEG)
-    if not is_jpeg and recoding.quality is None and max(image.size) <= RAW_SIDE:
-        return _raw(image)
     kept = "4:4:4" if header is None else _KEPT.get(tuple(header.sampling), "4:4:4")
     file = io.BytesIO()
     try:
+        if recoding.apply_orientation and (turn := _TURNS.get(_orientation(data))) is not None:
+            image = image.transpose(turn)
+        if limit is not None and _too_large(*image.size, recoding):
+            scale = limit / max(image.size)
+            width, height = (max(1, round(side * scale)) for side in image.size)
+            image = image.resize((width, height), Image.Resampling.LANCZOS)
+        _require_storable(*image.size, name)
+        is_jpeg = data.startswith(JPEG_START)
+        if not is_jpeg and recoding.quality is None and max(image.size) <= RAW_SIDE:
+            return _raw(image)
         image.save(
             file,
             "JPEG",
             quality=DEFAULT_QUALITY if recoding.quality is None else recoding.quality,
             subsampling="4:2:0" if recoding.subsampling == "420" else kept,
         )
-    except OSError as error:  # sides above 65,500
-        reason = " ".join(str(error).split())
+    except (OSError, MemoryError) as error:  # sides above 65,500; too many pixels at once
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{name}: cannot be a JPEG ({reason}): use --max-side") from error
     return _transcoded(file.getvalue())
+
+
+def _require_storable(width: int, height: int, name: str) -> None:
+    """Refuse an image that Pillow would not open again."""
+    if width * height > MAX_PIXELS:
+        raise UserError(
+            f"{name}: {width}x{height} pixels are more than {MAX_PIXELS:,}: remove it, or use "
+            "a smaller --max-side"
+        )
 
 
 def _transcoded(data: bytes) -> Stored:
@@ -150,7 +168,7 @@ def _too_large(width: int, height: int, recoding: Recoding) -> bool:
 
 def _orientation(data: bytes) -> int:
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with open_lazily(data, MAX_SHRUNK_PIXELS) as image:
             return int(image.getexif().get(_EXIF_ORIENTATION, 1))
-    except (OSError, SyntaxError, ValueError, TypeError):  # damaged EXIF of a sound picture
+    except Exception:  # of Pillow's parser, for damaged EXIF of a sound picture: of any kind
         return 1

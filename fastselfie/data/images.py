@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from fastselfie.data.beton import IMAGE_MODES, BetonReader
 from fastselfie.errors import UserError
+from fastselfie.kernels.jpeg import JpegError, check, transcode
 from fastselfie.rng import IntArray
 
 # What Pillow opens, less vector graphics, films and scientific formats that need a program of their
@@ -27,8 +28,13 @@ EXTENSIONS = frozenset(
 )
 UNLABELLED = ("images",)  # the classes of a set without labels: one
 
-# What Pillow raises for a damaged file; struct.error and the like come from its plug-ins.
-_UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, IndexError)
+# Pillow refuses to open an image of more as a possible decompression bomb.
+MAX_PIXELS = 178_956_970
+# Of an image that is shrunk at once: a few GB of memory at the most while that is done.
+MAX_SHRUNK_PIXELS = 2 * MAX_PIXELS
+JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+# Exceptions whose text explains itself. Of others the name is a part of the reason.
+_EXPLAINED = (OSError, SyntaxError, RuntimeError, ValueError)
 
 
 class Source(Protocol):
@@ -83,22 +89,89 @@ def open_image(
 ) -> Image.Image:
     """Decode with Pillow to RGB, or to L where the file is gray; alpha is dropped.
 
-    16-bit samples are scaled to 8 bits: Pillow's own conversion clips them at 255. A JPEG may be
-    decoded at a fraction of its size that covers `at_least`, (width, height). `name` is what a
-    `UserError` calls the image.
+    16-bit samples are scaled to 8 bits: Pillow's own conversion clips them at 255. An image that is
+    shrunk afterwards, to no less than `at_least`, (width, height), may have MAX_SHRUNK_PIXELS, and
+    a JPEG is decoded at a fraction of its size. `name` is what a `UserError` calls the image.
+
+    Raises:
+        UserError: the image cannot be read, whatever the decoder raised, or pixels of it are lost.
     """
     try:
-        with Image.open(file) as image:
-            if at_least is not None:
-                image.draft(None, at_least)
-            return eight_bits(image)
-    except _UNREADABLE as error:
-        # Pillow's own words name the buffer's address, which would differ from run to run.
-        unknown = isinstance(error, UnidentifiedImageError)
-        reason = "not an image that Pillow knows" if unknown else " ".join(str(error).split())
-        raise UserError(f"{name}: unreadable image ({reason}): mend or remove it") from error
+        if isinstance(file, str):
+            with open(file, "rb") as opened:
+                data = opened.read()
+        else:
+            data = file.getvalue()
+        return _decoded(data, at_least)
     except Image.DecompressionBombError as error:
-        raise UserError(f"{name}: {error}: remove it") from error
+        raise UserError(
+            f"{name}: {str(error).rstrip('.')}: remove it, or shrink it by `prepare --max-side`"
+        ) from error
+    except Exception as error:  # of Pillow, its plug-ins and the libraries below: of any kind
+        raise UserError(
+            f"{name}: unreadable image ({_reason(error)}): mend or remove it"
+        ) from error
+
+
+def _decoded(data: bytes, at_least: tuple[int, int] | None) -> Image.Image:
+    try:
+        return _read(data, at_least)
+    except (JpegError, Image.DecompressionBombError):
+        raise
+    except Exception:
+        if not data.startswith(JPEG_START):
+            raise
+    # Pillow insists on more than libjpeg does, an end marker for instance. What the transcode makes
+    # of the file is what `prepare` stores.
+    try:
+        data = transcode(data)
+    except JpegError as error:
+        if not is_unsupported(error):
+            raise
+        data += _JPEG_END
+    return _read(data, at_least)
+
+
+def _read(data: bytes, at_least: tuple[int, int] | None) -> Image.Image:
+    with open_lazily(data, MAX_PIXELS if at_least is None else MAX_SHRUNK_PIXELS) as image:
+        if data.startswith(JPEG_START):
+            check(data)  # Pillow is silent about lost pixels, and makes them gray or noise
+        if at_least is not None:
+            image.draft(None, at_least)
+        return eight_bits(image)
+
+
+def open_lazily(data: bytes, max_pixels: int) -> Image.Image:
+    """Open an image without decoding it. Not for use by several threads above MAX_PIXELS.
+
+    Raises:
+        DecompressionBombError: it has more than `max_pixels`.
+        Exception: any other, of Pillow's plug-ins.
+    """
+    if max_pixels <= MAX_PIXELS:
+        return Image.open(io.BytesIO(data))
+    limit = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = max_pixels // 2  # Pillow only warns up to twice its limit
+    try:
+        return Image.open(io.BytesIO(data))
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def is_unsupported(error: JpegError) -> bool:
+    """Whether a JPEG is of a kind that only Pillow reads, rather than damaged."""
+    return str(error).startswith("unsupported")
+
+
+def _reason(error: Exception) -> str:
+    """One line that says what is wrong with an image."""
+    if isinstance(error, UnidentifiedImageError):
+        # Pillow's own words name the buffer's address, which would differ from run to run.
+        return "not an image that Pillow knows"
+    words = " ".join(str(error).split())
+    if words and isinstance(error, _EXPLAINED):
+        return words
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
@@ -106,10 +179,10 @@ def eight_bits(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("its samples are floats of an unknown range")
     if image.mode.startswith("I"):
-        samples = np.asarray(image).astype(np.int64)
+        samples = np.asarray(image)
         if samples.min() < 0 or samples.max() > 0xFFFF:
             raise ValueError("its samples do not fit in 16 bits")
-        return Image.fromarray(np.uint8((samples * 255 + 0x7FFF) // 0xFFFF))
+        return Image.fromarray(np.uint8((samples.astype(np.uint32) * 255 + 0x7FFF) // 0xFFFF))
     return image.convert("L" if image.mode in ("1", "L", "LA", "La") else "RGB")
 
 

@@ -24,6 +24,8 @@ from fastselfie.data.shards import files_of_part
 from fastselfie.errors import UserError
 from fastselfie.rng import IntArray
 
+_BATCH_ROWS = 16  # of these the largest photographs fit in one of Arrow's arrays, 2 GiB
+
 
 @dataclass(frozen=True)
 class ParquetSource:
@@ -135,13 +137,12 @@ def _folder(path: Path) -> Path:
 
 def _open(path: str) -> Any:
     try:
-        import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
         raise UserError(f"{path}: needs pyarrow: pip install 'fastselfie[parquet]'") from error
     try:
         return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
+    except Exception as error:  # pyarrow's are of many kinds
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: not a parquet file ({reason}): fetch it again") from error
 
@@ -150,12 +151,19 @@ def _open(path: str) -> Any:
 def _row_group(path: str, group: int, column: str) -> Any:
     """(rows,) of one column. Two are kept: a batch of images in order touches no more."""
     reader = _open(path)
+    import pyarrow as pa
+
     try:
+        # In batches, since a row group may be more than one of Arrow's arrays holds.
         # One thread: a pool of threads would not survive a fork of the data loader's workers.
-        return reader.read_row_group(group, columns=[column], use_threads=False).column(0)
-    except (ValueError, OSError) as error:  # pyarrow's errors are of these
+        batches = reader.iter_batches(
+            batch_size=_BATCH_ROWS, row_groups=[group], columns=[column], use_threads=False
+        )
+        kind = reader.schema_arrow.field(column).type
+        return pa.chunked_array([batch.column(0) for batch in batches], kind)
+    except Exception as error:  # pyarrow's are of many kinds
         reason = " ".join(str(error).split())
-        raise UserError(f"{path}: row group {group} is damaged ({reason}): fetch it") from error
+        raise UserError(f"{path}: row group {group} cannot be read ({reason}): fetch it") from error
 
 
 def _labels(reader: Any, file: Path, column: str) -> IntArray:

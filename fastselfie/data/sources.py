@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,7 @@ __all__ = [
     "Source",
     "decode_image",
     "doubt",
+    "expanded",
     "limited",
     "open_dataset",
     "open_part",
@@ -119,7 +121,7 @@ def open_dataset(data: DataConfig, seed: int = 0, labels_needed: bool = True) ->
         held_out, split = _required(data.test, "test", train.classes), data.test
         same = _is_same(data.train, data.test)
     else:
-        beside = open_held_out(Path(data.train).expanduser(), train.classes)
+        beside = open_held_out(expanded(data.train), train.classes)
         if beside is None or (is_labelled(train) and not is_labelled(beside.source)):
             kept, taken = _split(train.labels, data.held_out, seed)
             train, held_out = train.select(kept), train.select(taken)
@@ -188,14 +190,19 @@ def doubt(source: Source, path: str | Path) -> str:
 
 def _is_same(train: str, test: str) -> bool:
     """Whether data.test is opened as the images of data.train: a set without parts is either."""
-    ours, theirs = (Path(path).expanduser().resolve() for path in (train, test))
+    ours, theirs = (expanded(path).resolve() for path in (train, test))
     if theirs == ours / "train":
         return True
     return theirs == ours and open_held_out(theirs, UNLABELLED) is None
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with ~ replaced; as it is, and so no such folder, where ~ names an unknown user."""
+    return Path(os.path.expanduser(path))
+
+
 def _required(path: str, part: str, classes: Sequence[str] | None = None) -> Source:
-    found = open_part(Path(path).expanduser(), part, classes)
+    found = open_part(expanded(path), part, classes)
     if found is None:
         kind = "training" if part == "train" else part
         raise UserError(f"{path}: holds no {kind} images")

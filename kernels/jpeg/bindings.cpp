@@ -56,6 +56,12 @@ py::bytes py_transcode(const py::buffer& data, std::optional<int> restart_mcus) 
   return py::bytes(reinterpret_cast<const char*>(out.data()), out.size());
 }
 
+void py_check(const py::buffer& data) {
+  const BufferView view(data);
+  const py::gil_scoped_release release;
+  check(view.bytes());
+}
+
 py::object py_crop(const py::buffer& data, int left, int top, int width, int height) {
   const BufferView view(data);
   std::optional<Crop> small;
@@ -161,6 +167,7 @@ PYBIND11_MODULE(_jpeg, m) {
       "read_header", [](const py::buffer& data) { return parse_header(BufferView(data).bytes()); },
       "data"_a);
   m.def("transcode", py_transcode, "data"_a, "restart_mcus"_a = py::none());
+  m.def("check", py_check, "data"_a);
   m.def("crop", py_crop, "data"_a, "left"_a, "top"_a, "width"_a, "height"_a);
   m.def("decode_resized", py_decode_resized, "data"_a, "box"_a, "size"_a, "flip"_a = false,
         "engine"_a = "auto");

@@ -5,8 +5,9 @@
 
 namespace fastselfie::jpeg {
 
-CoefficientReader::CoefficientReader(Bytes jpeg, const Header& header) : header_(header) {
+CoefficientReader::CoefficientReader(Bytes jpeg) {
   info_.err = errors_.manager();
+  errors_.begin(jpeg);
   try {
     errors_.guarded([&] {
       jpeg_create_decompress(&info_);
@@ -22,11 +23,15 @@ CoefficientReader::CoefficientReader(Bytes jpeg, const Header& header) : header_
 
 void CoefficientReader::read() {
   errors_.guarded([&] { arrays_ = jpeg_read_coefficients(&info_); });
+  errors_.require_complete(info_);
+}
+
+void CoefficientReader::require_same_blocks(const Header& header) const {
   // libjpeg has parsed the bytes again, and they may have changed since if they are a file that
   // somebody writes to.
-  bool as_expected = info_.num_components == header_.num_components;
-  for (int i = 0; as_expected && i < header_.num_components; ++i) {
-    const Size blocks = header_.component_blocks(header_.components[i]);
+  bool as_expected = info_.num_components == header.num_components;
+  for (int i = 0; as_expected && i < header.num_components; ++i) {
+    const Size blocks = header.component_blocks(header.components[i]);
     as_expected = static_cast<int>(info_.comp_info[i].width_in_blocks) == blocks.width &&
                   static_cast<int>(info_.comp_info[i].height_in_blocks) == blocks.height;
   }
@@ -44,8 +49,9 @@ JBLOCKARRAY CoefficientReader::rows(int component, int first, int count) {
 
 std::vector<Coefficients> read_coefficients(Bytes jpeg) {
   const Header header = parse_header(jpeg);
-  CoefficientReader reader(jpeg, header);
+  CoefficientReader reader(jpeg);
   reader.read();
+  reader.require_same_blocks(header);
   std::vector<Coefficients> result(header.num_components);
   for (int i = 0; i < header.num_components; ++i) {
     const Size blocks = header.component_blocks(header.components[i]);

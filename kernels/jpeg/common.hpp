@@ -15,6 +15,18 @@ class Error : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// The file may be sound, but the fast decoder and the transcode cannot hold it: Pillow reads it.
+class Unsupported : public Error {
+ public:
+  explicit Unsupported(const std::string& what) : Error("unsupported: " + what) {}
+};
+
+// libjpeg decodes the file, but not every pixel of it as it was encoded.
+class LostPixels : public Error {
+ public:
+  using Error::Error;
+};
+
 // A view of somebody else's bytes. Every reader checks against `size`: the input is hostile.
 struct Bytes {
   const uint8_t* data = nullptr;
@@ -44,8 +56,10 @@ struct Range {
 };
 
 constexpr int kMaxComponents = 3;        // gray, or three; CMYK is re-encoded by `prepare`
-constexpr int64_t kMaxPixels = 1 << 27;  // of one image: bounds what a lying header can allocate
-constexpr int kMaxSide = 65535;            // of an image or a box: what a JPEG can have
+// Of one image: bounds what a lying header can allocate. Twice what Pillow opens, as
+// `prepare --max-side` shrinks larger ones (MAX_SHRUNK_PIXELS in fastselfie/data/images.py).
+constexpr int64_t kMaxPixels = 2 * 178'956'970;
+constexpr int kMaxSide = 65535;  // of an image or a box: what a JPEG can have
 constexpr int kMaxOutputSide = 8192;
 
 constexpr int ceil_div(int a, int b) { return a / b + (a % b > 0); }

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "transcode.hpp"
+
 namespace fastselfie::jpeg {
 namespace {
 
@@ -39,6 +41,8 @@ Cut cut_intervals(Bytes jpeg, const Header& header, const std::vector<Bytes>& in
 
   out.assign(jpeg.data, jpeg.data + header.scan_offset);
   patch_size(&out[header.frame_offset], cut.size);
+  constexpr uint8_t kWholeSpectrum[] = {0, 63, 0};  // which some phones write wrong
+  std::copy_n(kWholeSpectrum, 3, out.end() - 3);
   int count = 0;
   for (int row = rows.begin; row < rows.end; ++row) {
     for (int column = columns.begin; column < columns.end; ++column, ++count) {
@@ -60,7 +64,7 @@ std::optional<Crop> crop(Bytes jpeg, const Box& box) {
   require_box_inside(box, header.size);
   if (!cut_grid(header)) return std::nullopt;
   std::vector<Bytes> intervals;
-  index_intervals(jpeg, header, intervals);
+  if (!index_intervals(jpeg, header, intervals)) check(jpeg);
   const int mcu_w = header.mcu_width(), mcu_h = header.mcu_height();
   Crop small;
   const Cut cut =

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "transcode.hpp"
+
 namespace fastselfie::jpeg {
 namespace {
 
@@ -19,8 +21,8 @@ bool same_spec(const HuffmanSpec& a, const HuffmanSpec& b) {
 }
 
 void build_table(const HuffmanSpec& spec, bool ac, HuffmanTable& table, HuffmanSpec& built) {
-  if (!spec.defined) throw Error("corrupt header: the scan uses a Huffman table that is missing");
   if (same_spec(spec, built)) return;  // files of one writer often share the standard's tables
+  built.defined = false;               // a refused table is half built
   table.build(spec, ac);
   built = spec;
 }
@@ -73,7 +75,11 @@ void Decoder::decode(Bytes jpeg, Engine engine) {
     allocate_plane(i, {c.blocks_x.begin * c.block_size, c.blocks_x.end * c.block_size},
                    {c.blocks_y.begin * c.block_size, c.blocks_y.end * c.block_size});
   }
-  if (engine == Engine::kAuto && header_.is_baseline()) return decode_fast(jpeg);
+  if (engine == Engine::kAuto && header_.is_baseline()) {
+    if (decode_fast(jpeg, false)) return;
+    check(jpeg);
+    if (decode_fast(jpeg, true)) return;
+  }
   if (!libjpeg_) libjpeg_ = std::make_unique<LibjpegDecoder>();
   libjpeg_->decode(jpeg, header_, plan_, planes_.data());
 }
@@ -113,8 +119,8 @@ void Decoder::build_tables() {
   }
 }
 
-void Decoder::decode_fast(Bytes jpeg) {
-  index_intervals(jpeg, header_, intervals_);
+bool Decoder::decode_fast(Bytes jpeg, bool checked) {
+  if (!index_intervals(jpeg, header_, intervals_) && !checked) return false;
   build_tables();
   const int row = header_.mcus_per_row(), count = header_.mcu_count();
   const int interval = header_.restart_interval ? header_.restart_interval : count;
@@ -130,10 +136,12 @@ void Decoder::decode_fast(Bytes jpeg) {
     }
     const int stop = std::min(end, last_row * row + xs.end);  // nothing is wanted behind it
     const size_t size = unstuff(intervals_[i], unstuffed_);
-    const char* const fault =
-        kernels().decode_interval(scan_, unstuffed_.data(), size, {begin, stop}, stop == end);
-    if (fault) throw Error(fault);
+    const bool whole = stop == end && !checked;
+    if (!kernels().decode_interval(scan_, unstuffed_.data(), size, {begin, stop}, whole)) {
+      return false;
+    }
   }
+  return true;
 }
 
 void Decoder::resample(Size size, uint8_t* rgb) {

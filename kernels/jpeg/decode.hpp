@@ -41,7 +41,9 @@ class Decoder {
 
  private:
   void decode(Bytes jpeg, Engine engine);
-  void decode_fast(Bytes jpeg);
+  // False where the file is damaged or unusual: only check() tells which. `checked`: it has passed,
+  // so whatever is left over behind the blocks is no sign of damage.
+  bool decode_fast(Bytes jpeg, bool checked);
   void build_tables();
   void allocate_plane(int index, Range xs, Range ys);
   void resample(Size size, uint8_t* rgb);

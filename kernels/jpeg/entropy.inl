@@ -40,9 +40,8 @@ inline int decode_block(const ComponentScan& component, BitReader& reader, int& 
   return k == 64 && entry != 0 ? 64 : 0;
 }
 
-const char* decode_interval(const Scan& scan, const uint8_t* bytes, size_t size, Range mcus,
+bool decode_interval(const Scan& scan, const uint8_t* bytes, size_t size, Range mcus,
                             bool whole) {
-  constexpr const char* kCorrupt = "corrupt scan: a bad Huffman code";
   BitReader reader(bytes, size);
   int dc[kMaxComponents] = {};
   Block block;
@@ -54,7 +53,7 @@ const char* decode_interval(const Scan& scan, const uint8_t* bytes, size_t size,
       for (int y = mcu_y * c.v; y < mcu_y * c.v + c.v; ++y) {
         for (int x = mcu_x * c.h; x < mcu_x * c.h + c.h; ++x) {
           const int count = decode_block(c, reader, dc[i], block);
-          if (count == 0) return kCorrupt;
+          if (count == 0) return false;  // a bad code
           if (wanted && c.plan.blocks_x.contains(x) && c.plan.blocks_y.contains(y)) {
             const int side = c.plan.block_size;
             const ptrdiff_t stride = c.plane.stride;
@@ -66,12 +65,11 @@ const char* decode_interval(const Scan& scan, const uint8_t* bytes, size_t size,
         }
       }
     }
-    if (reader.bits_left() < 0) return "corrupt scan: an interval ends too early";
+    if (reader.bits_left() < 0) return false;  // the interval ends too early
     if (++mcu_x == scan.mcus_per_row) {
       mcu_x = 0;
       ++mcu_y;
     }
   }
-  if (whole && reader.bits_left() >= 8) return "corrupt scan: bytes left over in an interval";
-  return nullptr;
+  return !whole || reader.bits_left() < 8;  // no bytes are left over
 }

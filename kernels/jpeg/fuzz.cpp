@@ -98,6 +98,13 @@ int exercise_crop(Bytes jpeg, const Request& r, Decoder& decoder) {
          });
 }
 
+// check() must pass whatever transcode() takes.
+int exercise_transcode(Bytes jpeg, Random& random) {
+  const int done = succeeds([&] { transcode(jpeg, 0); });
+  if (succeeds([&] { check(jpeg); }) < done) std::abort();
+  return done + succeeds([&] { transcode(jpeg, 1 + below(random, 8)); });
+}
+
 int exercise_jpeg(Bytes jpeg, Decoder& decoder, Random& random) {
   Header header;
   if (!succeeds([&] { header = parse_header(jpeg); })) return 0;
@@ -111,7 +118,7 @@ int exercise_jpeg(Bytes jpeg, Decoder& decoder, Random& random) {
       return done + succeeds([&] {
                decoder.decode_resized(jpeg, r.box, r.flip, r.size, out, Engine::kLibjpeg);
              });
-    case 1: return done + succeeds([&] { transcode(jpeg, 1 + below(random, 8)); });
+    case 1: return done + exercise_transcode(jpeg, random);
     case 2: return done + succeeds([&] { read_coefficients(jpeg); });
     default:
       return done + succeeds([&] { decoder.decode_planes(jpeg, r.box, 4, Engine::kAuto); });

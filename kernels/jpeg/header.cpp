@@ -1,7 +1,10 @@
 // Parsing of a JPEG's marker segments: see header.hpp.
 #include "header.hpp"
 
+#include <algorithm>
 #include <cstring>
+
+#include "huffman.hpp"
 
 namespace fastselfie::jpeg {
 namespace {
@@ -11,6 +14,7 @@ enum Marker : uint8_t {
   kSOF1 = 0xC1,
   kSOF2 = 0xC2,
   kDHT = 0xC4,
+  kDAC = 0xCC,
   kSOF15 = 0xCF,
   kRST0 = 0xD0,
   kRST7 = 0xD7,
@@ -18,12 +22,13 @@ enum Marker : uint8_t {
   kEOI = 0xD9,
   kSOS = 0xDA,
   kDQT = 0xDB,
+  kDNL = 0xDC,
   kDRI = 0xDD,
   kAPP0 = 0xE0,
   kAPP14 = 0xEE,
+  kAPP15 = 0xEF,
+  kCOM = 0xFE,
   kTEM = 0x01,
-  kJPG = 0xC8,
-  kDAC = 0xCC,
 };
 
 // A cursor over bytes whose every read is checked.
@@ -59,6 +64,7 @@ struct Parser {
   bool seen_frame = false, seen_jfif = false;
   int adobe_transform = -1;
 
+  void segment(int marker, Bytes body);
   void quant_tables(Reader segment);
   void huffman_tables(Reader segment);
   void frame(Reader segment);
@@ -69,11 +75,8 @@ struct Parser {
 void Parser::quant_tables(Reader segment) {
   while (segment.left() > 0) {
     const int pq_tq = segment.u8(), precision = pq_tq >> 4, table = pq_tq & 15;
-    if (precision > 1 || table > 3) throw Error("bad quantisation table");
-    for (uint16_t& q : header.quant[table]) {
-      q = precision ? segment.u16() : segment.u8();
-      if (q == 0) throw Error("bad quantisation table: a step of zero");
-    }
+    if (table > 3) throw Error("bad quantisation table");
+    for (uint16_t& q : header.quant[table]) q = precision ? segment.u16() : segment.u8();
     header.quant_defined[table] = true;
   }
 }
@@ -83,14 +86,8 @@ void Parser::huffman_tables(Reader segment) {
     const int tc_th = segment.u8(), table_class = tc_th >> 4, table = tc_th & 15;
     if (table_class > 1 || table > 3) throw Error("bad Huffman table");
     HuffmanSpec& spec = (table_class ? header.ac_specs : header.dc_specs)[table];
-    int total = 0, code = 0;
-    for (int length = 1; length <= 16; ++length) {
-      const int count = segment.u8();
-      spec.counts[length - 1] = static_cast<uint8_t>(count);
-      total += count;
-      code = (code << 1) + count;
-      if (code > 1 << length) throw Error("bad Huffman table: more codes than its lengths allow");
-    }
+    int total = 0;
+    for (uint8_t& count : spec.counts) total += count = segment.u8();
     if (total > 256) throw Error("bad Huffman table: more than 256 codes");
     std::memcpy(spec.symbols.data(), segment.take(total), total);
     spec.defined = true;
@@ -100,7 +97,7 @@ void Parser::huffman_tables(Reader segment) {
 void Parser::frame(Reader segment) {
   if (seen_frame) throw Error("two frame headers");
   seen_frame = true;
-  if (segment.u8() != 8) throw Error("unsupported: not 8 bits a sample");
+  if (segment.u8() != 8) throw Unsupported("not 8 bits a sample");
   header.size.height = segment.u16();
   header.size.width = segment.u16();
   if (header.size.width == 0 || header.size.height == 0) throw Error("an image of zero size");
@@ -109,9 +106,9 @@ void Parser::frame(Reader segment) {
                 std::to_string(header.size.height) + " pixels");
   }
   header.num_components = segment.u8();
-  if (header.num_components == 4) throw Error("unsupported: CMYK or YCCK");
+  if (header.num_components == 4) throw Unsupported("CMYK or YCCK");
   if (header.num_components != 1 && header.num_components != 3) {
-    throw Error("unsupported: " + std::to_string(header.num_components) + " components");
+    throw Unsupported(std::to_string(header.num_components) + " components");
   }
   for (int i = 0; i < header.num_components; ++i) {
     Component& c = header.components[i];
@@ -126,6 +123,7 @@ void Parser::frame(Reader segment) {
     header.h_max = std::max(header.h_max, c.h);
     header.v_max = std::max(header.v_max, c.v);
   }
+  if (segment.left() > 0) throw Error("bad frame header: its length is wrong");
 }
 
 void Parser::scan(Reader segment) {
@@ -140,14 +138,17 @@ void Parser::scan(Reader segment) {
     if (c.id != id) throw Error("bad scan header: components out of order");
     c.dc_table = tables >> 4;
     c.ac_table = tables & 15;
-    if (c.dc_table > 3 || c.ac_table > 3) throw Error("bad scan header");
     blocks += c.h * c.v;
+    if (header.progressive) continue;  // its first scan uses no AC table
+    if (c.dc_table > 3 || c.ac_table > 3) throw Error("bad scan header");
+    add_standard_huffman(false, c.dc_table, header.dc_specs[c.dc_table]);
+    add_standard_huffman(true, c.ac_table, header.ac_specs[c.ac_table]);
   }
   if (count > 1 && blocks > 10) throw Error("bad sampling factors: more than 10 blocks an MCU");
-  const int start = segment.u8(), end = segment.u8(), approximation = segment.u8();
-  if (!header.progressive && (start != 0 || end != 63 || approximation != 0)) {
-    throw Error("bad scan header: not the whole spectrum");
-  }
+  // The spectral selection: of a sequential scan it is the whole whatever is written here. Some
+  // phones write zeros.
+  segment.take(3);
+  if (segment.left() > 0) throw Error("bad scan header: its length is wrong");
 }
 
 // As libjpeg decides, so that both read a file alike: JFIF means YCbCr, else Adobe's flag decides,
@@ -168,7 +169,8 @@ void Parser::color_model() {
 void require_plausible_size(const Header& header, size_t scan_bytes) {
   int64_t blocks = 0;
   for (int i = 0; i < header.num_components; ++i) {
-    blocks += int64_t{header.components[i].h} * header.components[i].v * header.mcu_count();
+    const Size size = header.component_blocks(header.components[i]);
+    blocks += int64_t{size.width} * size.height;
   }
   if (blocks / 8 > static_cast<int64_t>(scan_bytes)) {
     throw Error("truncated: too few bytes for " + std::to_string(header.size.width) + "x" +
@@ -177,7 +179,50 @@ void require_plausible_size(const Header& header, size_t scan_bytes) {
 }
 
 bool is_standalone(int marker) {
-  return marker == kTEM || (marker >= kRST0 && marker <= kSOI) || marker == kEOI;
+  return marker == kTEM || (marker >= kRST0 && marker <= kRST7);
+}
+
+// Segments that say nothing about the pixels, or (DAC) only of arithmetic coding.
+bool is_skipped(int marker) {
+  return (marker >= kAPP0 && marker <= kAPP15) || marker == kCOM || marker == kDNL ||
+         marker == kDAC;
+}
+
+// Only fill bytes may stand between two segments (T.81 B.1.1.2). Like libjpeg this skips whatever
+// else is there, a stuffed 0xFF as well.
+int next_marker(Reader& reader) {
+  for (;;) {
+    while (reader.u8() != 0xFF) {
+    }
+    int marker = reader.u8();
+    while (marker == 0xFF) marker = reader.u8();
+    if (marker != 0) return marker;
+  }
+}
+
+void Parser::segment(int marker, Bytes body) {
+  const Reader segment(body, 0);
+  if (marker == kSOF0 || marker == kSOF1 || marker == kSOF2) {
+    header.progressive = marker == kSOF2;
+    frame(segment);
+  } else if (marker == kDHT) {
+    huffman_tables(segment);
+  } else if (marker == kDQT) {
+    quant_tables(segment);
+  } else if (marker == kDRI) {
+    if (body.size != 2) throw Error("bad restart interval: its length is wrong");
+    header.restart_interval = Reader(segment).u16();
+  } else if (marker == kAPP0) {
+    if (body.size < 14 || std::memcmp(body.data, "JFIF", 5) != 0) return;
+    seen_jfif = true;
+    std::copy_n(body.data + 5, header.jfif.size(), header.jfif.begin());
+  } else if (marker == kAPP14) {
+    if (body.size >= 12 && std::memcmp(body.data, "Adobe", 5) == 0) adobe_transform = body.data[11];
+  } else if (marker > kSOF2 && marker <= kSOF15 && marker != kDAC) {
+    throw Unsupported("a lossless, hierarchical or arithmetic-coded JPEG");
+  } else if (!is_skipped(marker)) {
+    throw Error("corrupt header: a misplaced marker");
+  }
 }
 
 }  // namespace
@@ -187,72 +232,51 @@ Header parse_header(Bytes jpeg) {
   if (jpeg.size < 4 || reader.u8() != 0xFF || reader.u8() != kSOI) throw Error("not a JPEG");
   Parser parser;
   for (;;) {
-    if (reader.u8() != 0xFF) throw Error("corrupt header: a marker was expected");
-    int marker = reader.u8();
-    while (marker == 0xFF) marker = reader.u8();  // fill bytes
-    if (marker == 0 || is_standalone(marker)) throw Error("corrupt header: a misplaced marker");
-    const int length = reader.u16();
-    if (length < 2) throw Error("corrupt header: a segment of negative length");
-    const Bytes body{reader.take(length - 2), static_cast<size_t>(length - 2)};
-    const Reader segment(body, 0);
-
-    if (marker == kSOF0 || marker == kSOF1 || marker == kSOF2) {
-      parser.header.progressive = marker == kSOF2;
-      parser.header.frame_offset = body.data - jpeg.data;
-      parser.frame(segment);
-    } else if (marker == kDHT) {
-      parser.huffman_tables(segment);
-    } else if (marker == kDQT) {
-      parser.quant_tables(segment);
-    } else if (marker == kDRI) {
-      parser.header.restart_interval = Reader(segment).u16();
-    } else if (marker == kAPP0) {
-      parser.seen_jfif |= body.size >= 5 && std::memcmp(body.data, "JFIF", 5) == 0;
-    } else if (marker == kAPP14) {
-      if (body.size >= 12 && std::memcmp(body.data, "Adobe", 5) == 0) {
-        parser.adobe_transform = body.data[11];
-      }
-    } else if (marker == kSOS) {
+    const int marker = next_marker(reader);
+    if (is_standalone(marker)) continue;
+    if (marker == kSOI || marker == kEOI) throw Error("corrupt header: a misplaced marker");
+    const size_t length = reader.u16();
+    // libjpeg skips a segment of less than its own length field as an empty one.
+    if (length < 2 && !is_skipped(marker)) throw Error("corrupt header: a segment without length");
+    const size_t size = std::max<size_t>(length, 2) - 2;
+    const Bytes body{reader.take(size), size};
+    if (marker == kSOS) {
       if (!parser.seen_frame) throw Error("corrupt header: a scan before its frame");
-      parser.scan(segment);
+      parser.scan(Reader(body, 0));
       parser.color_model();
       parser.header.scan_offset = reader.position();
       require_plausible_size(parser.header, reader.left());
       return parser.header;
-    } else if (marker >= kSOF0 && marker <= kSOF15 && marker != kJPG && marker != kDAC) {
-      throw Error("unsupported: a lossless, hierarchical or arithmetic-coded JPEG");
     }
+    if (marker >= kSOF0 && marker <= kSOF2) parser.header.frame_offset = body.data - jpeg.data;
+    parser.segment(marker, body);
   }
 }
 
-void index_intervals(Bytes jpeg, const Header& header, std::vector<Bytes>& intervals) {
+bool index_intervals(Bytes jpeg, const Header& header, std::vector<Bytes>& intervals) {
   intervals.clear();
   const uint8_t* begin = jpeg.data + header.scan_offset;
   const uint8_t* const end = jpeg.data + jpeg.size;
   const size_t expected =
       header.restart_interval ? ceil_div(header.mcu_count(), header.restart_interval) : 1;
   for (const uint8_t* p = begin;;) {
-    p = static_cast<const uint8_t*>(std::memchr(p, 0xFF, end - p));
-    if (p == nullptr || end - p < 2) throw Error("truncated: the scan has no end");
-    const int marker = p[1];
-    if (marker == 0) {  // a stuffed 0xFF
-      p += 2;
-      continue;
+    const auto* const ff = static_cast<const uint8_t*>(std::memchr(p, 0xFF, end - p));
+    p = ff ? ff : end;
+    while (p < end && *p == 0xFF) ++p;  // fill bytes
+    const int marker = p < end ? *p++ : -1;  // -1: the file ends without one
+    if (marker == 0) continue;  // a stuffed 0xFF
+    intervals.push_back({begin, static_cast<size_t>((ff ? ff : end) - begin)});
+    if (marker < kRST0 || marker > kRST7 || intervals.size() == expected) {
+      if (intervals.size() == expected) return marker == kEOI;
+      throw Error("corrupt scan: " + std::to_string(intervals.size()) +
+                  " restart intervals where " + std::to_string(expected) + " were expected");
     }
-    intervals.push_back({begin, static_cast<size_t>(p - begin)});
-    while (p[1] == 0xFF) {  // fill bytes
-      if (end - ++p < 2) throw Error("truncated: the scan has no end");
-    }
-    if (p[1] < kRST0 || p[1] > kRST7) break;
-    if (p[1] - kRST0 != static_cast<int>((intervals.size() - 1) % 8)) {
+    // libjpeg takes a number that is one or two away for another interval's, any other as it is.
+    const int ahead = (marker - kRST0 - static_cast<int>(intervals.size() - 1)) & 7;
+    if (ahead != 0 && (ahead < 3 || ahead > 5)) {
       throw Error("corrupt scan: restart markers out of order");
     }
-    if (intervals.size() >= expected) throw Error("corrupt scan: too many restart markers");
-    begin = p += 2;
-  }
-  if (intervals.size() != expected) {
-    throw Error("corrupt scan: " + std::to_string(intervals.size()) + " restart intervals where " +
-                std::to_string(expected) + " were expected");
+    begin = p;
   }
 }
 

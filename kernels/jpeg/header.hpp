@@ -41,6 +41,9 @@ struct Header {
   std::array<std::array<uint16_t, 64>, 4> quant{};  // in zigzag order, as stored
   std::array<HuffmanSpec, 4> dc_specs, ac_specs;
 
+  // The version, the unit and the densities of a JFIF segment, as stored; libjpeg's defaults.
+  std::array<uint8_t, 7> jfif{1, 1, 0, 0, 1, 0, 1};
+
   size_t frame_offset = 0;  // of the SOF segment, behind its length
   size_t scan_offset = 0;   // of the first entropy-coded byte
 
@@ -61,12 +64,17 @@ struct Header {
   }
 };
 
-// Throws Error on anything malformed or not decodable here (CMYK, 12-bit, arithmetic, lossless).
+// Accepts what libjpeg accepts: bytes between segments are skipped, and fields that decide nothing
+// are not checked. Throws Error on anything malformed, Unsupported on CMYK, 12-bit, arithmetic and
+// lossless files.
 Header parse_header(Bytes jpeg);
 
 // The entropy-coded bytes of each restart interval, without the markers. One interval when the file
-// has no restart markers. Throws when their number or numbering is not what the header promises, or
-// when the scan does not end in a marker: a truncated file is an error wherever the crop lies.
-void index_intervals(Bytes jpeg, const Header& header, std::vector<Bytes>& intervals);
+// has no restart markers. Throws when libjpeg would lose pixels to their number or numbering.
+//
+// Returns whether the scan ends in an EOI marker, right where the header promises its end. If not,
+// nothing but decoding every interval to its end tells whether the scan is whole.
+[[nodiscard]] bool index_intervals(Bytes jpeg, const Header& header,
+                                   std::vector<Bytes>& intervals);
 
 }  // namespace fastselfie::jpeg

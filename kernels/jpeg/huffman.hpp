@@ -27,8 +27,13 @@ struct HuffmanTable {
   std::array<uint8_t, 256> symbols;
   bool is_ac;
 
+  // Throws where libjpeg refuses the table: no code is all ones, no DC symbol is above 15.
   void build(const HuffmanSpec& spec, bool ac);
 };
+
+// Where a file does not define table 0 or 1, libjpeg decodes with the standard's example. Frames of
+// Motion JPEG come without tables.
+void add_standard_huffman(bool ac, int table, HuffmanSpec& spec);
 
 constexpr uint32_t huffman_entry(int length, int advance, int value) {
   return static_cast<uint32_t>(length) | static_cast<uint32_t>(advance) << 8 |

@@ -37,8 +37,9 @@ struct RowFilterInput {
 struct Kernels {
   const char* name;
   // Decodes the MCUs of one restart interval into the planes. `bytes` is padded (see unstuff).
-  // `whole`: the MCUs are all that the interval holds. Returns nullptr or what is wrong.
-  const char* (*decode_interval)(const Scan& scan, const uint8_t* bytes, size_t size, Range mcus,
+  // `whole`: the MCUs are all that the interval holds. Returns false where the
+  // interval is damaged or holds more than its MCUs.
+  bool (*decode_interval)(const Scan& scan, const uint8_t* bytes, size_t size, Range mcus,
                                  bool whole);
   // The horizontal pass: a transposed plane becomes rows of filter.out_length() samples. Writes up
   // to round_up(ys.size(), kTile) rows of round_up(out_length, kTile) bytes.

@@ -1,7 +1,8 @@
 // libjpeg(-turbo) behind RAII and exceptions: the reference decoder, which also takes whatever the
 // fast decoder does not (progressive, many scans).
 //
-// Every warning of libjpeg is an error here: a corrupt image must never train silently.
+// A warning of libjpeg that pixels are lost is an error here: a corrupt image must never train
+// silently.
 #pragma once
 
 #include <memory>

@@ -20,13 +20,9 @@ struct LibjpegDecoder::State {
                   Plane* planes);
 };
 
-LibjpegDecoder::LibjpegDecoder() : state_(std::make_unique<State>()) {
-  state_->info.err = state_->errors.manager();
-  state_->errors.guarded([&] { jpeg_create_decompress(&state_->info); });
-  state_->info.progress = state_->errors.progress();
-}
+LibjpegDecoder::LibjpegDecoder() : state_(std::make_unique<State>()) {}
 
-LibjpegDecoder::~LibjpegDecoder() { jpeg_destroy_decompress(&state_->info); }
+LibjpegDecoder::~LibjpegDecoder() = default;
 
 void LibjpegDecoder::State::prepare_strip() {
   size_t samples = 0, lines = 0;
@@ -74,20 +70,26 @@ void LibjpegDecoder::State::copy_strip(int strip_index, const Cut& cut, const He
 void LibjpegDecoder::decode(Bytes jpeg, const Header& header, const Plan& plan, Plane* planes) {
   State& s = *state_;
   Cut cut{0, 0, header.size};
-  int mcu_rows = plan.mcus_y.end;  // a file that cannot be cut is decoded from its top
-  if (cut_grid(header)) {
-    index_intervals(jpeg, header, s.intervals);
+  // A file that cannot be cut is decoded from its top; to its end where only that shows damage.
+  int mcu_rows = header.is_baseline() ? header.mcu_rows() : plan.mcus_y.end;
+  if (cut_grid(header) && index_intervals(jpeg, header, s.intervals)) {
     cut = cut_intervals(jpeg, header, s.intervals, plan.mcus_x, plan.mcus_y, s.cut);
     jpeg = {s.cut.data(), s.cut.size()};
-    mcu_rows -= cut.mcu_y;
+    mcu_rows = plan.mcus_y.end - cut.mcu_y;
   }
   jpeg_decompress_struct* const info = &s.info;
-  struct Abort {  // whatever happens, the object is ready for the next image
+  // One that was merely aborted would lend its tables to a next image that lacks them.
+  struct Destroy {
     jpeg_decompress_struct* info;
-    ~Abort() { jpeg_abort_decompress(info); }
-  } abort{info};
+    ~Destroy() { jpeg_destroy_decompress(info); }
+  } destroy{info};
 
+  *info = {};
+  info->err = s.errors.manager();
+  s.errors.begin(jpeg);
   s.errors.guarded([&] {
+    jpeg_create_decompress(info);
+    info->progress = s.errors.progress();
     jpeg_mem_src(info, jpeg.data, static_cast<unsigned long>(jpeg.size));
     jpeg_read_header(info, TRUE);
     // Raw planes are wanted: no colour conversion, no enlarging of chroma.
@@ -98,6 +100,7 @@ void LibjpegDecoder::decode(Bytes jpeg, const Header& header, const Plan& plan, 
     info->scale_denom = 8;
     jpeg_start_decompress(info);
   });
+  if (jpeg_has_multiple_scans(info)) s.errors.require_complete(*info);
   // What copy_strip() relies on. libjpeg parses the bytes again, and they may have changed since if
   // they are a file that somebody writes to.
   bool as_planned = info->num_components == header.num_components &&

@@ -36,8 +36,8 @@ class BlockOrder {
   std::array<Size, kMaxComponents> sizes_;
 };
 
-// Needs header.is_baseline(). Throws Error unless the scan is beyond doubt: all of it there,
-// nothing else in it, and the end of the image right behind it. What passes passes libjpeg too.
+// Needs header.is_baseline(). Throws Error where a pixel is lost. Finds more than libjpeg, which says
+// nothing of a run of zeros beyond the block's end; what may follow the scan is not looked at.
 void read_scan(Bytes jpeg, const Header& header, Tokens& tokens);
 
 }  // namespace fastselfie::jpeg

@@ -165,10 +165,10 @@ void put_scan(Buffer& out, const Tokens& tokens, const Codes& codes) {
 
 }  // namespace
 
-std::vector<uint8_t> write_jpeg(const Header& header, const Jfif& jfif, const Tokens& tokens) {
+std::vector<uint8_t> write_jpeg(const Header& header, const Tokens& tokens) {
   Buffer out{0xFF, 0xD8};
   Buffer app0{'J', 'F', 'I', 'F', 0};
-  app0.insert(app0.end(), jfif.begin(), jfif.end());
+  app0.insert(app0.end(), header.jfif.begin(), header.jfif.end());
   app0.insert(app0.end(), {0, 0});  // no thumbnail
   put_segment(out, 0xE0, app0);
   put_quant_tables(out, header);

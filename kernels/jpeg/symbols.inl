@@ -26,6 +26,15 @@ class BitReader {
     return (static_cast<ptrdiff_t>(size_) - (next_ - begin_)) * 8 + count_;
   }
 
+  // Whether the last byte that was begun is filled up with equal bits, as an encoder does. A reader
+  // that lost its way ends anywhere.
+  bool ends_in_filler() const {
+    const ptrdiff_t left = bits_left();
+    const int filler = (1 << (left & 7)) - 1;
+    const int bits = begin_[static_cast<ptrdiff_t>(size_) - 1 - left / 8] & filler;
+    return bits == 0 || bits == filler;
+  }
+
  private:
   uint64_t bits_ = 0;
   int count_ = 0;

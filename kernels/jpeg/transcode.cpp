@@ -2,8 +2,10 @@
 #include "transcode.hpp"
 
 #include <algorithm>
+#include <numeric>
 
 #include "coefficients.hpp"
+#include "huffman.hpp"
 #include "scan_reader.hpp"
 #include "scan_writer.hpp"
 
@@ -21,28 +23,46 @@ int largest_divisor(int n, int at_most) {
 }
 
 void require_baseline_possible(const Header& header) {
-  if (header.color == ColorModel::kRgb) throw Error("unsupported: an RGB JPEG");
+  if (header.color == ColorModel::kRgb) throw Unsupported("an RGB JPEG");
   int blocks = 0;
   for (int i = 0; i < header.num_components; ++i) {
     const Component& c = header.components[i];
     const auto& steps = header.quant[c.quant_table];
-    if (std::any_of(steps.begin(), steps.end(), [](int step) { return step > 255; })) {
-      throw Error("unsupported: 16-bit quantisation steps are not baseline");
+    const auto is_bad = [](int step) { return step < 1 || step > 255; };
+    if (header.quant_defined[c.quant_table] && std::any_of(steps.begin(), steps.end(), is_bad)) {
+      throw Unsupported("quantisation steps that are not of 1 to 255");
     }
     blocks += c.h * c.v;
   }
   // A file whose scans are of one component each may have more.
-  if (blocks > 10) throw Error("bad sampling factors: more than 10 blocks an MCU");
+  if (blocks > 10) throw Unsupported("more than 10 blocks an MCU");
 }
 
-// What Pillow and others tell the size on paper by.
-Jfif jfif_of(const jpeg_decompress_struct& info) {
-  const int x = info.X_density, y = info.Y_density;
-  const std::array<int, 7> values = {
-      info.JFIF_major_version, info.JFIF_minor_version, info.density_unit, x >> 8, x, y >> 8, y};
-  Jfif jfif;
-  std::copy(values.begin(), values.end(), jfif.begin());
-  return jfif;
+// libjpeg also reads symbols that baseline JPEG does not have.
+bool has_foreign_symbols(const Header& header) {
+  const auto is_foreign = [](const HuffmanSpec& spec, bool ac) {
+    const int count = std::accumulate(spec.counts.begin(), spec.counts.end(), 0);
+    const auto end = spec.symbols.begin() + count;
+    return std::any_of(spec.symbols.begin(), end, [&](int s) { return symbol_advance(s, ac) < 0; });
+  };
+  const auto* const begin = header.components.begin();
+  return std::any_of(begin, begin + header.num_components, [&](const Component& c) {
+    return is_foreign(header.dc_specs[c.dc_table], false) ||
+           is_foreign(header.ac_specs[c.ac_table], true);
+  });
+}
+
+// What decides no pixel and may be wrong in the source.
+void mend_labels(Header& header) {
+  auto& jfif = header.jfif;
+  if (jfif[0] != 1) jfif[0] = jfif[1] = 1;
+  const bool no_density = (jfif[3] | jfif[4]) == 0 || (jfif[5] | jfif[6]) == 0;
+  if (jfif[2] > 2 || no_density) std::copy_n(Header().jfif.begin() + 2, 5, jfif.begin() + 2);
+  auto& c = header.components;
+  if (header.num_components == 3 &&
+      (c[0].id == c[1].id || c[0].id == c[2].id || c[1].id == c[2].id)) {
+    for (int i = 0; i < 3; ++i) c[i].id = static_cast<uint8_t>(i + 1);
+  }
 }
 
 // Tables may also come behind the first scan. A component's is null where no scan has it.
@@ -53,8 +73,9 @@ void take_quant_tables(const jpeg_decompress_struct& info, Header& header) {
     const JQUANT_TBL* const last = info.quant_tbl_ptrs[table];
     if (last == nullptr) throw Error("corrupt header: a quantisation table is missing");
     if (used && !std::equal(used->quantval, used->quantval + 64, last->quantval)) {
-      throw Error("a quantisation table changes between two scans");
+      throw Unsupported("a quantisation table changes between two scans");
     }
+    header.quant_defined[table] = true;
     for (int k = 0; k < 64; ++k) header.quant[table][k] = last->quantval[kNaturalOrder[k]];
   }
 }
@@ -91,31 +112,53 @@ void add_all_blocks(CoefficientReader& libjpeg, const Header& header, Tokens& to
   }
 }
 
+// Of the whole file, read to its end. `header` gets the tables that come behind its first scan.
+Tokens read_tokens(Bytes jpeg, Header& header, int interval) {
+  require_baseline_possible(header);
+  Tokens tokens(interval, 2 * jpeg.size);
+  if (header.is_baseline()) {
+    try {
+      read_scan(jpeg, header, tokens);
+      return tokens;
+    } catch (const Error&) {
+      if (!has_foreign_symbols(header)) throw;
+    }
+  }
+  CoefficientReader libjpeg(jpeg);
+  libjpeg.read();
+  libjpeg.require_same_blocks(header);
+  take_quant_tables(libjpeg.info(), header);
+  require_baseline_possible(header);
+  Tokens found(interval, 2 * jpeg.size);
+  add_all_blocks(libjpeg, header, found);
+  return found;
+}
+
 }  // namespace
 
 std::vector<uint8_t> transcode(Bytes jpeg, int restart_mcus) {
   Header header = parse_header(jpeg);
   if (restart_mcus == 0) restart_mcus = default_restart_mcus(header);
   if (restart_mcus < 1) throw Error("restart_mcus must be at least 1");
-  require_baseline_possible(header);
-  CoefficientReader libjpeg(jpeg, header);
-  const Jfif jfif = jfif_of(libjpeg.info());
   const int interval = largest_divisor(header.mcus_per_row(), restart_mcus);
-  if (header.is_baseline()) {
+  const Tokens tokens = read_tokens(jpeg, header, interval);
+  mend_labels(header);
+  return write_jpeg(header, tokens);
+}
+
+void check(Bytes jpeg) {
+  try {
+    Header header = parse_header(jpeg);
+    const int restart_mcus = default_restart_mcus(header);
+    read_tokens(jpeg, header, largest_divisor(header.mcus_per_row(), restart_mcus));
+  } catch (const Unsupported&) {
     try {
-      Tokens tokens(interval, 2 * jpeg.size);
-      read_scan(jpeg, header, tokens);
-      return write_jpeg(header, jfif, tokens);
-    } catch (const Error&) {
-      // libjpeg has the last word: it forgives a little, and says what is wrong with the rest.
+      CoefficientReader(jpeg).read();
+    } catch (const LostPixels&) {
+      throw;
+    } catch (const Error&) {  // of a kind that this libjpeg does not read, but Pillow's may
     }
   }
-  libjpeg.read();
-  take_quant_tables(libjpeg.info(), header);
-  require_baseline_possible(header);
-  Tokens tokens(interval, 2 * jpeg.size);
-  add_all_blocks(libjpeg, header, tokens);
-  return write_jpeg(header, jfif, tokens);
 }
 
 }  // namespace fastselfie::jpeg

@@ -11,4 +11,7 @@ namespace fastselfie::jpeg {
 // 8-bit YCbCr or gray.
 std::vector<uint8_t> transcode(Bytes jpeg, int restart_mcus);
 
+// Throws where transcode() does for a damaged file. Passes what is Unsupported there and whole.
+void check(Bytes jpeg);
+
 }  // namespace fastselfie::jpeg

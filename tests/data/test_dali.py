@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import jpeg_bytes, psnr, textured, thread_count, tiny_config, write_beton
+from deviations import HARMLESS, LOST, SOURCES, cases
 from PIL import Image
 
 from fastselfie.data.beton_writer import BetonWriter
-from fastselfie.data.loaders import build_loader
+from fastselfie.data.loaders import Index, build_loader
 from fastselfie.data.loaders.dali import _cut
 from fastselfie.data.sources import open_dataset
 from fastselfie.errors import UserError
@@ -261,3 +262,18 @@ def test_the_loaders_import_no_extra():
     )
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert out.stdout.split() == []
+
+
+@pytest.mark.parametrize(("kind", "failing"), [(HARMLESS, False), (LOST, True)])
+def test_the_same_jpegs_of_a_folder_are_damaged_as_for_pillow(tmp_path, kind, failing):
+    for i, (deviation, source) in enumerate(cases(kind)):
+        if source in ("4:2:0", "restarts", "progressive"):
+            (tmp_path / str(i % 2)).mkdir(exist_ok=True)
+            (tmp_path / str(i % 2) / f"{i}.jpg").write_bytes(kind[deviation][0](SOURCES[source]))
+    found = {}
+    for loader_kind in ("dali", "folder"):
+        made = loader(tmp_path, loader_kind, workers=1)
+        every = np.arange(len(made), dtype=np.int64)
+        with closing(made.load(iter([Index(every, np.zeros_like(every))]), False)) as loaded:
+            found[loader_kind] = [row for row, _ in next(loaded).failures]
+        assert found[loader_kind] == (every.tolist() if failing else [])

@@ -105,7 +105,7 @@ def test_a_damaged_row_group_is_named(tmp_path):
     data = bytearray(path.read_bytes())
     data[4:400] = bytes(396)
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"a\.parquet: row group 0 is damaged"):
+    with pytest.raises(UserError, match=r"a\.parquet: row group 0 cannot be read"):
         source.encoded(0)
 
 

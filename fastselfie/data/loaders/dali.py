@@ -21,7 +21,7 @@ from fastselfie.data.loaders.base import Index, Loader, Pixels, decoder_count
 from fastselfie.data.loaders.geometry import boxes, shift
 from fastselfie.data.sources import BetonSource, FolderSource, Source
 from fastselfie.errors import UserError
-from fastselfie.kernels.jpeg import JpegError, crop, read_header
+from fastselfie.kernels.jpeg import JpegError, crop, read_header, transcode
 from fastselfie.rng import IntArray
 
 _Bytes = npt.NDArray[np.uint8]
@@ -57,7 +57,8 @@ class DaliLoader(Loader):
     """Every draw is ours, so it resumes exactly.
 
     From a .beton file DALI gets the small JPEG that kernels.jpeg.crop cuts around each box; from
-    an image folder the files as they are. What is no JPEG that DALI decodes as Pillow does (raw
+    an image folder the same of what `prepare` would store, as DALI refuses some sound files and
+    takes some damaged ones. What is no JPEG that DALI decodes as Pillow does (raw
     pixels, PNG, CMYK) goes in as a PNM file. On a GPU the decoder is DALI's "mixed";
     small sets (crop: pad) have nothing to decode there and stay on the CPU. The tests run the CPU's
     decoder; that of a GPU ("mixed", its pixels, the copy on torch's stream) has not run yet.
@@ -122,6 +123,8 @@ class DaliLoader(Loader):
         data = self._stored(sample)
         if data is not None and data[:2].tobytes() == b"\xff\xd8":
             try:
+                if not isinstance(self.source, BetonSource):
+                    data = np.frombuffer(transcode(data.data), dtype=np.uint8)
                 header = read_header(data.data)
             except JpegError:
                 pass  # CMYK, or broken: Pillow decodes it or says what is wrong
