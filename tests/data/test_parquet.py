@@ -263,7 +263,8 @@ def test_the_parts_of_a_set_agree_on_the_order_of_classes(tmp_path, classes, ref
         with pytest.raises(UserError, match=words):
             read(tmp_path, "test")
     else:
-        assert read(tmp_path, "test").classes[0] == classes[0]
+        source = read(tmp_path, "test")
+        assert source.classes[source.labels[0]] == classes[0]
 
 
 def test_a_file_that_names_no_classes_goes_with_those_that_do(tmp_path):
