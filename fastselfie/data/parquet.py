@@ -104,7 +104,10 @@ def open_parquet(path: Path, part: str, beside_train: bool = False) -> ParquetSo
                 f"those of {files[0]} are {first[0]} and {first[1] or 'none'}: write both alike"
             )
         if names and columns.classes and columns.classes != names:
-            raise _disagreement(file, columns.classes, named_in, names)
+            raise UserError(
+                f"{file}: its classes are {_listed(columns.classes)}, those of {named_in} are "
+                f"{_listed(names)}: write both with one list"
+            )
         if columns.classes and not names:
             named_in, names = file, columns.classes
         for group in range(reader.num_row_groups):
@@ -122,8 +125,6 @@ def open_parquet(path: Path, part: str, beside_train: bool = False) -> ParquetSo
     source = ParquetSource([str(file) for file in files], first[0], place, none, UNLABELLED)
     if not labels:
         return source
-    if part != "train" and path.is_dir():
-        _check_order(path, named_in, names)
     numbers, classes = labels_and_classes(np.concatenate(labels), names, path, part, source.name)
     return replace(source, labels=numbers, classes=classes)
 
@@ -183,28 +184,6 @@ def _labels(reader: Any, file: Path, column: str) -> IntArray:
         raise UserError(f"{file}: column {column} cannot be read ({reason}): fetch it") from error
     labels: IntArray = np.maximum(numbers, -1)
     return labels
-
-
-def _check_order(path: Path, file: Path, names: Sequence[str]) -> None:
-    """Make sure that the training part does not have the classes of `file` in another order.
-
-    It may have others: which part has which is not this module's to judge.
-    """
-    train = files_of_part(_folder(path), ".parquet", "train")
-    if not train:
-        return
-    classes = choose_columns(train[0], _open(str(train[0])).schema_arrow).classes
-    if sorted(classes) == sorted(names) and list(classes) != list(names):
-        raise _disagreement(file, names, train[0], classes)
-
-
-def _disagreement(
-    file: Path, classes: Sequence[str], other: Path, others: Sequence[str]
-) -> UserError:
-    return UserError(
-        f"{file}: its classes are {_listed(classes)}, those of {other} are {_listed(others)}: "
-        "write both with one list"
-    )
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -250,23 +250,6 @@ def test_other_lists_of_classes_are_refused_with_both(tmp_path):
         read(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("classes", "refused"), [(["dog", "cat"], True), (["cat", "dog"], False), (["dog"], False)]
-)
-def test_the_parts_of_a_set_agree_on_the_order_of_classes(tmp_path, classes, refused):
-    write_columns(
-        tmp_path / "train.parquet", {"label": ["cat", "dog"]}, image=hf_images(0), label=[0]
-    )
-    write_columns(tmp_path / "val.parquet", {"label": classes}, image=hf_images(1), label=[0])
-    if refused:
-        words = r"val\.parquet: its classes are dog, cat, those of .*train\.parquet are cat, dog"
-        with pytest.raises(UserError, match=words):
-            read(tmp_path, "test")
-    else:
-        source = read(tmp_path, "test")
-        assert source.classes[source.labels[0]] == classes[0]
-
-
 def test_a_file_that_names_no_classes_goes_with_those_that_do(tmp_path):
     write_columns(tmp_path / "a.parquet", image=hf_images(0), label=[0])
     write_columns(tmp_path / "b.parquet", {"label": ["x", "y"]}, image=hf_images(1), label=[1])
