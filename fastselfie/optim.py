@@ -74,7 +74,7 @@ def begin_momentum(optimizer: torch.optim.Optimizer) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Restore momentum from a checkpoint, whatever `runtime` and `optimizer` were when it was saved.
+    """Restore momentum from a checkpoint that was saved under any `runtime` and `optimizer`.
 
     The fused kernel reads momentum in the memory order of the parameter. torch's load_state_dict
     keeps the order that a buffer was saved in, which `runtime.channels_last` decides. It also takes
