@@ -91,7 +91,10 @@ def test_a_script_out_of_time_takes_its_workers_along(tmp_path, monkeypatch):
     held, script = tmp_path / "held", tmp_path / "script.py"
     os.mkfifo(held)
     end = os.open(held, os.O_RDONLY | os.O_NONBLOCK)
-    worker = f"import time; held = open({str(held)!r}, 'w'); print(flush=True); time.sleep(60)"
+    worker = (
+        f"import time; held = open({str(held)!r}, 'w'); print(flush=True); time.sleep(60);"
+        "held.write('not killed')"
+    )
     script.write_text(
         "import os, signal, subprocess, sys\n"
         f"command = [sys.executable, '-c', {worker!r}]\n"
