@@ -2,7 +2,9 @@
 #   make quickstart            Fashion-MNIST, a slim net, some minutes on 2 cores
 #   make quickstart DATA=DIR   the same on your own image folder; ARGS="KEY=VALUE --stage pretrain"
 #   make test                  lint, types, every test, and a sample of the campaign of faults
+#   make check                 lint, types and the quick tests that need no extra: some minutes
 #   make lint                  ruff and mypy alone
+#   make aarch64               the C++ engine on aarch64, under an emulator: the same bytes
 #   make bench DATA=PHOTOS     every throughput table; the peers: see benchmarks/README.md
 
 PYTHON ?= python3
@@ -18,7 +20,7 @@ FASHION_FILES := train-images-idx3-ubyte.gz train-labels-idx1-ubyte.gz \
   t10k-images-idx3-ubyte.gz t10k-labels-idx1-ubyte.gz
 FASHION_SHA256 := 14410854cf7a289477dcfc7df3f8ec24741e281cdcc425ede0d9a748ca630214
 
-.PHONY: quickstart test browser lint bench clean
+.PHONY: quickstart test check lint bench aarch64 clean system
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.run $(if $(DATA),,$(FASHION)/.complete)
@@ -26,70 +28,96 @@ quickstart: $(VENV)/.run $(if $(DATA),,$(FASHION)/.complete)
 	  $(if $(DATA),data.train="$(DATA)" data.limit=60000 $(COLOURS)) $(ARGS)
 
 # Last a seeded sample of the campaign of faults, some minutes: it ends with status 1 on any loss.
-test: lint browser
+test: $(VENV)/.dev lint
 	$(BIN)/pytest
 	$(BIN)/python benchmarks/reliability.py --quick
 
-# Run pages are looked at in one.
-browser:
-	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { \
-	  [ "$$(id -u)" = 0 ] && apt-get update -q && \
-	  apt-get install -qy --no-install-recommends chromium; } || \
-	  { echo "error: the tests look at pages: sudo apt-get install chromium"; exit 2; }
+check: lint
+	$(BIN)/pytest -m "not extra and not slow"
 
-lint: $(VENV)/.dev
+lint: $(VENV)/.check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 # The tests' packages have FFCV and DALI in them; SPDL loads the system's FFmpeg.
 bench: $(VENV)/.dev
-	@command -v ffmpeg >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -q && \
-	  apt-get install -qy --no-install-recommends ffmpeg; } || \
-	  { echo "error: SPDL, a peer, needs FFmpeg: sudo apt-get install ffmpeg"; exit 2; }
 	$(BIN)/python -m pip install -q -c constraints.txt spdl webdataset
 	PYTHON=$(BIN)/python benchmarks/run_all.sh "$(DATA)"
+
+aarch64: $(VENV)/.run
+	$(BIN)/python benchmarks/aarch64.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info
 
-# Debian splits venv's pip from Python: install it where we may, else say how.
-$(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-	  { echo "error: $(PYTHON) is older than 3.10: make PYTHON=python3.11"; exit 2; }
-	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
-	  { [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -qy python3-venv; } || \
-	  { echo "error: $(PYTHON) has no venv: sudo apt-get install python3-venv"; exit 2; }
+# What a command needs of the system: how to see that it is there, and Debian's packages that bring
+# it. Debian splits venv's pip from Python. The extension needs a C++ compiler and the headers of
+# Python and libjpeg: a line that uses all three tells. FFCV builds against the system's OpenCV and
+# TurboJPEG. Run pages are looked at in a browser.
+HAS_python := command -v $(PYTHON)
+HAS_venv := $(PYTHON) -c 'import ensurepip'
+HAS_build := printf '\#include <Python.h>\n\#include <jpeglib.h>\nint main() { jpeg_std_error(0); }' | \
+  $(CXX) -x c++ -I "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')" \
+  -o /dev/null - -ljpeg
+HAS_fetch := command -v curl || apt-cache show dataset-fashion-mnist
+HAS_ffcv := pkg-config --exists opencv4 libturbojpeg
+HAS_browser := command -v chromium || command -v google-chrome
+HAS_ffmpeg := command -v ffmpeg
+HAS_cross := command -v aarch64-linux-gnu-g++ && command -v qemu-aarch64
+PACKAGES_python := $(notdir $(PYTHON))
+PACKAGES_venv := $(notdir $(PYTHON))-venv
+PACKAGES_build := g++ $(notdir $(PYTHON))-dev libjpeg-dev
+PACKAGES_fetch := curl
+PACKAGES_ffcv := libturbojpeg0-dev libopencv-dev pkg-config
+PACKAGES_browser := chromium
+PACKAGES_ffmpeg := ffmpeg
+PACKAGES_cross := g++-aarch64-linux-gnu qemu-user
+
+NEEDS_quickstart := $(if $(DATA)$(wildcard $(FASHION)/.complete),,fetch)
+NEEDS_test := ffcv browser
+NEEDS_bench := ffcv ffmpeg
+NEEDS_aarch64 := cross
+GOALS := $(or $(MAKECMDGOALS),quickstart)
+NEEDS := python venv build $(sort $(foreach goal,$(GOALS),$(NEEDS_$(goal))))
+
+# All that is missing at once, before anything is built: root gets it, others get one line.
+LOOK = missing=; $(foreach need,$(NEEDS),{ $(HAS_$(need)); } >/dev/null 2>&1 || \
+  missing="$$missing $(PACKAGES_$(need))";)
+system:
+	@! command -v $(PYTHON) >/dev/null || \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "error: $(PYTHON) is older than 3.10: make PYTHON=python3.11" >&2; exit 2; }
+	@$(LOOK) \
+	if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ]; then \
+	  apt-get update -q && DEBIAN_FRONTEND=noninteractive \
+	    apt-get install -qy --no-install-recommends $$missing; \
+	  $(LOOK) \
+	fi; \
+	[ -z "$$missing" ] || { \
+	  echo "error: the system lacks packages: sudo apt-get install$$missing" >&2; exit 2; }
+
+$(BIN)/python: | system
 	$(PYTHON) -m venv $(VENV)
 
-# The extension needs a C++ compiler and the headers of Python and libjpeg: one line that uses all
-# three tells whether they are there.
-BUILD_PACKAGES := g++ $(notdir $(PYTHON))-dev libjpeg-dev
-BUILD_CHECK = printf '\#include <Python.h>\n\#include <jpeglib.h>\nint main() { jpeg_std_error(0); }' | \
-  $(CXX) -x c++ -I "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')" \
-  -o /dev/null - -ljpeg
-$(VENV)/.build: $(BIN)/python
-	@$(BUILD_CHECK) 2>/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -q && \
-	  apt-get install -qy --no-install-recommends $(BUILD_PACKAGES) && $(BUILD_CHECK); } || \
-	  { echo "error: the C++ extension cannot be built: sudo apt-get install $(BUILD_PACKAGES)"; \
-	  exit 2; }
-	@touch $@
-
 ENGINE := $(wildcard $(addprefix kernels/*/*.,cpp hpp inl))
-$(VENV)/.run: $(VENV)/.build pyproject.toml setup.py constraints.txt $(ENGINE)
+$(VENV)/.run: $(BIN)/python pyproject.toml setup.py constraints.txt $(ENGINE) | system
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[report]'
 	@touch $@
 
-# The tests run FFCV and DALI for real. FFCV builds against the system's OpenCV and TurboJPEG, with
-# the setuptools that is installed; its own metadata asks for an OpenCV with a window system.
-FFCV_PACKAGES := libturbojpeg0-dev libopencv-dev pkg-config
-$(VENV)/.dev: $(VENV)/.run
-	@pkg-config --exists opencv4 libturbojpeg 2>/dev/null || { [ "$$(id -u)" = 0 ] && \
-	  apt-get update -q && apt-get install -qy --no-install-recommends $(FFCV_PACKAGES); } || \
-	  { echo "error: the tests need FFCV, which cannot be built:" \
-	  "sudo apt-get install $(FFCV_PACKAGES)"; exit 2; }
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[report,export,dev,ffcv,dali]' setuptools wheel
+# The packages of some extras: to install fastselfie with them would compile it once more.
+EXTRAS = $$($(BIN)/python -c 'import sys; from importlib.metadata import requires; \
+  print(*(line.partition(";")[0] for line in requires("fastselfie") \
+  if line.endswith(tuple(f"extra == \"{name}\"" for name in sys.argv[1:]))))' $(1))
+$(VENV)/.check: $(VENV)/.run
+	$(BIN)/python -m pip install -q -c constraints.txt setuptools wheel $(call EXTRAS,dev)
+	@touch $@
+
+# The tests run FFCV and DALI for real. FFCV is built with the setuptools that is installed; its own
+# metadata asks for an OpenCV with a window system.
+$(VENV)/.dev: $(VENV)/.check | system
+	$(BIN)/python -m pip install -q -c constraints.txt $(call EXTRAS,export ffcv dali)
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps --no-build-isolation ffcv
 	@touch $@
 

@@ -1,4 +1,4 @@
-"""Maps the top-level folder kernels/ to the package fastselfie.kernels, and builds the C++ there.
+"""Maps the top-level folders kernels/ and configs/ into the package, and builds the C++ there.
 
 A global package named `kernels` would shadow a well-known one. Everything else is in
 pyproject.toml. Sub-packages are listed by name: the wheel lacks what is not listed.
@@ -45,15 +45,12 @@ setup(
         "fastselfie.profiling",
         "fastselfie.report",
         "fastselfie.reproduce",
+        "fastselfie.configs",
         "fastselfie.kernels",
         "fastselfie.kernels.host",
         "fastselfie.kernels.jpeg",
     ],
-    package_dir={"fastselfie.kernels": "kernels"},
-    package_data={
-        "fastselfie.kernels.host": ["_host.pyi"],
-        "fastselfie.kernels.jpeg": ["_jpeg.pyi"],
-    },
+    package_dir={"fastselfie.kernels": "kernels", "fastselfie.configs": "configs"},
     ext_modules=[host, jpeg],
     cmdclass={"build_ext": build_ext},
 )

@@ -69,13 +69,44 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
+def shipped_configs() -> dict[str, Path]:
+    """The configs that come with the package, by their names."""
+    folder = Path(__file__).parent / "configs"
+    return dict(sorted((path.stem, path) for path in folder.glob("*.yaml")))
+
+
+def find_config(config: str | Path) -> Path:
+    """The file that `config` means: a path, else a name of a shipped config.
+
+    A file of that name here, with or without .yaml, comes before a shipped one.
+
+    Raises:
+        UserError: neither, with the names of those that are shipped.
+    """
+    shipped = shipped_configs()
+    for path in (Path(config), Path(f"{config}.yaml"), shipped.get(str(config))):
+        if path is not None and path.is_file():
+            return path
+    path = Path(config)
+    if path.exists():  # a folder, which reading it will say
+        return path
+    raise UserError(
+        f"{path}: no such file, and no shipped config of that name: give a YAML file or one of "
+        f"{', '.join(shipped)}"
+    )
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read `path`, apply `key=value` overrides, validate.
+    """Read a config, apply `key=value` overrides, validate.
+
+    Args:
+        path: a YAML file, or the name of a shipped config, see `find_config`.
+        overrides: from the command line.
 
     Raises:
         UserError: no such file, broken YAML, an unknown key, a value of the wrong type.
     """
-    path = Path(path)
+    path = find_config(path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -83,7 +114,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"{path}: cannot read the config: {reason}") from error
     values = parse_yaml(text, str(path))
     if not isinstance(values, dict):
-        raise UserError(f"{path}: a config is a mapping of keys, see configs/quickstart.yaml")
+        raise UserError(
+            f"{path}: a config is a mapping of keys, see `fastselfie configs quickstart`"
+        )
     overridden = [_apply(values, override) for override in overrides]
     try:
         return Config.model_validate_json(json.dumps(values, default=str))

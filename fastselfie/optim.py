@@ -14,7 +14,7 @@ from importlib.machinery import ModuleSpec
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastselfie.config import StageConfig
 from fastselfie.errors import UserError
@@ -71,6 +71,25 @@ def begin_momentum(optimizer: torch.optim.Optimizer) -> None:
     for group in optimizer.param_groups:
         for parameter in group["params"] if group["momentum"] > 0 else []:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Restore momentum from a checkpoint that was saved under any `runtime` and `optimizer`.
+
+    The fused kernel reads momentum in the memory order of the parameter. torch's load_state_dict
+    keeps the order that a buffer was saved in, which `runtime.channels_last` decides. It also takes
+    over the saved settings, `fused` among them, which `optimizer.backend` decides.
+
+    Args:
+        optimizer: of the same model, its parameters on their device and in their layout.
+        state: what `optimizer.state_dict()` gave.
+    """
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+    for parameter, buffers in optimizer.state.items():
+        for name, value in buffers.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                buffers[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _apex_sgd(

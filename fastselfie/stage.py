@@ -15,6 +15,7 @@ from fastselfie.config import Config, StageConfig, differing_keys
 from fastselfie.device import random_state, set_random_state
 from fastselfie.errors import UserError
 from fastselfie.log import say
+from fastselfie.optim import load_optimizer
 from fastselfie.step import TrainStep
 
 
@@ -110,12 +111,18 @@ def checkpoint_state(
 
 
 def restore(step: TrainStep, found: Checkpoint) -> Progress:
-    """Put a state into the step: weights, optimiser, scaler and torch's own random state."""
-    state = found.state
+    """Put a state into the step: weights, optimiser, scaler and torch's own random state.
+
+    Raises:
+        UserError: the weights are of another model, or the checkpoint's micro-batches do not go
+            with the CUDA graphs of this machine.
+    """
+    state, ranks = found.state, step.machine.ranks
+    step.machine.check_micro_batch(state["micro_batch"], step.stage.batch_size // ranks.world)
     load_weights(step.model, state["model"], found.path)
     if step.average is not None:
         load_weights(step.average.model, state["average"], found.path)
-    step.optimizer.load_state_dict(state["optimizer"])
+    load_optimizer(step.optimizer, state["optimizer"])
     if state["scaler"] and step.scaler.is_enabled():  # empty where it was saved without fp16
         step.scaler.load_state_dict(state["scaler"])
     step.micro_batch = state["micro_batch"]

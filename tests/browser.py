@@ -29,8 +29,7 @@ class Page:
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
         self._session = attached["sessionId"]
-        self.call("Performance.enable", timeDomain="threadTicks")
-        for domain in ("Page", "Runtime", "Log", "Network"):
+        for domain in ("Page", "Runtime", "Log", "Network", "Performance"):
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
@@ -82,13 +81,10 @@ class Page:
         self.until(f"location.href === {json.dumps(url)} && document.readyState === 'complete' && "
                    "performance.timing.loadEventEnd > 0")  # fmt: skip
 
-    def processor_seconds(self) -> float:
-        """What its thread took of a processor to load, lay out and draw the page.
-
-        Not by the clock: that would be of whatever else the machine does.
-        """
+    def counted(self, metric: str) -> float:
+        """A count of Chromium's own since the page began, for example LayoutCount."""
         metrics = self.call("Performance.getMetrics")["metrics"]
-        return next(m["value"] for m in metrics if m["name"] == "TaskDuration")
+        return next(m["value"] for m in metrics if m["name"] == metric)
 
     def complaints(self) -> list[Any]:
         """What stands in the console, and errors that nobody caught."""

@@ -97,7 +97,7 @@ def test_a_mistake_is_one_line_that_names_it(tmp_path, text, overrides, words):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"nothing\.yaml: cannot read"):
+    with pytest.raises(UserError, match=r"nothing\.yaml: no such file"):
         load_config(tmp_path / "nothing.yaml")
 
 

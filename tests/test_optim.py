@@ -11,7 +11,7 @@ from conftest import tiny_config
 
 from fastselfie.errors import UserError
 from fastselfie.models.selfie import Selfie
-from fastselfie.optim import build_optimizer, learning_rate, parameter_groups
+from fastselfie.optim import build_optimizer, learning_rate, load_optimizer, parameter_groups
 
 
 def test_warm_up_is_linear_and_the_cosine_ends_at_zero():
@@ -45,6 +45,24 @@ def test_the_optimiser_is_nesterov(tiny):
     optimizer = build_optimizer(Selfie(tiny()), tiny().pretrain)
     assert optimizer.defaults["nesterov"]
     assert optimizer.defaults["momentum"] == 0.9
+
+
+def test_momentum_of_another_backend_is_taken_and_its_settings_are_not():
+    """apex's groups know of no `fused`, without which torch's SGD refuses to leave a step out."""
+    model = torch.nn.Linear(2, 2)
+    saved = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.ones(1, 2)).sum().backward()
+    saved.step()
+    state = saved.state_dict()
+    for group in state["param_groups"]:
+        group.clear()
+        group.update(params=[0, 1], lr=0.1, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
+    load_optimizer(optimizer, state)
+    assert optimizer.param_groups[0]["fused"]
+    for parameter in model.parameters():
+        kept = saved.state[parameter]["momentum_buffer"]
+        assert torch.equal(optimizer.state[parameter]["momentum_buffer"], kept)
 
 
 # --- apex -------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Annotated
 import typer
 
 from fastselfie.cli.app import app
+from fastselfie.cli.output import AsJson, conclude
 from fastselfie.errors import UserError
 
 
@@ -75,11 +75,12 @@ def prepare(
     shard: Annotated[
         str | None, typer.Option(metavar="K/N", help="Only the K-th of N parts; then `join`.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Turn a set of images into one .beton file, which the fast loaders read; goes on by itself.
 
-    JPEGs keep every coefficient unless an option asks for another size or quality. The last line
-    on standard output is JSON.
+    JPEGs keep every coefficient unless an option asks for another size or quality. In a pipe, or
+    with --json, the last line on standard output is JSON.
     """
     from fastselfie.data import prepare as preparing
     from fastselfie.data.encode import Recoding
@@ -97,7 +98,7 @@ def prepare(
         options = replace(options, page_size=page_size)
     if shard is not None:
         options = replace(options, shard=_parse_shard(shard))
-    typer.echo(json.dumps(preparing.prepare(source, out, options)))
+    conclude(preparing.prepare(source, out, options), as_json)
 
 
 def _parse_shard(text: str) -> tuple[int, int]:
@@ -111,14 +112,15 @@ def _parse_shard(text: str) -> tuple[int, int]:
 def join(
     parts: Annotated[list[Path], typer.Argument(help="All files of `prepare --shard K/N`.")],
     out: Annotated[Path, typer.Option(metavar="FILE.beton", help="The file to make.")],
+    as_json: AsJson = False,
 ) -> None:
     """Join the parts that several machines prepared: the file that one would have made.
 
-    The last line on standard output is JSON.
+    In a pipe, or with --json, the last line on standard output is JSON.
     """
     from fastselfie.data import join as joining
 
-    typer.echo(json.dumps(joining.join(parts, out)))
+    conclude(joining.join(parts, out), as_json)
 
 
 def _check_beton(path: Path) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fastselfie.cli.app import app
+from fastselfie.cli.output import AsJson, conclude
 
 
 @app.command()
@@ -17,14 +17,24 @@ def evaluate(
     data: Annotated[
         str | None, typer.Option(help="Held-out images; default: those of the run's config.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Top-1 and top-5 of the finetuned networks; k-NN and linear probe of P's features.
 
-    The last line on standard output is JSON.
+    In a pipe, or with --json, the last line on standard output is JSON.
     """
     from fastselfie.measure import measure_run
 
-    typer.echo(json.dumps(measure_run(run, data)))
+    measures = measure_run(run, data)
+    conclude(
+        measures,
+        as_json,
+        lambda: (
+            (network, measure.replace("_", " "), f"{v:.4f}" if "loss" in measure else f"{v:.1%}")
+            for network, found in measures.items()
+            for measure, v in found.items()
+        ),
+    )
 
 
 @app.command()
@@ -40,10 +50,11 @@ def report(
     port: Annotated[
         int, typer.Option(min=0, max=65_535, help="With --serve: of 127.0.0.1; 0: any.")
     ] = 8000,
+    as_json: AsJson = False,
 ) -> None:
     """Write a run's page anew from what its folder holds, or a page that compares several runs.
 
-    The last line on standard output is JSON.
+    In a pipe, or with --json, the last line on standard output is JSON.
     """
     from fastselfie.atomic import write_atomically
     from fastselfie.errors import UserError
@@ -69,7 +80,7 @@ def report(
     if path.is_dir():
         raise UserError(f"{path}: is a folder: give --out a file in it")
     write_atomically(path, page(REFRESH))
-    typer.echo(json.dumps({"report": str(path)}))
+    conclude({"report": str(path)}, as_json)
 
 
 @app.command()

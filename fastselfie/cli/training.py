@@ -11,6 +11,11 @@ from typing import Annotated
 import typer
 
 from fastselfie.cli.app import app
+from fastselfie.cli.output import AsJson, conclude, for_programs, training_rows
+
+ConfigFile = Annotated[
+    str, typer.Argument(help="A YAML file, or a name that `fastselfie configs` lists, as in224.")
+]
 
 
 class StageName(str, Enum):
@@ -23,7 +28,7 @@ class StageName(str, Enum):
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="A YAML file, for example configs/in224.yaml.")],
+    config: ConfigFile,
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[key=value]...", help="Replace values.")
     ] = None,
@@ -35,10 +40,11 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be done; touch nothing.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Pretrain, then finetune and train the control, as CONFIG says; goes on by itself.
 
-    The last line on standard output is JSON with the run's figures.
+    In a pipe, or with --json, the last line on standard output is JSON with the run's figures.
     """
     from fastselfie.configfile import load_config
 
@@ -59,12 +65,12 @@ def train(
     except Interrupted as left:
         raise typer.Exit(128 + left.number) from None
     if summary is not None:  # as it is where another process leads
-        typer.echo(json.dumps(summary))
+        conclude(summary, as_json, lambda: training_rows(summary, settings))
 
 
 @app.command()
 def reproduce(
-    config: Annotated[Path, typer.Argument(help="A YAML file, for example configs/cifar10.yaml.")],
+    config: ConfigFile,
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[key=value]...", help="Replace values.")
     ] = None,
@@ -99,11 +105,12 @@ def reproduce(
         str | None,
         typer.Option(metavar="8xH100", help="With --dry-run: the time on these GPUs, on paper."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """The paper's Table 1: pretrain once, search learning rates, finetune and train the control.
 
-    Goes on by itself, also from a pretraining by `train --stage pretrain`. The last line on
-    standard output is JSON.
+    Goes on by itself, also from a pretraining by `train --stage pretrain`. In a pipe, or with
+    --json, the last line on standard output is JSON.
     """
     from rich.console import Console
 
@@ -128,13 +135,15 @@ def reproduce(
         figures = carry_out(runs, folder, jobs, control)
     except Interrupted as left:
         raise typer.Exit(128 + left.number) from None
-    print_table(figures, folder / PAGE, Console(highlight=False))
-    typer.echo(json.dumps({"rows": figures["rows"], "table": str(folder / PAGE)}))
+    if not as_json:
+        print_table(figures, folder / PAGE, Console(highlight=False))
+    if for_programs(as_json):
+        typer.echo(json.dumps({"rows": figures["rows"], "table": str(folder / PAGE)}))
 
 
 @app.command()
 def profile(
-    config: Annotated[Path, typer.Argument(help="A YAML file, for example configs/in224.yaml.")],
+    config: ConfigFile,
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[key=value]...", help="Replace values.")
     ] = None,
@@ -147,10 +156,12 @@ def profile(
         typer.Option(metavar="8xH100", help="Estimate on paper where these GPUs would bind."),
     ] = None,
     cores: Annotated[int | None, typer.Option(help="With --plan: its CPU cores.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Run a few real steps and report where their time goes, which part binds and what follows.
 
-    Writes profile.html, profile.json and trace.json.gz. The last line on standard output is JSON.
+    Writes profile.html, profile.json and trace.json.gz. In a pipe, or with --json, the last line on
+    standard output is JSON.
     """
     # Read where torch is loaded: its profiler's own lines say nothing to a user.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -166,22 +177,25 @@ def profile(
     folder = out or Path("runs") / settings.name / "profile"
     figures = profile_config(settings, steps, folder, target)
     print_profile(figures, folder / PAGE, console)
-    kept = ("binding", "advice", "shares", "rates", "plan")
-    summary = {key: figures[key] for key in kept}
-    typer.echo(json.dumps({**summary, "report": str(folder / PAGE)}))
+    if for_programs(as_json):
+        kept = ("binding", "advice", "shares", "rates", "plan")
+        summary = {key: figures[key] for key in kept}
+        typer.echo(json.dumps({**summary, "report": str(folder / PAGE)}))
 
 
 @app.command()
 def replay(
     file: Annotated[Path, typer.Argument(help="A nonfinite-STEP.pt that a run left.")],
+    as_json: AsJson = False,
 ) -> None:
     """Run the step again at which a run stopped because it was not finite, and say where it broke.
 
-    The last line on standard output is JSON.
+    In a pipe, or with --json, the last line on standard output is JSON.
     """
     from fastselfie.replay import replay_step
 
     found = replay_step(file)
-    for line in found.lines():
+    for line in found.lines() if not as_json else ():
         typer.echo(line)
-    typer.echo(json.dumps(found.summary()))
+    if for_programs(as_json):
+        typer.echo(json.dumps(found.summary()))

@@ -11,6 +11,7 @@ import typer
 
 from fastselfie.cli.app import app
 from fastselfie.cli.data import Part
+from fastselfie.cli.output import AsJson, conclude, for_programs
 
 
 class TrainedStage(str, Enum):
@@ -53,16 +54,17 @@ def export(
     out: Annotated[Path, typer.Option(metavar="FILE", help="Replaced whole if it is there.")],
     stage: Stage = None,
     allow_unfinished: Unfinished = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a trained network for other tools; of pretraining P alone, a feature extractor.
 
-    The last line on standard output is JSON.
+    In a pipe, or with --json, the last line on standard output is JSON.
     """
     from fastselfie import export as exporting
     from fastselfie.trained import open_trained
 
     trained = open_trained(run, stage and stage.value, allow_unfinished)
-    typer.echo(json.dumps(exporting.export(trained, form.value, out)))
+    conclude(exporting.export(trained, form.value, out), as_json)
 
 
 @app.command()
@@ -76,16 +78,17 @@ def features(
     part: Annotated[Part, typer.Option(help="Of a set that has both.")] = Part.train,
     stage: Stage = None,
     allow_unfinished: Unfinished = False,
+    as_json: AsJson = False,
 ) -> None:
     """Features of every image of a set, in its order: what the classifier, or P's pooling, gives.
 
-    The last line on standard output is JSON.
+    In a pipe, or with --json, the last line on standard output is JSON.
     """
     from fastselfie.features import write_features
     from fastselfie.trained import open_trained
 
     trained = open_trained(run, stage and stage.value, allow_unfinished)
-    typer.echo(json.dumps(write_features(trained, data, part.value, out, labels)))
+    conclude(write_features(trained, data, part.value, out, labels), as_json)
 
 
 @app.command()
@@ -98,10 +101,11 @@ def predict(
     ] = None,
     stage: Stage = None,
     allow_unfinished: Unfinished = False,
+    as_json: AsJson = False,
 ) -> None:
     """The likeliest classes of images; of pretraining, pictures with their holes filled.
 
-    The last line on standard output is JSON.
+    In a pipe, or with --json, the last line on standard output is JSON.
     """
     from rich.console import Console
     from rich.markup import escape
@@ -111,11 +115,13 @@ def predict(
     from fastselfie.trained import open_trained
 
     found = predict_images(open_trained(run, stage and stage.value, allow_unfinished), images, out)
-    table = Table(show_edge=False)
-    for column in found[0].columns:
-        table.add_column(column, overflow="fold")
-    for answer in found:
-        for row in answer.rows():
-            table.add_row(*map(escape, row))
-    Console(highlight=False).print(table)
-    typer.echo(json.dumps([answer.summary() for answer in found]))
+    if not as_json:
+        table = Table(show_edge=False)
+        for column in found[0].columns:
+            table.add_column(column, overflow="fold")
+        for answer in found:
+            for row in answer.rows():
+                table.add_row(*map(escape, row))
+        Console(highlight=False).print(table)
+    if for_programs(as_json):
+        typer.echo(json.dumps([answer.summary() for answer in found]))

@@ -1,0 +1,57 @@
+"""The command about the configs that come with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastselfie.cli.app import app
+
+
+@app.command()
+def configs(
+    name: Annotated[str | None, typer.Argument(help="Print this one, for example in224.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.yaml", help="Copy it there, to be changed.")
+    ] = None,
+) -> None:
+    """List the configs that come with the package, or print or copy one.
+
+    `train`, `reproduce` and `profile` take their names: fastselfie train in224.
+    """
+    from fastselfie.configfile import shipped_configs
+    from fastselfie.errors import UserError
+
+    found = shipped_configs()
+    if name is None and out is None:
+        _list(found)
+        return
+    if name is None:
+        raise UserError(f"--out {out}: give the config to copy too, one of {', '.join(found)}")
+    if name not in found:
+        raise UserError(f"{name}: no shipped config of that name: give one of {', '.join(found)}")
+    text = found[name].read_text(encoding="utf-8")
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(out, "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise UserError(f"{out}: exists already: give another --out, or delete it") from error
+    typer.echo(f"{out}: a copy of {name}; use it with: fastselfie train {out}")
+
+
+def _list(found: dict[str, Path]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(show_header=False, show_edge=False)
+    for name, path in found.items():
+        first = path.read_text(encoding="utf-8").partition("\n")[0]
+        table.add_row(name, escape(first.lstrip("# ")))
+    Console(highlight=False).print(table)

@@ -1,0 +1,101 @@
+"""How a command says what it found: a table to a person on a terminal, JSON to a program."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from fastselfie.config import Config
+
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Only JSON on standard output, on a terminal too.")
+]
+Row = Sequence[str]
+
+
+def conclude(
+    figures: Mapping[str, Any],
+    as_json: bool,
+    rows: Callable[[], Iterable[Row]] | None = None,
+) -> None:
+    """Print what a command ends with: on a terminal a table, else one line of JSON.
+
+    Args:
+        figures: by their names. Texts among them, as paths are, stand below the table.
+        as_json: whether JSON is asked for on a terminal too.
+        rows: makes the table where another than of all figures is wanted.
+    """
+    if for_programs(as_json):
+        typer.echo(json.dumps(figures))
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    lines = [list(row) for row in (_rows(figures) if rows is None else rows())]
+    if lines:
+        table = Table(show_header=False, show_edge=False)
+        width = max(len(line) for line in lines)
+        for column in range(width):  # what a figure says may be broken, not the figure
+            table.add_column(no_wrap=column < width - 1, overflow="fold")
+        for line in lines:
+            table.add_row(*map(escape, line + [""] * (width - len(line))))
+        console.print(table)
+    for name, value in figures.items():
+        if isinstance(value, str):  # whole, so that a path can be copied
+            console.print(f"{name}: {escape(value)}", soft_wrap=True)
+
+
+def for_programs(as_json: bool) -> bool:
+    """Whether a program reads the output: it is asked for, or goes into a pipe or a file."""
+    return as_json or not sys.stdout.isatty()
+
+
+def training_rows(summary: Mapping[str, Any], config: Config) -> list[Row]:
+    """The table at the end of `train`: what a run came to."""
+    from fastselfie.report.render import shown_rate, shown_time
+
+    settings = config.finetune
+    rows: list[Row] = []
+    if "pretext_accuracy" in summary:
+        chance = f"chance {1 / config.masked:.0%}"
+        rows.append(("pretext accuracy", f"{summary['pretext_accuracy']:.1%}", chance))
+    if settings.labels_per_class is None:
+        labels = f"top-1, {100 * settings.labels:.3g}% of the labels"
+    else:
+        labels = f"top-1, {settings.labels_per_class} labels a class"
+    for name in ("finetuned", "supervised"):
+        if f"{name}_accuracy" in summary:
+            rows.append((name, f"{summary[f'{name}_accuracy']:.1%}", labels))
+    if summary.get("images_per_s"):
+        rows.append(("images/s", shown_rate(summary["images_per_s"]), "pretraining"))
+    rows.append(("time", shown_time(summary["seconds"]), "all stages"))
+    return rows
+
+
+def _rows(figures: Mapping[str, Any]) -> Iterable[Row]:
+    """A line a number; figures of figures with both names."""
+    for name, value in figures.items():
+        if isinstance(value, Mapping):
+            for inner, figure in value.items():
+                yield _words(name), _words(inner), _shown(figure)
+        elif not isinstance(value, str):
+            yield _words(name), _shown(value)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ").replace(" per s", "/s")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return value if isinstance(value, str) else json.dumps(value)
