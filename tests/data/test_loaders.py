@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import signal
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import picture, tiny_config
+from torch.utils.data import DataLoader
 
 from fastselfie import rng
 from fastselfie.data.loaders import SampleStream, build_loader, choose_loader
@@ -171,6 +173,36 @@ def test_workers_end_with_an_epoch_left_early(image_folder):
     for _ in range(3):
         take(loader(image_folder, "folder", workers=2).train(0, 2), 2)
     gc.collect()
+    assert multiprocessing.active_children() == []
+
+
+def test_a_worker_killed_with_a_lock_in_its_hands_does_not_hang_the_end(image_folder, monkeypatch):
+    def kill(worker):
+        original(worker)
+        if not locks:  # of what torch tells its workers to end with
+            iterator = made[0]
+            locks.append(iterator._workers_done_event._cond._lock)
+            locks[0].acquire()
+
+    def make(loader):
+        made.append(original_iter(loader))
+        return made[-1]
+
+    def hangs(*_):
+        raise AssertionError("the end of the workers waits for ever")
+
+    locks, made = [], []
+    original, original_iter = multiprocessing.process.BaseProcess.kill, DataLoader.__iter__
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "kill", kill)
+    monkeypatch.setattr(DataLoader, "__iter__", make)
+    before = signal.signal(signal.SIGALRM, hangs)
+    signal.alarm(60)
+    try:
+        take(loader(image_folder, "folder", workers=2).train(0, 2), 2)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert locks
     assert multiprocessing.active_children() == []
 
 

@@ -102,6 +102,9 @@ def _end_workers(iterator: _MultiProcessingDataLoaderIter) -> None:
     try:
         for worker in iterator._workers:
             worker.kill()
+        # A worker may die while it holds this event's lock, and to set the event would then wait
+        # for ever. No worker is left to see it.
+        iterator._workers_done_event = threading.Event()  # type: ignore[assignment]
         iterator._shutdown_workers()  # joins them; an error's traceback may hold the iterator
     finally:
         if here:
