@@ -9,6 +9,8 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 STEP = ("step.py", "--config", "configs/cifar10.yaml")
 JSON = ("--json", "OUT/result.json")
 
