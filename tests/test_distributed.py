@@ -27,6 +27,8 @@ from fastselfie.log import read_log
 from fastselfie.memory import Estimate
 from fastselfie.rng import process_seed
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = str(REPOSITORY / "tests" / "ranks.py")
 WORLD = 2
 # Longer than any test takes here: whoever waits for ever is found.

@@ -34,6 +34,8 @@ from fastselfie.configfile import load_config
 from fastselfie.errors import UserError
 from fastselfie.profiling import run as profiling
 
+pytestmark = pytest.mark.slow
+
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 KINDS = ("sh", "python", "yaml", "console", "text")
 # Each wants root, a network, a cluster, a GPU, minutes, or a person who ends it.

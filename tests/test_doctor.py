@@ -11,6 +11,7 @@ from fastselfie import doctor, plan
 from fastselfie.doctor import Finding
 
 
+@pytest.mark.extra
 def test_extras_are_found_with_their_versions():
     found = {finding.name: finding for finding in doctor.examine()}
     distributions = {"ffcv": "ffcv", "dali": "nvidia-dali-cuda130", "onnx": "onnx"}

@@ -6,8 +6,6 @@ import importlib.util
 import json
 import shutil
 
-import onnx
-import onnxruntime
 import pytest
 import torch
 from conftest import TINY, refused, tiny_config
@@ -139,8 +137,12 @@ def test_safetensors_hold_the_weights_and_what_they_are_of(cli, tiny_run, tmp_pa
     assert ("8 of 16 images" in card) == (stage != "pretrain")
 
 
+@pytest.mark.extra
 @pytest.mark.parametrize("stage", ["finetuned", "pretrain"])
 def test_onnx_gives_our_outputs_for_any_batch(cli, tiny_run, tmp_path, stage):
+    import onnx
+    import onnxruntime
+
     out = tmp_path / "x.onnx"
     command = ("export", tiny_run, "--format", "onnx", "--out", out, "--stage", stage)
     figures = summary(cli(*command))
@@ -159,6 +161,7 @@ def test_onnx_gives_our_outputs_for_any_batch(cli, tiny_run, tmp_path, stage):
     assert notes["kind"] == stage
 
 
+@pytest.mark.extra
 def test_an_onnx_file_that_differs_is_refused(tiny_run, tmp_path, monkeypatch, capsys):
     network = open_trained(tiny_run).network().eval()
     data, figures = to_onnx.onnx_bytes(open_trained(tiny_run), network, {})
@@ -179,6 +182,7 @@ def missing(monkeypatch, package):
     )
 
 
+@pytest.mark.extra
 @pytest.mark.parametrize("package", ["onnx", "onnxscript"])
 def test_without_what_onnx_needs(cli, tiny_run, tmp_path, monkeypatch, package):
     missing(monkeypatch, package)

@@ -27,6 +27,8 @@ from fastselfie.models.selfie import Selfie
 from fastselfie.monitor import Monitor
 from fastselfie.pretrain import pretrain
 
+pytestmark = pytest.mark.slow
+
 MEASURES = {"knn", "linear_probe"}
 
 

@@ -357,6 +357,7 @@ def test_dry_run_without_data_says_how_to_make_it(cli, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_in224_steps_on_any_image_folder(cli, image_folder, tmp_path):
     """The paper's network on a CPU, one step of two images."""
     result = cli(

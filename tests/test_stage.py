@@ -19,6 +19,8 @@ from fastselfie.pretrain import build_pretraining, pretrain
 from fastselfie.stage import restore
 from fastselfie.step import TrainStep
 
+pytestmark = pytest.mark.slow
+
 TRAINING = {"steps": 8, "batch_size": 8, "micro_batch_size": 4, "lr": 0.02, "ema": 0.9}
 
 

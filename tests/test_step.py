@@ -134,6 +134,7 @@ def test_checkpointing_keeps_less_and_learns_the_same(image_folder, machine):
         assert torch.equal(value, final[True][1][name]), name
 
 
+@pytest.mark.slow
 def test_the_compiled_step_gives_the_same_losses(image_folder, machine):
     """Its sums are rounded in another order, which training multiplies with every update. So in
     float64, as for the golden losses: a rounding of 1e-16 may grow by eight digits in 20 steps."""

@@ -23,6 +23,8 @@ from fastselfie.models.selfie import Selfie, build_classifier
 from fastselfie.pretrain import pretrain
 from fastselfie.step import TrainStep
 
+pytestmark = pytest.mark.slow
+
 # (keys, whether pretraining is another one)
 SWITCHES = {
     "encoder_positions": (["model.encoder_positions=false"], True),

@@ -71,6 +71,7 @@ def test_ten_golden_losses(image_folder, machine):
     assert golden_losses(image_folder, machine) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_tiny_net_learns_eight_images_by_heart(tmp_path, precision):
     machine = choose_machine(RuntimeConfig(device="cpu", precision=precision))

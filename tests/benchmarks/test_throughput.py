@@ -13,6 +13,8 @@ from conftest import REPOSITORY, picture
 
 from fastselfie.data.beton_writer import BetonWriter
 
+pytestmark = pytest.mark.slow
+
 IMAGES = 8
 
 

@@ -146,6 +146,7 @@ def test_verify_without_checksums(tmp_path: Path) -> None:
     assert [p.split(": ")[1] for p in problems] == ["sample 1", "sample 2", "sample 3"]
 
 
+@pytest.mark.extra  # stock FFCV reads it too
 def test_over_4_gib(tmp_path: Path) -> None:
     """A sparse file: an image beyond 4 GiB and one beyond 8, read by us and by stock FFCV."""
     path = tmp_path / "a.beton"

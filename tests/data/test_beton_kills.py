@@ -16,6 +16,8 @@ from beton_files import METADATA, Sample, make_samples
 from fastselfie.data.beton import BetonError, BetonReader
 from fastselfie.data.beton_writer import BetonWriter
 
+pytestmark = pytest.mark.slow
+
 CHILD = """
 import pickle, sys, time
 from fastselfie.data import beton_writer

@@ -12,6 +12,8 @@ from PIL import Image
 
 from fastselfie.data.beton import BetonReader, verify
 
+pytestmark = [pytest.mark.extra, pytest.mark.slow]
+
 
 class Arrays:
     """An indexable dataset of (pixels, label) for FFCV's DatasetWriter."""

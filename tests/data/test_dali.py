@@ -21,6 +21,8 @@ from fastselfie.data.sources import open_dataset
 from fastselfie.errors import UserError
 from fastselfie.kernels.jpeg import read_header, transcode
 
+pytestmark = [pytest.mark.extra, pytest.mark.slow]
+
 CPU = torch.device("cpu")
 # Decoders and filters differ in rounding alone: 52 dB is the least on 600 photographs. A shift by
 # half a pixel costs more than 10 dB on these pictures.
@@ -133,6 +135,8 @@ def test_small_raw_images_are_shifted_exactly(tmp_path, mode):
 
 
 def test_dali_gets_no_more_of_a_picture_than_its_box(beton):
+    from fastselfie.data.loaders.dali import _cut
+
     ours = loader(beton, "dali")
     whole = [ours._encoded(sample) for sample in range(len(ours))]
     able = [e for e in whole if e.data[0] == 0xFF and read_header(e.data.data).can_crop]

@@ -8,7 +8,6 @@ import threading
 from contextlib import closing
 from itertools import islice
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -19,6 +18,8 @@ from fastselfie.data.loaders import build_loader, choose_loader
 from fastselfie.data.sources import open_dataset
 from fastselfie.errors import UserError
 from fastselfie.kernels.jpeg import transcode
+
+pytestmark = [pytest.mark.extra, pytest.mark.slow]
 
 CPU = torch.device("cpu")
 # Mean levels between two decoders of one JPEG: FFCV's fast DCT works with 8-bit factors, which
@@ -140,6 +141,8 @@ def test_the_centre_crop_is_that_of_the_folder_loader(tmp_path):
 
 def test_the_centre_crop_is_ffcvs_own_on_any_size(tmp_path):
     """OpenCV's area average of the box that FFCV documents."""
+    import cv2
+
     images = [textured(i, 90 + 7 * i, 80 + 11 * i) for i in range(10)]
     files = [jpeg_bytes(image, subsampling=i % 3) for i, image in enumerate(images)]
     path = write_beton(tmp_path / "a.beton", files, [0] * 10)

@@ -10,6 +10,8 @@ from conftest import picture
 
 from fastselfie.data.beton import BetonReader
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folder(tmp_path):

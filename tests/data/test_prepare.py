@@ -20,6 +20,8 @@ from fastselfie.data.beton import BetonReader
 from fastselfie.data.sources import open_dataset, open_part
 from fastselfie.kernels import jpeg
 
+pytestmark = pytest.mark.slow
+
 
 def photos(root, count=40, side=120):
     """ROOT/{a,b,c}/NN.jpg|png|webp of several kinds."""

@@ -24,6 +24,8 @@ from fastselfie.optim import begin_momentum, build_optimizer
 from fastselfie.pretrain import pretrain
 from fastselfie.step import TrainStep
 
+pytestmark = pytest.mark.slow
+
 # Read only at step 6: what went wrong before stays unread for up to five steps.
 LATE = {"steps": 6, "save_every": 6, "log_every": 6, "eval_every": 6, "batch_size": 6}
 

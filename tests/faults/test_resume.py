@@ -16,6 +16,8 @@ from fastselfie.log import read_log
 from fastselfie.pretrain import pretrain
 from fastselfie.step import TrainStep
 
+pytestmark = pytest.mark.slow
+
 # An epoch is 16 images: it ends inside a batch. Lines of the log, evaluations and checkpoints fall
 # on other steps than the one at which the run is left.
 TRAINING = {"steps": 8, "batch_size": 6, "micro_batch_size": 3, "log_every": 4, "eval_every": 5,
@@ -65,7 +67,7 @@ CASES = [
     ("folder", "resized", 0, 2, 5),
     ("folder", "pad", 2, 0, 1),
     ("resident", "pad", 0, 1, 3),
-    ("dali", "resized", 2, 1, 3),
+    pytest.param("dali", "resized", 2, 1, 3, marks=pytest.mark.extra),
 ]
 
 

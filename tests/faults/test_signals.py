@@ -25,6 +25,8 @@ from fastselfie.onlyone import LOCK
 from fastselfie.pretrain import pretrain
 from fastselfie.step import TrainStep
 
+pytestmark = pytest.mark.slow
+
 HANGS = 60  # seconds; a run that waits for what hangs comes to its end, which is counted
 TRAINING = {"steps": 6, "save_every": 4, "log_every": 4, "eval_every": 3, "batch_size": 6}
 

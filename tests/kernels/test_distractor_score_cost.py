@@ -10,6 +10,8 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 
 def output_of(script, interpret):
     """The JSON that a benchmark prints."""

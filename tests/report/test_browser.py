@@ -14,6 +14,8 @@ from fastselfie.report.folder import read_run
 from fastselfie.report.page import run_page, write_page
 from fastselfie.report.serve import open_server
 
+pytestmark = [pytest.mark.extra, pytest.mark.slow]
+
 FITS = "document.documentElement.scrollWidth <= innerWidth"
 SHOWN = (
     "[...document.images].every(i => i.complete && i.naturalWidth > 0) && document.images.length"

@@ -24,6 +24,8 @@ from fastselfie.reproduce.features import FIGURES
 from fastselfie.reproduce.plan import make_plan
 from fastselfie.step import TrainStep
 
+pytestmark = pytest.mark.slow
+
 FINALS = [f"labels-50/{arm}/seed-{seed}" for arm in ("finetuned", "supervised") for seed in (0, 1)]
 
 

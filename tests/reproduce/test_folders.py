@@ -9,6 +9,8 @@ import pytest
 import torch
 from reproductions import ARGUMENTS, make_reproduction, table
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):

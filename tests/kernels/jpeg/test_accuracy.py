@@ -50,11 +50,13 @@ def worst_margin(sources, sides, seed):
     return min(margins)
 
 
+@pytest.mark.slow
 def test_photographs_as_they_are():
     """The transcoded originals: mostly 4:4:4."""
     assert worst_margin(map(jpeg.transcode, photographs()), (224, 128, 56), 0) >= 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("subsampling", ENCODABLE)
 def test_photographs_in_every_subsampling(subsampling):
     """Every 4th photograph, for the sake of time."""

@@ -9,7 +9,10 @@ import json
 import subprocess
 import sys
 
+import pytest
 from conftest import REPOSITORY
+
+pytestmark = pytest.mark.slow
 
 INPUTS = 4000
 
