@@ -29,7 +29,7 @@ class Page:
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
         self._session = attached["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network", "Performance"):
+        for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
@@ -80,11 +80,6 @@ class Page:
         self.call("Page.navigate", url=url)
         self.until(f"location.href === {json.dumps(url)} && document.readyState === 'complete' && "
                    "performance.timing.loadEventEnd > 0")  # fmt: skip
-
-    def counted(self, metric: str) -> float:
-        """A count of Chromium's own since the page began, for example LayoutCount."""
-        metrics = self.call("Performance.getMetrics")["metrics"]
-        return next(m["value"] for m in metrics if m["name"] == metric)
 
     def complaints(self) -> list[Any]:
         """What stands in the console, and errors that nobody caught."""
