@@ -13,7 +13,7 @@ from rich.table import Table
 from fastselfie.boards import require_wandb
 from fastselfie.config import Config, StageConfig
 from fastselfie.data.loaders import INSTALL, choose_loader
-from fastselfie.data.sources import doubt, open_dataset
+from fastselfie.data.sources import class_warning, open_dataset
 from fastselfie.device import choose_machine, total_memory
 from fastselfie.doctor import UNASKED, examine
 from fastselfie.errors import UserError
@@ -52,8 +52,8 @@ def print_plan(config: Config, out: Path, console: Console, stage: str = "all") 
         table.add_row("held out", f"{len(dataset.held_out):,} ({escape(dataset.split)})")
         if dataset.caution:
             table.add_row("warning", escape(dataset.caution))
-        if doubtful := doubt(dataset.train, config.data.train or ""):
-            table.add_row("classes", escape(doubtful))
+        if warning := class_warning(dataset.train, config.data.train or ""):
+            table.add_row("classes", escape(warning))
         if stage != "pretrain":
             try:
                 table.add_row("with labels", f"{len(labelled(config, dataset)):,}")

@@ -27,7 +27,7 @@ from fastselfie.checkpoint import (
 from fastselfie.config import Config
 from fastselfie.configfile import load_config
 from fastselfie.data.loaders import choose_loader
-from fastselfie.data.sources import Dataset, doubt, open_dataset
+from fastselfie.data.sources import Dataset, class_warning, open_dataset
 from fastselfie.data.subsets import keep_labels
 from fastselfie.device import Machine, choose_machine
 from fastselfie.distributed import Ranks, join, restarted
@@ -255,7 +255,7 @@ def _announce(config: Config, stage: str, machine: Machine, dataset: Dataset, la
         f"{machine.precision.name} ({machine.precision.why}), loader {loader} ({why})",
         f"{len(dataset.train):,} training images{labelled_text}, {len(dataset.held_out):,} held "
         f"out ({dataset.split}), {len(dataset.train.classes)} classes",
-        doubt(dataset.train, config.data.train or ""),
+        class_warning(dataset.train, config.data.train or ""),
     ):
         if line:
             say(line)

@@ -14,18 +14,19 @@ class DataConfig(Section):
 
     train: str | None = Field(
         None,
-        description="an image folder (one sub-folder a class, loose images as one class, or train/ "
-        "and test/ or val/ inside), a .beton file of `fastselfie prepare`, a folder of CIFAR, "
-        "ImageNet 32x32 or IDX files (MNIST), or .tar (WebDataset) or .parquet files",
+        description="an image folder (one sub-folder a class, loose images without labels, or "
+        "train/ and test/ or val/ inside), a .beton file of `fastselfie prepare`, a folder of "
+        "CIFAR, ImageNet 32x32 or IDX files (MNIST), or .tar (WebDataset) or .parquet files",
         json_schema_extra=FREE,
     )
     test: str | None = Field(
         None,
-        description="held-out images, same kinds; null: the test part of data.train, else a split",
+        description="held-out images, same kinds; null: the first part beside data.train's "
+        "training part that has labels of its classes, else a split",
         json_schema_extra=FREE,
     )
     held_out: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
-        0.1, description="share of each class held out when data.train has no test part"
+        0.1, description="share of each class held out when data.train has no such part"
     )
     limit: PositiveInt | None = Field(None, description="use only so many images of each split")
     image_size: PositiveInt = Field(224, description="side of the square image, pixels")

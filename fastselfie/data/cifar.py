@@ -51,15 +51,9 @@ def open_cifar(folder: Path, part: str, beside_train: bool = False) -> ArraySour
     images, labels = arrays
     numbers = [str(i) for i in range(int(labels.max()) + 1)]
     text = next((folder / name for name in _TEXT_NAMES if (folder / name).is_file()), None)
-    if text is not None:
-        names = text.read_text(encoding="utf-8").split()
-        classes = names if len(names) >= len(numbers) else numbers
-        return ArraySource(images, labels, classes, str(folder))
-    names = _pickled_names(folder)
-    if len(names) < len(numbers):
-        return ArraySource(images, labels, numbers, str(folder))
-    # Earlier versions did not read these names, and their runs shall go on.
-    return ArraySource(images, labels, names, str(folder), former_classes=numbers)
+    names = _pickled_names(folder) if text is None else text.read_text(encoding="utf-8").split()
+    classes = names if len(names) >= len(numbers) else numbers
+    return ArraySource(images, labels, classes, str(folder))
 
 
 def _read(folder: Path, part: str) -> Arrays | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fastselfie.data.image_folder import holds_images, is_image, subfolders
-from fastselfie.data.shards import TEST_NAMES, TRAIN_NAMES
+from fastselfie.data.shards import TEST_NAMES, TRAIN_NAMES, files_of
 from fastselfie.errors import UserError
 
 _WRITE = "write its images as files, one sub-folder a class"
@@ -33,8 +33,9 @@ _KNOWN = (
 )  # fmt: skip
 # Archives of whole sets, which are no compressed shards.
 _ARCHIVES = re.compile(
-    r"(cifar-100?-|(101|256)_ObjectCategories|caltech|stl10|food-101|CUB_200|images|annotations"
+    r"(cifar-100?-|(101|256)_ObjectCategories|caltech|stl10|food-101|CUB_200"
     r"|imagenet(te|woof)|tiny-imagenet|dtd-|ILSVRC2012_devkit|102flowers).*\.(tar\.\w+|tgz)"
+    r"|(images|annotations)\.(tar\.\w+|tgz)"
 )
 _DEPTH = 3  # folders from the path down that are searched
 
@@ -79,7 +80,7 @@ def are_known_archives(path: Path) -> bool:
 
 def refuse_imagenet_archives(path: Path) -> None:
     """Raise UserError where tar files are ImageNet's own: a class each, or those in one."""
-    names = [path.name] if path.is_file() else [entry.name for entry in path.glob("*.tar")]
+    names = [path.name] if path.is_file() else [file.name for file in files_of(path, ".tar")]
     for name in sorted(names):
         if re.fullmatch(r"n\d{8}\.tar|ILSVRC2012_img_train.*\.tar", name):
             raise UserError(

@@ -19,8 +19,8 @@ from fastselfie.data.foreign import (
 )
 from fastselfie.data.image_folder import holds_images, open_image_folder, subfolders
 from fastselfie.data.images import UNLABELLED, Source, is_labelled, open_beton, relabelled
-from fastselfie.data.left_out import is_expected
-from fastselfie.data.shards import TEST_NAMES, TRAIN_NAMES
+from fastselfie.data.left_out import is_expected, say_once
+from fastselfie.data.shards import TEST_NAMES, TRAIN_NAMES, USUAL_TEST_NAMES, files_of
 from fastselfie.errors import UserError
 
 # What the only sub-folder of a held-out part is called where the images have no labels.
@@ -167,13 +167,13 @@ class _Set:
         own = {folder.name for folder in self.folders.values()}
         if name == "train" and own and own == set(subfolders(self.path)):
             return None
-        source = open_image_folder(self.path, name)
-        return None if source is None else Part(_checked(self.path, source), _IMAGE_FOLDER.name)
+        return Part(_checked(self.path, open_image_folder(self.path, name)), _IMAGE_FOLDER.name)
 
 
 def _checked(path: Path, source: Source) -> Source:
     """The same; UserError where its one class is a folder that holds a set of several parts."""
-    if len(source.classes) == 1 and is_labelled(source):
+    # A class may be of a table, without a folder of its own.
+    if len(source.classes) == 1 and (path / source.classes[0]).is_dir():
         inner = parts_inside(path / source.classes[0])
         if inner is not None:
             raise UserError(
@@ -198,6 +198,7 @@ def _find(path: Path) -> _Set:
         raise UserError(f"{path}: {explain(path)}")
     folders = _part_folders(path)
     if folders or holds_images(path):
+        _say_others(path, folders)
         return _Set(path, None, folders)
     inside = _sets_inside(path)
     if len(inside) == 1:
@@ -209,6 +210,20 @@ def _find(path: Path) -> _Set:
     if reason:
         raise UserError(f"{path}: no images: {reason}")
     return _Set(path, None, {})
+
+
+def _say_others(path: Path, parts: dict[str, Path]) -> None:
+    """Say which folders beside those of the parts hold images, which are not taken."""
+    if not parts:
+        return
+    others = [path / name for name in subfolders(path)]
+    held = [folder for folder in others if folder not in parts.values() and holds_images(folder)]
+    if held:
+        plural = "s" * (len(held) > 1)
+        say_once(
+            f"{path}: {len(held)} folder{plural} of images beside its parts "
+            f"({', '.join(sorted(parts))}) left out, first: {held[0].name}"
+        )
 
 
 def _sets_inside(path: Path, depth: int = 2) -> list[_Set]:
@@ -243,7 +258,7 @@ def _has_image_folders(path: Path, beside: _Format) -> bool:
     train = _part_folders(path).get("train")
     if train is not None:
         return True
-    if beside.name == "parquet" and not any(path.glob("*.parquet")):
+    if beside.name == "parquet" and not files_of(path, ".parquet"):
         return False  # of Hugging Face: the files are in data/, and pictures of the set beside it
     classes = (path / name for name in subfolders(path) if holds_images(path / name))
     return len(list(islice(classes, 2))) == 2
@@ -263,7 +278,7 @@ def _part_folders(path: Path) -> dict[str, Path]:
             found.setdefault(part, path / name)
     # Held-out parts under the names that only some use are known by the training part beside them.
     if "train" not in found:
-        return {name: folder for name, folder in found.items() if name in TEST_NAMES[:4]}
+        return {name: folder for name, folder in found.items() if name in USUAL_TEST_NAMES}
     others = [path / name for name in names if path / name != found["train"]]
     if len(found) == 1 and any(holds_images(other) for other in others):
         loose = not subfolders(found["train"]) and holds_images(found["train"])
@@ -276,7 +291,9 @@ def _holds_something(folder: Path) -> bool:
         return any(not is_expected(entry.name) for entry in entries)
 
 
-_IMAGE_FOLDER = _Format("image folder", Path.is_dir, open_image_folder)
+_IMAGE_FOLDER = _Format(
+    "image folder", Path.is_dir, lambda path, part, beside_train: open_image_folder(path, part)
+)
 # The first that matches; an image folder is what matches none of them.
 _FORMATS = (
     _Format(".beton file", lambda path: path.suffix == ".beton", open_beton),

@@ -130,8 +130,11 @@ def _named(folder: Path, name: str, labels: IntArray) -> tuple[IntArray, Sequenc
     """Labels from 0 and the characters of EMNIST's classes; without its mapping, their numbers."""
     path = folder / f"{name}mapping.txt"
     if path.is_file():
-        rows = [line.split() for line in path.read_text(encoding="ascii").splitlines() if line]
-        known = {int(row[0]): chr(int(row[1])) for row in rows}
+        try:
+            rows = [line.split() for line in path.read_text(encoding="ascii").splitlines() if line]
+            known = {int(row[0]): chr(int(row[1])) for row in rows}
+        except (ValueError, IndexError) as error:
+            raise UserError(f"{path}: not a line of LABEL CODE a class: fetch it again") from error
     else:
         first = 1 if "letters" in name else 0
         known = {i: str(i) for i in range(first, int(labels.max()) + 1)}

@@ -38,7 +38,7 @@ def holds_images(folder: Path) -> bool:
     return any(found.images for found in _walk(str(folder), _ids(folder.resolve().parents)))
 
 
-def open_image_folder(folder: Path, part: str, beside_train: bool = False) -> FolderSource | None:
+def open_image_folder(folder: Path, part: str) -> FolderSource:
     """The images of a folder: of one sub-folder a class, searched to any depth, or loose ones.
 
     Links to folders are followed. The order does not depend on the machine. What is left out is
@@ -47,13 +47,10 @@ def open_image_folder(folder: Path, part: str, beside_train: bool = False) -> Fo
     Args:
         folder: holds the sub-folders of the classes, or images.
         part: train, or a held-out part.
-        beside_train: whether all images of the folder are in use as the training part.
 
     Raises:
         UserError: no images, images both in sub-folders and beside them, a class without images.
     """
-    if beside_train:
-        return None
     if (folder / _TINY_IMAGENET).is_file() and (folder / "images").is_dir():
         return _open_tiny_imagenet(folder)
     classes = subfolders(folder)
@@ -101,16 +98,15 @@ def _require_all(
     held = f" ({inside})" if inside else ""
     way_out = "remove the folder"
     if len(used) == 1:
-        way_out = (
-            f"remove the folder, or give {folder / classes[labels[0]]}, if its are the classes"
-        )
+        way_out += f", or give {folder / classes[labels[0]]}, if its sub-folders are the classes"
     raise UserError(f"{folder / empty[0]}: a class without images{held}: {way_out}")
 
 
 def _open_tiny_imagenet(folder: Path) -> FolderSource:
     """Tiny ImageNet's validation images: loose, with a table of their classes."""
     table = folder / _TINY_IMAGENET
-    rows = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines() if line]
+    text = table.read_text(encoding="utf-8", errors="replace")  # no name in it has such a letter
+    rows = [line.split("\t") for line in text.splitlines() if line]
     if any(len(row) < 2 for row in rows):
         raise UserError(f"{table}: not a line of NAME, CLASS, ... an image: fetch it again")
     class_of = {row[0]: row[1] for row in rows}

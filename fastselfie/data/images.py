@@ -188,17 +188,12 @@ def eight_bits(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class ArraySource:
-    """Images in memory: (n, H, W, 3) uint8.
-
-    former_classes: what an earlier version called the classes, by which fingerprints still know
-    them; None: the same.
-    """
+    """Images in memory: (n, H, W, 3) uint8."""
 
     images: npt.NDArray[np.uint8]
     labels: IntArray
     classes: Sequence[str]
     origin: str
-    former_classes: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.images)

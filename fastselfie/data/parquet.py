@@ -20,7 +20,7 @@ from fastselfie.data.images import UNLABELLED, decode_image
 from fastselfie.data.left_out import say_once
 from fastselfie.data.parquet_columns import choose_columns, holds_integers
 from fastselfie.data.shard_checks import labels_and_classes, require_whole, unread_shards
-from fastselfie.data.shards import files_of_part
+from fastselfie.data.shards import files_of, files_of_part
 from fastselfie.errors import UserError
 from fastselfie.rng import IntArray
 
@@ -70,7 +70,7 @@ class ParquetSource:
 def is_parquet(path: Path) -> bool:
     """Whether `path` is a .parquet file, or a folder of them, also one called data inside it."""
     if path.is_dir():
-        return any(_folder(path).glob("*.parquet"))
+        return bool(files_of(_folder(path), ".parquet"))
     return path.suffix.lower() == ".parquet" or bool(unread_shards(path, ".parquet"))
 
 
@@ -132,7 +132,7 @@ def open_parquet(path: Path, part: str, beside_train: bool = False) -> ParquetSo
 def _folder(path: Path) -> Path:
     """A repository of Hugging Face keeps its files in data/."""
     inner = path / "data"
-    return inner if inner.is_dir() and not any(path.glob("*.parquet")) else path
+    return inner if inner.is_dir() and not files_of(path, ".parquet") else path
 
 
 def _open(path: str) -> Any:

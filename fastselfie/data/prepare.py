@@ -32,7 +32,7 @@ from fastselfie.data.beton_writer import DEFAULT_PAGE_SIZE, MAX_SIDE, BetonWrite
 from fastselfie.data.encode import Recoding, Stored, store
 from fastselfie.data.images import ArraySource, Source
 from fastselfie.data.skipped import SkipList
-from fastselfie.data.sources import doubt, open_part
+from fastselfie.data.sources import class_warning, open_part
 from fastselfie.data.workers import map_in_order
 from fastselfie.device import usable_cores
 from fastselfie.errors import UserError
@@ -79,8 +79,8 @@ def prepare(path: Path, out: Path, options: Options) -> dict[str, Any]:
             f"{path}: {kind} holds pixels, which are stored as they are: leave out --max-side, "
             "--quality and --subsampling"
         )
-    if doubtful := doubt(source, path):
-        say(doubtful)
+    if warning := class_warning(source, path):
+        say(warning)
     source = _shard(source, *options.shard)
     out.parent.mkdir(parents=True, exist_ok=True)
     with BetonWriter(

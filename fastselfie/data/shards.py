@@ -11,7 +11,16 @@ from fastselfie.errors import UserError
 # As torchvision, timm and Hugging Face's datasets know them. The held-out parts stand in the order
 # in which they are tried.
 TRAIN_NAMES = ("train", "training")
-TEST_NAMES = ("test", "val", "valid", "validation", "testing", "dev", "eval", "evaluation")
+USUAL_TEST_NAMES = ("test", "val", "valid", "validation")
+TEST_NAMES = (*USUAL_TEST_NAMES, "testing", "dev", "eval", "evaluation")
+
+
+def files_of(folder: Path, suffix: str) -> list[Path]:
+    """The files of a folder whose names end in `suffix`, in order of name; no hidden ones.
+
+    macOS keeps a file's metadata beside it under its name, as ._NAME.
+    """
+    return sorted(path for path in folder.glob(f"*{suffix}") if not path.name.startswith("."))
 
 
 def files_of_part(
@@ -32,7 +41,7 @@ def files_of_part(
     Raises:
         UserError: some files name a part and others do not.
     """
-    files = sorted(path.glob(f"*{suffix}")) if path.is_dir() else [path]
+    files = files_of(path, suffix) if path.is_dir() else [path]
     parts = [_part_of(file) for file in files]
     if not any(parts) or path.is_file():
         return None if beside_train else files

@@ -34,8 +34,8 @@ __all__ = [
     "FolderSource",
     "NoSource",
     "Source",
+    "class_warning",
     "decode_image",
-    "doubt",
     "expanded",
     "limited",
     "open_dataset",
@@ -85,9 +85,7 @@ class Dataset:
         """
         digest = hashlib.sha256()
         for source in (self.train, self.held_out):
-            former = source.former_classes if isinstance(source, ArraySource) else None
-            classes = list(former or source.classes)
-            digest.update(repr((isinstance(source, NoSource), classes)).encode())
+            digest.update(repr((isinstance(source, NoSource), list(source.classes))).encode())
             digest.update(source.labels.tobytes())
         return digest.hexdigest()
 
@@ -131,7 +129,7 @@ def open_dataset(data: DataConfig, seed: int = 0, labels_needed: bool = True) ->
         else:
             held_out, split = beside.source, f"the {beside.name} part of {data.train}"
             if beside.passed:
-                split += f": {', '.join(beside.passed)} has no labels of the training classes"
+                split += f" (no labels of the training classes in: {', '.join(beside.passed)})"
     held_out = _agreed(train, held_out, split, labels_needed)
     return _limited_dataset(Dataset(train, held_out, split, same), data.limit, seed)
 
@@ -166,7 +164,7 @@ def _agreed(train: Source, held_out: Source, split: str, labels_needed: bool) ->
     )
 
 
-def doubt(source: Source, path: str | Path) -> str:
+def class_warning(source: Source, path: str | Path) -> str:
     """What must be said of the classes of the training images at `path`; empty where nothing must.
 
     It tells of a folder that was read in another way than its owner thought.

@@ -16,7 +16,7 @@ from PIL import Image
 from fastselfie.data.images import EXTENSIONS, UNLABELLED, decode_image
 from fastselfie.data.left_out import is_expected, left_out, say_once
 from fastselfie.data.shard_checks import labels_and_classes, require_whole, unread_shards
-from fastselfie.data.shards import files_of_part
+from fastselfie.data.shards import files_of, files_of_part
 from fastselfie.errors import UserError
 from fastselfie.rng import IntArray
 
@@ -90,7 +90,7 @@ def is_webdataset(path: Path) -> bool:
     """
     if not path.is_dir():
         return path.suffix.lower() == ".tar" or bool(unread_shards(path, ".tar"))
-    if any(path.glob("*.tar")):
+    if files_of(path, ".tar"):
         return True
     with os.scandir(path) as entries:
         other = any(
@@ -171,7 +171,7 @@ def _scan(path: Path) -> _Shard:
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                if _is_safe(path, member):
+                if _is_file(path, member):
                     _sort_in(shard, tar, path, member)
             _check_end(path, tar.offset)
     except (tarfile.TarError, OSError, EOFError) as error:
@@ -245,7 +245,7 @@ def _say_unlabelled(path: Path, members: Sequence[str], companions: set[str]) ->
         say_once(f"{path}: no label (KEY.cls) beside any image: {'; '.join(hints)}")
 
 
-def _is_safe(path: Path, member: tarfile.TarInfo) -> bool:
+def _is_file(path: Path, member: tarfile.TarInfo) -> bool:
     """Whether the member is a file; a UserError where an honest shard would not hold it."""
     if member.issym() or member.islnk() or member.issparse():
         raise UserError(f"{path}: {member.name} is a link or a sparse file: pack the shard again")

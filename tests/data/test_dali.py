@@ -135,8 +135,6 @@ def test_small_raw_images_are_shifted_exactly(tmp_path, mode):
 
 
 def test_dali_gets_no_more_of_a_picture_than_its_box(beton):
-    from fastselfie.data.loaders.dali import _cut
-
     ours = loader(beton, "dali")
     whole = [ours._encoded(sample) for sample in range(len(ours))]
     able = [e for e in whole if e.data[0] == 0xFF and read_header(e.data.data).can_crop]

@@ -10,7 +10,7 @@ import pytest
 from conftest import picture, tiny_config, write_idx
 
 from fastselfie.data.images import ArraySource
-from fastselfie.data.sources import Dataset, open_dataset, open_part
+from fastselfie.data.sources import open_dataset, open_part
 from fastselfie.errors import UserError
 
 CIFAR_10 = [
@@ -27,8 +27,8 @@ CIFAR_10 = [
 ]
 
 
-def dataset(folder):
-    return open_dataset(tiny_config(data={"train": str(folder)}).data)
+def dataset(folder, **data):
+    return open_dataset(tiny_config(data={"train": str(folder), **data}).data)
 
 
 def pixels(count, seed=0):
@@ -89,6 +89,14 @@ def test_emnist_letters_are_upright_and_from_0(tmp_path, mapped):
     assert np.array_equal(found.train.images[3, 2:30, 2:30, 0], images[3].T)
 
 
+def test_a_damaged_mapping_of_emnist_is_named(tmp_path):
+    write_both(tmp_path, pixels(26), np.arange(1, 27), "emnist-letters-train")
+    for text in ("<html>404</html>", "1"):
+        (tmp_path / "emnist-letters-mapping.txt").write_text(text)
+        with pytest.raises(UserError, match=r"letters-mapping\.txt: not a line of LABEL CODE"):
+            dataset(tmp_path)
+
+
 def test_several_sets_of_emnist_in_one_folder_are_named(tmp_path):
     for name in ("digits", "letters"):
         write_both(tmp_path, pixels(9), np.arange(9), f"emnist-{name}-train")
@@ -124,16 +132,13 @@ def test_cifar_names_its_classes(tmp_path, inside):
     assert list(found.train.classes) == list(found.held_out.classes) == CIFAR_10
 
 
-def test_a_run_from_before_the_names_were_read_goes_on(tmp_path):
-    """The fingerprint is that of the numbers, which earlier versions took for names."""
-    write_cifar_10(tmp_path / "with")
-    write_cifar_10(tmp_path / "without", names=False)
-    found, before = dataset(tmp_path / "with"), dataset(tmp_path / "without")
-    assert list(before.train.classes) == [str(i) for i in range(10)]
-    assert found.fingerprint() == before.fingerprint()
-    some = Dataset(found.train.select(np.arange(5)), found.held_out, "")
-    assert some.fingerprint() == Dataset(before.train.select(np.arange(5)), before.held_out,
-                                         "").fingerprint()  # fmt: skip
+def test_cifar_and_the_file_prepared_from_it_are_the_same_images(tmp_path, cli):
+    write_cifar_10(tmp_path / "cifar")
+    for part in ("train", "test"):
+        path = tmp_path / f"{part}.beton"
+        assert cli("prepare", tmp_path / "cifar", "--out", path, "--part", part).status == 0
+    prepared = dataset(tmp_path / "train.beton", test=str(tmp_path / "test.beton"))
+    assert dataset(tmp_path / "cifar").fingerprint() == prepared.fingerprint()
 
 
 def test_cifar_100_names_its_fine_classes(tmp_path):
@@ -155,6 +160,7 @@ def test_cifar_100_names_its_fine_classes(tmp_path):
     [
         ("cifar-10-python.tar.gz", "an archive is not read: unpack it"),
         ("101_ObjectCategories.tar.gz", "an archive is not read: unpack it"),
+        ("images.tar.gz", "an archive is not read: unpack it"),
         ("data.zip", "an archive is not read: unpack it"),
         ("CUB_200_2011.tgz", "an archive is not read: unpack it"),
         ("train_32x32.mat", "SVHN's MATLAB files are not read"),

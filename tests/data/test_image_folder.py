@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import picture, refused, tiny_config
 
-from fastselfie.data.sources import doubt, open_dataset, open_part
+from fastselfie.data.sources import class_warning, open_dataset, open_part
 from fastselfie.errors import UserError
 
 
@@ -137,6 +137,16 @@ def test_the_class_of_trains_is_no_part(tmp_path):
     assert list(opened(tmp_path).classes) == ["bus", "car", "train"]
 
 
+def test_folders_beside_those_of_the_parts_are_counted(tmp_path, capsys):
+    for label in ("bus", "car", "train/freight", "train/metro", "empty"):
+        (tmp_path / label).mkdir(parents=True)
+        if label != "empty":
+            save(tmp_path / label / "1.png")
+    assert list(opened(tmp_path).classes) == ["freight", "metro"]
+    words = "2 folders of images beside its parts (train) left out, first: bus"
+    assert f"{tmp_path}: {words}\n" in capsys.readouterr().err
+
+
 def test_one_class_is_said_loudly_and_no_labels_plainly(tmp_path, cli):
     save(tmp_path / "one" / "photos" / "a" / "1.png")
     save(tmp_path / "none" / "1.png")
@@ -150,10 +160,10 @@ def test_one_class_is_said_loudly_and_no_labels_plainly(tmp_path, cli):
 def test_folders_that_are_no_classes_are_warned_of(tmp_path):
     for name in ("annotations", "images"):
         save(tmp_path / name / "1.png")
-    assert "warning: " in doubt(opened(tmp_path), tmp_path)
+    assert "warning: " in class_warning(opened(tmp_path), tmp_path)
     save(tmp_path / "other" / "cat" / "1.png")
     save(tmp_path / "other" / "dog" / "1.png")
-    assert doubt(opened(tmp_path / "other"), tmp_path) == ""
+    assert class_warning(opened(tmp_path / "other"), tmp_path) == ""
 
 
 def test_a_set_that_lies_deeper_is_named(tmp_path, cli):
@@ -181,6 +191,9 @@ def test_tiny_imagenet(tmp_path):
     assert count(found.train) == {"n01": 2, "n02": 2, "n03": 2}
     assert found.held_out.labels.tolist() == [2, 0, 2, 0]
     assert os.path.basename(found.held_out.name(0)) == "val_0.JPEG"
+    (tmp_path / "val" / "val_annotations.txt").write_bytes(b"\xff\xfe" + rows[0].encode())
+    with pytest.raises(UserError, match=r"val_annotations\.txt: names no class of val_"):
+        opened(tmp_path / "val", "test")
     (tmp_path / "val" / "val_annotations.txt").write_text(rows[0])
     with pytest.raises(UserError, match=r"val_annotations\.txt: names no class of val_1\.JPEG"):
         opened(tmp_path / "val", "test")

@@ -379,11 +379,18 @@ def test_a_shard_that_cannot_be_read_is_not_passed_over(tmp_path, name):
         read(tmp_path)
 
 
-def test_only_compressed_shards_are_called_so(tmp_path):
-    for name in ("a.tar.gz", "b.tar.gz"):
-        (tmp_path / name).write_bytes(b"\x1f\x8b")
-    for path in (tmp_path, tmp_path / "a.tar.gz"):
-        with pytest.raises(UserError, match=r"/a\.tar\.gz: is compressed: decompress it"):
+def test_the_metadata_of_macos_beside_a_shard_is_no_shard(tmp_path):
+    write_tar(tmp_path / "a.tar", labelled("a"))
+    (tmp_path / "._a.tar").write_bytes(b"\0\5\x16\7")
+    assert len(read(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("stem", ["a", "images"])
+def test_only_compressed_shards_are_called_so(tmp_path, stem):
+    for number in range(2):
+        (tmp_path / f"{stem}-{number}.tar.gz").write_bytes(b"\x1f\x8b")
+    for path in (tmp_path, tmp_path / f"{stem}-0.tar.gz"):
+        with pytest.raises(UserError, match=r"-0\.tar\.gz: is compressed: decompress it"):
             read(path)
 
 
