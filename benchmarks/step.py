@@ -185,7 +185,8 @@ def _limit_onednn(isa: str) -> None:
     os.environ["ONEDNN_MAX_CPU_ISA"] = isa  # which oneDNN reads once
     import torch
 
-    if not torch.cpu.get_capabilities().get(ISAS[isa]):
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    if not capabilities.get(ISAS[isa]):
         raise UserError(f"--isa {isa}: this processor has no {ISAS[isa]}")
 
 

@@ -84,7 +84,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
         optimizer: of the same model, its parameters on their device and in their layout.
         state: what `optimizer.state_dict()` gave.
     """
-    groups = optimizer.state_dict()["param_groups"]
+    own, saved = optimizer.state_dict()["param_groups"], state["param_groups"]
+    # With the saved parameters, so that torch compares the sizes of the groups.
+    groups = [{**ours, "params": theirs["params"]} for ours, theirs in zip(own, saved, strict=True)]
     optimizer.load_state_dict({**state, "param_groups": groups})
     for parameter, buffers in optimizer.state.items():
         for name, value in buffers.items():

@@ -61,6 +61,7 @@ def _takes(x: Tensor, weight: Tensor) -> bool:
         and _dtype(x) == _dtype(weight)
         and _dtype(x) in _DTYPES
         and x.is_contiguous(memory_format=torch.channels_last)
+        and len(x) > 0
         and _shares_openmp()
     )
 
@@ -127,8 +128,8 @@ def _weight_gradient(
     parts: list[Tensor] = [weight] * len(images)
 
     def task(number: int) -> None:
-        # Torch sets a thread's OpenMP up at its first use of it, so that is done before. With more
-        # than one thread here, oneDNN would plan for them and wait for ever.
+        # Torch sets this thread's OpenMP up at its first use, which would overwrite our setting, so
+        # that use comes first. With more than one thread here oneDNN would wait for ever.
         torch.get_num_threads()
         set_openmp_threads(1)
         with torch.no_grad():
@@ -144,9 +145,10 @@ def _weight_gradient(
 def _part(x: Tensor, weight: Tensor, gradient: Tensor, stride: int, padding: int) -> Tensor:
     """Return the weight gradient of these images, computed by the calling thread.
 
-    oneDNN reads and writes the gradient once an image. A matrix product has a copy, k^2 times what
-    the output saw, written and read, packed and read again; a 1x1 needs none. So it moves less
-    where there are more than two output channels a pixel of the output.
+    oneDNN reads and writes the gradient once an image. A matrix product first copies x into a
+    matrix of k^2 values a pixel of the output and channel, which is written, read, packed and read
+    again; a 1x1 needs no copy. So the product moves fewer bytes where there are more output
+    channels than twice the pixels of the output.
     """
     outputs, inputs, height, width = weight.shape
     pixels = gradient.permute(0, 2, 3, 1)

@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import tiny_config
 
-from fastselfie.cli.output import conclude, training_rows
+from fastselfie.cli.output import print_result, training_rows
 
 SUMMARY = {
     "pretext_accuracy": 0.7934,
@@ -38,10 +38,10 @@ def terminal(monkeypatch):
 def test_a_run_ends_with_a_table_and_where_its_page_is(terminal, capsys, columns):
     config = tiny_config(finetune={"labels": 0.05})
     terminal(columns)
-    conclude(SUMMARY, False, lambda: training_rows(SUMMARY, config))
+    print_result(SUMMARY, False, lambda: training_rows(SUMMARY, config))
     out = capsys.readouterr().out
     for words in ("pretext accuracy", "79.3%", "chance 25%", "finetuned", "81.8%", "supervised",
-                  "78.4%", "646", "2 min"):  # fmt: skip
+                  "78.4%", "646", "2 min", "knn", "81.0%"):  # fmt: skip
         assert words in out
     assert " ".join(out.split()).count("5% of the labels") == 2 or columns == 40
     *table, page = out.splitlines()
@@ -59,12 +59,12 @@ def test_stages_that_did_not_run_have_no_line():
 
 
 def test_json_is_for_pipes_and_for_who_asks(terminal, capsys):
-    conclude(SUMMARY, False)
+    print_result(SUMMARY, False)
     assert json.loads(capsys.readouterr().out) == SUMMARY
     terminal()
-    conclude(SUMMARY, True)
+    print_result(SUMMARY, True)
     assert json.loads(capsys.readouterr().out) == SUMMARY
-    conclude(SUMMARY, False)
+    print_result(SUMMARY, False)
     out = capsys.readouterr().out
     assert "{" not in out
     assert "images/s" in out
@@ -93,3 +93,19 @@ def test_commands_with_tables_of_their_own_print_json_alone_where_asked(
     assert (out[0] == "[") is asked
     if asked:
         assert json.loads(out)[0]["image"] == str(image)
+
+
+def test_figures_without_a_value_and_switches_are_words(terminal, capsys):
+    terminal()
+    print_result({"top_k": None, "damaged": False, "whole": True}, False)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [(line[0], line[-1]) for line in lines] == [
+        ("top", "-"), ("damaged", "no"), ("whole", "yes"),
+    ]  # fmt: skip
+
+
+def test_a_dry_run_has_no_json(cli, tiny_yaml):
+    for command in ("train", "reproduce"):
+        done = cli(command, tiny_yaml, "--dry-run", "--json")
+        assert done.status == 2
+        assert "--json: a dry run has no figures" in done.err

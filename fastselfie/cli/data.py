@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from fastselfie.cli.app import app
-from fastselfie.cli.output import AsJson, conclude
+from fastselfie.cli.output import AsJson, print_result
 from fastselfie.errors import UserError
 
 
@@ -98,7 +98,7 @@ def prepare(
         options = replace(options, page_size=page_size)
     if shard is not None:
         options = replace(options, shard=_parse_shard(shard))
-    conclude(preparing.prepare(source, out, options), as_json)
+    print_result(preparing.prepare(source, out, options), as_json)
 
 
 def _parse_shard(text: str) -> tuple[int, int]:
@@ -120,7 +120,7 @@ def join(
     """
     from fastselfie.data import join as joining
 
-    conclude(joining.join(parts, out), as_json)
+    print_result(joining.join(parts, out), as_json)
 
 
 def _check_beton(path: Path) -> None:

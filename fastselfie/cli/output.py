@@ -18,7 +18,7 @@ AsJson = Annotated[
 Row = Sequence[str]
 
 
-def conclude(
+def print_result(
     figures: Mapping[str, Any],
     as_json: bool,
     rows: Callable[[], Iterable[Row]] | None = None,
@@ -26,11 +26,11 @@ def conclude(
     """Print what a command ends with: on a terminal a table, else one line of JSON.
 
     Args:
-        figures: by their names. Texts among them, as paths are, stand below the table.
+        figures: by their names. Texts, such as paths, are printed below the table.
         as_json: whether JSON is asked for on a terminal too.
-        rows: makes the table where another than of all figures is wanted.
+        rows: makes the rows of the table; by default a row a figure.
     """
-    if for_programs(as_json):
+    if wants_json(as_json):
         typer.echo(json.dumps(figures))
         return
     from rich.console import Console
@@ -52,7 +52,7 @@ def conclude(
             console.print(f"{name}: {escape(value)}", soft_wrap=True)
 
 
-def for_programs(as_json: bool) -> bool:
+def wants_json(as_json: bool) -> bool:
     """Whether a program reads the output: it is asked for, or goes into a pipe or a file."""
     return as_json or not sys.stdout.isatty()
 
@@ -66,6 +66,11 @@ def training_rows(summary: Mapping[str, Any], config: Config) -> list[Row]:
     if "pretext_accuracy" in summary:
         chance = f"chance {1 / config.masked:.0%}"
         rows.append(("pretext accuracy", f"{summary['pretext_accuracy']:.1%}", chance))
+    rows += [
+        (name.replace("_", " "), f"{summary[name]:.1%}", "of P's features")
+        for name in ("knn", "linear_probe")
+        if name in summary
+    ]
     if settings.labels_per_class is None:
         labels = f"top-1, {100 * settings.labels:.3g}% of the labels"
     else:
@@ -98,4 +103,6 @@ def _shown(value: Any) -> str:
         return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4g}"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return value if isinstance(value, str) else json.dumps(value)
+    if value is None:
+        return "-"
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fastselfie.cli.app import app
-from fastselfie.cli.output import AsJson, conclude
+from fastselfie.cli.output import AsJson, print_result
 
 
 @app.command()
@@ -26,7 +26,7 @@ def evaluate(
     from fastselfie.measure import measure_run
 
     measures = measure_run(run, data)
-    conclude(
+    print_result(
         measures,
         as_json,
         lambda: (
@@ -80,7 +80,7 @@ def report(
     if path.is_dir():
         raise UserError(f"{path}: is a folder: give --out a file in it")
     write_atomically(path, page(REFRESH))
-    conclude({"report": str(path)}, as_json)
+    print_result({"report": str(path)}, as_json)
 
 
 @app.command()

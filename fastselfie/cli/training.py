@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from fastselfie.cli.app import app
-from fastselfie.cli.output import AsJson, conclude, for_programs, training_rows
+from fastselfie.cli.output import AsJson, print_result, training_rows, wants_json
 
 ConfigFile = Annotated[
     str, typer.Argument(help="A YAML file, or a name that `fastselfie configs` lists, as in224.")
@@ -51,6 +51,7 @@ def train(
     settings = load_config(config, overrides or ())
     folder = out or Path("runs") / settings.name
     if dry_run:
+        _refuse_json(as_json)
         from rich.console import Console
 
         from fastselfie.plan import print_plan
@@ -65,7 +66,7 @@ def train(
     except Interrupted as left:
         raise typer.Exit(128 + left.number) from None
     if summary is not None:  # as it is where another process leads
-        conclude(summary, as_json, lambda: training_rows(summary, settings))
+        print_result(summary, as_json, lambda: training_rows(summary, settings))
 
 
 @app.command()
@@ -122,6 +123,7 @@ def reproduce(
     folder = out or Path("runs") / settings.name
     runs = make_plan(settings, labels, seeds, budget)
     if dry_run or plan is not None:
+        _refuse_json(as_json)
         from fastselfie.profiling.estimate import parse_target
         from fastselfie.reproduce.forecast import print_forecast
 
@@ -137,7 +139,7 @@ def reproduce(
         raise typer.Exit(128 + left.number) from None
     if not as_json:
         print_table(figures, folder / PAGE, Console(highlight=False))
-    if for_programs(as_json):
+    if wants_json(as_json):
         typer.echo(json.dumps({"rows": figures["rows"], "table": str(folder / PAGE)}))
 
 
@@ -177,7 +179,7 @@ def profile(
     folder = out or Path("runs") / settings.name / "profile"
     figures = profile_config(settings, steps, folder, target)
     print_profile(figures, folder / PAGE, console)
-    if for_programs(as_json):
+    if wants_json(as_json):
         kept = ("binding", "advice", "shares", "rates", "plan")
         summary = {key: figures[key] for key in kept}
         typer.echo(json.dumps({**summary, "report": str(folder / PAGE)}))
@@ -197,5 +199,12 @@ def replay(
     found = replay_step(file)
     for line in found.lines() if not as_json else ():
         typer.echo(line)
-    if for_programs(as_json):
+    if wants_json(as_json):
         typer.echo(json.dumps(found.summary()))
+
+
+def _refuse_json(as_json: bool) -> None:
+    from fastselfie.errors import UserError
+
+    if as_json:
+        raise UserError("--json: a dry run has no figures to print as JSON: leave one of them out")

@@ -11,7 +11,7 @@ import typer
 
 from fastselfie.cli.app import app
 from fastselfie.cli.data import Part
-from fastselfie.cli.output import AsJson, conclude, for_programs
+from fastselfie.cli.output import AsJson, print_result, wants_json
 
 
 class TrainedStage(str, Enum):
@@ -64,7 +64,7 @@ def export(
     from fastselfie.trained import open_trained
 
     trained = open_trained(run, stage and stage.value, allow_unfinished)
-    conclude(exporting.export(trained, form.value, out), as_json)
+    print_result(exporting.export(trained, form.value, out), as_json)
 
 
 @app.command()
@@ -88,7 +88,7 @@ def features(
     from fastselfie.trained import open_trained
 
     trained = open_trained(run, stage and stage.value, allow_unfinished)
-    conclude(write_features(trained, data, part.value, out, labels), as_json)
+    print_result(write_features(trained, data, part.value, out, labels), as_json)
 
 
 @app.command()
@@ -123,5 +123,5 @@ def predict(
             for row in answer.rows():
                 table.add_row(*map(escape, row))
         Console(highlight=False).print(table)
-    if for_programs(as_json):
+    if wants_json(as_json):
         typer.echo(json.dumps([answer.summary() for answer in found]))

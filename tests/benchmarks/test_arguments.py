@@ -11,11 +11,9 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
-<<<<<<< HEAD
 from fastselfie.errors import UserError
-=======
+
 pytestmark = pytest.mark.slow
->>>>>>> small
 
 STEP = ("step.py", "--config", "configs/cifar10.yaml")
 JSON = ("--json", "OUT/result.json")

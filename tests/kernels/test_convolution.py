@@ -144,6 +144,12 @@ def test_elsewhere_it_is_torchs_own(why, monkeypatch):
     assert torch.equal(y, plain)
 
 
+def test_an_empty_batch_has_gradients_of_zero():
+    x, weight = case((0, 16, 8, 8), (64, 16, 1, 1))
+    convolution(x, weight).float().sum().backward()
+    assert not weight.grad.any()
+
+
 def test_an_unknown_impl_is_named():
     with pytest.raises(ValueError, match=r"^impl is 'fast': one of auto, reference, triton"):
         convolution(*case((4, 16, 8, 8), (16, 16, 1, 1)), impl="fast")
