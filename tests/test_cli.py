@@ -33,3 +33,19 @@ def test_asked_for_help_and_version_are_no_mistakes(cli):
         result = cli(*arguments)
         assert (result.status, result.err) == (0, "")
         assert result.out.strip()
+
+
+def test_a_name_with_a_line_end_stays_in_one_line(cli, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "a\nb\udcff.jpg").write_bytes(b"no image")
+    result = cli("prepare", folder, "--out", tmp_path / "x.beton")
+    said, error = result.err.splitlines()
+    assert "1 images without labels" in said
+    assert r"a\nb\udcff.jpg: unreadable" in error
+    assert result.status == 2
+
+
+def test_a_path_that_is_empty_or_too_long_is_one_line(cli, tiny_yaml):
+    refused(cli("train", tiny_yaml, "data.train="), "data.train")
+    refused(cli("prepare", "x" * 300, "--out", "y.beton"), "x" * 300)

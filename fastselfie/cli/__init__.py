@@ -27,6 +27,8 @@ _WAYS_OUT = {
     errno.EISDIR: "give a file's name",
     errno.ENOTDIR: "give another path",
     errno.EEXIST: "give another path",
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.ELOOP: "give another path",
 }
 _INTERRUPTED = 130  # the exit status of a program that SIGINT ended
 
@@ -74,5 +76,7 @@ def _leave_usage(error: Any) -> NoReturn:
 
 
 def _leave(message: str) -> NoReturn:
+    # The name of a file may hold a line's end, or bytes that are no text.
+    message = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
     typer.echo(f"error: {message}", err=True)
     sys.exit(2)

@@ -14,6 +14,7 @@ class DataConfig(Section):
 
     train: str | None = Field(
         None,
+        min_length=1,
         description="an image folder (one sub-folder a class, loose images without labels, or "
         "train/ and test/ or val/ inside), a .beton file of `fastselfie prepare`, a folder of "
         "CIFAR, ImageNet 32x32 or IDX files (MNIST), or .tar (WebDataset) or .parquet files",
@@ -21,6 +22,7 @@ class DataConfig(Section):
     )
     test: str | None = Field(
         None,
+        min_length=1,
         description="held-out images, same kinds; null: the first part beside data.train's "
         "training part that has labels of its classes, else a split",
         json_schema_extra=FREE,

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastselfie.data.images import ArraySource
+from fastselfie.data.labels import numbered_classes
 from fastselfie.data.restricted_pickle import load_arrays
 from fastselfie.errors import UserError
 from fastselfie.rng import IntArray
@@ -49,9 +50,9 @@ def open_cifar(folder: Path, part: str, beside_train: bool = False) -> ArraySour
     if arrays is None:
         return None
     images, labels = arrays
-    numbers = [str(i) for i in range(int(labels.max()) + 1)]
+    numbers = numbered_classes(labels, folder)
     text = next((folder / name for name in _TEXT_NAMES if (folder / name).is_file()), None)
-    names = _pickled_names(folder) if text is None else text.read_text(encoding="utf-8").split()
+    names = _pickled_names(folder) if text is None else _words(text)
     classes = names if len(names) >= len(numbers) else numbers
     return ArraySource(images, labels, classes, str(folder))
 
@@ -64,6 +65,13 @@ def _read(folder: Path, part: str) -> Arrays | None:
         if (folder / names[0]).is_file():
             return _join([_read_python(_existing(folder / n)) for n in names])
     return None
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").split()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not text in UTF-8: unpack CIFAR again") from error
 
 
 def _pickled_names(folder: Path) -> list[str]:

@@ -25,6 +25,7 @@ DEFAULT_QUALITY = 95
 # Lossless files (PNG and so on) up to this side are stored as pixels: JPEG would cost accuracy, and
 # at 32x32 its header alone is a third of the file.
 RAW_SIDE = 64
+_LONGEST_SIDE = 65_500  # of libjpeg's JPEG_MAX_DIMENSION
 _FACTORS_420 = [(2, 2), (1, 1), (1, 1)]
 # What Pillow can write. Others (4:4:0, 4:1:1) are kept by writing all the chroma there is.
 _KEPT = {tuple(_FACTORS_420): "4:2:0", ((2, 1), (1, 1), (1, 1)): "4:2:2"}
@@ -137,14 +138,19 @@ def _encode_pixels(data: bytes, name: str, recoding: Recoding, header: Header | 
             quality=DEFAULT_QUALITY if recoding.quality is None else recoding.quality,
             subsampling="4:2:0" if recoding.subsampling == "420" else kept,
         )
-    except (OSError, MemoryError) as error:  # sides above 65,500; too many pixels at once
+    except (OSError, MemoryError) as error:  # too many pixels at once
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{name}: cannot be a JPEG ({reason}): use --max-side") from error
     return _transcoded(file.getvalue())
 
 
 def _require_storable(width: int, height: int, name: str) -> None:
-    """Refuse an image that Pillow would not open again."""
+    """Refuse an image that Pillow would not open again, or that no JPEG can hold."""
+    if max(width, height) > _LONGEST_SIDE:
+        raise UserError(
+            f"{name}: {width}x{height}: a JPEG holds at most {_LONGEST_SIDE:,} pixels a side: use "
+            "--max-side"
+        )
     if width * height > MAX_PIXELS:
         raise UserError(
             f"{name}: {width}x{height} pixels are more than {MAX_PIXELS:,}: remove it, or use "
@@ -169,6 +175,8 @@ def _too_large(width: int, height: int, recoding: Recoding) -> bool:
 def _orientation(data: bytes) -> int:
     try:
         with open_lazily(data, MAX_SHRUNK_PIXELS) as image:
+            if image.format == "TIFF":
+                return 1  # Pillow itself turns these upright
             return int(image.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:  # of Pillow's parser, for damaged EXIF of a sound picture: of any kind
         return 1

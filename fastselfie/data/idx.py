@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastselfie.data.images import ArraySource
+from fastselfie.data.labels import numbered_classes
 from fastselfie.errors import UserError
 from fastselfie.rng import IntArray
 
@@ -53,14 +54,16 @@ def open_idx(folder: Path, part: str, beside_train: bool = False) -> ArraySource
     found.sort(key=lambda match: match["gz"] is not None)  # plain before gzipped
     image_file, emnist = _file(folder / found[0].string), names[0].startswith("emnist")
     assert image_file is not None
-    images, labels = _read_both(image_file, _label_file(folder, found[0]))
+    label_file = _label_file(folder, found[0])
+    images, labels = _read_both(image_file, label_file)
+    classes: Sequence[str] = numbered_classes(labels, label_file)
     if emnist:
         images = images.transpose(0, 2, 1)
-    numbers, classes = _named(folder, names[0], labels) if emnist else (labels, _numbers(labels))
+        labels, classes = _named(folder, names[0], labels)
     pad = max(0, 32 - images.shape[1])
     widths = ((0, 0), (pad // 2, pad - pad // 2), (pad // 2, pad - pad // 2))
     gray = np.pad(images, widths)
-    return ArraySource(np.repeat(gray[..., None], 3, axis=3), numbers, classes, str(folder))
+    return ArraySource(np.repeat(gray[..., None], 3, axis=3), labels, classes, str(folder))
 
 
 def read_idx(path: Path) -> npt.NDArray[Any]:
@@ -76,9 +79,11 @@ def read_idx(path: Path) -> npt.NDArray[Any]:
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in _KINDS:
         raise UserError(f"{path}: not an IDX file of bytes: fetch it again")
     header, kind = 4 + 4 * data[3], _KINDS[data[2]]
+    if len(data) < header:
+        raise UserError(f"{path}: holds {len(data)} bytes, less than its header: fetch it again")
     shape = tuple(int(n) for n in np.frombuffer(data[4:header], dtype=">u4"))
     expected = int(np.prod(shape, dtype=object)) * kind.itemsize if shape else 0
-    if len(shape) != data[3] or len(data) - header != expected:
+    if len(data) - header != expected:
         raise UserError(
             f"{path}: holds {len(data) - header} bytes after its header, which says {expected}: "
             "fetch it again"
@@ -120,10 +125,6 @@ def _read_both(image_file: Path, label_file: Path) -> tuple[npt.NDArray[np.uint8
     if len(images) == 0:
         raise UserError(f"{image_file}: holds no images: fetch it again")
     return images.astype(np.uint8, copy=False), labels.astype(np.int64)
-
-
-def _numbers(labels: IntArray) -> Sequence[str]:
-    return [str(i) for i in range(int(labels.max()) + 1)]
 
 
 def _named(folder: Path, name: str, labels: IntArray) -> tuple[IntArray, Sequence[str]]:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from fastselfie.data.beton import IMAGE_MODES, BetonReader
+from fastselfie.data.labels import numbered_classes
 from fastselfie.errors import UserError
 from fastselfie.kernels.jpeg import JpegError, check, transcode
 from fastselfie.rng import IntArray
@@ -307,7 +308,7 @@ def open_beton(path: Path, part: str, beside_train: bool = False) -> BetonSource
         return BetonSource(reader, indices, np.zeros(len(reader), dtype=np.int64), UNLABELLED)
     if least < 0:
         raise UserError(f"{path}: a label is {least}: prepare it from a source with labels")
-    classes = reader.info.get("classes") or [str(i) for i in range(most + 1)]
+    classes = reader.info.get("classes") or numbered_classes(reader.label, path)
     if most >= len(classes):
         raise UserError(f"{path}: a label is {most}, but it names {len(classes)} classes")
     return BetonSource(reader, indices, reader.label, classes)

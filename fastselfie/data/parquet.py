@@ -171,6 +171,8 @@ def _labels(reader: Any, file: Path, column: str) -> IntArray:
     import pyarrow as pa
 
     kind = reader.schema_arrow.field(column).type
+    if pa.types.is_null(kind):
+        return np.full(reader.metadata.num_rows, -1, dtype=np.int64)
     if not holds_integers(kind):
         raise UserError(
             f"{file}: column {column} holds {kind}, no numbers of classes from 0 up: write it as "

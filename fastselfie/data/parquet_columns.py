@@ -36,7 +36,10 @@ def choose_columns(file: Path, schema: Any) -> Columns:
         UserError: no column of images, or several columns of images or labels without a known name.
     """
     features = _features(schema)
-    types = {name: schema.field(name).type for name in schema.names}
+    # A name that two columns share reads neither.
+    types = {
+        name: schema.field(name).type for name in schema.names if schema.names.count(name) == 1
+    }
     images = [name for name, kind in types.items() if _holds_images(kind)]
     noted = [name for name in images if _is_noted(features.get(name), "Image")]
     image = _choose(file, "images", _IMAGE_NAMES, noted, images)
@@ -48,7 +51,7 @@ def choose_columns(file: Path, schema: Any) -> Columns:
     called = [name for name in types if name.lower() in _LABEL_NAMES]
     whole = [name for name in called if holds_integers(types[name])]
     # Where only a column of another type is called a label, that is told of it.
-    label = _choose(file, "labels", _LABEL_NAMES, noted, whole or called)
+    label = _choose(file, "labels", _LABEL_NAMES, noted, whole or ([] if noted else called))
     left_out = ""
     others = [name for name in images if name != image]
     if others:
@@ -88,8 +91,8 @@ def _choose(
     found = both[:1] or ([*noted, *named] if noted else named[:1] or able)
     if len(found) > 1:
         raise UserError(
-            f"{file}: columns {', '.join(found)} may all hold the {what}: keep one, or name it "
-            f"{names[0]}"
+            f"{file}: columns {', '.join(found)} may all hold the {what}: write the file with "
+            "one of them"
         )
     return found[0] if found else None
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from fastselfie.data.images import UNLABELLED
+from fastselfie.data.labels import numbered_classes
 from fastselfie.data.left_out import say_once
 from fastselfie.errors import UserError
 from fastselfie.rng import IntArray
 
 # The list of classes is as long as the largest label says, so no ID may pass for a label.
-_MOST_CLASSES = 1 << 24
 
 _COMPRESSED = r"\.(gz|bz2|xz|zstd?|lz4|lzma|lz|br|z|zip)"
 _COMPRESSED_TAR = r"\.t(gz|bz2?|xz|zst|lz)"
@@ -120,9 +120,4 @@ def labels_and_classes(
             f"{name_of(largest)}: its label is {most - 1}, but only {len(names)} classes are "
             "named, from 0 up: mend it"
         )
-    if most > _MOST_CLASSES:
-        raise UserError(
-            f"{name_of(largest)}: its label {most - 1} is too large for the number of a class: "
-            "number the classes from 0 up"
-        )
-    return labels, names or [str(i) for i in range(most)]
+    return labels, names or numbered_classes(labels, name_of(largest))

@@ -174,7 +174,10 @@ def _scan(path: Path) -> _Shard:
                 if _is_file(path, member):
                     _sort_in(shard, tar, path, member)
             _check_end(path, tar.offset)
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{path}: cannot be read ({reason}): mend or remove it") from error
+    except (tarfile.TarError, EOFError) as error:
         reason = f"not an uncompressed tar file, or a damaged one ({error})"
         raise UserError(f"{path}: {reason}: fetch it again, or decompress it") from error
     known = {key for key, _ in map(_key_and_kind, shard.others)}

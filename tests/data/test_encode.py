@@ -161,6 +161,21 @@ TURNS = [np.asarray, np.fliplr, lambda a: np.rot90(a, 2), np.flipud,
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_that_pillow_turns_is_not_turned_again(orientation):
+    data = saved(PHOTO, "TIFF", tiffinfo={0x0112: orientation})
+    for recoding in (LOSSLESS, Recoding(apply_orientation=True)):
+        turned = as_decoded(encode(data, "x", recoding))
+        assert psnr(turned, TURNS[orientation - 1](np.asarray(PHOTO))) > 35
+
+
+def test_a_side_that_no_jpeg_can_have_is_named():
+    data = saved(Image.new("L", (65_501, 1)), "PNG")
+    with pytest.raises(UserError, match=r"^x: 65501x1: a JPEG holds at most 65,500 pixels a side"):
+        encode(data, "x", LOSSLESS)
+    assert encode(data, "x", Recoding(max_side=100)).width == 100
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_is_ignored_or_applied(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -230,8 +245,3 @@ def test_a_jpeg_that_pillow_decodes_to_noise_is_refused():
     assert psnr(opened(bytes(data)).convert("RGB"), PHOTO) < 25
     with pytest.raises(UserError, match=r"a\.jpg: unreadable image"):
         encode(bytes(data), "a.jpg", LOSSLESS)
-
-
-def test_what_no_jpeg_holds_is_named():
-    with pytest.raises(UserError, match=r"cannot be a JPEG .*--max-side"):
-        encode(saved(Image.new("L", (65_501, 2)), "PNG"), "x", LOSSLESS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import pickle
+import struct
 
 import numpy as np
 import pytest
@@ -139,6 +140,33 @@ def test_cifar_and_the_file_prepared_from_it_are_the_same_images(tmp_path, cli):
         assert cli("prepare", tmp_path / "cifar", "--out", path, "--part", part).status == 0
     prepared = dataset(tmp_path / "train.beton", test=str(tmp_path / "test.beton"))
     assert dataset(tmp_path / "cifar").fingerprint() == prepared.fingerprint()
+
+
+def test_labels_of_idx_and_cifar_start_at_0(tmp_path):
+    table = np.full((10, 8), -1, dtype=">i4")
+    write_both(tmp_path / "idx", pixels(10), np.arange(10), "qmnist-train")
+    header = b"\0\0\x0c\2" + struct.pack(">II", *table.shape)
+    (tmp_path / "idx" / "qmnist-train-labels-idx1-ubyte").unlink()
+    (tmp_path / "idx" / "qmnist-train-labels-idx2-int").write_bytes(header + table.tobytes())
+    with pytest.raises(UserError, match="labels-idx2-int: a label is -1: number the classes from"):
+        dataset(tmp_path / "idx")
+    for name in ("train", "test"):
+        batch = {b"data": np.zeros((2, 3072), np.uint8), b"fine_labels": [-1, 0]}
+        (tmp_path / name).write_bytes(pickle.dumps(batch, protocol=2))
+    with pytest.raises(UserError, match="a label is -1"):
+        dataset(tmp_path)
+
+
+def test_a_header_of_idx_that_is_cut_and_names_that_are_no_text(tmp_path):
+    write_both(tmp_path / "idx", pixels(10), np.arange(10), "train")
+    images = tmp_path / "idx" / "train-images-idx3-ubyte"
+    images.write_bytes(images.read_bytes()[:6])
+    with pytest.raises(UserError, match="holds 6 bytes, less than its header: fetch it again"):
+        dataset(tmp_path / "idx")
+    write_cifar_10(tmp_path / "cifar", names=False)
+    (tmp_path / "cifar" / "batches.meta.txt").write_bytes("cat\ndog".encode("utf-16"))
+    with pytest.raises(UserError, match=r"batches\.meta\.txt: not text in UTF-8"):
+        dataset(tmp_path / "cifar")
 
 
 def test_cifar_100_names_its_fine_classes(tmp_path):

@@ -171,6 +171,24 @@ def test_columns_with_the_same_right_are_listed(tmp_path, features, others):
         read(path)
 
 
+def test_a_name_that_two_columns_share_is_passed_over(tmp_path):
+    arrays = [pa.array(values) for values in (hf_images(0), [1], [2], [0])]
+    table = pa.Table.from_arrays(arrays, ["image", "x", "x", "label"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet").labels.tolist() == [0]
+
+
+def test_a_list_called_labels_does_not_contest_a_column_with_names(tmp_path):
+    columns = {"image": hf_images(0), "labels": [[0, 1]], "kind": [1]}
+    source = read(write_columns(tmp_path / "a.parquet", {"kind": ["cat", "dog"]}, **columns))
+    assert (source.classes, source.labels.tolist()) == (["cat", "dog"], [1])
+
+
+def test_a_held_out_part_whose_labels_are_of_the_type_null_has_none(tmp_path):
+    path = write_columns(tmp_path / "test.parquet", image=hf_images(0, 1), label=pa.nulls(2))
+    assert read(path, "test").classes == ("images",)
+
+
 @pytest.mark.parametrize("names", [{"1": "dog", "0": "cat"}, ["cat", "dog"]])
 def test_names_of_classes_in_either_form(tmp_path, names):
     features = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}

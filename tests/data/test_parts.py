@@ -336,3 +336,10 @@ def test_pretraining_takes_held_out_images_of_other_classes(tmp_path, cli, tiny_
     assert "pretext_accuracy" in figures
     assert "knn" not in figures
     assert "lack x, y, z" in cli("evaluate", tmp_path / "run").err
+
+
+@pytest.mark.parametrize("label", [1 << 24, 1 << 40])
+def test_a_number_that_is_no_class_takes_no_memory_for_names(tmp_path, label):
+    path = write_beton(tmp_path / "a.beton", [jpeg_bytes(picture(0))] * 2, [0, label])
+    with pytest.raises(UserError, match=f"a.beton: its label {label} is too large for the number"):
+        open_part(path, "train")

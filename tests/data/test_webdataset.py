@@ -385,6 +385,12 @@ def test_the_metadata_of_macos_beside_a_shard_is_no_shard(tmp_path):
     assert len(read(tmp_path)) == 1
 
 
+def test_a_shard_that_cannot_be_opened_is_not_called_damaged(tmp_path):
+    (tmp_path / "a.tar").symlink_to(tmp_path / "gone.tar")
+    with pytest.raises(UserError, match=r"/a\.tar: cannot be read \(No such file or directory\)"):
+        read(tmp_path)
+
+
 @pytest.mark.parametrize("stem", ["a", "images"])
 def test_only_compressed_shards_are_called_so(tmp_path, stem):
     for number in range(2):
