@@ -156,7 +156,7 @@ class _Set:
             source = self.kind.open(self.path, name, beside_train)
             return None if source is None else Part(source, self.kind.name, name)
         if name in self.folders:
-            inner = _find(self.folders[name])
+            inner = _find(self.folders[name], is_part=True)
             kind = inner.kind or _IMAGE_FOLDER
             names = ("train",) if name == "train" else (name, *TEST_NAMES)
             sources = (kind.open(inner.path, each, False) for each in names)
@@ -190,8 +190,8 @@ def _checked(path: Path, source: Source) -> Source:
     return source
 
 
-def _find(path: Path) -> _Set:
-    """Where the set is.
+def _find(path: Path, is_part: bool = False) -> _Set:
+    """Where the set is. is_part: of another; all its folders are classes, whatever their names.
 
     Raises:
         UserError: not there, or not a set of images.
@@ -210,7 +210,7 @@ def _find(path: Path) -> _Set:
         return _Set(path, kind, {})
     if not path.is_dir():
         raise UserError(f"{path}: {explain(path)}")
-    folders = part_folders(path)
+    folders = {} if is_part else part_folders(path)
     if folders or holds_images(path):
         if folders:
             say_beside(path, folders)

@@ -42,42 +42,42 @@ def _beside_classes(path: Path, names: Sequence[str], found: dict[str, Path]) ->
     classes = [name for name in names if name not in own and holds_images(path / name)]
     parts: dict[str, Path] = {}
     for part, folder in found.items():
-        inner = subfolders(folder)
-        if set(inner).intersection(classes):
+        maybe_class = classes and holds_images(folder) and not _has_no_classes(folder)
+        usual = part in USUAL_TEST_NAMES and not maybe_class
+        if usual or set(subfolders(folder)).intersection(classes):
             parts[part] = folder
-        elif part in USUAL_TEST_NAMES:
-            unlabelled = NO_CLASSES.issuperset(name.lower() for name in inner)
-            pictures = bool(classes) and holds_images(folder)
-            if pictures and not unlabelled:
-                continue
-            parts[part] = folder
-            if pictures:
-                say_once(
-                    f"{path}: {folder.name} is taken for a held-out part without labels, since it "
-                    "has no folders of classes: rename it if it is a class"
-                )
     return parts
 
 
 def say_beside(path: Path, parts: dict[str, Path]) -> None:
-    """Say what lies beside the folders of the parts and is not taken."""
+    """Say what is left out beside the folders of the parts, and which part might be a class."""
     loose = [os.path.basename(file) for file in beside_folders(path)]
     names = (*TRAIN_NAMES, *TEST_NAMES)
     links = [name for name in loose if name.lower() in names and (path / name).is_symlink()]
     for name in links:
         say_once(f"{path / name}: a link to no folder, so the set has no such part: mend the link")
+    others = [path / name for name in subfolders(path)]
+    held = [folder for folder in others if folder not in parts.values() and holds_images(folder)]
     if "train" not in parts:
+        for folder in parts.values():
+            if held and _has_no_classes(folder) and holds_images(folder):
+                say_once(
+                    f"{path}: {folder.name} is taken for a held-out part without labels, since it "
+                    "has no folders of classes: rename it if it is a class"
+                )
         return  # the folders beside are classes
     if said := left_out([name for name in loose if name not in links]):
         say_once(f"{path}: {said}")
-    others = [path / name for name in subfolders(path)]
-    held = [folder for folder in others if folder not in parts.values() and holds_images(folder)]
     if held:
         plural = "s" * (len(held) > 1)
         say_once(
             f"{path}: {len(held)} folder{plural} of images beside its parts "
             f"({', '.join(sorted(parts))}) left out, first: {held[0].name}"
         )
+
+
+def _has_no_classes(folder: Path) -> bool:
+    return NO_CLASSES.issuperset(name.lower() for name in subfolders(folder))
 
 
 def _holds_something(folder: Path) -> bool:

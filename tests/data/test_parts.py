@@ -215,6 +215,14 @@ def test_a_class_called_test_stays_one(tmp_path):
     assert (len(found.train), len(found.held_out)) == (27, 3)
 
 
+def test_a_class_called_test_in_the_training_part_stays_one(tmp_path, capsys):
+    for part in ("train", "val"):
+        tree(tmp_path, part, ["oral", "test"], 2)
+    found = dataset(tmp_path)
+    assert names(found.train) == names(found.held_out) == ["oral"] * 2 + ["test"] * 2
+    assert capsys.readouterr().err == ""
+
+
 def test_a_link_to_no_part_is_said(tmp_path, capsys):
     tree(tmp_path, "train", ["a", "b"], 10)
     (tmp_path / "val").symlink_to(tmp_path / "gone")
