@@ -42,7 +42,7 @@ _DEPTH = 3  # folders from the path down that are searched
 
 def explain(path: Path) -> str:
     """Why a file, or a folder without images, is no set of images; empty if it is just empty."""
-    if path.is_file():
+    if not path.is_dir():
         if is_image(path.name):
             return "is one image: give the folder of its set"
         reason = (why for pattern, why in _KNOWN if re.fullmatch(pattern, path.name))

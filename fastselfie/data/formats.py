@@ -17,14 +17,18 @@ from fastselfie.data.foreign import (
     parts_inside,
     refuse_imagenet_archives,
 )
-from fastselfie.data.image_folder import holds_images, open_image_folder, subfolders
+from fastselfie.data.image_folder import (
+    files_below,
+    holds_images,
+    is_image,
+    open_image_folder,
+    subfolders,
+)
 from fastselfie.data.images import UNLABELLED, Source, is_labelled, open_beton, relabelled
-from fastselfie.data.left_out import is_expected, say_once
-from fastselfie.data.shards import TEST_NAMES, TRAIN_NAMES, USUAL_TEST_NAMES, files_of
+from fastselfie.data.left_out import left_out, say_once
+from fastselfie.data.part_folders import part_folders, say_beside
+from fastselfie.data.shards import NO_CLASSES, TEST_NAMES, files_of
 from fastselfie.errors import UserError
-
-# What the only sub-folder of a held-out part is called where the images have no labels.
-_NO_CLASSES = frozenset({"all", "images", "test", "unknown", "unlabeled", "unlabelled"})
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,13 @@ class _Format:
     """A kind of set. open(path, part, beside_train): None where it has no such part.
 
     part: train, or one of TEST_NAMES. beside_train: the whole of a set without parts is its
-    training part, which is in use already.
+    training part, which is in use already. suffix: of its files, where any number makes a part.
     """
 
     name: str
     matches: Callable[[Path], bool]
     open: Callable[[Path, str, bool], Source | None]
+    suffix: str = ""
 
 
 @dataclass(frozen=True)
@@ -151,23 +156,25 @@ class _Set:
             source = self.kind.open(self.path, name, beside_train)
             return None if source is None else Part(source, self.kind.name, name)
         if name in self.folders:
-            inner = _find(self.folders[name])
+            inner = _find(self.folders[name], is_part=True)
             kind = inner.kind or _IMAGE_FOLDER
             names = ("train",) if name == "train" else (name, *TEST_NAMES)
             sources = (kind.open(inner.path, each, False) for each in names)
             source = next((each for each in sources if each is not None), None)
             if source is None:
                 return None
-            if name != "train" and _NO_CLASSES.issuperset(n.lower() for n in source.classes):
+            if name != "train" and NO_CLASSES.issuperset(n.lower() for n in source.classes):
                 # So Keras wants images without labels: test/unknown/*.jpg.
                 source = relabelled(source, np.zeros_like(source.labels), UNLABELLED)
             return Part(source, kind.name, name)
         if beside_train or (name != "train" and "train" in self.folders):
             return None
         own = {folder.name for folder in self.folders.values()}
-        if name == "train" and own and own == set(subfolders(self.path)):
+        classes = (self.path / each for each in subfolders(self.path) if each not in own)
+        if name == "train" and own and not any(holds_images(folder) for folder in classes):
             return None
-        return Part(_checked(self.path, open_image_folder(self.path, name)), _IMAGE_FOLDER.name)
+        source = open_image_folder(self.path, name, skip=own)
+        return Part(_checked(self.path, source), _IMAGE_FOLDER.name)
 
 
 def _checked(path: Path, source: Source) -> Source:
@@ -183,25 +190,35 @@ def _checked(path: Path, source: Source) -> Source:
     return source
 
 
-def _find(path: Path) -> _Set:
-    """Where the set is.
+def _find(path: Path, is_part: bool = False) -> _Set:
+    """Where the set is. is_part: of another; all its folders are classes, whatever their names.
 
     Raises:
         UserError: not there, or not a set of images.
     """
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError:  # a name that is too long, a folder that is closed
+        there = False
+    if not there:
         raise UserError(f"{path}: no such file or folder")
+    if not path.is_file() and not path.is_dir():
+        raise UserError(f"{path}: neither a file nor a folder: give one that is")
     kind = _kind_of(path)
     if kind is not None:
+        _require_one_kind(path, kind)
         return _Set(path, kind, {})
     if not path.is_dir():
         raise UserError(f"{path}: {explain(path)}")
-    folders = _part_folders(path)
+    folders = {} if is_part else part_folders(path)
     if folders or holds_images(path):
-        _say_others(path, folders)
+        if folders:
+            say_beside(path, folders)
         return _Set(path, None, folders)
     inside = _sets_inside(path)
     if len(inside) == 1:
+        if inside[0].kind is not None:
+            _require_one_kind(inside[0].path, inside[0].kind)
         return inside[0]
     if inside:
         places = ", ".join(str(found.path.relative_to(path)) for found in inside)
@@ -212,18 +229,31 @@ def _find(path: Path) -> _Set:
     return _Set(path, None, {})
 
 
-def _say_others(path: Path, parts: dict[str, Path]) -> None:
-    """Say which folders beside those of the parts hold images, which are not taken."""
-    if not parts:
+def _require_one_kind(path: Path, kind: _Format) -> None:
+    """Say which images and shards of a folder of `kind` are not read.
+
+    Raises:
+        UserError: more loose images than shards: either may be meant.
+    """
+    if not path.is_dir():
         return
-    others = [path / name for name in subfolders(path)]
-    held = [folder for folder in others if folder not in parts.values() and holds_images(folder)]
-    if held:
-        plural = "s" * (len(held) > 1)
-        say_once(
-            f"{path}: {len(held)} folder{plural} of images beside its parts "
-            f"({', '.join(sorted(parts))}) left out, first: {held[0].name}"
+    shards = files_of(path, kind.suffix) if kind.suffix else []
+    read = path if shards else path / "data"
+    files = [
+        file
+        for file in files_below(path)
+        if is_image(os.path.basename(file))
+        or (kind.suffix and file.endswith(kind.suffix) and Path(file).parent != read)
+    ]
+    loose = [file for file in files if Path(file).parent == path]
+    if shards and len(loose) > len(shards):
+        raise UserError(
+            f"{path}: either its {len(loose)} images ({os.path.basename(loose[0])}) or its "
+            f"{len(shards)} {kind.suffix} files ({shards[0].name}) may be the set: move the others "
+            "away"
         )
+    if said := left_out([os.path.relpath(file, path) for file in files]):
+        say_once(f"{path}: {said}")
 
 
 def _sets_inside(path: Path, depth: int = 2) -> list[_Set]:
@@ -255,40 +285,15 @@ def _has_image_folders(path: Path, beside: _Format) -> bool:
 
     beside: the kind of set that its other files would be.
     """
-    train = _part_folders(path).get("train")
-    if train is not None:
+    if "train" in part_folders(path):
         return True
-    if beside.name == "parquet" and not files_of(path, ".parquet"):
+    shards = [file.name for file in files_of(path, beside.suffix)] if beside.suffix else []
+    if shards == ["metadata.parquet"]:
+        return holds_images(path)  # of Hugging Face: what is known of each image, beside them
+    if beside.name == "parquet" and not shards:
         return False  # of Hugging Face: the files are in data/, and pictures of the set beside it
     classes = (path / name for name in subfolders(path) if holds_images(path / name))
     return len(list(islice(classes, 2))) == 2
-
-
-def _part_folders(path: Path) -> dict[str, Path]:
-    """The folders of a set's parts, by the part's name. Capitals do not count.
-
-    A held-out part is not empty. A folder called train beside others with images, without a
-    held-out part and without folders in it, is the class of trains.
-    """
-    found: dict[str, Path] = {}
-    names = subfolders(path)
-    for name in sorted(names, key=lambda name: (name != name.lower(), name)):
-        part = "train" if name.lower() in TRAIN_NAMES else name.lower()
-        if part == "train" or (part in TEST_NAMES and _holds_something(path / name)):
-            found.setdefault(part, path / name)
-    # Held-out parts under the names that only some use are known by the training part beside them.
-    if "train" not in found:
-        return {name: folder for name, folder in found.items() if name in USUAL_TEST_NAMES}
-    others = [path / name for name in names if path / name != found["train"]]
-    if len(found) == 1 and any(holds_images(other) for other in others):
-        loose = not subfolders(found["train"]) and holds_images(found["train"])
-        return {} if loose else found
-    return found
-
-
-def _holds_something(folder: Path) -> bool:
-    with os.scandir(folder) as entries:
-        return any(not is_expected(entry.name) for entry in entries)
 
 
 _IMAGE_FOLDER = _Format(
@@ -300,6 +305,6 @@ _FORMATS = (
     _Format("IDX", idx.is_idx_folder, idx.open_idx),
     _Format("CIFAR", cifar.is_cifar_folder, cifar.open_cifar),
     _Format("ImageNet 32x32", imagenet32.is_imagenet32_folder, imagenet32.open_imagenet32),
-    _Format("WebDataset", webdataset.is_webdataset, webdataset.open_webdataset),
-    _Format("parquet", parquet.is_parquet, parquet.open_parquet),
+    _Format("WebDataset", webdataset.is_webdataset, webdataset.open_webdataset, ".tar"),
+    _Format("parquet", parquet.is_parquet, parquet.open_parquet, ".parquet"),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from fastselfie.data.images import EXTENSIONS, UNLABELLED, FolderSource
 from fastselfie.data.left_out import is_expected, left_out, say_once
+from fastselfie.data.shards import named_as_parts
 from fastselfie.errors import UserError
 
 _Ids = frozenset[tuple[int, int]]
@@ -38,7 +39,19 @@ def holds_images(folder: Path) -> bool:
     return any(found.images for found in _walk(str(folder), _ids(folder.resolve().parents)))
 
 
-def open_image_folder(folder: Path, part: str) -> FolderSource:
+def files_below(folder: Path) -> list[str]:
+    """Paths of the files in `folder` at any depth but for those that are expected beside images."""
+    found = _walk(str(folder), _ids(folder.resolve().parents))
+    return [path for each in found for path in (*each.images, *each.others)]
+
+
+def beside_folders(folder: Path) -> list[str]:
+    """Paths of the files of `folder` itself but for those that are expected beside images."""
+    found = _listed(str(folder))
+    return sorted(found.images + found.others)
+
+
+def open_image_folder(folder: Path, part: str, skip: Collection[str] = ()) -> FolderSource:
     """The images of a folder: of one sub-folder a class, searched to any depth, or loose ones.
 
     Links to folders are followed. The order does not depend on the machine. What is left out is
@@ -47,13 +60,16 @@ def open_image_folder(folder: Path, part: str) -> FolderSource:
     Args:
         folder: holds the sub-folders of the classes, or images.
         part: train, or a held-out part.
+        skip: names of sub-folders that are no classes.
 
     Raises:
         UserError: no images, images both in sub-folders and beside them, a class without images.
     """
     if (folder / _TINY_IMAGENET).is_file() and (folder / "images").is_dir():
-        return _open_tiny_imagenet(folder)
-    classes = subfolders(folder)
+        if _listed(str(folder / "images")).images:
+            return _open_tiny_imagenet(folder)
+        skip = {*skip, "images"}  # its images were sorted into folders of classes
+    classes = [name for name in subfolders(folder) if name not in skip]
     whole = folder.resolve()
     above = _ids((whole, *whole.parents))
     own = _listed(str(folder))
@@ -99,6 +115,8 @@ def _require_all(
     way_out = "remove the folder"
     if len(used) == 1:
         way_out += f", or give {folder / classes[labels[0]]}, if its sub-folders are the classes"
+    if named_as_parts([classes[label] for label in used]):
+        way_out += ", or rename the folders of parts to train and val"
     raise UserError(f"{folder / empty[0]}: a class without images{held}: {way_out}")
 
 
@@ -110,10 +128,10 @@ def _open_tiny_imagenet(folder: Path) -> FolderSource:
     if any(len(row) < 2 for row in rows):
         raise UserError(f"{table}: not a line of NAME, CLASS, ... an image: fetch it again")
     class_of = {row[0]: row[1] for row in rows}
-    names = [name for name in sorted(os.listdir(folder / "images")) if is_image(name)]
+    names = [os.path.basename(path) for path in _listed(str(folder / "images")).images]
     lacking = next((name for name in names if name not in class_of), None)
-    if lacking is not None or not names:
-        raise UserError(f"{table}: names no class of {lacking or 'any image'}: fetch it again")
+    if lacking is not None:
+        raise UserError(f"{table}: names no class of {lacking}: fetch it again")
     classes = sorted(set(class_of.values()))
     labels = np.asarray([classes.index(class_of[name]) for name in names], dtype=np.int64)
     return FolderSource([str(folder / "images" / name) for name in names], labels, classes)
@@ -133,7 +151,7 @@ def _listed(folder: str) -> _Found:
     for entry in _entries(folder):
         if _is_folder(entry):
             found.folders += [entry.path] * _is_visible(entry)
-        elif is_image(entry.name):
+        elif is_image(entry.name) and _is_readable(entry):
             found.images.append(entry.path)
         elif not is_expected(entry.name):
             found.others.append(entry.path)
@@ -175,6 +193,14 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself
         return False
+
+
+def _is_readable(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a file, or a link to none, which is an error to name; a pipe never ends."""
+    try:
+        return entry.is_file() or not os.path.exists(entry.path)
+    except OSError:  # a link to itself
+        return True
 
 
 def _is_visible(entry: os.DirEntry[str]) -> bool:

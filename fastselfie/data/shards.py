@@ -13,6 +13,22 @@ from fastselfie.errors import UserError
 TRAIN_NAMES = ("train", "training")
 USUAL_TEST_NAMES = ("test", "val", "valid", "validation")
 TEST_NAMES = (*USUAL_TEST_NAMES, "testing", "dev", "eval", "evaluation")
+# What the only sub-folder of a held-out part is called where the images have no labels.
+NO_CLASSES = frozenset({"all", "images", "test", "unknown", "unlabeled", "unlabelled"})
+
+
+def named_as_parts(names: Sequence[str]) -> bool:
+    """Whether most of several names have a part's name as a word or at a word's beginning.
+
+    So seg_train and seg_test, trainA and testA, train2017 and val2017 are named.
+    """
+    words = [re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name) for name in names]
+    parts = [any(_names_part(word.lower()) for word in each) for each in words]
+    return len(names) > 1 and 2 * sum(parts) > len(parts)
+
+
+def _names_part(word: str) -> bool:
+    return word.startswith(("train", "test", "val")) or word in TEST_NAMES
 
 
 def files_of(folder: Path, suffix: str) -> list[Path]:

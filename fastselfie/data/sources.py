@@ -24,6 +24,7 @@ from fastselfie.data.images import (
     is_labelled,
     relabelled,
 )
+from fastselfie.data.shards import named_as_parts
 from fastselfie.errors import UserError
 from fastselfie.rng import IntArray, Purpose, uniform
 
@@ -45,8 +46,8 @@ __all__ = [
 _SYNTHETIC_IMAGES, _SYNTHETIC_CLASSES = 50_000, 10
 # Names of folders that tell what their files are, not what is in the pictures.
 _ROLES = frozenset({
-    "annotations", "image", "images", "img", "imgs", "jpegimages", "masks", "segmentationclass",
-    "trimaps",
+    "annotations", "image", "images", "img", "imgs", "jpegimages", "labels", "masks",
+    "segmentationclass", "trimaps",
 })  # fmt: skip
 
 
@@ -151,6 +152,12 @@ def _agreed(train: Source, held_out: Source, split: str, labels_needed: bool) ->
         )
     used = (held_out.classes[label] for label in np.unique(held_out.labels))
     unknown = [name for name in used if name not in set(train.classes)]
+    if len(train.classes) == 1 and named_as_parts([*train.classes, *held_out.classes]):
+        raise UserError(
+            f"{split}: the only folder of each part is named as a part again "
+            f"({_some([*train.classes, *held_out.classes])}): give the inner folders as data.train "
+            "and data.test"
+        )
     if not unknown:
         raise UserError(
             f"{split}: its classes {_some(held_out.classes)} come in another order than those of "
@@ -182,6 +189,11 @@ def class_warning(source: Source, path: str | Path) -> str:
         return (
             f"warning: {path}: {_some(roles)} are taken for classes, as any sub-folder is: give "
             "the folder that holds the folders of the classes"
+        )
+    if named_as_parts(classes):
+        return (
+            f"warning: {path}: {_some(classes)} are taken for classes, but are named as parts: "
+            "rename them to train and val, or give data.train and data.test"
         )
     return ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import pickle
 import struct
 
@@ -229,3 +230,11 @@ def test_one_file_of_a_set_is_no_set(tmp_path, name, words):
     (tmp_path / "picture.png").rename(tmp_path / name)
     with pytest.raises(UserError, match=f"{name}: {words}"):
         open_part(tmp_path / name, "train")
+
+
+def test_a_path_that_is_too_long_and_a_pipe_are_no_set(tmp_path):
+    with pytest.raises(UserError, match="no such file or folder"):
+        open_part(tmp_path / ("x" * 300), "train")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(UserError, match="neither a file nor a folder"):
+        open_part(tmp_path / "pipe.jpg", "train")

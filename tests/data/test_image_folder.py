@@ -158,12 +158,48 @@ def test_one_class_is_said_loudly_and_no_labels_plainly(tmp_path, cli):
 
 
 def test_folders_that_are_no_classes_are_warned_of(tmp_path):
+    for name in ("labels", "photographs"):
+        save(tmp_path / name / "1.png")
+    assert "warning: " in class_warning(opened(tmp_path), tmp_path)
     for name in ("annotations", "images"):
         save(tmp_path / name / "1.png")
     assert "warning: " in class_warning(opened(tmp_path), tmp_path)
     save(tmp_path / "other" / "cat" / "1.png")
     save(tmp_path / "other" / "dog" / "1.png")
     assert class_warning(opened(tmp_path / "other"), tmp_path) == ""
+
+
+@pytest.mark.parametrize("names", [
+    "training_set test_set", "seg_train seg_test seg_pred", "train test1", "trainA trainB testA",
+    "train.X1 train.X2 val.X", "train_images test_images val_images", "TRAIN2017 VAL2017 annotated",
+])  # fmt: skip
+def test_classes_that_are_named_as_parts_are_warned_of(tmp_path, names):
+    for name in names.split():
+        save(tmp_path / name / "1.png")
+    words = "are named as parts: rename them to train and val, or give data.train and data.test"
+    assert words in class_warning(opened(tmp_path), tmp_path)
+    (tmp_path / "annotations").mkdir()
+    with pytest.raises(UserError, match="or rename the folders of parts to train and val"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("names", ["bus train", "bus car train", "contrast latest retrain"])
+def test_a_class_that_sounds_like_a_part_is_not_warned_of(tmp_path, names):
+    for name in names.split():
+        save(tmp_path / name / "1.png")
+    assert class_warning(opened(tmp_path), tmp_path) == ""
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_pipe_is_no_image(tmp_path, capsys, linked):
+    save(tmp_path / "a" / "1.png")
+    save(tmp_path / "b" / "1.png")
+    os.mkfifo(tmp_path / "pipe" if linked else tmp_path / "a" / "pipe.jpg")
+    if linked:
+        (tmp_path / "pipe").rename(tmp_path / ".pipe")
+        (tmp_path / "a" / "pipe.jpg").symlink_to(tmp_path / ".pipe")
+    assert count(opened(tmp_path)) == {"a": 1, "b": 1}
+    assert capsys.readouterr().err == f"{tmp_path}: 1 file left out, first: a/pipe.jpg\n"
 
 
 def test_a_set_that_lies_deeper_is_named(tmp_path, cli):
@@ -197,3 +233,13 @@ def test_tiny_imagenet(tmp_path):
     (tmp_path / "val" / "val_annotations.txt").write_text(rows[0])
     with pytest.raises(UserError, match=r"val_annotations\.txt: names no class of val_1\.JPEG"):
         opened(tmp_path / "val", "test")
+
+
+def test_tiny_imagenets_images_sorted_into_folders(tmp_path):
+    """The table of their classes and the empty folder that they came from are left."""
+    for label in ("n01", "n02"):
+        save(tmp_path / label / "1.JPEG")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "val_annotations.txt").write_text("1.JPEG\tn01\n")
+    for part in ("train", "test"):
+        assert count(opened(tmp_path, part)) == {"n01": 1, "n02": 1}

@@ -183,6 +183,114 @@ def test_parquet_holds_out_the_labelled_part(tmp_path):
     assert len(open_part(tmp_path, "test")[0]) == 3
 
 
+# --- held-out parts beside folders of classes
+
+
+@pytest.mark.parametrize("part", ["val", "test", "dev", "Validation"])
+def test_a_part_beside_the_classes_is_no_class(tmp_path, capsys, part):
+    tree(tmp_path, "", ["a", "b"], 3)
+    tree(tmp_path, part, ["a", "b"], 1)
+    found = dataset(tmp_path)
+    assert list(found.train.classes) == ["a", "b"]
+    assert (len(found.train), names(found.held_out)) == (6, ["a", "b"])
+    assert found.split == f"the {part.lower()} part of {tmp_path}"
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("inner", [[], ["unknown"]])
+def test_a_part_without_labels_beside_the_classes_is_no_class_and_is_said(tmp_path, capsys, inner):
+    tree(tmp_path, "", ["a", "b"], 10)
+    tree(tmp_path, "test", inner)
+    found = dataset(tmp_path)
+    assert list(found.train.classes) == ["a", "b"]
+    assert (len(found.train), len(found.held_out)) == (18, 2)
+    words = f"{tmp_path}: test is taken for a held-out part without labels, since it has no folders"
+    assert capsys.readouterr().err.startswith(words)
+
+
+def test_a_class_called_test_stays_one(tmp_path):
+    tree(tmp_path, "", ["oral", "test/blood", "test/urine"], 10)
+    found = dataset(tmp_path)
+    assert list(found.train.classes) == ["oral", "test"]
+    assert (len(found.train), len(found.held_out)) == (27, 3)
+
+
+def test_a_class_called_test_in_the_training_part_stays_one(tmp_path, capsys):
+    for part in ("train", "val"):
+        tree(tmp_path, part, ["oral", "test"], 2)
+    found = dataset(tmp_path)
+    assert names(found.train) == names(found.held_out) == ["oral"] * 2 + ["test"] * 2
+    assert capsys.readouterr().err == ""
+
+
+def test_a_link_to_no_part_is_said(tmp_path, capsys):
+    tree(tmp_path, "train", ["a", "b"], 10)
+    (tmp_path / "val").symlink_to(tmp_path / "gone")
+    assert dataset(tmp_path).split == f"10% of {tmp_path}"
+    words = f"{tmp_path / 'val'}: a link to no folder, so the set has no such part: mend the link\n"
+    assert capsys.readouterr().err == words
+
+
+def test_files_beside_the_parts_are_counted(tmp_path, capsys):
+    tree(tmp_path, "train", ["a", "b"])
+    for name in ("sample.png", "README.md", "labels.csv"):
+        save(tmp_path / "x.png")
+        (tmp_path / "x.png").rename(tmp_path / name)
+    dataset(tmp_path, held_out=0.5)
+    assert capsys.readouterr().err == f"{tmp_path}: 1 file left out, first: sample.png\n"
+
+
+def test_a_part_inside_a_folder_of_its_name_is_explained(tmp_path):
+    for part in ("train", "val"):
+        tree(tmp_path, f"{part}/{part}", ["a", "b"])
+    with pytest.raises(UserError, match=r"\(train, val\): give the inner folders as data\.train"):
+        dataset(tmp_path)
+
+
+# --- shards beside images and other shards
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+@pytest.mark.parametrize("place", ["", "train"])
+def test_shards_in_folders_beside_shards_are_counted(tmp_path, capsys, kind, place):
+    for name in ("0", "more/1", "more/deeper/2"):
+        path = tmp_path / place / f"{name}.{kind}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if kind == "tar":
+            write_tar(path, [0, 1])
+        else:
+            write_parquet(path, [0, 1], ["a", "b"])
+    assert len(open_part(tmp_path, "train")[0]) == 2
+    words = f"{tmp_path / place}: 2 files left out, first: more/1.{kind}\n"
+    assert capsys.readouterr().err == words
+
+
+def test_loose_images_beside_fewer_shards_are_refused(tmp_path):
+    write_tar(tmp_path / "backup.tar", [0, 1])
+    tree(tmp_path, "", [], 3)
+    words = r"either its 3 images \(0\.png\) or its 1 \.tar files \(backup\.tar\) may be the set"
+    with pytest.raises(UserError, match=words):
+        open_part(tmp_path, "train")
+
+
+@pytest.mark.parametrize("place", ["", "a"])
+def test_images_beside_shards_are_counted(tmp_path, capsys, place):
+    write_tar(tmp_path / "0.tar", [0, 1])
+    tree(tmp_path, place, [], 3 if place else 1)
+    assert len(open_part(tmp_path, "train")[0]) == 2
+    words = "3 files left out, first: a/0.png" if place else "1 file left out, first: 0.png"
+    assert capsys.readouterr().err == f"{tmp_path}: {words}\n"
+
+
+@pytest.mark.parametrize("place", ["", "a"])
+def test_a_table_of_what_is_known_of_images_is_no_set(tmp_path, capsys, place):
+    pq.write_table(pa.table({"file_name": ["0.png"]}), tmp_path / "metadata.parquet")
+    tree(tmp_path, place, [], 3)
+    assert len(open_part(tmp_path, "train")[0]) == 3
+    words = f"{tmp_path}: 1 file left out, first: metadata.parquet\n"
+    assert capsys.readouterr().err == words
+
+
 # --- what the labels mean
 
 
