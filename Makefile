@@ -33,7 +33,7 @@ test: $(VENV)/.dev lint
 	$(BIN)/python benchmarks/reliability.py --quick
 
 check: lint
-	$(BIN)/pytest -m "not extra and not slow"
+	$(BIN)/pytest -n auto --dist loadfile -m "not extra and not slow"
 
 lint: $(VENV)/.check
 	$(BIN)/ruff check .
