@@ -1,14 +1,17 @@
 """Maps the top-level folders kernels/ and configs/ into the package, and builds the C++ there.
 
 A global package named `kernels` would shadow a well-known one. Everything else is in
-pyproject.toml. Sub-packages are listed by name: the wheel lacks what is not listed.
+pyproject.toml.
 """
 
 import os
 from glob import glob
 
 from pybind11.setup_helpers import Pybind11Extension, build_ext
-from setuptools import setup
+from setuptools import find_packages, setup
+
+# In a checkout fastselfie/kernels and fastselfie/configs are links, which a source distribution lacks.
+KERNELS = ["fastselfie.kernels", "fastselfie.kernels.host", "fastselfie.kernels.jpeg"]
 
 jpeg = Pybind11Extension(
     "fastselfie.kernels.jpeg._jpeg",
@@ -35,20 +38,9 @@ host = Pybind11Extension(
 
 setup(
     packages=[
-        "fastselfie",
-        "fastselfie.cli",
-        "fastselfie.config",
-        "fastselfie.data",
-        "fastselfie.data.loaders",
-        "fastselfie.export",
-        "fastselfie.models",
-        "fastselfie.profiling",
-        "fastselfie.report",
-        "fastselfie.reproduce",
+        *find_packages(include=["fastselfie*"], exclude=["fastselfie.configs*", *KERNELS]),
         "fastselfie.configs",
-        "fastselfie.kernels",
-        "fastselfie.kernels.host",
-        "fastselfie.kernels.jpeg",
+        *KERNELS,
     ],
     package_dir={"fastselfie.kernels": "kernels", "fastselfie.configs": "configs"},
     ext_modules=[host, jpeg],

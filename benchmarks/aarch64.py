@@ -28,10 +28,10 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import fuzz
-from conditions import command
+from support.conditions import command
 
-from fastselfie.atomic import write_atomically
 from fastselfie.kernels.jpeg import available_kernels
+from fastselfie.system.files import write_atomically
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = "g++-aarch64-linux-gnu qemu-user"

@@ -20,9 +20,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from conditions import command, environment
-from contenders import files_of
-from rounds import spread
+from support.conditions import command, environment
+from support.contenders import files_of
+from support.rounds import spread
 
 # A pair does the same work as far as FFCV's writer can: it always encodes anew, at a quality of 90
 # by its own default.
@@ -41,8 +41,8 @@ def convert(job: str, photos: str, out: str) -> None:
         for worker in multiprocessing.active_children():  # its CPU time counts once it is reaped
             worker.join()
         return
-    from fastselfie.data.encode import Recoding
-    from fastselfie.data.prepare import Options, prepare
+    from fastselfie.data.conversion.encode import Recoding
+    from fastselfie.data.conversion.prepare import Options, prepare
 
     small = Recoding(max_side=500, quality=90, subsampling="420")
     recoding = small if job == "ours-500" else Recoding()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from fastselfie.config import Config
+from fastselfie.data.dataset import open_dataset
 from fastselfie.data.loaders import build_loader
-from fastselfie.data.sources import open_dataset
-from fastselfie.device import choose_machine
-from fastselfie.pretrain import build_pretraining
 from fastselfie.profiling.rates import measure_rates
+from fastselfie.system.accelerator import choose_machine
+from fastselfie.training.pretrain import build_pretraining
 
 
 def end_to_end(config: Config, rounds: int, seconds: float) -> dict[str, Any]:

@@ -28,20 +28,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from conditions import command, environment
+from support.conditions import command, environment
 from torch import Tensor
 
-from fastselfie.atomic import write_atomically
 from fastselfie.config import Config
-from fastselfie.configfile import load_config
+from fastselfie.config.load import load_config
+from fastselfie.data.dataset import open_dataset
 from fastselfie.data.loaders import build_loader
-from fastselfie.data.sources import open_dataset
-from fastselfie.device import choose_machine
 from fastselfie.kernels import reference
 from fastselfie.kernels.distractor_score import distractor_score
 from fastselfie.kernels.patchify import patchify
-from fastselfie.pretrain import build_pretraining
 from fastselfie.profiling.run import profile_config
+from fastselfie.system.accelerator import choose_machine
+from fastselfie.system.files import write_atomically
+from fastselfie.training.pretrain import build_pretraining
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parent / "configs"

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from contenders import files_of, shards_of
+from support.contenders import files_of, shards_of
 
-from fastselfie.data.beton import IMAGE_MODES, BetonReader
-from fastselfie.data.beton_writer import BetonWriter
+from fastselfie.data.beton.reader import IMAGE_MODES, BetonReader
+from fastselfie.data.beton.writer import BetonWriter
 from fastselfie.errors import UserError
 
 _SHARDS = 4

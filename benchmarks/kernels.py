@@ -24,17 +24,17 @@ from statistics import quantiles
 from typing import Any
 
 import torch
-from arguments import Parser, above_zero, result_file
-from conditions import command
+from support.arguments import Parser, above_zero, result_file
+from support.conditions import command
 from torch import Tensor
 from traffic import SHAPES, Shape, inputs, model_bytes
 
 from fastselfie.config import RuntimeConfig
-from fastselfie.device import choose_device
-from fastselfie.doctor import environment
 from fastselfie.errors import UserError
 from fastselfie.kernels.distractor_score import distractor_score
 from fastselfie.kernels.impl import Impl, unavailable
+from fastselfie.runs.doctor import environment
+from fastselfie.system.accelerator import choose_device
 
 HERE = Path(__file__).parent
 # Images. A GPU makes 256 in the time that Python takes to ask for them.

@@ -20,9 +20,9 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import Any, NamedTuple, TypeVar
 
-from arguments import Parser, above_zero, chosen, result_file
-from conditions import command, environment
-from rounds import spread
+from support.arguments import Parser, above_zero, chosen, result_file
+from support.conditions import command, environment
+from support.rounds import spread
 
 from fastselfie.errors import UserError
 
@@ -85,13 +85,13 @@ def main() -> None:
 
 def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     """Alternating rounds of steps and measures."""
-    from fastselfie.configfile import load_config
+    from fastselfie.config.load import load_config
+    from fastselfie.data.dataset import open_dataset
     from fastselfie.data.loaders import build_loader
-    from fastselfie.data.sources import open_dataset
-    from fastselfie.device import choose_machine
-    from fastselfie.evaluate import extract_features, knn_accuracy, linear_probe_accuracy
-    from fastselfie.monitor import Monitor
-    from fastselfie.pretrain import build_pretraining
+    from fastselfie.evaluation.metrics import extract_features, knn_accuracy, linear_probe_accuracy
+    from fastselfie.evaluation.online import Monitor
+    from fastselfie.system.accelerator import choose_machine
+    from fastselfie.training.pretrain import build_pretraining
 
     sets = (f"data.train={options.data}", f"runtime.threads={options.threads}", *case.sets)
     config = load_config(case.config, sets)

@@ -15,7 +15,7 @@ import torch
 
 from fastselfie.config import DataConfig
 from fastselfie.data.loaders import NativeLoader
-from fastselfie.data.sources import open_dataset
+from fastselfie.data.dataset import open_dataset
 
 data = DataConfig(train=sys.argv[1], loader="native", workers=1)
 loader = NativeLoader(open_dataset(data).train, data, 0, torch.device("cpu"))

@@ -11,14 +11,14 @@ import json
 import sys
 from pathlib import Path
 
-from arguments import Parser
 from PIL import Image, ImageDraw, ImageFont
+from support.arguments import Parser
 
-from fastselfie.device import choose_machine
-from fastselfie.doctor import environment
 from fastselfie.errors import UserError
-from fastselfie.log import read_log
-from fastselfie.run import open_run
+from fastselfie.runs.doctor import environment
+from fastselfie.runs.train import open_run
+from fastselfie.system.accelerator import choose_machine
+from fastselfie.training.metrics_log import read_log
 
 RESULTS = Path(__file__).parent / "results"
 _HEAD, _GAP, _IMAGES = 44, 12, 4

@@ -23,12 +23,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from conditions import command, environment
-from damage import damaged_checkpoints, damaged_images
-from endurance import memory_over_epochs, saving_cost
-from faults import dead_ranks, kills, prepares, terminations
 from scaling import PARAMETERS, on_paper
-from slim_run import SlimRun, seconds_to_start
+from support.conditions import command, environment
+from support.damage import damaged_checkpoints, damaged_images
+from support.endurance import memory_over_epochs, saving_cost
+from support.faults import dead_ranks, kills, prepares, terminations
+from support.slim_run import SlimRun, seconds_to_start
 
 _STEPS = 120
 _JOIN = 0.003  # seconds a rank at the rendezvous, assumed: three trips to torchrun's store
@@ -116,7 +116,7 @@ def _write(options: argparse.Namespace, found: dict[str, Any], began: str) -> No
 
 def _measured(slim: SlimRun, saving: dict[str, Any], relative: list[float]) -> dict[str, Any]:
     """The inputs of the estimate for many ranks; the step of in224 on one H100 is an estimate."""
-    from fastselfie.configfile import load_config
+    from fastselfie.config.load import load_config
     from fastselfie.profiling.estimate import Target, estimate
 
     config = load_config(_QUICKSTART.with_name("in224.yaml"))

@@ -18,18 +18,15 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from arguments import Parser
 from PIL import Image
 from quickstart import RESULTS, picture
+from support.arguments import Parser
 
 from fastselfie.config import Config, differing_keys
-from fastselfie.device import choose_machine
-from fastselfie.doctor import environment
 from fastselfie.errors import UserError
-from fastselfie.log import read_log
 from fastselfie.report.curves import points_of
-from fastselfie.reproduce.agenda import RUNS
-from fastselfie.reproduce.record import SECTIONS
+from fastselfie.reproduce.provenance import SECTIONS
+from fastselfie.reproduce.scheduler import RUNS
 from fastselfie.reproduce.table import (
     FEATURES_HEAD,
     HEAD,
@@ -38,6 +35,9 @@ from fastselfie.reproduce.table import (
     feature_cells,
     pretext_line,
 )
+from fastselfie.runs.doctor import environment
+from fastselfie.system.accelerator import choose_machine
+from fastselfie.training.metrics_log import read_log
 
 _COLOURS = {"finetuned": "#0072B2", "supervised": "#D55E00"}  # Okabe and Ito's
 _PANELS = (

@@ -16,19 +16,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from arguments import Parser, result_file
-from conditions import command
+from support.arguments import Parser, result_file
+from support.conditions import command
 
-from fastselfie.checkpoint import newest_checkpoint
 from fastselfie.config import DataConfig
+from fastselfie.data.dataset import open_dataset
 from fastselfie.data.loaders import build_loader
-from fastselfie.data.sources import open_dataset
-from fastselfie.device import choose_machine
-from fastselfie.doctor import environment
 from fastselfie.errors import UserError
-from fastselfie.evaluate import pretext_accuracy
-from fastselfie.measure import measuring_pixels
-from fastselfie.run import PRETRAIN, open_run, pretrained_of
+from fastselfie.evaluation.metrics import pretext_accuracy
+from fastselfie.inference.evaluate_run import measuring_pixels
+from fastselfie.runs.doctor import environment
+from fastselfie.runs.train import PRETRAIN, open_run, pretrained_of
+from fastselfie.system.accelerator import choose_machine
+from fastselfie.training.checkpoint import newest_checkpoint
 
 # What data has in place of its own, and whether images are then cropped as for training.
 _CROPS: dict[str, tuple[dict[str, str], bool]] = {

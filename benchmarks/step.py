@@ -24,10 +24,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from arguments import Parser, above_zero, chosen, result_file
-from conditions import command, environment
-from rounds import Worker, WorkerError, alternate, spread
-from showing import print_step_table
+from support.arguments import Parser, above_zero, chosen, result_file
+from support.conditions import command, environment
+from support.rounds import Worker, WorkerError, alternate, spread
+from support.showing import print_step_table
 
 from fastselfie.errors import UserError
 
@@ -71,7 +71,7 @@ class StepJob:
     def stream(self) -> Generator[int]:
         """Take a step, wait for it, say how many images it had."""
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `fastselfie train` sets it
-        import step_contenders
+        from support import step_contenders
 
         take = step_contenders.build(self)
         while True:
@@ -100,7 +100,7 @@ def main() -> None:
         for name in names
     ]
     began, load = time.strftime("%Y-%m-%d %H:%M:%S %z"), os.getloadavg()
-    import step_contenders
+    from support import step_contenders
 
     facts = step_contenders.facts(jobs[0], _MATMUL)
     with ExitStack() as stack:
@@ -224,8 +224,8 @@ def _first_step(worker: Worker) -> float:
 
 def _all_contenders(options: argparse.Namespace) -> list[str]:
     """All that run here and are not ours under another name, in which precision they would be."""
-    from fastselfie.configfile import load_config
-    from fastselfie.device import choose_machine
+    from fastselfie.config.load import load_config
+    from fastselfie.system.accelerator import choose_machine
 
     machine = choose_machine(load_config(options.config, _sets(options)).runtime)
     without = {"ours", machine.precision.name}

@@ -23,11 +23,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from arguments import Parser, above_zero, chosen, result_file
-from conditions import command, environment, named
-from contenders import CONTENDERS, Spec, shards_of
-from rounds import Round, Worker, WorkerError, alternate, spread
-from showing import plot, print_table
+from support.arguments import Parser, above_zero, chosen, result_file
+from support.conditions import command, environment, named
+from support.contenders import CONTENDERS, Spec, shards_of
+from support.rounds import Round, Worker, WorkerError, alternate, spread
+from support.showing import plot, print_table
 
 from fastselfie.errors import UserError
 
@@ -105,7 +105,7 @@ def _specs(options: argparse.Namespace) -> list[Spec]:
                             "see benchmarks/README.md, or leave it out of --loaders")  # fmt: skip
     import inputs
 
-    from fastselfie.data.beton import BetonReader
+    from fastselfie.data.beton.reader import BetonReader
 
     if options.raw and not Path(options.raw).exists():
         _say(f"making {options.raw}: 50,000 images of noise")
@@ -144,9 +144,9 @@ def _cold_read(spec: Spec) -> float:
 
     After the rounds, when nobody maps the files any more.
     """
-    import cache
+    from support import cache
 
-    from fastselfie.data.beton import BetonReader
+    from fastselfie.data.beton.reader import BetonReader
 
     paths = [Path(spec.data)]
     if CONTENDERS[spec.loader].reads == "folder":
@@ -192,7 +192,7 @@ def _result(
 def _end_to_end(options: argparse.Namespace) -> dict[str, Any]:
     from end_to_end import end_to_end
 
-    from fastselfie.configfile import load_config
+    from fastselfie.config.load import load_config
 
     sets = [f"data.train={options.data}", "data.loader=native",
             f"data.workers={options.threads}"]  # fmt: skip

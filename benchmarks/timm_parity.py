@@ -14,17 +14,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import conditions
 import torch
+from support import conditions
 from torch import nn
 
-from fastselfie.atomic import write_atomically
-from fastselfie.checkpoint import save_checkpoint
 from fastselfie.config import Config
 from fastselfie.export import export
 from fastselfie.models.selfie import Selfie, build_classifier
-from fastselfie.run import FINETUNED, PRETRAIN
-from fastselfie.trained import open_trained
+from fastselfie.runs.load import open_trained
+from fastselfie.runs.train import FINETUNED, PRETRAIN
+from fastselfie.system.files import write_atomically
+from fastselfie.training.checkpoint import save_checkpoint
 
 _CLASSES, _IMAGES = 1000, 2
 _PAPER: dict[str, Any] = {}  # the defaults of ModelConfig

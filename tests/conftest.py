@@ -28,8 +28,8 @@ from PIL import Image
 try:
     from fastselfie.cli import main
     from fastselfie.config import Config
-    from fastselfie.data.beton_writer import BetonWriter
-    from fastselfie.device import Machine, choose_machine
+    from fastselfie.data.beton.writer import BetonWriter
+    from fastselfie.system.accelerator import Machine, choose_machine
 except ImportError as error:
     raise pytest.UsageError(f"fastselfie is not installed ({error}): pip install -e .") from error
 
@@ -161,7 +161,7 @@ def image_folder(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of TINY with all its stages. Tests only read it, or add predictions/."""
-    from fastselfie.run import train
+    from fastselfie.runs.train import train
 
     folder = tmp_path_factory.mktemp("trained")
     images = write_image_folder(folder / "images")

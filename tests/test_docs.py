@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import sandbox
 import torch
 from conftest import REPOSITORY
+from helpers import sandbox
 from test_layout import FLOORS
 
 from fastselfie.cli import main
-from fastselfie.configfile import load_config
+from fastselfie.config.load import load_config
 from fastselfie.errors import UserError
 from fastselfie.profiling import run as profiling
 

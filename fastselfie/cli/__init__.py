@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from fastselfie.cli import configs, data, results, training, using  # noqa: F401 - each registers its commands
+from fastselfie.cli import configs, inference, prepare, results, train  # noqa: F401 - each registers its commands
 from fastselfie.cli.app import app
 from fastselfie.errors import UserError
 

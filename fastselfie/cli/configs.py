@@ -21,7 +21,7 @@ def configs(
 
     `train`, `reproduce` and `profile` take their names: fastselfie train in224.
     """
-    from fastselfie.configfile import shipped_configs
+    from fastselfie.config.load import shipped_configs
     from fastselfie.errors import UserError
 
     found = shipped_configs()

@@ -23,7 +23,7 @@ def evaluate(
 
     In a pipe, or with --json, the last line on standard output is JSON.
     """
-    from fastselfie.measure import measure_run
+    from fastselfie.inference.evaluate_run import measure_run
 
     measures = measure_run(run, data)
     print_result(
@@ -56,13 +56,13 @@ def report(
 
     In a pipe, or with --json, the last line on standard output is JSON.
     """
-    from fastselfie.atomic import write_atomically
     from fastselfie.errors import UserError
     from fastselfie.report import serve as server
     from fastselfie.report.compare import compare_page
-    from fastselfie.report.folder import PAGE, read_run
     from fastselfie.report.page import REFRESH, run_page
-    from fastselfie.run import open_run
+    from fastselfie.runs.folder import PAGE, read_run
+    from fastselfie.runs.train import open_run
+    from fastselfie.system.files import write_atomically
 
     def page(refresh: int) -> str:
         read = [read_run(run, open_run(run)) for run in runs]
@@ -89,7 +89,7 @@ def doctor() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from fastselfie.doctor import examine
+    from fastselfie.runs.doctor import examine
 
     findings = examine()
     table = Table(show_edge=False)

@@ -1,1 +1,4 @@
-"""Floor 2: from files to batches. sources -> (subsets) -> loaders."""
+"""From files on disk to batches of pixels: sources, the .beton format, loaders and their order.
+
+May import: system, config, kernels.
+"""

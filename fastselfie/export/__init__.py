@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastselfie.atomic import NewFile, write_atomically
 from fastselfie.export.card import about, card
 from fastselfie.export.to_onnx import onnx_bytes
 from fastselfie.export.to_safetensors import safetensors_bytes
 from fastselfie.export.to_timm import timm_bytes
 from fastselfie.models.selfie import Classifier
-from fastselfie.trained import Trained
+from fastselfie.runs.load import Trained
+from fastselfie.system.files import NewFile, write_atomically
 
 # What makes a file's bytes, and what is to be said of them beside what is said of every export.
 # about: for formats that hold such notes.

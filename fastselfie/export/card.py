@@ -10,12 +10,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fastselfie import __version__
 from fastselfie.config import DataConfig
-from fastselfie.data.loaders.geometry import CENTRE
+from fastselfie.data.loaders.crops import CENTRE
 from fastselfie.models.resnet import ResNetV2
 from fastselfie.models.selfie import Classifier
-from fastselfie.report.folder import SUMMARY, read_facts
-from fastselfie.run import FINETUNED, PRETRAIN
-from fastselfie.trained import Trained
+from fastselfie.runs.folder import SUMMARY, read_facts
+from fastselfie.runs.load import Trained
+from fastselfie.runs.train import FINETUNED, PRETRAIN
 
 
 def about(trained: Trained) -> dict[str, str]:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from fastselfie.errors import UserError
-from fastselfie.log import say
 from fastselfie.models.selfie import Classifier
-from fastselfie.trained import Trained
+from fastselfie.runs.load import Trained
+from fastselfie.training.metrics_log import say
 
 _INSTALL = "pip install 'fastselfie[export]'"
 # Of the largest output. Both compute in float32 but sum in other orders, which gave up to 3e-6; a

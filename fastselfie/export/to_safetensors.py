@@ -7,7 +7,7 @@ from typing import Any
 from safetensors.torch import save
 
 from fastselfie.models.selfie import Classifier
-from fastselfie.trained import Trained
+from fastselfie.runs.load import Trained
 
 
 def safetensors_bytes(

@@ -10,7 +10,7 @@ import torch
 from fastselfie.errors import UserError
 from fastselfie.models.resnet import ResNetV2
 from fastselfie.models.selfie import Classifier
-from fastselfie.trained import Trained
+from fastselfie.runs.load import Trained
 
 _DIVISOR = 8  # timm rounds every width to a multiple (make_divisible)
 

@@ -1,1 +1,4 @@
-"""Floor 1: the networks. ResNet v2, attention pooling, and Selfie made of the two."""
+"""The networks: ResNet v2, attention pooling, Selfie and the classifier.
+
+May import: kernels, config, system.
+"""

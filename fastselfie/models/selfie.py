@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from fastselfie.config import Config
 from fastselfie.kernels.distractor_score import distractor_score, summed
 from fastselfie.kernels.reference import distractor_scores
-from fastselfie.models.pooling import AttentionPooling
+from fastselfie.models.attention_pooling import AttentionPooling
 from fastselfie.models.resnet import Head, How, ResNetV2
-from fastselfie.phases import phase
+from fastselfie.system.trace_ranges import phase
 
 
 class Positions(nn.Module):

@@ -1,1 +1,4 @@
-"""`fastselfie profile`: where the time of a step goes, which part binds, and what would help."""
+"""Where the time of a run goes: `fastselfie profile` and the estimates of a GPU.
+
+May import: report, runs and what is below them.
+"""

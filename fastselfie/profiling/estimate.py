@@ -13,10 +13,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastselfie.config import Config
-from fastselfie.device import Precision
 from fastselfie.errors import UserError
-from fastselfie.memory import estimate_finetuning, estimate_pretraining, plain
 from fastselfie.models.selfie import Selfie, build_classifier
+from fastselfie.system.accelerator import Precision
+from fastselfie.training.memory import estimate_finetuning, estimate_pretraining, plain
 
 
 class Gpu(NamedTuple):

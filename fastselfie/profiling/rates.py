@@ -9,10 +9,10 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from fastselfie.config import Config
+from fastselfie.data.dataset import Source
 from fastselfie.data.loaders import Batch, Loader, SyntheticLoader
-from fastselfie.data.sources import Source
-from fastselfie.device import usable_cores
-from fastselfie.step import TrainStep
+from fastselfie.system.accelerator import usable_cores
+from fastselfie.training.step import TrainStep
 
 _WARM = 3  # batches: as many as a loader has read ahead during the pause
 

@@ -19,24 +19,24 @@ import torch
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from fastselfie.atomic import write_atomically
 from fastselfie.config import Config
-from fastselfie.data.beton import IMAGE_MODES
+from fastselfie.data.beton.reader import IMAGE_MODES
+from fastselfie.data.dataset import BetonSource, Source, open_dataset
 from fastselfie.data.loaders import Batch, build_loader, choose_loader
 from fastselfie.data.loaders.base import decoder_count
-from fastselfie.data.sources import BetonSource, Source, open_dataset
-from fastselfie.device import choose_machine, usable_cores
-from fastselfie.doctor import environment
 from fastselfie.errors import UserError
-from fastselfie.log import RunLog, say
-from fastselfie.phases import phase
-from fastselfie.pretrain import build_pretraining
 from fastselfie.profiling.advice import Facts, advise
 from fastselfie.profiling.estimate import ASSUMED, Target, estimate
 from fastselfie.profiling.rates import measure_rates
 from fastselfie.profiling.trace import OTHER, WINDOW, memory_curve, phase_shares
 from fastselfie.report.profile import write_profile_page
-from fastselfie.step import TrainStep
+from fastselfie.runs.doctor import environment
+from fastselfie.system.accelerator import choose_machine, usable_cores
+from fastselfie.system.files import write_atomically
+from fastselfie.system.trace_ranges import phase
+from fastselfie.training.metrics_log import RunLog, say
+from fastselfie.training.pretrain import build_pretraining
+from fastselfie.training.step import TrainStep
 
 PAGE, FIGURES, TRACE = "profile.html", "profile.json", "trace.json.gz"
 _WARM = 3  # steps before the profiler starts: what was read ahead is used up

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from fastselfie.phases import PHASES
+from fastselfie.system.trace_ranges import PHASES
 
 WINDOW = "profiled steps"  # the range around them all
 OTHER = "other"

@@ -1,1 +1,4 @@
-"""Floor 4: what a person looks at. Pictures, curves and the run's page."""
+"""HTML pages of runs, comparisons and profiles; writes files, trains nothing.
+
+May import: runs and what is below it.
+"""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fastselfie.report.curves import curve, points_of
-from fastselfie.report.folder import RunFolder
+from fastselfie.runs.folder import RunFolder
 
 Yardsticks = Callable[[RunFolder], Mapping[str, float | None]]
 

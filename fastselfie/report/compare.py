@@ -10,8 +10,8 @@ from typing import Any
 from fastselfie.config import Config, leaves
 from fastselfie.report.charts import overlays
 from fastselfie.report.figures import figures_of
-from fastselfie.report.folder import RunFolder
 from fastselfie.report.render import render
+from fastselfie.runs.folder import RunFolder
 
 
 def compare_page(runs: Sequence[RunFolder], refresh: int | None = None) -> str:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from statistics import mean, median
 
 from fastselfie.report.charts import classes_of
-from fastselfie.report.folder import RunFolder
 from fastselfie.report.render import shown_rate, shown_time
+from fastselfie.runs.folder import RunFolder
 
 _RECENT = 20  # lines of the log: what is so now, not on the average of days
 _WAITS = 0.1  # of the time; more is worth a word

@@ -8,9 +8,9 @@ from pathlib import Path
 from types import TracebackType
 
 from fastselfie.config import Config
-from fastselfie.log import say
-from fastselfie.report.folder import PAGE, read_run
 from fastselfie.report.page import write_page
+from fastselfie.runs.folder import PAGE, read_run
+from fastselfie.training.metrics_log import say
 
 _SHARE = 1 / 200  # of the time may go into pages
 

@@ -7,12 +7,12 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from fastselfie.atomic import write_atomically
 from fastselfie.report.charts import charts_of
 from fastselfie.report.curves import points_of
 from fastselfie.report.figures import figures_of, signs_of
-from fastselfie.report.folder import PAGE, RunFolder
 from fastselfie.report.render import render, shown_moment, shown_time
+from fastselfie.runs.folder import PAGE, RunFolder
+from fastselfie.system.files import write_atomically
 
 REFRESH = 10  # seconds between two looks of an open page at its file
 _MOST_PICTURES = 6  # beside the original: a page stays under 2 MB

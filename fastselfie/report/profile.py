@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fastselfie.atomic import write_atomically
 from fastselfie.report.curves import curve
 from fastselfie.report.render import render, shown_rate
+from fastselfie.system.files import write_atomically
 
 _WORDS = {
     "waiting": "waiting for data",

@@ -1,1 +1,4 @@
-"""Floor 4: the paper's Table 1 by one command. Which runs, how they are done, what they show."""
+"""The paper's comparison as many trainings: protocol, scheduler, workers, statistics, table.
+
+May import: profiling, report, runs and what is below them.
+"""

@@ -8,12 +8,12 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastselfie.atomic import write_atomically
-from fastselfie.log import say
-from fastselfie.report.folder import read_facts
-from fastselfie.reproduce.agenda import RESULT, RUNS, Result
-from fastselfie.reproduce.plan import Plan
-from fastselfie.run import SUPERVISED
+from fastselfie.reproduce.protocol import Plan
+from fastselfie.reproduce.scheduler import RESULT, RUNS, Result
+from fastselfie.runs.folder import read_facts
+from fastselfie.runs.train import SUPERVISED
+from fastselfie.system.files import write_atomically
+from fastselfie.training.metrics_log import say
 
 TAKEN_FROM = "taken_from"  # of a result: the folder of the reproduction whose run it is
 

@@ -9,25 +9,25 @@ from typing import Any
 
 import torch
 
-from fastselfie.atomic import write_atomically
-from fastselfie.data.sources import open_dataset
-from fastselfie.device import Machine, choose_machine
-from fastselfie.distributed import ranks_of
+from fastselfie.data.dataset import open_dataset
 from fastselfie.errors import UserError
-from fastselfie.log import console, say
-from fastselfie.onlyone import only_one_in
-from fastselfie.report.folder import read_facts
-from fastselfie.reproduce import crew
-from fastselfie.reproduce.agenda import Agenda
-from fastselfie.reproduce.bench import Bench
+from fastselfie.reproduce import workers as crew
 from fastselfie.reproduce.control import take_control
-from fastselfie.reproduce.features import FEATURES, FIGURES, measure_features
-from fastselfie.reproduce.plan import Plan
-from fastselfie.reproduce.record import check_folders, keep_record
+from fastselfie.reproduce.progress import Teller
+from fastselfie.reproduce.protocol import Plan
+from fastselfie.reproduce.provenance import check_folders, keep_record
+from fastselfie.reproduce.representations import FEATURES, FIGURES, measure_features
+from fastselfie.reproduce.scheduler import Agenda
 from fastselfie.reproduce.statistics import summary_of
 from fastselfie.reproduce.table import write_table
-from fastselfie.reproduce.teller import Teller
-from fastselfie.run import PRETRAIN, train
+from fastselfie.reproduce.trials import Bench
+from fastselfie.runs.folder import read_facts
+from fastselfie.runs.train import PRETRAIN, train
+from fastselfie.system.accelerator import Machine, choose_machine
+from fastselfie.system.distributed import ranks_of
+from fastselfie.system.files import write_atomically
+from fastselfie.system.lock import only_one_in
+from fastselfie.training.metrics_log import console, say
 
 
 def reproduce(

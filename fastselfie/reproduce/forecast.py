@@ -17,18 +17,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from fastselfie.config import Config
+from fastselfie.data.dataset import Dataset, NoSource, open_dataset
 from fastselfie.data.loaders import SyntheticLoader
-from fastselfie.data.sources import Dataset, NoSource, open_dataset
-from fastselfie.device import Machine, choose_machine
 from fastselfie.errors import UserError
-from fastselfie.finetune import build_finetuning, finetuning_stage
-from fastselfie.pretrain import build_pretraining
 from fastselfie.profiling.estimate import Target, paper_rates
 from fastselfie.report.render import shown_time
-from fastselfie.reproduce.agenda import Agenda
-from fastselfie.reproduce.plan import Group, Plan
-from fastselfie.reproduce.record import check_folders
-from fastselfie.step import TrainStep
+from fastselfie.reproduce.protocol import Group, Plan
+from fastselfie.reproduce.provenance import check_folders
+from fastselfie.reproduce.scheduler import Agenda
+from fastselfie.system.accelerator import Machine, choose_machine
+from fastselfie.training.finetune import build_finetuning, finetuning_stage
+from fastselfie.training.pretrain import build_pretraining
+from fastselfie.training.step import TrainStep
 
 # Images of a step that is timed: cheap for any network; enough to keep a GPU busy.
 _TIMED = {"cpu": 8, "cuda": 64}

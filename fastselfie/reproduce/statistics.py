@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from fastselfie.data.sources import Dataset
-from fastselfie.reproduce.agenda import Agenda, Choice, Result
+from fastselfie.data.dataset import Dataset
 from fastselfie.reproduce.control import control_note
-from fastselfie.reproduce.plan import Group
-from fastselfie.run import FINETUNED, SUPERVISED
+from fastselfie.reproduce.protocol import Group
+from fastselfie.reproduce.scheduler import Agenda, Choice, Result
+from fastselfie.runs.train import FINETUNED, SUPERVISED
 
 Figures = dict[str, Any]
 

@@ -14,11 +14,11 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
-from fastselfie.atomic import write_atomically
 from fastselfie.report.curves import Bars, shares
 from fastselfie.report.render import render
 from fastselfie.reproduce.statistics import Figures
-from fastselfie.run import FINETUNED, SUPERVISED
+from fastselfie.runs.train import FINETUNED, SUPERVISED
+from fastselfie.system.files import write_atomically
 
 JSON, MARKDOWN, CSV, PAGE = "table.json", "table.md", "table.csv", "table.html"
 HEAD = (

@@ -57,7 +57,7 @@ struct Range {
 
 constexpr int kMaxComponents = 3;        // gray, or three; CMYK is re-encoded by `prepare`
 // Of one image: bounds what a lying header can allocate. Twice what Pillow opens, as
-// `prepare --max-side` shrinks larger ones (MAX_SHRUNK_PIXELS in fastselfie/data/images.py).
+// `prepare --max-side` shrinks larger ones (MAX_SHRUNK_PIXELS in fastselfie/data/sources/base.py).
 constexpr int64_t kMaxPixels = 2 * 178'956'970;
 constexpr int kMaxSide = 65535;  // of an image or a box: what a JPEG can have
 constexpr int kMaxOutputSide = 8192;

@@ -10,10 +10,10 @@ from conftest import REPOSITORY, tiny_config
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
-import step_contenders
 from step import StepJob
-from step_contenders import shape_of
-from straightforward import StraightforwardSelfie, normalised, their_names
+from support import step_contenders
+from support.step_contenders import shape_of
+from support.straightforward import StraightforwardSelfie, normalised, their_names
 
 from fastselfie.kernels.reference import patchify
 from fastselfie.models.selfie import Selfie

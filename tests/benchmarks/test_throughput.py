@@ -11,7 +11,7 @@ import sys
 import pytest
 from conftest import REPOSITORY, picture
 
-from fastselfie.data.beton_writer import BetonWriter
+from fastselfie.data.beton.writer import BetonWriter
 
 pytestmark = pytest.mark.slow
 

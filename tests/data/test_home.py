@@ -6,7 +6,7 @@ import pytest
 from conftest import picture
 
 from fastselfie.config import DataConfig
-from fastselfie.data.sources import open_dataset
+from fastselfie.data.dataset import open_dataset
 from fastselfie.errors import UserError
 
 

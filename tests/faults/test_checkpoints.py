@@ -14,14 +14,19 @@ import pytest
 import torch
 from conftest import tiny_config
 
-from fastselfie import saver
-from fastselfie.atomic import link_atomically, write_atomically
-from fastselfie.checkpoint import Damaged, load_checkpoint, newest_checkpoint, save_checkpoint
 from fastselfie.config import CheckpointConfig
-from fastselfie.data.sources import open_dataset
+from fastselfie.data.dataset import open_dataset
 from fastselfie.errors import UserError
-from fastselfie.pretrain import pretrain
-from fastselfie.saver import Saver
+from fastselfie.system.files import link_atomically, write_atomically
+from fastselfie.training import checkpoint_writer as saver
+from fastselfie.training.checkpoint import (
+    Damaged,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
+from fastselfie.training.checkpoint_writer import Saver
+from fastselfie.training.pretrain import pretrain
 
 CASES = 40  # of damage drawn by chance; each takes milliseconds
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from conftest import tiny_config
 
-from fastselfie.checkpoint import load_checkpoint, newest_checkpoint
 from fastselfie.config import CheckpointConfig
 from fastselfie.errors import UserError
-from fastselfie.log import RunLog, read_log
-from fastselfie.saver import Saver
+from fastselfie.training.checkpoint import load_checkpoint, newest_checkpoint
+from fastselfie.training.checkpoint_writer import Saver
+from fastselfie.training.metrics_log import RunLog, read_log
 
 SIZE = 400_000  # bytes of a checkpoint
 ROOM = 1_000_000  # of the disk: two fit, and not a third beside them

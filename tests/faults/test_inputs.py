@@ -9,11 +9,11 @@ import pytest
 import torch
 from conftest import tiny_config
 
-from fastselfie.checkpoint import newest_checkpoint
-from fastselfie.configfile import load_config
+from fastselfie.config.load import load_config
 from fastselfie.errors import UserError
-from fastselfie.report.folder import read_run
 from fastselfie.report.page import write_page
+from fastselfie.runs.folder import read_run
+from fastselfie.training.checkpoint import newest_checkpoint
 
 BOMB = "x0: &x0 [a, a, a, a, a, a, a, a, a, a]\n" + "".join(
     f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 10)}]\n" for n in range(1, 30)

@@ -12,17 +12,17 @@ import pytest
 import torch
 from conftest import tiny_config
 
-from fastselfie.checkpoint import load_checkpoint
+from fastselfie.data.dataset import open_dataset
 from fastselfie.data.loaders import Batch, Index, build_loader
-from fastselfie.data.sources import open_dataset
-from fastselfie.device import Precision
 from fastselfie.errors import UserError
-from fastselfie.finetune import few_labels, finetune
-from fastselfie.guard import Guard
-from fastselfie.log import read_log
-from fastselfie.optim import begin_momentum, build_optimizer
-from fastselfie.pretrain import pretrain
-from fastselfie.step import TrainStep
+from fastselfie.system.accelerator import Precision
+from fastselfie.training.checkpoint import load_checkpoint
+from fastselfie.training.finetune import few_labels, finetune
+from fastselfie.training.metrics_log import read_log
+from fastselfie.training.nonfinite import Guard
+from fastselfie.training.optimizer import begin_momentum, build_optimizer
+from fastselfie.training.pretrain import pretrain
+from fastselfie.training.step import TrainStep
 
 pytestmark = pytest.mark.slow
 

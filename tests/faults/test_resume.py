@@ -9,12 +9,12 @@ import pytest
 import torch
 from conftest import jpeg_bytes, picture, textured, tiny_config, write_beton
 
+from fastselfie.data.dataset import open_dataset
 from fastselfie.data.loaders.base import Loader
-from fastselfie.data.sources import open_dataset
-from fastselfie.interrupt import Interrupted
-from fastselfie.log import read_log
-from fastselfie.pretrain import pretrain
-from fastselfie.step import TrainStep
+from fastselfie.system.signals import Interrupted
+from fastselfie.training.metrics_log import read_log
+from fastselfie.training.pretrain import pretrain
+from fastselfie.training.step import TrainStep
 
 pytestmark = pytest.mark.slow
 

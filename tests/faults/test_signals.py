@@ -15,15 +15,15 @@ import pytest
 import torch
 from conftest import REPOSITORY, thread_count, tiny_config
 
-from fastselfie import pretrain as pretraining
-from fastselfie import saver
-from fastselfie.checkpoint import load_checkpoint
-from fastselfie.data.sources import FolderSource, open_dataset
-from fastselfie.interrupt import SIGNALS, Interrupted, deferred_signals
-from fastselfie.log import read_log
-from fastselfie.onlyone import LOCK
-from fastselfie.pretrain import pretrain
-from fastselfie.step import TrainStep
+from fastselfie.data.dataset import FolderSource, open_dataset
+from fastselfie.system.lock import LOCK
+from fastselfie.system.signals import SIGNALS, Interrupted, deferred_signals
+from fastselfie.training import checkpoint_writer as saver
+from fastselfie.training import pretrain as pretraining
+from fastselfie.training.checkpoint import load_checkpoint
+from fastselfie.training.metrics_log import read_log
+from fastselfie.training.pretrain import pretrain
+from fastselfie.training.step import TrainStep
 
 pytestmark = pytest.mark.slow
 
@@ -203,7 +203,7 @@ def test_what_need_not_be_whole_ends_at_once_and_what_must_does_not():
 
 PROGRAM = """
 import os, sys, time
-from fastselfie import step
+from fastselfie.training import step
 from fastselfie.cli import main
 
 original = step.TrainStep.__call__

@@ -8,11 +8,11 @@ import pytest
 import torch
 from conftest import REPOSITORY, tiny_config
 
-from fastselfie.configfile import load_config
+from fastselfie.config.load import load_config
+from fastselfie.data.random import patch_orders
 from fastselfie.kernels.reference import patchify
 from fastselfie.models.resnet import ResNetV2
 from fastselfie.models.selfie import Positions, Selfie, build_classifier, cut
-from fastselfie.rng import patch_orders
 
 
 def millions(module):

@@ -6,13 +6,13 @@ import json
 import threading
 
 import pytest
-from browser import browser
-from runs import make_run
+from helpers.browser import browser
+from helpers.runs import make_run
 
 from fastselfie.report.compare import compare_page
-from fastselfie.report.folder import read_run
 from fastselfie.report.page import run_page, write_page
 from fastselfie.report.serve import open_server
+from fastselfie.runs.folder import read_run
 
 pytestmark = [pytest.mark.extra, pytest.mark.slow]
 

@@ -16,7 +16,7 @@ import urllib.error
 import urllib.request
 
 import pytest
-from runs import make_run
+from helpers.runs import make_run
 
 from fastselfie.report.serve import open_server
 

@@ -10,16 +10,16 @@ from xml.etree import ElementTree
 
 import pytest
 from conftest import tiny_config
-from runs import make_run, write
+from helpers.runs import make_run, write
 
-from fastselfie.log import read_log
 from fastselfie.report import live
 from fastselfie.report.compare import compare_page
 from fastselfie.report.figures import figures_of, signs_of
-from fastselfie.report.folder import STAGES, read_run
 from fastselfie.report.live import LivePage
 from fastselfie.report.page import run_page, write_page
 from fastselfie.report.render import shown_time
+from fastselfie.runs.folder import STAGES, read_run
+from fastselfie.training.metrics_log import read_log
 
 
 def read(folder, **options):

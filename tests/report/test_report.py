@@ -7,10 +7,10 @@ import pytest
 from conftest import tiny_config
 from PIL import Image
 
+from fastselfie.evaluation.mask_picture import filled, originals
 from fastselfie.report.curves import curve, points_of, thinned
-from fastselfie.report.folder import read_run
-from fastselfie.report.mask_prediction import filled, originals
 from fastselfie.report.page import run_page
+from fastselfie.runs.folder import read_run
 
 ORDER = np.array([[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 15, 12, 14, 13]])
 

@@ -14,15 +14,15 @@ from contextlib import contextmanager
 import pytest
 import torch
 from conftest import REPOSITORY, tiny_config
-from reproductions import ARGUMENTS, make_reproduction, table
+from helpers.reproductions import ARGUMENTS, make_reproduction, table
 
-from fastselfie.checkpoint import load_checkpoint
 from fastselfie.errors import UserError
-from fastselfie.onlyone import LOCK, only_one_in
 from fastselfie.reproduce.execute import reproduce
-from fastselfie.reproduce.features import FIGURES
-from fastselfie.reproduce.plan import make_plan
-from fastselfie.step import TrainStep
+from fastselfie.reproduce.protocol import make_plan
+from fastselfie.reproduce.representations import FIGURES
+from fastselfie.system.lock import LOCK, only_one_in
+from fastselfie.training.checkpoint import load_checkpoint
+from fastselfie.training.step import TrainStep
 
 pytestmark = pytest.mark.slow
 
@@ -189,7 +189,7 @@ def test_a_lock_of_a_helper_holds_the_folder_too(tmp_path):
     with only_one_in(tmp_path):
         pass
     code = (
-        "import sys; from pathlib import Path; from fastselfie.onlyone import helping_in\n"
+        "import sys; from pathlib import Path; from fastselfie.system.lock import helping_in\n"
         "with helping_in(Path(sys.argv[1]), 3): print(flush=True); sys.stdin.read()"
     )
     with subprocess.Popen([sys.executable, "-c", code, tmp_path], stdin=subprocess.PIPE,

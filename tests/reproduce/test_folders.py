@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from reproductions import ARGUMENTS, make_reproduction, table
+from helpers.reproductions import ARGUMENTS, make_reproduction, table
 
 pytestmark = pytest.mark.slow
 

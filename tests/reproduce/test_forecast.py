@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from conftest import REPOSITORY, tiny_config
 
-from fastselfie.data.sources import open_dataset
-from fastselfie.reproduce.agenda import Agenda
+from fastselfie.data.dataset import open_dataset
 from fastselfie.reproduce.forecast import Rates, forecast
-from fastselfie.reproduce.plan import make_plan
+from fastselfie.reproduce.protocol import make_plan
+from fastselfie.reproduce.scheduler import Agenda
 
 
 def test_counts_and_seconds_by_hand(idx_folder, tmp_path):

@@ -7,11 +7,11 @@ import json
 import pytest
 from conftest import tiny_config
 
-from fastselfie.atomic import write_atomically
 from fastselfie.errors import UserError
-from fastselfie.reproduce.agenda import RESULT, RUNS, Agenda
-from fastselfie.reproduce.plan import make_plan
+from fastselfie.reproduce.protocol import make_plan
+from fastselfie.reproduce.scheduler import RESULT, RUNS, Agenda
 from fastselfie.reproduce.statistics import paired_difference, spread, student_t
+from fastselfie.system.files import write_atomically
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,14 @@ from importlib import import_module
 import torch
 
 from fastselfie.config import DataConfig
+from fastselfie.data.dataset import BetonSource, Source
 from fastselfie.data.loaders.base import Batch, Index, Loader, Pixels, SampleStream
 from fastselfie.data.loaders.folder import FolderLoader
 from fastselfie.data.loaders.native import NativeLoader
 from fastselfie.data.loaders.resident import ResidentLoader
 from fastselfie.data.loaders.synthetic import SyntheticLoader
-from fastselfie.data.sources import BetonSource, Source
-from fastselfie.device import total_memory
 from fastselfie.errors import UserError
+from fastselfie.system.accelerator import total_memory
 
 __all__ = [
     "Batch",

@@ -18,14 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastselfie import rng
 from fastselfie.config import DataConfig
-from fastselfie.data.sources import BetonSource, Source
-from fastselfie.device import usable_cores
-from fastselfie.distributed import ALONE, Ranks
+from fastselfie.data import random as rng
+from fastselfie.data.dataset import BetonSource, Source
+from fastselfie.data.random import IntArray
 from fastselfie.errors import UserError
-from fastselfie.phases import phase
-from fastselfie.rng import IntArray
+from fastselfie.system.accelerator import usable_cores
+from fastselfie.system.distributed import ALONE, Ranks
+from fastselfie.system.trace_ranges import phase
 
 
 class Pixels(NamedTuple):

@@ -16,13 +16,13 @@ from nvidia.dali.plugin.pytorch.torch_utils import to_torch_tensor
 from torch import Tensor
 
 from fastselfie.config import DataConfig
-from fastselfie.data.beton import IMAGE_MODES
+from fastselfie.data.beton.reader import IMAGE_MODES
+from fastselfie.data.dataset import BetonSource, FolderSource, Source
 from fastselfie.data.loaders.base import Index, Loader, Pixels, decoder_count
-from fastselfie.data.loaders.geometry import boxes, shift
-from fastselfie.data.sources import BetonSource, FolderSource, Source
+from fastselfie.data.loaders.crops import boxes, shift
+from fastselfie.data.random import IntArray
 from fastselfie.errors import UserError
 from fastselfie.kernels.jpeg import JpegError, crop, read_header, transcode
-from fastselfie.rng import IntArray
 
 _Bytes = npt.NDArray[np.uint8]
 

@@ -14,9 +14,9 @@ import numpy.typing as npt
 import torch
 
 from fastselfie.config import DataConfig
+from fastselfie.data.dataset import Source
 from fastselfie.data.loaders.base import Index, Loader, Pixels, decoder_count, required_beton
-from fastselfie.data.loaders.geometry import CENTRE, shift
-from fastselfie.data.sources import Source
+from fastselfie.data.loaders.crops import CENTRE, shift
 
 # Importing FFCV sets torch's number of threads, to 1.
 _torch_threads = torch.get_num_threads()

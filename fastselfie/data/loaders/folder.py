@@ -13,12 +13,12 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from fastselfie.config import DataConfig
+from fastselfie.data.dataset import Source
 from fastselfie.data.loaders.base import Index, Loader, Pixels
-from fastselfie.data.loaders.geometry import boxes, read_box, shift
-from fastselfie.data.sources import Source
-from fastselfie.device import usable_cores
+from fastselfie.data.loaders.crops import boxes, read_box, shift
 from fastselfie.errors import UserError
-from fastselfie.interrupt import SIGNALS
+from fastselfie.system.accelerator import usable_cores
+from fastselfie.system.signals import SIGNALS
 
 
 class FolderLoader(Loader):

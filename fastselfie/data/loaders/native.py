@@ -12,10 +12,10 @@ import numpy.typing as npt
 import torch
 
 from fastselfie.config import DataConfig
-from fastselfie.data.beton import IMAGE_MODES
+from fastselfie.data.beton.reader import IMAGE_MODES
+from fastselfie.data.dataset import Source
 from fastselfie.data.loaders.base import Index, Loader, Pixels, decoder_count, required_beton
-from fastselfie.data.loaders.geometry import boxes, shift
-from fastselfie.data.sources import Source
+from fastselfie.data.loaders.crops import boxes, shift
 from fastselfie.kernels.jpeg import KIND_JPEG, KIND_RAW, BatchDecoder
 
 Images = npt.NDArray[np.uint8]

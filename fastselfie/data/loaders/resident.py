@@ -10,14 +10,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastselfie import rng
 from fastselfie.config import DataConfig
+from fastselfie.data import random as rng
+from fastselfie.data.dataset import ArraySource, Source
 from fastselfie.data.loaders.base import Index, Loader, Pixels
-from fastselfie.data.loaders.geometry import boxes, padded, read_box, shift_of
-from fastselfie.data.sources import ArraySource, Source
+from fastselfie.data.loaders.crops import boxes, padded, read_box, shift_of
+from fastselfie.data.random import IntArray
 from fastselfie.errors import UserError
 from fastselfie.kernels.host import gather_crops
-from fastselfie.rng import IntArray
 
 
 class ResidentLoader(Loader):

@@ -7,8 +7,8 @@ from collections.abc import Generator, Iterator
 import torch
 
 from fastselfie.config import DataConfig
+from fastselfie.data.dataset import Source
 from fastselfie.data.loaders.base import Index, Loader, Pixels
-from fastselfie.data.sources import Source
 
 _POOL = 64  # distinct images: enough that batch statistics are those of noise
 

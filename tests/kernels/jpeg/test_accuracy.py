@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
-from jpegs import (
+from helpers.jpegs import (
     ENCODABLE,
     SUBSAMPLINGS,
     boxes,
@@ -22,6 +20,8 @@ from jpegs import (
     reference,
     texture,
 )
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from fastselfie.kernels import jpeg

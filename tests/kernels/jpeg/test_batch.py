@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from jpegs import SUBSAMPLINGS, make_jpeg, texture
+from helpers.jpegs import SUBSAMPLINGS, make_jpeg, texture
 
 from fastselfie.kernels import jpeg
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers.jpegs import SUBSAMPLINGS, boxes, decode, encode, make_jpeg, photographs, texture
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jpegs import SUBSAMPLINGS, boxes, decode, encode, make_jpeg, photographs, texture
 
 from fastselfie.kernels import jpeg
 

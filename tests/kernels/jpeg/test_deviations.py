@@ -7,8 +7,18 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
-from deviations import EOI, HARMLESS, LOST, SOURCES, adobe, at_jfif, before_end, cases, with_ids
-from jpegs import encode, texture
+from helpers.deviations import (
+    EOI,
+    HARMLESS,
+    LOST,
+    SOURCES,
+    adobe,
+    at_jfif,
+    before_end,
+    cases,
+    with_ids,
+)
+from helpers.jpegs import encode, texture
 from PIL import Image
 
 from fastselfie.kernels import jpeg

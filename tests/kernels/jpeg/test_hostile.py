@@ -7,9 +7,9 @@ import random
 
 import numpy as np
 import pytest
+from helpers.jpegs import SUBSAMPLINGS, encode, make_jpeg, relabel, texture
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jpegs import SUBSAMPLINGS, encode, make_jpeg, relabel, texture
 from PIL import Image
 
 from fastselfie.kernels import jpeg

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from jpegs import (
+from helpers.jpegs import (
     ENCODABLE,
     SUBSAMPLINGS,
     ZIGZAG,
@@ -16,6 +14,8 @@ from jpegs import (
     texture,
     write_baseline,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fastselfie.kernels import jpeg
 

@@ -1,0 +1,155 @@
+"""The steps that step.py compares, built in the process that runs them."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from step import BASELINE, StepJob
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from fastselfie.config import Config
+from fastselfie.config.load import load_config
+from fastselfie.data.dataset import open_dataset
+from fastselfie.data.loaders import Batch, SyntheticLoader
+from fastselfie.models.selfie import Selfie
+from fastselfie.system.accelerator import Machine, choose_machine
+from fastselfie.training.optimizer import learning_rate
+from fastselfie.training.pretrain import build_pretraining
+from support.straightforward import Shape, StraightforwardSelfie, normalised, their_names
+
+
+def build(job: StepJob) -> Callable[[], None]:
+    """One training step, waited for: a function to call again and again."""
+    config = load_config(job.config, list(job.overrides))
+    return _straightforward(config) if job.name == BASELINE else _ours(config)
+
+
+def _ours(config: Config) -> Callable[[], None]:
+    machine = choose_machine(config.runtime)
+    step = build_pretraining(config, machine).step
+    numbered = zip(itertools.count(), _batches(config, machine.device), strict=False)
+
+    def take() -> None:
+        step(*next(numbered))
+        step.read()  # waits: the clock must not run ahead of a GPU
+
+    return take
+
+
+def _straightforward(config: Config) -> Callable[[], None]:
+    device = choose_machine(config.runtime).device
+    torch.manual_seed(config.seed)
+    model = StraightforwardSelfie(shape_of(config)).to(device)
+    settings = config.pretrain
+    optimizer = torch.optim.SGD(model.parameters(), settings.lr, settings.momentum,
+                                weight_decay=settings.weight_decay, nesterov=True)  # fmt: skip
+    mean, std = (torch.tensor(v, device=device) for v in (config.data.mean, config.data.std))
+    numbered = zip(itertools.count(), _batches(config, device), strict=False)
+
+    def take() -> None:
+        number, batch = next(numbered)
+        rate = learning_rate(number, settings.steps, settings.lr, settings.warmup_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        images = normalised(batch.images, batch.flip, mean, std)
+        loss = model(images, batch.order)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        loss.item()
+
+    return take
+
+
+def _batches(config: Config, device: torch.device) -> Any:
+    source = open_dataset(config.data, config.seed).train
+    loader = SyntheticLoader(source, config.data, config.seed, device)
+    return loader.train(0, config.pretrain.batch_size, config.patches)
+
+
+def shape_of(config: Config) -> Shape:
+    """The straightforward network of the same sizes."""
+    model = config.model
+    return Shape(
+        stem=model.stem,
+        width=model.width,
+        blocks=model.blocks,
+        patch_size=model.patch_size,
+        patches=config.patches,
+        masked=config.masked,
+        layers=model.layers,
+        heads=model.heads,
+        feed_forward=model.feed_forward,
+        dropout=model.dropout,
+        row_column=model.positions == "row_column",
+        scale=Selfie(config).scale,
+    )
+
+
+def facts(job: StepJob, side: int) -> dict[str, Any]:
+    """What holds for all contenders: work an image, the machine's own rate, both codes' losses.
+
+    gflop_per_image: forward and backward by torch's counter, 2 a multiply-add. matmul_gflops_per_s:
+    of a product of two side x side matrices in the config's precision, the best of ten. losses: of
+    ours, of ours in fp32 and of the straightforward code, dropout off, from the same weights on the
+    same batch.
+    """
+    overrides = [*job.overrides, "model.dropout=0.0"]
+    machine = choose_machine(load_config(job.config, overrides).runtime)
+    flops, losses = _one_batch(job.config, overrides)
+    found = {
+        "precision": machine.precision.name,
+        "gflop_per_image": round(flops / 1e9, 3),
+        "matmul_gflops_per_s": round(_matmul_rate(machine, side) / 1e9, 1),
+        "losses": losses,
+    }
+    torch.cuda.empty_cache()  # the contenders are other processes, and need the room
+    return found
+
+
+def _one_batch(path: str, overrides: list[str]) -> tuple[float, dict[str, float]]:
+    """FLOP an image, forward and backward, and the losses."""
+    config = load_config(path, overrides)
+    with FlopCounterMode(display=False) as counter:
+        # Ours compute weight gradients on several threads, and the counter sees one.
+        counted = _loss(load_config(path, [*overrides, "runtime.kernels=reference"]))[0]
+        counted.backward()  # type: ignore[no-untyped-call]
+    del counted
+    with torch.no_grad():  # the graphs of two networks in fp32 may not fit beside each other
+        ours, model, batch = _loss(config)
+        in_fp32 = _loss(load_config(path, [*overrides, "runtime.precision=fp32"]))[0]
+        device = batch.images.device
+        theirs = StraightforwardSelfie(shape_of(config)).to(device)
+        names = their_names(model.state_dict(), theirs)
+        theirs.load_state_dict({names[name]: value for name, value in model.state_dict().items()})
+        mean, std = (torch.tensor(v, device=device) for v in (config.data.mean, config.data.std))
+        plain = theirs(normalised(batch.images, batch.flip, mean, std), batch.order)
+    losses = {"ours": ours, "ours in fp32": in_fp32, BASELINE: plain}
+    flops = counter.get_total_flops() / len(batch.images)
+    return flops, {name: float(loss.detach()) for name, loss in losses.items()}
+
+
+def _loss(config: Config) -> tuple[Tensor, Selfie, Batch]:
+    """Of a fresh network on its first batch."""
+    machine = choose_machine(config.runtime)
+    pretraining = build_pretraining(config, machine)
+    batch: Batch = next(_batches(config, machine.device))
+    with machine.autocast():
+        loss, _ = pretraining.model(pretraining.pixels.patches(batch), batch.order)
+    return loss, pretraining.model, batch
+
+
+def _matmul_rate(machine: Machine, side: int) -> float:
+    a, b = torch.randn(2, side, side, device=machine.device, dtype=machine.precision.dtype)
+    best = float("inf")
+    for _ in range(10):
+        begun = time.perf_counter()
+        product: Tensor = a @ b
+        product[0, 0].item()
+        best = min(best, time.perf_counter() - begun)
+    return 2 * side**3 / best

@@ -1,0 +1,127 @@
+"""Commands that use what was trained: export, features, predict."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastselfie.cli.app import app
+from fastselfie.cli.output import AsJson, print_result, wants_json
+from fastselfie.cli.prepare import Part
+
+
+class TrainedStage(str, Enum):
+    """Which of a run's networks is meant."""
+
+    pretrain = "pretrain"
+    finetuned = "finetuned"
+    supervised = "supervised"
+
+
+class Format(str, Enum):
+    """What `export` writes."""
+
+    timm = "timm"
+    safetensors = "safetensors"
+    onnx = "onnx"
+
+
+Run = Annotated[Path, typer.Argument(help="A run's folder, for example runs/quickstart.")]
+Stage = Annotated[
+    TrainedStage | None,
+    typer.Option(help="Default: finetuned if it is there, else supervised, else pretrain.")
+]  # fmt: skip
+Unfinished = Annotated[
+    bool, typer.Option("--allow-unfinished", help="Also before the stage's last step.")
+]
+
+
+@app.command()
+def export(
+    run: Run,
+    form: Annotated[
+        Format,
+        typer.Option(
+            "--format",
+            help="timm: a state dict for resnetv2_50; safetensors: with a model card, FILE.md; "
+            "onnx: images to logits or features, checked with onnxruntime.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Replaced whole if it is there.")],
+    stage: Stage = None,
+    allow_unfinished: Unfinished = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a trained network for other tools; of pretraining P alone, a feature extractor.
+
+    In a pipe, or with --json, the last line on standard output is JSON.
+    """
+    from fastselfie import export as exporting
+    from fastselfie.runs.load import open_trained
+
+    trained = open_trained(run, stage and stage.value, allow_unfinished)
+    print_result(exporting.export(trained, form.value, out), as_json)
+
+
+@app.command()
+def features(
+    run: Run,
+    data: Annotated[Path, typer.Option(help="A set of images of any kind that data.train takes.")],
+    out: Annotated[Path, typer.Option(metavar="FILE.npy", help="(n, D) float32, a row an image.")],
+    labels: Annotated[
+        Path | None, typer.Option(metavar="FILE.npy", help="For the set's labels: (n,) int64.")
+    ] = None,
+    part: Annotated[Part, typer.Option(help="Of a set that has both.")] = Part.train,
+    stage: Stage = None,
+    allow_unfinished: Unfinished = False,
+    as_json: AsJson = False,
+) -> None:
+    """Features of every image of a set, in its order: what the classifier, or P's pooling, gives.
+
+    In a pipe, or with --json, the last line on standard output is JSON.
+    """
+    from fastselfie.inference.features import write_features
+    from fastselfie.runs.load import open_trained
+
+    trained = open_trained(run, stage and stage.value, allow_unfinished)
+    print_result(write_features(trained, data, part.value, out, labels), as_json)
+
+
+@app.command()
+def predict(
+    run: Run,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Pictures: a .png or a folder; default RUN/predictions."),
+    ] = None,
+    stage: Stage = None,
+    allow_unfinished: Unfinished = False,
+    as_json: AsJson = False,
+) -> None:
+    """The likeliest classes of images; of pretraining, pictures with their holes filled.
+
+    In a pipe, or with --json, the last line on standard output is JSON.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from fastselfie.inference.predict import predict as predict_images
+    from fastselfie.runs.load import open_trained
+
+    found = predict_images(open_trained(run, stage and stage.value, allow_unfinished), images, out)
+    if not as_json:
+        table = Table(show_edge=False)
+        for column in found[0].columns:
+            table.add_column(column, overflow="fold")
+        for answer in found:
+            for row in answer.rows():
+                table.add_row(*map(escape, row))
+        Console(highlight=False).print(table)
+    if wants_json(as_json):
+        typer.echo(json.dumps([answer.summary() for answer in found]))

@@ -1,0 +1,210 @@
+"""Commands that train: train, reproduce, profile, replay."""
+
+from __future__ import annotations
+
+import json
+import os
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastselfie.cli.app import app
+from fastselfie.cli.output import AsJson, print_result, training_rows, wants_json
+
+ConfigFile = Annotated[
+    str, typer.Argument(help="A YAML file, or a name that `fastselfie configs` lists, as in224.")
+]
+
+
+class StageName(str, Enum):
+    """Which part of a run `train` does."""
+
+    pretrain = "pretrain"
+    finetune = "finetune"
+    all = "all"
+
+
+@app.command()
+def train(
+    config: ConfigFile,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[key=value]...", help="Replace values.")
+    ] = None,
+    stage: Annotated[StageName, typer.Option(help="Which stages to run.")] = StageName.all,
+    resume: Annotated[
+        str, typer.Option(help="auto: go on from --out; never: anew; or a run or checkpoint.")
+    ] = "auto",
+    out: Annotated[Path | None, typer.Option(help="The run's folder; default runs/NAME.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be done; touch nothing.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Pretrain, then finetune and train the control, as CONFIG says; goes on by itself.
+
+    In a pipe, or with --json, the last line on standard output is JSON with the run's figures.
+    """
+    from fastselfie.config.load import load_config
+
+    settings = load_config(config, overrides or ())
+    folder = out or Path("runs") / settings.name
+    if dry_run:
+        _refuse_json(as_json)
+        from rich.console import Console
+
+        from fastselfie.runs.dry_run import print_plan
+
+        print_plan(settings, folder, Console(highlight=False), stage.value)
+        return
+    from fastselfie.runs import train as run
+    from fastselfie.system.signals import Interrupted
+
+    try:
+        summary = run.train(settings, stage.value, resume, folder)
+    except Interrupted as left:
+        raise typer.Exit(128 + left.number) from None
+    if summary is not None:  # as it is where another process leads
+        print_result(summary, as_json, lambda: training_rows(summary, settings))
+
+
+@app.command()
+def reproduce(
+    config: ConfigFile,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[key=value]...", help="Replace values.")
+    ] = None,
+    labels: Annotated[
+        str, typer.Option(help="Shares of the labels in percent.", metavar="5,8,20,100")
+    ] = "5,8,20,100",
+    seeds: Annotated[int, typer.Option(help="Last runs of each arm and share.")] = 5,
+    budget: Annotated[
+        float | None, typer.Option(help="Factor of the steps of both stages, for example 0.1.")
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Runs at a time, each on a GPU or with its share of the cores; default one a GPU, "
+            "else 1.",
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder; default runs/NAME.")] = None,
+    control: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Another reproduction that differs in pretraining alone: take its supervised "
+            "runs, which know of none.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the runs and their time; touch nothing.")
+    ] = False,
+    plan: Annotated[
+        str | None,
+        typer.Option(metavar="8xH100", help="With --dry-run: the time on these GPUs, on paper."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The paper's Table 1: pretrain once, search learning rates, finetune and train the control.
+
+    Goes on by itself, also from a pretraining by `train --stage pretrain`. In a pipe, or with
+    --json, the last line on standard output is JSON.
+    """
+    from rich.console import Console
+
+    from fastselfie.config.load import load_config
+    from fastselfie.reproduce.protocol import make_plan
+    from fastselfie.system.signals import Interrupted
+
+    settings = load_config(config, overrides or ())
+    folder = out or Path("runs") / settings.name
+    runs = make_plan(settings, labels, seeds, budget)
+    if dry_run or plan is not None:
+        _refuse_json(as_json)
+        from fastselfie.profiling.estimate import parse_target
+        from fastselfie.reproduce.forecast import print_forecast
+
+        target = None if plan is None else parse_target(plan, 1)  # its cores are not asked about
+        print_forecast(runs, folder, jobs, control, target, Console(highlight=False))
+        return
+    from fastselfie.reproduce.execute import reproduce as carry_out
+    from fastselfie.reproduce.table import PAGE, print_table
+
+    try:
+        figures = carry_out(runs, folder, jobs, control)
+    except Interrupted as left:
+        raise typer.Exit(128 + left.number) from None
+    if not as_json:
+        print_table(figures, folder / PAGE, Console(highlight=False))
+    if wants_json(as_json):
+        typer.echo(json.dumps({"rows": figures["rows"], "table": str(folder / PAGE)}))
+
+
+@app.command()
+def profile(
+    config: ConfigFile,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[key=value]...", help="Replace values.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Pretraining steps under the profiler.")] = 20,
+    out: Annotated[
+        Path | None, typer.Option(help="The report's folder; default runs/NAME/profile.")
+    ] = None,
+    plan: Annotated[
+        str | None,
+        typer.Option(metavar="8xH100", help="Estimate on paper where these GPUs would bind."),
+    ] = None,
+    cores: Annotated[int | None, typer.Option(help="With --plan: its CPU cores.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a few real steps and report where their time goes, which part binds and what follows.
+
+    Writes profile.html, profile.json and trace.json.gz. In a pipe, or with --json, the last line on
+    standard output is JSON.
+    """
+    # Read where torch is loaded: its profiler's own lines say nothing to a user.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from fastselfie.config.load import load_config
+    from fastselfie.profiling.estimate import parse_target
+    from fastselfie.profiling.run import PAGE, profile_config
+    from fastselfie.report.profile import print_profile
+    from fastselfie.training.metrics_log import console
+
+    target = parse_target(plan, cores)
+    settings = load_config(config, overrides or ())
+    folder = out or Path("runs") / settings.name / "profile"
+    figures = profile_config(settings, steps, folder, target)
+    print_profile(figures, folder / PAGE, console)
+    if wants_json(as_json):
+        kept = ("binding", "advice", "shares", "rates", "plan")
+        summary = {key: figures[key] for key in kept}
+        typer.echo(json.dumps({**summary, "report": str(folder / PAGE)}))
+
+
+@app.command()
+def replay(
+    file: Annotated[Path, typer.Argument(help="A nonfinite-STEP.pt that a run left.")],
+    as_json: AsJson = False,
+) -> None:
+    """Run the step again at which a run stopped because it was not finite, and say where it broke.
+
+    In a pipe, or with --json, the last line on standard output is JSON.
+    """
+    from fastselfie.training.replay import replay_step
+
+    found = replay_step(file)
+    for line in found.lines() if not as_json else ():
+        typer.echo(line)
+    if wants_json(as_json):
+        typer.echo(json.dumps(found.summary()))
+
+
+def _refuse_json(as_json: bool) -> None:
+    from fastselfie.errors import UserError
+
+    if as_json:
+        raise UserError("--json: a dry run has no figures to print as JSON: leave one of them out")

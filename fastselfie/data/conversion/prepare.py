@@ -1,0 +1,253 @@
+"""`fastselfie prepare`: any source of images into one .beton file, in parallel and resumably.
+
+Worker processes turn images into the bytes to store, a chunk of images at a time; this process
+appends them in the order of the source, so the file does not depend on how many workers there are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import warnings
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import tee
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from fastselfie.data.beton.reader import BetonError, BetonReader, verify
+from fastselfie.data.beton.writer import DEFAULT_PAGE_SIZE, MAX_SIDE, BetonWriter
+from fastselfie.data.conversion.encode import Recoding, Stored, store
+from fastselfie.data.conversion.skip_list import SkipList
+from fastselfie.data.dataset import class_warning, open_part
+from fastselfie.data.sources.base import ArraySource, Source
+from fastselfie.errors import UserError
+from fastselfie.system.accelerator import usable_cores
+from fastselfie.system.processes import map_in_order
+from fastselfie.training.metrics_log import console, say
+
+_CHUNK = 8  # images a task: enough to hide the hand-over, few enough for large photographs
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to prepare. Of these `recoding`, `part` and `shard` decide the bytes, others do not.
+
+    shard      (K, N): only the K-th of N equal ranges of the images; see `data.conversion.merge`
+    workers    processes; None: one a core; 1: none, this process does the work
+    page_size  bytes, a power of two from 4,096 to 2**31: the largest image that fits
+    """
+
+    recoding: Recoding = field(default_factory=Recoding)
+    part: Literal["train", "test"] = "train"
+    workers: int | None = None
+    on_error: Literal["raise", "skip"] = "raise"
+    page_size: int = DEFAULT_PAGE_SIZE
+    shard: tuple[int, int] = (1, 1)
+
+
+def prepare(path: Path, out: Path, options: Options) -> dict[str, Any]:
+    """Write the images of `path` to `out`, or go on writing them; return figures for a summary.
+
+    Until it is whole the file is called OUT.partial; killed at any moment, the same call goes on.
+    Skipped images are listed beside it, see `SkipList`.
+
+    Raises:
+        UserError: `out` exists or is no .beton name, nothing to read, options that do not fit, an
+            unreadable image with on_error raise, every image unreadable, too large an image.
+    """
+    began = time.perf_counter()
+    _check(out, options)
+    found = open_part(path, options.part)
+    if found is None:
+        raise UserError(f"{path}: holds no {options.part} images: give another --part or source")
+    source, kind = found
+    if options.recoding.recodes() and source.encoded(0) is None:
+        raise UserError(
+            f"{path}: {kind} holds pixels, which are stored as they are: leave out --max-side, "
+            "--quality and --subsampling"
+        )
+    if warning := class_warning(source, path):
+        say(warning)
+    source = _shard(source, *options.shard)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with BetonWriter(
+        out, len(source), options.page_size, fingerprint=_fingerprint(path, source, options)
+    ) as writer:
+        resumed = writer.next_source
+        skipped = SkipList(out, resumed)
+        _append_all(writer, source, options, skipped)
+        if writer.count == 0:
+            raise UserError(f"{path}: not one image is readable, see {skipped.path}")
+        note: dict[str, Any] = {
+            "classes": list(source.classes),
+            "source": f"{kind} {path.resolve().name}, {options.part}",
+            "options": options.recoding.note(),
+            "skipped": len(source) - writer.count,
+        }
+        if options.shard[1] > 1:
+            note["shard"] = options.shard
+        writer.finish(note, allow_fewer=True)
+    seconds = time.perf_counter() - began
+    return {
+        "file": str(out),
+        "images": writer.count,
+        "skipped": note["skipped"],
+        "bytes": out.stat().st_size,
+        "seconds": round(seconds, 2),
+        "images_per_s": round((len(source) - resumed) / seconds, 1),
+    }
+
+
+def check(path: Path) -> Iterator[str]:
+    """Yield one line a problem of a .beton file, none for a sound one, with a progress bar."""
+    try:
+        total = len(BetonReader(path))
+    except BetonError as error:
+        yield str(error)
+        return
+    with _progress() as bar:
+        task = bar.add_task(path.name, total=total)
+        yield from verify(path, bar.track(range(total), task_id=task))
+
+
+def check_out(out: Path) -> None:
+    """Whether a new set may be called `out`.
+
+    Raises:
+        UserError: another file's kind of name, or there is one.
+    """
+    if out.suffix != ".beton":
+        raise UserError(f"{out}: --out must end in .beton, by which the file is known as one")
+    if out.exists():
+        raise UserError(f"{out}: exists already: move it away or choose another --out")
+
+
+def _check(out: Path, options: Options) -> None:
+    recoding, size = options.recoding, options.page_size
+    check_out(out)
+    if not 4096 <= size <= 1 << 31 or size & (size - 1):
+        raise UserError(f"--page-size {size}: give a power of two from 4096 to 2147483648")
+    if recoding.quality is not None and not 1 <= recoding.quality <= 100:
+        raise UserError(f"--quality {recoding.quality}: give 1 to 100")
+    if recoding.max_side is not None and not 1 <= recoding.max_side <= MAX_SIDE:
+        raise UserError(f"--max-side {recoding.max_side}: give 1 to {MAX_SIDE} pixels")
+    shard, shards = options.shard
+    if not 1 <= shard <= shards:
+        raise UserError(f"--shard {shard}/{shards}: give K/N with K from 1 to N")
+    if options.workers is not None and options.workers < 1:
+        raise UserError(f"--workers {options.workers}: give at least 1")
+
+
+def _shard(source: Source, shard: int, shards: int) -> Source:
+    """The shard-th of `shards` ranges of the images; a range is not empty."""
+    if shards == 1:
+        return source
+    count = len(source)
+    if shards > count:
+        raise UserError(f"--shard {shard}/{shards}: there are only {count} images")
+    return source.select(np.arange(count * (shard - 1) // shards, count * shard // shards))
+
+
+def _fingerprint(path: Path, source: Source, options: Options) -> str:
+    """What decides the bytes: the images' names and labels, and the options."""
+    digest = hashlib.sha256()
+    prefix = str(path)
+    for index in range(len(source)):
+        # Without the prefix: the set may be reached by another spelling, or have been moved.
+        digest.update(source.name(index).removeprefix(prefix).encode(errors="surrogateescape"))
+        digest.update(b"\0")
+    digest.update(np.ascontiguousarray(source.labels, dtype="<i8").tobytes())
+    digest.update(json.dumps([list(source.classes), options.recoding.note()]).encode())
+    return digest.hexdigest()
+
+
+def _append_all(writer: BetonWriter, source: Source, options: Options, skipped: SkipList) -> None:
+    stored_all = _store_all(source, writer.next_source, options)
+    with _progress() as bar, closing(stored_all):
+        task = bar.add_task(writer.path.name, total=len(source), completed=writer.next_source)
+        for index, found in stored_all:
+            name = source.name(index)
+            stored = _fitting(found, name, options.page_size)
+            if isinstance(stored, Stored):
+                data, mode, width, height = stored
+                writer.append(data, mode, width, height, int(source.labels[index]), index)
+            elif options.on_error == "raise":
+                raise UserError(f"{stored}, or go on with --on-error skip (what is done is kept)")
+            else:
+                skipped.add(index, name, stored)
+            bar.advance(task)
+
+
+def _fitting(stored: Stored | str, name: str, page_size: int) -> Stored | str:
+    """The same, or what is wrong where the format cannot hold the image."""
+    if isinstance(stored, str):
+        return stored
+    if max(stored.width, stored.height) > MAX_SIDE or len(stored.data) > page_size:
+        return (
+            f"{name}: {stored.width}x{stored.height} pixels in {len(stored.data)} bytes are more "
+            f"than a page of {page_size} holds: use --max-side or a larger --page-size"
+        )
+    return stored
+
+
+def _store_all(source: Source, start: int, options: Options) -> Generator[tuple[int, Stored | str]]:
+    """(index, what to store or what is wrong with it) from `start` on, in order."""
+    workers = options.workers or usable_cores()
+    chunks = (
+        np.arange(first, min(first + _CHUNK, len(source)), dtype=np.int64)
+        for first in range(start, len(source), _CHUNK)
+    )
+    # Pixels in memory are only copied: handing them to another process would cost more.
+    if workers == 1 or isinstance(source, ArraySource):
+        for chunk in chunks:
+            results = _store_chunk(source.select(chunk), options.recoding)
+            yield from zip((int(index) for index in chunk), results, strict=True)
+        return
+    tasks, numbers = tee(chunks)
+    stored = map_in_order(
+        partial(_store_chunk, recoding=options.recoding),
+        # A chunk is a source of its own: the whole, copied to each worker, may be large.
+        (source.select(chunk) for chunk in tasks),
+        min(workers, -(-(len(source) - start) // _CHUNK)) or 1,
+    )
+    with closing(stored):
+        for chunk, results in zip(numbers, stored, strict=True):
+            yield from zip((int(index) for index in chunk), results, strict=True)
+
+
+def _store_chunk(source: Source, recoding: Recoding) -> list[Stored | str]:
+    """A fault is a value: raised, it would lose the other images."""
+    results: list[Stored | str] = []
+    with warnings.catch_warnings():
+        # Pillow's, of odd metadata and of large images: there may be one an image.
+        warnings.simplefilter("ignore")
+        for index in range(len(source)):
+            try:
+                results.append(store(source, index, recoding))
+            except UserError as error:
+                results.append(str(error))
+    return results
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )

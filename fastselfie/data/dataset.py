@@ -1,0 +1,260 @@
+"""The images that a run trains on and those that are held out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fastselfie.config import DataConfig
+from fastselfie.data.random import IntArray, Purpose, uniform
+from fastselfie.data.sources.base import (
+    UNLABELLED,
+    ArraySource,
+    BetonSource,
+    FolderSource,
+    NoSource,
+    Source,
+    decode_image,
+    is_labelled,
+    relabelled,
+)
+from fastselfie.data.sources.formats import numbered_as, open_held_out, open_part
+from fastselfie.data.sources.shards import named_as_parts
+from fastselfie.errors import UserError
+
+__all__ = [
+    "ArraySource",
+    "BetonSource",
+    "Dataset",
+    "FolderSource",
+    "NoSource",
+    "Source",
+    "class_warning",
+    "decode_image",
+    "expanded",
+    "limited",
+    "open_dataset",
+    "open_part",
+]
+
+_SYNTHETIC_IMAGES, _SYNTHETIC_CLASSES = 50_000, 10
+# Names of folders that tell what their files are, not what is in the pictures.
+_ROLES = frozenset({
+    "annotations", "image", "images", "img", "imgs", "jpegimages", "labels", "masks",
+    "segmentationclass", "trimaps",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A training part and a held-out part. `split` says where the second came from.
+
+    Their classes are the same, but for pretraining with held-out images that have no labels of the
+    training classes. held_out_is_train: data.test names the images of data.train again.
+    """
+
+    train: Source
+    held_out: Source
+    split: str
+    held_out_is_train: bool = False
+
+    @property
+    def caution(self) -> str:
+        """What must be said beside figures of the held-out images; empty where nothing must."""
+        if not self.held_out_is_train:
+            return ""
+        return (
+            f"{self.split}: the held-out images are the training images, so no figure tells of "
+            "others: give other images, or data.test=null to hold out a share"
+        )
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the labels of the held-out images are of the training classes."""
+        return list(self.train.classes) == list(self.held_out.classes)
+
+    def fingerprint(self) -> str:
+        """Of both parts' classes, labels and order: what a resumed run must find again.
+
+        The same for a folder and for the .beton file prepared from it.
+        """
+        digest = hashlib.sha256()
+        for source in (self.train, self.held_out):
+            digest.update(repr((isinstance(source, NoSource), list(source.classes))).encode())
+            digest.update(source.labels.tobytes())
+        return digest.hexdigest()
+
+
+def open_dataset(data: DataConfig, seed: int = 0, labels_needed: bool = True) -> Dataset:
+    """The training and the held-out images that `data` names.
+
+    Held out are, in this order: data.test; the part beside data.train's training part that has
+    labels of the same classes; data.held_out of each class. The held-out images need not show every
+    class. Where the training images have no labels, those of the held-out images are dropped.
+
+    Args:
+        data: says where the images are.
+        seed: of the images that are held out or kept by data.limit.
+        labels_needed: whether held-out images without labels of the training classes are refused.
+
+    Raises:
+        UserError: a missing or empty folder, other classes in the held-out part, a broken file.
+    """
+    if data.loader == "synthetic":
+        labels = np.arange(_SYNTHETIC_IMAGES, dtype=np.int64) % _SYNTHETIC_CLASSES
+        noise = NoSource(labels, [str(i) for i in range(_SYNTHETIC_CLASSES)])
+        return _limited_dataset(Dataset(noise, noise, "synthetic"), data.limit, seed)
+    if data.train is None:
+        raise UserError(
+            "data.train is not set: give an image folder (one sub-folder a class), for example "
+            "data.train=DIR, or data.loader=synthetic"
+        )
+    train, same = _required(data.train, "train"), False
+    if data.test is not None:
+        held_out, split = _required(data.test, "test", train.classes), data.test
+        same = _is_same(data.train, data.test)
+    else:
+        beside = open_held_out(expanded(data.train), train.classes)
+        if beside is None or (is_labelled(train) and not is_labelled(beside.source)):
+            kept, taken = _split(train.labels, data.held_out, seed)
+            train, held_out = train.select(kept), train.select(taken)
+            split = f"{data.held_out:.0%} of {data.train}"
+            if beside is not None:
+                split += f": its {beside.name} part has no labels"
+        else:
+            held_out, split = beside.source, f"the {beside.name} part of {data.train}"
+            if beside.passed:
+                split += f" (no labels of the training classes in: {', '.join(beside.passed)})"
+    held_out = _agreed(train, held_out, split, labels_needed)
+    return _limited_dataset(Dataset(train, held_out, split, same), data.limit, seed)
+
+
+def _agreed(train: Source, held_out: Source, split: str, labels_needed: bool) -> Source:
+    """The held-out images with labels that are numbers of the training classes."""
+    if not is_labelled(train):
+        return relabelled(held_out, np.zeros(len(held_out), dtype=np.int64), train.classes)
+    agreed = numbered_as(held_out, train.classes)
+    if agreed is not None:
+        return agreed
+    if not labels_needed:
+        return held_out
+    if not is_labelled(held_out):
+        raise UserError(
+            f"{split}: its images have no labels, which measuring needs: give other images as "
+            "data.test, data.test=null to hold out a share of the training images, or --stage "
+            "pretrain"
+        )
+    used = (held_out.classes[label] for label in np.unique(held_out.labels))
+    unknown = [name for name in used if name not in set(train.classes)]
+    if len(train.classes) == 1 and named_as_parts([*train.classes, *held_out.classes]):
+        raise UserError(
+            f"{split}: the only folder of each part is named as a part again "
+            f"({_some([*train.classes, *held_out.classes])}): give the inner folders as data.train "
+            "and data.test"
+        )
+    if not unknown:
+        raise UserError(
+            f"{split}: its classes {_some(held_out.classes)} come in another order than those of "
+            f"the training images, {_some(train.classes)}, so the labels of one of them may be "
+            "wrong: write both with one list of classes"
+        )
+    raise UserError(
+        f"{split}: its classes {_some(held_out.classes)} are not those of the training images, "
+        f"{_some(train.classes)}, which lack {_some(unknown)}: give other images as data.test, or "
+        "rename the classes"
+    )
+
+
+def class_warning(source: Source, path: str | Path) -> str:
+    """What must be said of the classes of the training images at `path`; empty where nothing must.
+
+    It tells of a folder that was read in another way than its owner thought.
+    """
+    classes = list(source.classes)
+    if classes == list(UNLABELLED):
+        return f"{path}: {len(source):,} images without labels, for pretraining alone"
+    if len(classes) == 1:
+        return (
+            f"warning: {path}: all {len(source):,} images are of one class, '{classes[0]}': if its "
+            "sub-folders are the classes, give it instead"
+        )
+    roles = [name for name in classes if name.lower() in _ROLES]
+    if roles:
+        return (
+            f"warning: {path}: {_some(roles)} are taken for classes, as any sub-folder is: give "
+            "the folder that holds the folders of the classes"
+        )
+    if named_as_parts(classes):
+        return (
+            f"warning: {path}: {_some(classes)} are taken for classes, but are named as parts: "
+            "rename them to train and val, or give data.train and data.test"
+        )
+    return ""
+
+
+def _is_same(train: str, test: str) -> bool:
+    """Whether data.test is opened as the images of data.train: a set without parts is either."""
+    ours, theirs = (expanded(path).resolve() for path in (train, test))
+    if theirs == ours / "train":
+        return True
+    return theirs == ours and open_held_out(theirs, UNLABELLED) is None
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with ~ replaced; as it is, and so no such folder, where ~ names an unknown user."""
+    return Path(os.path.expanduser(path))
+
+
+def _required(path: str, part: str, classes: Sequence[str] | None = None) -> Source:
+    found = open_part(expanded(path), part, classes)
+    if found is None:
+        kind = "training" if part == "train" else part
+        raise UserError(f"{path}: holds no {kind} images")
+    return found[0]
+
+
+def _split(labels: IntArray, fraction: float, seed: int) -> tuple[IntArray, IntArray]:
+    """(kept, held out) indices, the same share of each class.
+
+    A class of one image is never split, so where every class has one the share is of the whole.
+    """
+    draws = uniform(seed, 0, np.arange(len(labels), dtype=np.int64), Purpose.SPLIT, 1)[:, 0]
+    taken = _lowest_of_each(draws, labels, fraction)
+    if len(taken) == 0:
+        taken = _lowest_of_each(draws, np.zeros_like(labels), fraction)
+    if len(taken) == 0:
+        raise UserError(f"{len(labels)} images are too few to hold out {fraction:.0%} of them")
+    kept = np.setdiff1d(np.arange(len(labels), dtype=np.int64), taken)
+    return kept, taken
+
+
+def _lowest_of_each(draws: npt.NDArray[np.float64], labels: IntArray, fraction: float) -> IntArray:
+    taken = [np.empty(0, dtype=np.int64)]
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        count = int(fraction * len(members))
+        taken.append(members[np.argsort(draws[members], kind="stable")[:count]])
+    return np.sort(np.concatenate(taken))
+
+
+def _limited_dataset(dataset: Dataset, limit: int | None, seed: int) -> Dataset:
+    train, held_out = (limited(s, limit, seed) for s in (dataset.train, dataset.held_out))
+    return replace(dataset, train=train, held_out=held_out)
+
+
+def limited(source: Source, limit: int | None, seed: int) -> Source:
+    """`limit` images of `source` drawn by the seed, in their order; all where there are fewer."""
+    if limit is None or limit >= len(source):
+        return source
+    draws = uniform(seed, 1, np.arange(len(source), dtype=np.int64), Purpose.SPLIT, 1)[:, 0]
+    return source.select(np.sort(np.argsort(draws, kind="stable")[:limit]))
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f", ... ({len(names)})" if len(names) > 3 else "")

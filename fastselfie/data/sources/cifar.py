@@ -1,0 +1,132 @@
+"""CIFAR-10 and CIFAR-100, binary and Python batches (cs.toronto.edu/~kriz/cifar.html)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fastselfie.data.random import IntArray
+from fastselfie.data.sources.base import ArraySource
+from fastselfie.data.sources.labels import numbered_classes
+from fastselfie.data.sources.restricted_pickle import load_arrays
+from fastselfie.errors import UserError
+
+Arrays = tuple[npt.NDArray[np.uint8], IntArray]
+
+_PIXELS = 3 * 32 * 32
+# part -> the file names of each layout, and the bytes of labels before a binary record's pixels
+# (CIFAR-100 stores the coarse label before the fine one).
+_BINARY = {
+    "train": ([*(f"data_batch_{i}.bin" for i in range(1, 6))], ["train.bin"]),
+    "test": (["test_batch.bin"], ["test.bin"]),
+}
+_PYTHON = {
+    "train": ([*(f"data_batch_{i}" for i in range(1, 6))], ["train"]),
+    "test": (["test_batch"], ["test"]),
+}
+
+
+# Where the names of the classes stand: the lines of a file, or a list in a pickled dictionary.
+_TEXT_NAMES = ("batches.meta.txt", "fine_label_names.txt")
+_PICKLED_NAMES = {"batches.meta": "label_names", "meta": "fine_label_names"}
+
+
+def is_cifar_folder(folder: Path) -> bool:
+    """Whether `folder` holds batches of CIFAR-10 or CIFAR-100."""
+    return any(
+        (folder / names[0]).is_file() for names in (*_BINARY["train"], _PYTHON["train"][0])
+    ) or _is_pickle(folder / "train")
+
+
+def open_cifar(folder: Path, part: str, beside_train: bool = False) -> ArraySource | None:
+    """The images of `part`, train or test, 32x32 and RGB; None if it is absent.
+
+    Raises:
+        UserError: a batch is missing, truncated, or not what it should be.
+    """
+    arrays = _read(folder, part)
+    if arrays is None:
+        return None
+    images, labels = arrays
+    numbers = numbered_classes(labels, folder)
+    text = next((folder / name for name in _TEXT_NAMES if (folder / name).is_file()), None)
+    names = _pickled_names(folder) if text is None else _words(text)
+    classes = names if len(names) >= len(numbers) else numbers
+    return ArraySource(images, labels, classes, str(folder))
+
+
+def _read(folder: Path, part: str) -> Arrays | None:
+    for label_bytes, names in enumerate(_BINARY.get(part, ()), start=1):
+        if (folder / names[0]).is_file():
+            return _join([_read_binary(_existing(folder / n), label_bytes) for n in names])
+    for names in _PYTHON.get(part, ()):
+        if (folder / names[0]).is_file():
+            return _join([_read_python(_existing(folder / n)) for n in names])
+    return None
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").split()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not text in UTF-8: unpack CIFAR again") from error
+
+
+def _pickled_names(folder: Path) -> list[str]:
+    """From batches.meta or meta; none where they are not there."""
+    for file, key in _PICKLED_NAMES.items():
+        path = folder / file
+        if path.is_file():
+            try:
+                found = load_arrays(path)[key]
+                return [n.decode() if isinstance(n, bytes) else str(n) for n in found]
+            except Exception as error:  # a broken pickle raises nearly anything
+                raise UserError(
+                    f"{path}: names no classes ({error}): unpack CIFAR again"
+                ) from error
+    return []
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether it is a pickle of protocol 2 or above, or of the first, which is text."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(1) in (b"\x80", b"(")
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise UserError(f"{path}: missing, though its neighbours are there: unpack CIFAR again")
+    return path
+
+
+def _join(parts: list[Arrays]) -> Arrays:
+    planes = np.concatenate([images for images, _ in parts]).reshape(-1, 3, 32, 32)
+    images = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
+    return images, np.concatenate([labels for _, labels in parts])
+
+
+def _read_binary(path: Path, label_bytes: int) -> Arrays:
+    data = np.frombuffer(path.read_bytes(), dtype=np.uint8)
+    record = label_bytes + _PIXELS
+    if len(data) == 0 or len(data) % record:
+        raise UserError(f"{path}: {len(data)} bytes are not whole records of {record}: truncated?")
+    records = data.reshape(-1, record)
+    return records[:, label_bytes:], records[:, label_bytes - 1].astype(np.int64)
+
+
+def _read_python(path: Path) -> Arrays:
+    try:
+        batch = load_arrays(path)
+        images = batch["data"]
+        labels = batch["fine_labels"] if "fine_labels" in batch else batch["labels"]
+        labels = np.asarray(labels, dtype=np.int64)
+    except Exception as error:  # a broken pickle raises nearly anything
+        raise UserError(f"{path}: not a CIFAR batch ({error}): unpack CIFAR again") from error
+    good = isinstance(images, np.ndarray) and images.dtype == np.uint8
+    if not good or images.shape != (len(labels), _PIXELS):
+        raise UserError(f"{path}: its 'data' is not ({len(labels)}, {_PIXELS}) bytes")
+    return images, labels

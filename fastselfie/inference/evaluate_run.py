@@ -1,0 +1,54 @@
+"""`fastselfie evaluate`: what the networks of a finished run are worth on held-out images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastselfie.config import Config
+from fastselfie.data.dataset import open_dataset
+from fastselfie.data.loaders import build_loader
+from fastselfie.evaluation.metrics import Pixels, classification_accuracy, feature_worth
+from fastselfie.runs.load import open_trained, stages_of
+from fastselfie.runs.train import PRETRAIN, open_run
+from fastselfie.system.accelerator import Machine, choose_machine, total_memory
+from fastselfie.training.memory import estimate_finetuning
+from fastselfie.training.metrics_log import say
+
+
+def measure_run(run: Path, data: str | None) -> dict[str, dict[str, float]]:
+    """Measures of every network that the run left, by its name, of an unfinished stage too.
+
+    finetuned, supervised: heldout_loss, top1, top5. pretrain: knn and linear_probe on P's features
+    of whole images, fitted on the run's training images.
+
+    Raises:
+        UserError: not a run, one without checkpoints, or images that cannot be read.
+    """
+    config = open_run(run)
+    if data is not None:
+        config = config.model_copy(update={"data": config.data.model_copy(update={"test": data})})
+    machine = choose_machine(config.runtime)
+    found = stages_of(run)
+    dataset = open_dataset(config.data, config.seed)
+    if dataset.caution:
+        say(f"warning: {dataset.caution}")
+    held_out = build_loader(dataset.held_out, config.data, config.seed, machine.device)
+    classes = len(dataset.train.classes)
+    pixels = measuring_pixels(config, machine, classes)
+    measures: dict[str, dict[str, float]] = {}
+    for name in found:
+        network = open_trained(run, name, allow_unfinished=True).network(classes)
+        machine.place(network)
+        if name == PRETRAIN:
+            train = build_loader(dataset.train, config.data, config.seed, machine.device)
+            measures[name] = feature_worth(network, train, held_out, pixels, machine)
+        else:
+            measures[name] = classification_accuracy(network, held_out, pixels, machine)
+    return measures
+
+
+def measuring_pixels(config: Config, machine: Machine, classes: int = 1) -> Pixels:
+    """What turns batches into a run's networks' input, no more images at a time than finetuning."""
+    estimate = estimate_finetuning(config, classes, machine.precision)
+    micro_batch = estimate.micro_batch(config.finetune, total_memory(machine.device))
+    return Pixels(config, machine, micro_batch)

@@ -1,0 +1,106 @@
+"""What P has learned without a label: k-NN and linear probe of its features, and two controls."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastselfie.config import Config
+from fastselfie.data.dataset import Dataset, limited
+from fastselfie.data.loaders import build_loader
+from fastselfie.data.splits import choose_labels
+from fastselfie.evaluation.metrics import (
+    Pixels,
+    extract_features,
+    feature_worth,
+    knn_accuracy,
+    pixel_features,
+    pretext_accuracy,
+    standardised,
+)
+from fastselfie.inference.evaluate_run import measuring_pixels
+from fastselfie.models.selfie import Selfie, SideBySide, build_patch_network
+from fastselfie.system.accelerator import Machine
+
+_Labelled = tuple[Tensor, Tensor]  # (n, D) and (n,)
+
+FEATURES = "features.json"
+# What it holds.
+FIGURES = frozenset(
+    (
+        "bank", "bank_places", "pretext_accuracy", "pretext_accuracy_cropped",
+        "p_knn", "p_linear_probe", "p_knn_places",
+        "random_knn", "random_linear_probe", "random_knn_places",
+        "pixels_knn", "pixels_knn_standardised",
+    )
+)  # fmt: skip
+_BANK = 50_000  # images
+_PLACES_MEMORY = 2**30  # bytes of the vectors of all patches: 65,536 images of the slim network's
+
+
+def measure_features(
+    config: Config, dataset: Dataset, machine: Machine, pretrained: Selfie
+) -> dict[str, float]:
+    """Pretext accuracy on all held-out images; k-NN and linear probe on them, without finetuning.
+
+    pretext_accuracy: without augmentation; pretext_accuracy_cropped: as pretraining crops. The
+    bank is of training images with labels, a balanced choice where there are more than 50,000
+    (bank: its size). p: P's pooled features of whole images; random: those of the same network as
+    it begins; pixels: at 32 a side at most. places: the vectors of an image's patches side by
+    side, which say where as pixels do; those and pixels_standardised have each column standardised
+    over their bank, of bank_places images: what 1 GiB holds of such vectors, which also bounds the
+    queries.
+    """
+    share = min(1.0, _BANK / len(dataset.train))
+    chosen = choose_labels(dataset.train.labels, share, None, config.seed)
+    source = dataset.train.select(chosen)
+    held = _PLACES_MEMORY // (4 * config.patches * config.model.embedding_width)
+    bank, queries, placed, asking = (
+        build_loader(images, config.data, config.seed, machine.device)
+        for images in (
+            source,
+            dataset.held_out,
+            limited(source, held, config.seed),
+            limited(dataset.held_out, held, config.seed),
+        )
+    )
+    pixels = measuring_pixels(config, machine, len(dataset.train.classes))
+    figures: dict[str, float] = {"bank": len(bank), "bank_places": len(placed)}
+    figures |= _pretext(config, dataset, machine, pretrained, pixels)
+    torch.manual_seed(config.seed)
+    networks = {"p": pretrained.patch_network, "random": build_patch_network(config)}
+    for name, network in networks.items():
+        machine.place(network)
+        worth = feature_worth(network, bank, queries, pixels, machine)
+        figures |= {f"{name}_{key}": value for key, value in worth.items()}
+        places = SideBySide(network, config.grid)
+        known, asked = (extract_features(places, x, pixels, machine) for x in (placed, asking))
+        figures[f"{name}_knn_places"] = _knn_standardised(known, asked)
+    known, asked = (pixel_features(loader, pixels) for loader in (bank, queries))
+    figures["pixels_knn"] = knn_accuracy(*known, *asked)
+    known, asked = (pixel_features(loader, pixels) for loader in (placed, asking))
+    figures["pixels_knn_standardised"] = _knn_standardised(known, asked)
+    return figures
+
+
+def _pretext(
+    config: Config, dataset: Dataset, machine: Machine, pretrained: Selfie, pixels: Pixels
+) -> dict[str, float]:
+    machine.place(pretrained)
+    ways = (
+        ("pretext_accuracy", config.data, False),
+        ("pretext_accuracy_cropped", config.pretraining_data, True),
+    )
+    figures = {}
+    for name, data, augment in ways:
+        held_out = build_loader(dataset.held_out, data, config.seed, machine.device)
+        measured = pretext_accuracy(
+            pretrained, held_out, pixels, machine, config.patches, len(held_out), augment
+        )
+        figures[name] = measured["pretext_accuracy"]
+    return figures
+
+
+def _knn_standardised(known: _Labelled, asked: _Labelled) -> float:
+    bank, queries = standardised(known[0], asked[0])
+    return knn_accuracy(bank, known[1], queries, asked[1])

@@ -1,0 +1,162 @@
+"""What this machine has, what is missing, and the one command that mends it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fastselfie import __version__
+from fastselfie.config import RuntimeConfig
+from fastselfie.data.loaders import INSTALL
+from fastselfie.system.accelerator import (
+    choose_device,
+    choose_precision,
+    total_memory,
+    usable_cores,
+)
+
+_MIB = 2**20
+# What a run does without, unless its config or its data ask for it, which then say so.
+UNASKED = ("pyarrow", "wandb", "onnx", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's report. state: ok, missing (optional) or bad. mend: a command."""
+
+    name: str
+    state: str
+    text: str
+    mend: str = ""
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """What a result depends on, for reports and benchmark files."""
+    facts = {
+        "fastselfie": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "system": f"{platform.system()} {platform.release()}",
+        "processor": _processor(),
+        "cores": str(usable_cores()),
+        "threads": str(torch.get_num_threads()),
+        "memory": f"{total_memory(torch.device('cpu')) / 2**30:.1f} GiB",
+        "device": "cpu",
+    }
+    return facts | _gpu(device) if device.type == "cuda" else facts
+
+
+def _gpu(device: torch.device) -> dict[str, str]:
+    major, minor = torch.cuda.get_device_capability(device)
+    return {
+        "device": torch.cuda.get_device_name(device),
+        "capability": f"sm_{major}{minor}",
+        "cuda": str(torch.version.cuda),
+        "cudnn": str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
+        "driver": _driver(),
+    }
+
+
+def _driver() -> str:
+    """Of NVIDIA, as its kernel module says it."""
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+    except OSError:
+        return "unknown"
+    found = re.search(r"Kernel Module[^\n]*?\s(\d+(?:\.\d+)+)\s", text)
+    return found[1] if found else "unknown"
+
+
+def examine() -> list[Finding]:
+    """Look at the machine; changes nothing."""
+    runtime = RuntimeConfig()
+    device, why = choose_device(runtime)
+    precision = choose_precision(runtime, device)
+    facts = environment(device)
+    findings = [
+        Finding("python", "ok", facts["python"]),
+        Finding("torch", "ok", facts["torch"]),
+        Finding("device", "ok", f"{device} ({why}), {precision.name} ({precision.why})"),
+        Finding("cpu", "ok", f"{facts['processor']}, {facts['cores']} cores, {facts['memory']}"),
+    ]
+    if torch.version.cuda is None and Path("/dev/nvidiactl").exists():
+        findings.append(
+            Finding(
+                "gpu",
+                "bad",
+                "there is a GPU, but this torch is a CPU build",
+                "pip install --force-reinstall torch",
+            )
+        )
+    findings += [_disk(Path.cwd()), _shared_memory()]
+    findings += [
+        _package("matplotlib", "the curves of report.html", "pip install 'fastselfie[report]'"),
+        _package("tensorboard", "TensorBoard logs", "pip install 'fastselfie[report]'"),
+        _package("ffcv", "data.loader ffcv", INSTALL["ffcv"]),
+        _package("triton", "the fused kernel on a GPU", "pip install 'fastselfie[triton]'"),
+        _package("dali", "data.loader dali", INSTALL["dali"], module="nvidia.dali"),
+        _package("pyarrow", "parquet files", "pip install 'fastselfie[parquet]'"),
+        _package("wandb", "log.wandb", "pip install 'fastselfie[wandb]'"),
+        _package("onnx", "export --format onnx", "pip install 'fastselfie[export]'"),
+        _package("onnxruntime", "the check of an ONNX file", "pip install 'fastselfie[export]'"),
+    ]
+    return findings
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _disk(folder: Path) -> Finding:
+    free = shutil.disk_usage(folder).free
+    text = f"{free / 2**30:,.1f} GiB free in {folder}"
+    if free < 1024 * _MIB:
+        return Finding("disk", "bad", text, "free some space, or train with --out elsewhere")
+    return Finding("disk", "ok", text)
+
+
+def _shared_memory() -> Finding:
+    """DataLoader workers hand batches over in /dev/shm; containers give it 64 MiB."""
+    folder = Path("/dev/shm")
+    if not folder.is_dir():
+        return Finding("shared memory", "ok", "not used here")
+    size = shutil.disk_usage(folder).total
+    text = f"{size / _MIB:,.0f} MiB in /dev/shm"
+    if size < 1024 * _MIB:
+        return Finding(
+            "shared memory",
+            "bad",
+            f"{text}: too little for data.loader folder",
+            "docker run --shm-size=8g, or data.workers=0",
+        )
+    return Finding("shared memory", "ok", text)
+
+
+def _package(name: str, use: str, mend: str, module: str | None = None) -> Finding:
+    try:
+        found = importlib.util.find_spec(module or name)
+    except ModuleNotFoundError:  # of the parent of a dotted module
+        found = None
+    if found is None:
+        return Finding(name, "missing", f"not installed: {use}", mend)
+    return Finding(name, "ok", f"{_version(module or name)}: {use}")
+
+
+def _version(module: str) -> str:
+    # DALI's distribution is called after the version of CUDA that it was built for.
+    name = module.replace(".", "-")
+    versions = {d.name.lower(): d.version for d in importlib.metadata.distributions()}
+    of_build = (version for each, version in versions.items() if each.startswith(f"{name}-"))
+    return versions.get(name) or next(of_build, "unknown")

@@ -1,0 +1,131 @@
+"""What a run would do, printed before it does anything: `train --dry-run`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fastselfie.config import Config, StageConfig
+from fastselfie.data.dataset import class_warning, open_dataset
+from fastselfie.data.loaders import INSTALL, choose_loader
+from fastselfie.errors import UserError
+from fastselfie.models.selfie import Selfie
+from fastselfie.runs.doctor import UNASKED, examine
+from fastselfie.system.accelerator import choose_machine, total_memory
+from fastselfie.training.finetune import labelled
+from fastselfie.training.memory import Estimate, estimate_finetuning, estimate_pretraining
+from fastselfie.training.trackers import require_wandb
+
+_HOW_TO_MAKE = (
+    "Make an image folder with one sub-folder a class (DIR/train/CLASS/*.jpg and DIR/test/..., or "
+    "DIR/CLASS/*.jpg), then run again with data.train=DIR. For ImageNet, unpack "
+    "ILSVRC2012_img_train.tar so that each class is a folder. To try without any data: "
+    "data.loader=synthetic."
+)
+
+
+def print_plan(config: Config, out: Path, console: Console, stage: str = "all") -> None:
+    """The resolved config, sizes, counts, memory, and what is missing. Touches nothing.
+
+    stage: as for `run.train`: pretraining alone needs no labels.
+    """
+    machine = choose_machine(config.runtime)
+    console.print(config.to_yaml(), markup=False)
+    table = Table(title=f"{config.name}: what a run would do", show_header=False)
+    table.add_row("device", f"{machine.device} ({machine.why})")
+    table.add_row("precision", f"{machine.precision.name} ({machine.precision.why})")
+    missing, classes = [], 1000
+    try:
+        dataset = open_dataset(config.data, config.seed, labels_needed=stage != "pretrain")
+    except UserError as error:
+        missing.append(f"data: {error}. {_HOW_TO_MAKE}")
+    else:
+        classes = len(dataset.train.classes)
+        loader, why = choose_loader(config.pretraining_data, dataset.train, machine.device)
+        table.add_row("loader", f"{loader} ({why})")
+        table.add_row("training images", f"{len(dataset.train):,} of {classes:,} classes")
+        table.add_row("held out", f"{len(dataset.held_out):,} ({escape(dataset.split)})")
+        if dataset.caution:
+            table.add_row("warning", escape(dataset.caution))
+        if warning := class_warning(dataset.train, config.data.train or ""):
+            table.add_row("classes", escape(warning))
+        if stage != "pretrain":
+            try:
+                table.add_row("with labels", f"{len(labelled(config, dataset)):,}")
+            except UserError as error:
+                missing.append(f"labels: {error}")
+    chance = f"chance {1 / config.masked:.1%}"
+    table.add_row("task", f"{config.masked} of {config.patches} patches masked, {chance}")
+    memory = total_memory(machine.device)
+    pretraining = estimate_pretraining(config, machine.precision)
+    for name, count in _parameters(config).items():
+        table.add_row(f"parameters of {name}", f"{count / 1e6:.2f} M")
+    _add_stage(table, "pretraining", config.pretrain, pretraining, memory)
+    finetuning = estimate_finetuning(config, classes, machine.precision)
+    _add_stage(table, "finetuning", config.finetune, finetuning, memory)
+    if config.finetune.control:
+        table.add_row("control", "the same network, steps and labels from scratch")
+    table.add_row("output", escape(str(out)))
+    console.print(table)
+    try:
+        require_wandb(config.log)
+    except UserError as error:
+        missing.append(str(error))
+    missing += _lacks(out, 3 * pretraining.fixed, config.data.loader)
+    for line in missing:
+        console.print(f"[bold]missing[/] {escape(line)}", soft_wrap=True)
+    if not missing:
+        console.print("nothing is missing")
+
+
+def _parameters(config: Config) -> dict[str, int]:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        model = Selfie(config)
+        parts = {"P": model.patch_network, "A": model.pooling, "positions": model.positions}
+        return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+
+
+def _add_stage(
+    table: Table, name: str, stage: StageConfig, estimate: Estimate, memory: int
+) -> None:
+    micro = estimate.micro_batch(stage, memory)
+    passes = "" if micro == stage.batch_size else f" in passes of {micro}"
+    table.add_row(
+        name,
+        f"{stage.steps:,} steps x {stage.batch_size:,} images{passes} = "
+        f"{stage.steps * stage.batch_size:,} images, {estimate.parameters / 1e6:.2f} M parameters",
+    )
+    need = estimate.total(micro)
+    table.add_row(
+        f"{name}, memory",
+        f"about {need / 2**30:.1f} GiB of {memory / 2**30:.1f} "
+        f"({estimate.per_image / 2**20:.1f} MiB an image)",
+    )
+
+
+def _lacks(out: Path, needed: int, loader: str) -> list[str]:
+    """What the machine lacks: the doctor's findings, and room for the checkpoints."""
+    unused = (*INSTALL, *UNASKED)
+    lines = [
+        f"{finding.name}: {finding.text}: {finding.mend}"
+        for finding in examine()
+        # A loader that this run does not use is not missing.
+        if finding.state != "ok" and (finding.name not in unused or finding.name == loader)
+    ]
+    folder = next(p for p in (out, *out.absolute().parents) if p.is_dir())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        lines.append(
+            f"disk: {folder} has {free / 2**20:,.0f} MiB free, checkpoints need about "
+            f"{needed / 2**20:,.0f}: use --out elsewhere"
+        )
+    if not os.access(folder, os.W_OK):
+        lines.append(f"permission: {folder} is not writable: use --out elsewhere")
+    return lines

@@ -1,0 +1,4 @@
+"""Pretraining and finetuning: the loop, the step, checkpoints, metrics and their logs.
+
+May import: evaluation, data, models, system, config, kernels.
+"""

@@ -1,0 +1,164 @@
+"""Checkpoints: written whole or not at all, checked when read, never a way to run code.
+
+A file is what torch.save writes followed by the SHA-256 of that, which torch.load ignores. The
+folder of a stage holds step-0001000.pt and so on, and latest.pt, another name of the newest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastselfie.errors import UserError
+from fastselfie.system.files import write_atomically
+from fastselfie.training.metrics_log import say
+
+LATEST = "latest.pt"
+FORMAT = 1  # raised when a file's meaning changes
+_DIGEST_BYTES = hashlib.sha256().digest_size
+_STEP_NAME = re.compile(r"step-(\d+)\.pt")
+
+
+class Damaged(UserError):
+    """A file that cannot be used, where an older checkpoint can stand in for it.
+
+    fault: what is wrong, with the path.
+    """
+
+    def __init__(self, path: Path, fault: str) -> None:
+        self.path, self.what = path, fault
+        self.fault = f"{path}: {fault}"
+        super().__init__(f"{self.fault}: give another checkpoint")
+
+    def __reduce__(self) -> tuple[type[Damaged], tuple[Path, str]]:
+        return Damaged, (self.path, self.what)  # on its way to other processes
+
+
+class Checkpoint(NamedTuple):
+    """A state and the file that it was read from."""
+
+    path: Path
+    state: dict[str, Any]
+
+
+def step_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint after `step` steps stands."""
+    return folder / f"step-{step:07d}.pt"
+
+
+def step_paths(folder: Path) -> dict[int, Path]:
+    """The checkpoints in `folder` by the step in their name, the newest first."""
+    found = {int(m[1]): p for p in folder.glob("step-*.pt") if (m := _STEP_NAME.fullmatch(p.name))}
+    return dict(sorted(found.items(), reverse=True))
+
+
+def has_checkpoints(folder: Path) -> bool:
+    """Whether there is any, good or not."""
+    return (folder / LATEST).exists() or bool(step_paths(folder))
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` (tensors, numbers, strings, lists, dicts) under `path` in one step.
+
+    Raises OSError, with the checkpoint before it untouched.
+    """
+    # Into memory first: on a full disk torch.save raises a RuntimeError that hides the reason.
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, buffer)
+    digest = hashlib.sha256(buffer.getbuffer()).digest()
+    buffer.seek(0, io.SEEK_END)
+    buffer.write(digest)
+    write_atomically(path, buffer.getbuffer())
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The state in `path`, on the CPU.
+
+    Raises:
+        Damaged: missing, damaged in any byte, of another program, or of another step than its
+            name says.
+        UserError: of a newer format.
+    """
+    if not path.is_file():
+        raise Damaged(path, "no such checkpoint")
+    try:
+        data = memoryview(path.read_bytes())
+    except OSError as error:  # a sector that the disk cannot read
+        raise Damaged(path, f"cannot be read ({error.strerror})") from error
+    payload, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
+    if hashlib.sha256(payload).digest() != digest:
+        raise Damaged(path, "damaged, or not a checkpoint")
+    try:
+        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a foreign file makes of torch's reader
+        raise Damaged(path, "not a checkpoint") from error
+    if not isinstance(state, dict) or not isinstance(state.get("format"), int):
+        raise Damaged(path, "not a checkpoint of fastselfie")
+    if state["format"] > FORMAT:
+        raise UserError(
+            f"{path}: written by a newer fastselfie (format {state['format']}): upgrade"
+        )
+    named = _STEP_NAME.fullmatch(path.name)
+    if named and state.get("step") != int(named[1]):
+        raise Damaged(path, f"holds step {state.get('step')}, not the one in its name")
+    return state
+
+
+def newest_checkpoint(folder: Path, kind: str, quiet: bool = False) -> Checkpoint | None:
+    """The newest good checkpoint of stage `kind` in `folder`; None where there is none at all.
+
+    Each damaged one that it passed over is named in a line, unless `quiet`.
+
+    Raises:
+        UserError: there are checkpoints, and none is good; one is of a newer format.
+    """
+    if not has_checkpoints(folder):
+        return None
+    best: Checkpoint | None = None
+    faults = []
+    # latest.pt first: it may be a copy that outlived the file whose other name it was.
+    for step, path in [(0, folder / LATEST), *step_paths(folder).items()]:
+        if best is not None and step <= best.state["step"]:
+            break
+        try:
+            best = Checkpoint(path, _load_stage(path, kind))
+        except Damaged as damaged:
+            faults.append(damaged.fault)
+    if best is None:
+        raise UserError(
+            f"{'; '.join(faults)}: no good checkpoint is left there: bring one back, or use "
+            "--resume never"
+        )
+    for fault in [] if quiet else faults:
+        say(f"warning: {fault}: going on from {best.path.name}, step {best.state['step']}")
+    return best
+
+
+def _load_stage(path: Path, kind: str) -> dict[str, Any]:
+    state = load_checkpoint(path)
+    if state.get("kind") != kind or not isinstance(state.get("step"), int):
+        raise Damaged(path, f"a checkpoint of stage {state.get('kind')}, not of {kind}")
+    return state
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Put `weights`, read from `path`, into `model`.
+
+    Raises:
+        UserError: they are of another model, with the first difference.
+    """
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        lines = str(error).splitlines()
+        first = lines[1].strip() if len(lines) > 1 else lines[0]
+        raise UserError(
+            f"{path}: its weights are of another model than the config's: {first}"
+        ) from error

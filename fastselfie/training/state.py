@@ -1,0 +1,132 @@
+"""A stage of a run and how far it is: what a checkpoint holds of it, and going on from one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fastselfie.config import Config, StageConfig, differing_keys
+from fastselfie.errors import UserError
+from fastselfie.system.accelerator import random_state, set_random_state
+from fastselfie.training.checkpoint import Checkpoint, load_weights
+from fastselfie.training.metrics_log import say
+from fastselfie.training.optimizer import load_optimizer
+from fastselfie.training.step import TrainStep
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What makes one stage of a run, and what its checkpoint must agree with.
+
+    kind: pretrain, finetuned or supervised. settings: those of the stage. sections: of the config,
+    whose keys must not change over a resume, but for `unused` ones. images: the dataset's
+    fingerprint.
+    """
+
+    kind: str
+    config: Config
+    settings: StageConfig
+    sections: Sequence[str]
+    images: str
+    unused: Sequence[str] = ()
+
+    def check(self, state: dict[str, Any], path: Path) -> None:
+        """Whether `state`, of this stage and read from `path`, is of this very experiment.
+
+        Raises:
+            UserError: another config or set of images, with what differs.
+        """
+        way_out = "set them back, or use --resume never or another --out"
+        old, new = json.loads(state["config"]), self.config.model_dump(mode="json")
+        differing = differing_keys(old, new, self.sections, self.unused)
+        if differing:
+            raise UserError(
+                f"{path}: was trained with another config: {', '.join(differing)}: {way_out}"
+            )
+        if state["images"] != self.images:
+            raise UserError(f"{path}: was trained or measured on other images: {way_out}")
+
+
+@dataclass
+class Progress:
+    """How far a stage is.
+
+    done: whole steps. metrics: of the last evaluation. owed: the one due now is not finished.
+    skipped: images that data.on_error: skip replaced in those steps, of all processes.
+    """
+
+    done: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    owed: bool = False
+    skipped: int = 0
+
+
+def go_on(stage: Stage, step: TrainStep, found: Checkpoint) -> Progress:
+    """Check and restore a checkpoint, which all processes have from rank 0. Raises as `check`."""
+    with step.machine.ranks.as_one():
+        stage.check(found.state, found.path)
+        progress = restore(step, found)
+    before, world = found.state["processes"], step.machine.ranks.world
+    if before != world:
+        say(
+            f"{stage.kind}: was trained by {before} processes, goes on with {world}: in the same "
+            "order of samples, but batch norm and dropout see them in other parts"
+        )
+    before, now = found.state["precision"], step.machine.precision.name
+    if before != now:
+        say(
+            f"warning: {stage.kind}: was trained in {before}, goes on in {now} "
+            f"({step.machine.precision.why}): runtime.precision={before} goes on as it was"
+        )
+    return progress
+
+
+def checkpoint_state(
+    stage: Stage, step: TrainStep, progress: Progress, unread: Sequence[Mapping[str, Tensor]]
+) -> dict[str, Any]:
+    """A checkpoint. unread: every process's, see `TrainStep.unread`."""
+    return {
+        "kind": stage.kind,
+        "images": stage.images,
+        "step": progress.done,
+        "micro_batch": step.micro_batch,
+        "processes": step.machine.ranks.world,
+        "precision": step.machine.precision.name,
+        "config": json.dumps(stage.config.model_dump(mode="json")),
+        "model": step.model.state_dict(),
+        "average": None if step.average is None else step.average.model.state_dict(),
+        "optimizer": step.optimizer.state_dict(),
+        "scaler": step.scaler.state_dict(),
+        "random": random_state(step.machine.device),
+        "unread": unread,
+        "metrics": progress.metrics,
+        "owed": progress.owed,
+        "skipped": progress.skipped,
+    }
+
+
+def restore(step: TrainStep, found: Checkpoint) -> Progress:
+    """Put a state into the step: weights, optimiser, scaler and torch's own random state.
+
+    Raises:
+        UserError: the weights are of another model, or the checkpoint's micro-batches do not go
+            with the CUDA graphs of this machine.
+    """
+    state, ranks = found.state, step.machine.ranks
+    step.machine.check_micro_batch(state["micro_batch"], step.stage.batch_size // ranks.world)
+    load_weights(step.model, state["model"], found.path)
+    if step.average is not None:
+        load_weights(step.average.model, state["average"], found.path)
+    load_optimizer(step.optimizer, state["optimizer"])
+    if state["scaler"] and step.scaler.is_enabled():  # empty where it was saved without fp16
+        step.scaler.load_state_dict(state["scaler"])
+    step.micro_batch = state["micro_batch"]
+    step.go_on_from(state["unread"])
+    set_random_state(state["random"], step.machine.device)
+    skipped = state.get("skipped", 0)  # which older checkpoints do not have
+    return Progress(state["step"], state["metrics"], state["owed"], skipped)

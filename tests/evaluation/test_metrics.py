@@ -1,0 +1,150 @@
+"""Measures against counting by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_config
+
+from fastselfie.data.dataset import open_dataset
+from fastselfie.data.loaders import build_loader
+from fastselfie.evaluation.metrics import (
+    Pixels,
+    _nearest,
+    classification_accuracy,
+    evaluating,
+    extract_features,
+    knn_accuracy,
+    linear_probe_accuracy,
+    pretext_accuracy,
+    standardised,
+)
+from fastselfie.models.selfie import Selfie, SideBySide, build_classifier
+
+
+@pytest.fixture
+def setting(image_folder, machine):
+    config = tiny_config(data={"train": str(image_folder)})
+    loader = build_loader(open_dataset(config.data).train, config.data, 0, machine.device)
+    return config, loader, Pixels(config, machine, batch=7)
+
+
+def test_pretext_accuracy_is_the_share_of_places_answered_right(setting, machine):
+    config, loader, pixels = setting
+    model = Selfie(config)
+    measured = pretext_accuracy(model, loader, pixels, machine, config.patches, limit=10)
+    assert model.training
+    right = 0
+    model.eval()
+    for batch in loader.evaluate(1, config.patches, limit=10):
+        best = model.scores(pixels.patches(batch), batch.order)[0].argmax(dim=1)
+        right += sum(int(chosen) == place for place, chosen in enumerate(best))
+    assert measured["pretext_accuracy"] == right / 40
+    again = pretext_accuracy(model, loader, pixels, machine, config.patches, limit=10)
+    assert again == measured
+
+
+def test_classification_accuracy_counts_every_image_once(setting, machine):
+    config, loader, pixels = setting
+    network = build_classifier(config, 2)
+    with torch.no_grad():
+        network.head.fc.weight.zero_()
+        network.head.fc.bias.copy_(torch.tensor([1.0, 0.0]))
+    measured = classification_accuracy(network, loader, pixels, machine)
+    assert measured["top1"] == 0.5
+    assert measured["top5"] == 1.0
+    assert measured["heldout_loss"] == pytest.approx((np.log1p(np.e) - 1 + np.log1p(np.e)) / 2)
+
+
+def test_features_are_in_the_order_of_the_images(setting, machine):
+    config, loader, pixels = setting
+    network = Selfie(config).patch_network
+    features, labels = extract_features(network, loader, pixels, machine)
+    assert features.shape == (16, 64)
+    assert labels.tolist() == [0] * 8 + [1] * 8
+    with evaluating(network):
+        for batch in loader.evaluate(1, limit=3):
+            one, row = network.features(pixels.whole(batch)), int(batch.index.samples[0])
+            assert torch.allclose(one[0], features[row], rtol=1e-4, atol=1e-5)
+
+
+def test_patches_side_by_side_are_p_of_each_place(setting, machine):
+    config, loader, pixels = setting
+    network, side, grid = Selfie(config).patch_network, config.model.patch_size, config.grid
+    places = SideBySide(network, grid)
+    features, _ = extract_features(places, loader, pixels, machine)
+    assert features.shape == (16, config.patches * network.width)
+    with evaluating(network):
+        batch = next(loader.evaluate(1, limit=1))
+        whole, row = pixels.whole(batch), int(batch.index.samples[0])
+        for place in range(config.patches):
+            y, x = side * (place // grid), side * (place % grid)
+            one = network.features(whole[:, :, y : y + side, x : x + side])
+            part = features[row, place * network.width : (place + 1) * network.width]
+            assert torch.allclose(one[0], part, rtol=1e-4, atol=1e-5)
+
+
+def test_augmented_they_are_measured_as_training_shows_them_first(image_folder, machine):
+    config = tiny_config(data={"train": str(image_folder), "pad_mode": "zero"})
+    loader = build_loader(open_dataset(config.data).train, config.data, 0, machine.device)
+    (measured,) = loader.evaluate(16, config.patches, augment=True)
+    trained = next(loader.train(0, 16, config.patches))
+    of_sample = {int(s): i for i, s in enumerate(trained.index.samples)}
+    rows = [of_sample[int(s)] for s in measured.index.samples]
+    for name in ("images", "flip", "order", "labels"):
+        assert torch.equal(getattr(measured, name), getattr(trained, name)[rows]), name
+    (plain,) = loader.evaluate(16, config.patches)
+    assert not torch.equal(measured.images, plain.images)
+    assert torch.equal(measured.order, plain.order)
+    model, pixels = Selfie(config), Pixels(config, machine, batch=7)
+    found = [
+        pretext_accuracy(model, loader, pixels, machine, config.patches, 16, augment)
+        for augment in (False, True)
+    ]
+    assert found[0]["heldout_loss"] != found[1]["heldout_loss"]
+
+
+def test_standardised_by_the_bank():
+    bank, queries = torch.tensor([[0.0, 5.0], [2.0, 5.0]]), torch.tensor([[3.0, 5.0]])
+    known, asked = standardised(bank, queries)
+    half = 0.5**0.5  # deviation of 0 and 2 is the root of 2
+    assert torch.allclose(known, torch.tensor([[-half, 0.0], [half, 0.0]]))
+    assert torch.allclose(asked, torch.tensor([[2 * half, 0.0]]))
+
+
+def test_knn_votes_by_cosine():
+    bank = torch.tensor([[1.0, 0.0], [10.0, 1.0], [0.0, 1.0], [0.1, 2.0]])
+    labels = torch.tensor([0, 0, 1, 1])
+    queries = torch.tensor([[5.0, 0.2], [0.0, 0.1], [1.0, 0.9]])
+    assert knn_accuracy(bank, labels, queries, torch.tensor([0, 1, 0]), k=2) == 1.0
+    assert knn_accuracy(bank, labels, queries, torch.tensor([1, 0, 0]), k=2) == pytest.approx(1 / 3)
+
+
+def test_the_parts_of_a_bank_are_the_bank(monkeypatch):
+    """Also where a part, or all of them, have fewer than k."""
+    random = torch.Generator().manual_seed(0)
+    bank, queries = (torch.randn(n, 8, generator=random) for n in (50, 30))
+    bank_labels, labels = (torch.randint(0, 3, (n,), generator=random) for n in (50, 30))
+    for k in (5, 20, 60):
+        found = []
+        for part in (1000, 7, 50):
+            monkeypatch.setattr("fastselfie.evaluation.metrics._BANK_PART", part)
+            found.append(knn_accuracy(bank, bank_labels, queries, labels, k))
+            unit, asked = (torch.nn.functional.normalize(x, dim=1) for x in (bank, queries))
+            best, where = _nearest(asked, unit, k)
+            expected = (asked @ unit.T).sort(dim=1, descending=True)
+            assert torch.allclose(best, expected.values[:, :k])
+            assert torch.equal(where, expected.indices[:, :k])
+        assert len(set(found)) == 1
+
+
+def test_the_linear_probe_separates_what_a_line_separates():
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(800, 5, generator=random)
+    side = x @ torch.tensor([1.0, -2.0, 0.5, 0.0, 1.0])
+    clear = side.abs() > 0.5  # a fifth of its deviation: a margin that 300 examples find
+    x, y = x[clear][:400], (side[clear][:400] > 0).long()
+    assert linear_probe_accuracy(x[:300], y[:300], x[300:], y[300:]) == 1.0
+    noise = torch.randint(0, 2, (400,), generator=random)
+    assert linear_probe_accuracy(x[:300], noise[:300], x[300:], noise[300:]) < 0.65

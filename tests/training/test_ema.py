@@ -1,0 +1,172 @@
+"""The moving average of pretraining: its formula, what moves it, and where it is used."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_config
+
+from fastselfie.data.dataset import open_dataset
+from fastselfie.data.loaders import Batch, Index
+from fastselfie.runs.train import load_pretrained
+from fastselfie.system.accelerator import Precision
+from fastselfie.training.checkpoint import load_checkpoint
+from fastselfie.training.finetune import few_labels, finetune
+from fastselfie.training.pretrain import pretrain
+from fastselfie.training.step import TrainStep
+
+SETTINGS = {"ema": 0.75, "steps": 6, "batch_size": 6, "save_every": 4}
+
+
+def run(folder, out, machine, **pretraining):
+    config = tiny_config(data={"train": str(folder)}, pretrain={**SETTINGS, **pretraining})
+    return pretrain(config, open_dataset(config.data, config.seed), out, machine)
+
+
+def same(one, other):
+    return all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.fixture
+def followed(monkeypatch):
+    """The average by the formula, in float64 beside each run, from what the steps leave."""
+    original, kept = TrainStep.__call__, {}
+
+    def call(self, step, batch):
+        if step == 0:
+            kept.update({k: v.double() for k, v in self.model.state_dict().items()})
+        before = [p.clone() for p in self.model.parameters()]
+        original(self, step, batch)
+        if not all(map(torch.equal, before, self.model.parameters())):  # it was applied
+            for name, value in self.model.state_dict().items():
+                kept[name] = 0.75 * kept[name] + 0.25 * value
+
+    monkeypatch.setattr(TrainStep, "__call__", call)
+    return kept
+
+
+def test_it_is_the_average_of_weights_and_batch_statistics(
+    image_folder, tmp_path, machine, followed
+):
+    network, _ = run(image_folder, tmp_path, machine)
+    state = load_checkpoint(tmp_path / "latest.pt")
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, state["average"][name])
+        if value.is_floating_point():
+            # Six roundings of 2^-24, of numbers not far above the result.
+            torch.testing.assert_close(value.double(), followed[name], rtol=1e-6, atol=1e-7)
+            assert not torch.equal(value, state["model"][name]), name
+        else:
+            assert torch.equal(value, state["model"][name])
+
+
+def test_the_weights_themselves_train_as_without_it(image_folder, tmp_path, machine):
+    states = []
+    for name, decay in (("with", 0.75), ("without", None)):
+        run(image_folder, tmp_path / name, machine, ema=decay)
+        states.append(load_checkpoint(tmp_path / name / "latest.pt"))
+    assert same(states[0]["model"], states[1]["model"])
+    assert states[1]["average"] is None
+
+
+def test_a_step_that_is_left_out_does_not_move_it(
+    image_folder, tmp_path, machine, monkeypatch, followed
+):
+    original = TrainStep._gradients
+
+    def gradients(self, batch):
+        loss, correct, answers = original(self, batch)
+        if self.guard._recent[-1].step in (0, 3):
+            for buffer in self.model.buffers():
+                buffer.fill_(math.nan if buffer.is_floating_point() else 99)
+            loss = loss * math.nan
+        return loss, correct, answers
+
+    monkeypatch.setattr(TrainStep, "_gradients", gradients)
+    network, _ = run(image_folder, tmp_path, machine, on_nonfinite="skip")
+    for name, value in network.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value.double(), followed[name], rtol=1e-6, atol=1e-7)
+        else:
+            assert int(value) == 4
+
+
+def test_a_step_that_fp16s_scaler_leaves_out_does_not_move_it(machine):
+    """One that lowers the scale is no offence to the guard."""
+    half = replace(machine, precision=Precision("fp16", "test"))
+    model = torch.nn.Linear(2, 2)
+
+    def objective(_):
+        # Its gradient is the slope x the scale, 2^16: 8 x that is above fp16's 65,504.
+        loss = slope * model(torch.ones(1, 2)).float().sum()
+        return loss, torch.zeros((), dtype=torch.int64), 1
+
+    step = TrainStep(model, objective, tiny_config().pretrain, half, 8, decay=0.5)
+    averaged = step.average.model.weight
+    for number, slope in enumerate((0.25, 8.0, 0.25)):
+        before = averaged.clone(), model.weight.clone()
+        step(number, batch_of(8))
+        for moving, was in zip((averaged, model.weight), before, strict=True):
+            assert torch.equal(moving, was) == (slope == 8.0)
+    assert step.read().skipped == 0
+    assert float(step.scaler.get_scale()) == 2.0**15
+
+
+def batch_of(images):
+    index = Index(np.arange(images), np.zeros(images, dtype=np.int64))
+    pixels = torch.zeros(images, 2, 2, 3, dtype=torch.uint8)
+    return Batch(pixels, torch.zeros(images), torch.zeros(images), torch.zeros(images, 1), index)
+
+
+def test_it_goes_on_where_it_was(image_folder, tmp_path, machine, monkeypatch):
+    straight, measured = run(image_folder, tmp_path / "straight", machine)
+    original = TrainStep.__call__
+
+    def stop(self, step, batch):
+        if step == 5:
+            raise KeyboardInterrupt
+        original(self, step, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainStep, "__call__", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(image_folder, tmp_path / "left", machine)
+    assert load_checkpoint(tmp_path / "left" / "latest.pt")["step"] == 4
+    again, measured_again = run(image_folder, tmp_path / "left", machine)
+    assert same(again.state_dict(), straight.state_dict())
+    assert measured_again == measured
+
+
+def test_finetuning_evaluation_and_pictures_take_it(image_folder, tmp_path, machine, monkeypatch):
+    measured = []
+
+    def measure(model, *rest):
+        measured.append(model)
+        return {"heldout_loss": 1.0}
+
+    monkeypatch.setattr("fastselfie.training.pretrain.pretext_accuracy", measure)
+    monkeypatch.setattr(
+        "fastselfie.training.pretrain._take_picture", lambda model, *_: measure(model)
+    )
+    network, _ = run(image_folder, tmp_path, machine)
+    state = load_checkpoint(tmp_path / "latest.pt")
+    config = tiny_config(data={"train": str(image_folder)}, pretrain=SETTINGS)
+    assert {id(model) for model in measured} == {id(network)}
+    assert same(load_pretrained(config, tmp_path, whole=False).state_dict(), state["average"])
+    p = load_pretrained(config, tmp_path).patch_network.state_dict()
+    assert torch.equal(p["stem.conv.weight"], state["average"]["patch_network.stem.conv.weight"])
+    started = []
+    original = TrainStep.__init__
+
+    def remember(self, model, *rest):
+        started.append(model.stem.conv.weight.detach().clone())
+        original(self, model, *rest)
+
+    monkeypatch.setattr(TrainStep, "__init__", remember)
+    few = few_labels(config, open_dataset(config.data))
+    finetune(config, few, tmp_path / "f", machine, network)
+    assert torch.equal(started[0], p["stem.conv.weight"])

@@ -1,0 +1,195 @@
+"""The training step: what it waits for, and the switches that change how fast it is, not what."""
+
+from __future__ import annotations
+
+import math
+from contextlib import closing
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+import torch
+from conftest import tiny_config
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastselfie.data.dataset import open_dataset
+from fastselfie.data.loaders import build_loader
+from fastselfie.errors import UserError
+from fastselfie.system.accelerator import choose_compile, choose_machine
+from fastselfie.training.memory import estimate_pretraining
+from fastselfie.training.pretrain import build_pretraining
+
+
+def train(folder, machine, steps, dtype=torch.float32, **sections):
+    """The losses of some steps and the weights after them."""
+    config = tiny_config(data={"train": str(folder)}, **sections)
+    model, pixels, step = build_pretraining(config, machine)
+    model.to(dtype)
+    pixels.dtype = dtype
+    loader = build_loader(open_dataset(config.data).train, config.data, 0, machine.device)
+    losses = []
+    with closing(loader.train(0, 8, config.patches)) as batches:
+        for number, batch in enumerate(islice(batches, steps)):
+            step(number, batch)
+            losses.append(step.read().loss)
+    return losses, model.state_dict()
+
+
+class _Waits(TorchDispatchMode):
+    """Counts the operations that bring a value to the host, and so wait for the device."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal",
+             "masked_select", "_unique2")  # fmt: skip
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, operation, types, arguments=(), named=None):
+        name = operation.overloadpacket.__name__
+        self.count += name in self.NAMES
+        return operation(*arguments, **(named or {}))
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_a_step_waits_for_nothing_but_a_reading(image_folder, machine, clip):
+    config = tiny_config(data={"train": str(image_folder)}, pretrain={"clip_grad_norm": clip})
+    step = build_pretraining(config, machine).step
+    loader = build_loader(open_dataset(config.data).train, config.data, 0, machine.device)
+    batches = loader.train(0, 8, config.patches)
+    step(0, next(batches))  # the optimiser's state is made
+    batch = next(batches)
+    if machine.device.type == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        with _Waits() as waits:
+            step(1, batch)
+    finally:
+        if machine.device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    assert waits.count == 0
+    with waits:
+        step.read()
+    assert waits.count > 0
+    batches.close()
+
+
+def test_the_norm_of_the_gradient_is_read_with_the_means(image_folder, machine, monkeypatch):
+    """Of the gradient as it was before it was clipped; of applied steps alone."""
+    settings = {"clip_grad_norm": 0.01, "on_nonfinite": "skip"}
+    config = tiny_config(data={"train": str(image_folder)}, pretrain=settings)
+    step = build_pretraining(config, machine).step
+    loader = build_loader(open_dataset(config.data).train, config.data, 0, machine.device)
+    norms, original = [], step._gradients
+
+    def remember(batch):
+        made = original(batch)
+        if len(norms) == 1:
+            step._all_gradients()[0].fill_(torch.inf)
+        flat = torch.cat([p.grad.flatten() for p in step.model.parameters()])
+        norms.append(float(flat.double().norm()))
+        return made
+
+    monkeypatch.setattr(step, "_gradients", remember)
+    with closing(loader.train(0, 8, config.patches)) as batches:
+        for number, batch in enumerate(islice(batches, 4)):
+            step(number, batch)
+    applied = [norms[i] for i in (0, 2, 3)]
+    means = step.read()
+    assert (means.steps, means.skipped) == (3, 1)
+    assert means.norm == pytest.approx(sum(applied) / 3, rel=1e-5)
+    assert means.largest_norm == pytest.approx(max(applied), rel=1e-5)
+    assert step.read()[-2:] == (0, 0)
+
+
+def test_an_older_checkpoint_knows_no_norms(image_folder, machine):
+    """Then the line over its steps has none, and the next has."""
+    config = tiny_config(data={"train": str(image_folder)})
+    step = build_pretraining(config, machine).step
+    loader = build_loader(open_dataset(config.data).train, config.data, 0, machine.device)
+    with closing(loader.train(0, 8, config.patches)) as batches:
+        step(0, next(batches))
+        older = {k: v for k, v in step.unread().items() if "norm" not in k}
+        for begun in (True, False):
+            step.go_on_from([older if begun else {k: v * 0 for k, v in older.items()}])
+            step(1, next(batches))
+            means = step.read()
+            assert math.isnan(means.norm) == math.isnan(means.largest_norm) == begun
+            assert math.isfinite(means.loss)
+
+
+def test_checkpointing_keeps_less_and_learns_the_same(image_folder, machine):
+    def kept(checkpointed):
+        config = tiny_config(runtime={"activation_checkpointing": checkpointed})
+        return estimate_pretraining(config, machine.precision).per_image
+
+    assert kept(True) < 0.5 * kept(False)
+    final = {}
+    for checkpointed in (False, True):
+        options = {"runtime": {"activation_checkpointing": checkpointed}}
+        final[checkpointed] = train(image_folder, machine, 4, **options)
+    assert final[False][0] == final[True][0]
+    # Batch statistics too: the second forward pass must not count them again.
+    for name, value in final[False][1].items():
+        assert torch.equal(value, final[True][1][name]), name
+
+
+@pytest.mark.slow
+def test_the_compiled_step_gives_the_same_losses(image_folder, machine):
+    """Its sums are rounded in another order, which training multiplies with every update. So in
+    float64, as for the golden losses: a rounding of 1e-16 may grow by eight digits in 20 steps."""
+    options = {"pretrain": {"steps": 20, "lr": 0.01}, "model": {"dropout": 0.0}}
+    eager, compiled = (
+        train(image_folder, replace(machine, compile=mode), 20, dtype=torch.float64, **options)[0]
+        for mode in (None, "default")
+    )
+    assert compiled == pytest.approx(eager, rel=1e-8)
+    assert len(set(eager)) == 20
+
+
+@pytest.mark.parametrize(
+    ("runtime", "named"),
+    [
+        ({"cuda_graphs": True, "compile": "default"}, "runtime.cuda_graphs"),
+        ({"compile": "default"}, "C[+][+] compiler no-such-compiler"),
+    ],
+)
+def test_what_the_machine_cannot_do_is_said(monkeypatch, runtime, named):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match=named):
+        choose_machine(tiny_config(runtime={"device": "cpu", **runtime}).runtime)
+
+
+@pytest.mark.parametrize("mode", ["default", "max-autotune"])
+def test_micro_batches_do_not_go_with_cuda_graphs(monkeypatch, machine, mode):
+    """A replay overwrites the first one's gradients, which lie in the graph's memory."""
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch, "compile", lambda model, mode: model)
+    for graphs, micro, refused in ((True, 4, True), (True, 8, False), (False, 4, False)):
+        sizes = {"batch_size": 8, "micro_batch_size": micro}
+        config = tiny_config(
+            pretrain=sizes, runtime={"compile": mode, "cuda_graphs": graphs, "precision": "fp32"}
+        )
+        there = replace(machine, compile=choose_compile(config.runtime, gpu))
+        if not refused:
+            build_pretraining(config, there)
+            continue
+        with pytest.raises(UserError, match=r"^runtime\.cuda_graphs is .* 8 images .* of 4: set"):
+            build_pretraining(config, there)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "named"),
+    [
+        ({"cuda_graphs": True}, "needs runtime.compile"),
+        ({"activation_checkpointing": True, "compile": "default"}, "runtime.compile does not go"),
+    ],
+)
+def test_switches_that_exclude_each_other_are_refused(runtime, named):
+    with pytest.raises(ValueError, match=named):
+        tiny_config(runtime=runtime)
+
+
+def test_a_bare_off_is_no_boolean():
+    """YAML 1.1 reads it as false."""
+    assert tiny_config(runtime={"compile": False}).runtime.compile == "off"

@@ -1,0 +1,251 @@
+"""Each switch of the method: what it does to a run, and that a run with it goes from end to end."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import picture, tiny_config
+from PIL import Image
+
+from fastselfie.data.dataset import open_dataset
+from fastselfie.data.loaders import Batch, Index, build_loader
+from fastselfie.errors import UserError
+from fastselfie.evaluation.metrics import Pixels
+from fastselfie.models.selfie import Selfie, build_classifier
+from fastselfie.system.accelerator import choose_machine
+from fastselfie.training.finetune import few_labels, finetune, recalibrate
+from fastselfie.training.metrics_log import read_log
+from fastselfie.training.nonfinite import Guard
+from fastselfie.training.pretrain import pretrain
+from fastselfie.training.step import TrainStep
+
+pytestmark = pytest.mark.slow
+
+# (keys, whether pretraining is another one)
+SWITCHES = {
+    "encoder_positions": (["model.encoder_positions=false"], True),
+    "logit_scale": (["model.logit_scale=none"], True),
+    "mask_fraction": (["model.mask_fraction=0.5"], True),
+    "data.pad_mode": (["data.pad_mode=zero"], True),
+    "pretrain.pad_mode": (["pretrain.pad_mode=zero"], True),
+    "pretrain.crop": (["pretrain.crop=resized", "pretrain.area=[0.5, 0.9]"], True),
+    "end_norm": (["model.end_norm=false"], True),
+    "form": (["finetune.form=attention_pooling"], False),
+    "ema": (["pretrain.ema=0.5"], False),
+    "recalibrate": (["finetune.recalibrate=6"], False),
+    "progressive": (["pretrain.progressive=[16]", "finetune.progressive=[16, 24]"], True),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """DIR/{train,test}/{a,b}/*.png: 8 and 4 images a class, 32x32."""
+    root = tmp_path_factory.mktemp("switches")
+    for part, count in (("train", 8), ("test", 4)):
+        for label in "ab":
+            (root / part / label).mkdir(parents=True)
+            for i in range(count):
+                seed = 1000 * ord(label) + 100 * len(part) + i
+                picture(seed).save(root / part / label / f"{i}.png")
+    return root
+
+
+def losses(out, key="loss"):
+    return [line[key] for line in read_log(out / "log.jsonl") if key in line]
+
+
+@pytest.fixture(scope="module")
+def paper(folder, tmp_path_factory):
+    """The losses of a run without any switch."""
+    config = tiny_config(data={"train": str(folder)})
+    out = tmp_path_factory.mktemp("paper")
+    pretrain(config, open_dataset(config.data), out, choose_machine(config.runtime))
+    return losses(out)
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_a_switch_changes_the_first_losses_and_runs_through(
+    name, folder, paper, tmp_path, cli, tiny_yaml
+):
+    keys, pretraining = SWITCHES[name]
+    out = tmp_path / "run"
+    result = cli("train", tiny_yaml, f"data.train={folder}", *keys, "--out", out)
+    assert result.status == 0, result.err
+    found = losses(out / "pretrain")
+    assert all(map(math.isfinite, found))
+    assert (found[:2] != paper[:2]) == pretraining
+    if name in ("form", "end_norm"):  # others leave the networks that `evaluate` builds as they are
+        measured = json.loads(cli("evaluate", out).out.splitlines()[-1])
+        figures = json.loads(result.out.splitlines()[-1])
+        assert measured["finetuned"]["top1"] == pytest.approx(figures["finetuned_accuracy"])
+        assert "knn" in measured["pretrain"]
+
+
+def stop_at(monkeypatch, at):
+    original = TrainStep.__call__
+
+    def call(self, step, batch):
+        if step == at:
+            raise KeyboardInterrupt
+        original(self, step, batch)
+
+    monkeypatch.setattr(TrainStep, "__call__", call)
+
+
+@pytest.mark.parametrize("started", [True, False])
+def test_the_second_form_goes_on_where_it_was(folder, tmp_path, machine, monkeypatch, started):
+    """With all the rest of finetuning's switches, in the middle of an epoch of 8."""
+    config = tiny_config(
+        data={"train": str(folder)},
+        finetune={"form": "attention_pooling", "steps": 6, "batch_size": 6, "save_every": 4,
+                  "progressive": [16, 24], "progressive_until": 0.8, "recalibrate": 8},
+    )  # fmt: skip
+    few = few_labels(config, open_dataset(config.data))
+    start = Selfie(config) if started else None
+    straight = finetune(config, few, tmp_path / "straight", machine, start)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 5)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(config, few, tmp_path / "left", machine, start)
+    with monkeypatch.context() as patch:
+        # A run that goes on has its statistics.
+        patch.setattr(
+            "fastselfie.training.finetune.recalibrate", lambda *_: pytest.fail("taken anew")
+        )
+        assert finetune(config, few, tmp_path / "left", machine, start) == straight
+    assert losses(tmp_path / "left") == losses(tmp_path / "straight")
+    states = [torch.load(tmp_path / name / "latest.pt") for name in ("left", "straight")]
+    for name, value in states[0]["model"].items():
+        assert torch.equal(value, states[1]["model"][name]), name
+
+
+def test_recalibrating_takes_the_mean_over_passes(folder, machine):
+    config = tiny_config(data={"train": str(folder), "flip": False})
+    network = build_classifier(config, 2).eval()
+    loader = build_loader(open_dataset(config.data).train, config.data, 0, machine.device)
+    pixels = Pixels(config, machine, batch=5)
+    weights = [p.clone() for p in network.parameters()]
+    with torch.no_grad():
+        batches = loader.train(0, 5)
+        outputs = [network.stem(pixels.whole(next(batches))) for _ in range(2)]
+        batches.close()
+    recalibrate(network, loader, pixels, machine, images=6)  # two passes
+    first = network.stages[0].blocks[0].norm1
+    means = torch.stack([y.mean(dim=(0, 2, 3)) for y in outputs]).mean(dim=0)
+    variances = torch.stack([y.var(dim=(0, 2, 3)) for y in outputs]).mean(dim=0)
+    # Sums of 5 x 1024 float32 in two orders.
+    torch.testing.assert_close(first.running_mean, means, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(first.running_var, variances, rtol=1e-4, atol=1e-6)
+    assert first.momentum == 0.1
+    assert not network.training
+    assert all(map(torch.equal, network.parameters(), weights))
+
+
+@pytest.mark.parametrize("form", ["resnet", "attention_pooling"])
+def test_recalibrating_changes_what_is_measured_and_not_what_is_learned(
+    folder, tmp_path, machine, form
+):
+    """Nor the units that dropout takes, of which the second form has some."""
+    found = {}
+    for images in (0, 8):
+        for start in ("p", None):
+            settings = {"recalibrate": images, "form": form}
+            config = tiny_config(data={"train": str(folder)}, finetune=settings)
+            out = tmp_path / f"{images}{start}"
+            torch.manual_seed(1)
+            begin = Selfie(config) if start else None
+            few = few_labels(config, open_dataset(config.data))
+            finetune(config, few, out, machine, begin)
+            found[images, start] = losses(out), losses(out, "heldout_loss")[0]
+    assert found[8, "p"][0] == found[0, "p"][0]
+    assert found[8, "p"][1] != found[0, "p"][1]
+    assert found[8, None] == found[0, None]  # the control has nothing to take anew
+
+
+def test_images_grow_in_equal_parts_of_the_steps():
+    stage = tiny_config(
+        pretrain={"steps": 10, "progressive": [16, 24], "progressive_until": 0.5}
+    ).pretrain
+    sizes = [stage.image_size_at(step) for step in range(10)]
+    assert sizes == [16, 16, 16, 24, 24, None, None, None, None, None]
+    assert tiny_config().pretrain.image_size_at(0) is None
+
+
+def test_images_are_shrunk_as_pillow_shrinks_them():
+    images = torch.stack([torch.from_numpy(np.array(picture(i, 96, 96))) for i in range(65)])
+    rest = torch.arange(65), torch.zeros(65, dtype=torch.bool), torch.zeros(65, 9)
+    batch = Batch(images, *rest, Index(np.arange(65), np.zeros(65, dtype=np.int64)))
+    assert batch.shrunk(None) is batch
+    found = batch.shrunk(66)
+    assert found.images.shape == (65, 66, 66, 3)
+    assert found.labels is batch.labels
+    assert found.order is batch.order
+    for i in (0, 64):
+        expected = Image.fromarray(images[i].numpy()).resize((66, 66), Image.Resampling.BILINEAR)
+        apart = np.abs(np.asarray(expected, dtype=int) - found.images[i].numpy())
+        assert apart.max() <= 1  # Pillow rounds twice, after each direction
+
+
+@pytest.mark.parametrize("loader", ["resident", "folder"])
+def test_small_images_are_the_same_samples_in_smaller_patches(
+    folder, tmp_path, machine, monkeypatch, loader
+):
+    """And what is measured is of the whole size."""
+    seen, measured, patches = [], [], Pixels.patches
+
+    def remember(self, batch):
+        cut = patches(self, batch)
+        kept = seen if torch.is_grad_enabled() else measured
+        kept.append((batch.index.samples.tolist(), batch.order, batch.flip, cut.shape[2:]))
+        return cut
+
+    monkeypatch.setattr(Pixels, "patches", remember)
+    for name, sizes in (("small", [16, 24]), ("whole", [])):
+        config = tiny_config(
+            data={"train": str(folder), "loader": loader}, pretrain={"progressive": sizes}
+        )
+        pretrain(config, open_dataset(config.data), tmp_path / name, machine)
+    small, whole = seen[:4], seen[4:]
+    assert [shape[-1] for *_, shape in small] == [4, 6, 8, 8]
+    assert {shape[-1] for *_, shape in whole} | {s[-1] for *_, s in measured} == {8}
+    for (samples, order, flip, _), other in zip(small, whole, strict=True):
+        assert samples == other[0]
+        assert torch.equal(order, other[1])
+        assert torch.equal(flip, other[2])
+
+
+def test_a_shrunk_step_is_replayed_shrunk(folder, tmp_path, machine, monkeypatch, cli):
+    config = tiny_config(data={"train": str(folder)}, pretrain={"progressive": [16]})
+    dataset = open_dataset(config.data)
+    pretrain(config, dataset, tmp_path / "straight", machine)
+    judge = Guard.judge
+    with monkeypatch.context() as patch:
+        patch.setattr(Guard, "judge", lambda self, step, loss, norm: judge(
+            self, step, loss * math.nan if step == 1 else loss, norm))  # fmt: skip
+        with pytest.raises(UserError, match="nan at step 2"):
+            pretrain(config, dataset, tmp_path / "run", machine)
+    result = cli("replay", tmp_path / "run" / "nonfinite-0000002.pt")
+    found = json.loads(result.out.splitlines()[-1])
+    assert found["losses"] == [losses(tmp_path / "straight")[1]]
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"pretrain": {"progressive": [18]}}, r"pretrain\.progressive is \[18\].*of 4 from 16 on"),
+        ({"pretrain": {"progressive": [12]}}, "from 16 on"),
+        ({"pretrain": {"progressive": [32]}}, r"below data\.image_size = 32"),
+        ({"pretrain": {"progressive": [24, 16]}}, "must rise"),
+        ({"finetune": {"progressive": [20]}}, r"finetune\.progressive.*of 8 from 8 on"),
+        ({"finetune": {"progressive": [8], "form": "attention_pooling"}}, "of 4 from 16 on"),
+        ({"pretrain": {"progressive": [16]}, "runtime": {"compile": "default"}},
+         r"runtime\.compile=off"),
+    ],
+)  # fmt: skip
+def test_sizes_that_a_network_cannot_take_are_refused(sections, said):
+    with pytest.raises(ValueError, match=said):
+        tiny_config(**sections)
