@@ -3,7 +3,7 @@
 #   make quickstart DATA=DIR   the same on your own image folder; ARGS="KEY=VALUE --stage pretrain"
 #   make test                  lint, types, every test, and a sample of the campaign of faults
 #   make check                 lint, types and the quick tests that need no extra: some minutes
-#   make lint                  ruff and mypy alone
+#   make lint                  ruff, mypy and import-linter alone
 #   make aarch64               the C++ engine on aarch64, under an emulator: the same bytes
 #   make bench DATA=PHOTOS     every throughput table; the peers: see benchmarks/README.md
 
@@ -39,6 +39,7 @@ lint: $(VENV)/.check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # The tests' packages have FFCV and DALI in them; SPDL loads the system's FFmpeg.
 bench: $(VENV)/.dev

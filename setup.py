@@ -10,7 +10,7 @@ from glob import glob
 from pybind11.setup_helpers import Pybind11Extension, build_ext
 from setuptools import find_packages, setup
 
-# In a checkout fastselfie/kernels and fastselfie/configs are links, which a source distribution lacks.
+# In a checkout fastselfie/kernels and fastselfie/configs are links, which find_packages follows.
 KERNELS = ["fastselfie.kernels", "fastselfie.kernels.host", "fastselfie.kernels.jpeg"]
 
 jpeg = Pybind11Extension(

@@ -88,8 +88,10 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     from fastselfie.config.load import load_config
     from fastselfie.data.dataset import open_dataset
     from fastselfie.data.loaders import build_loader
-    from fastselfie.evaluation.metrics import extract_features, knn_accuracy, linear_probe_accuracy
+    from fastselfie.evaluation.knn import knn_accuracy
     from fastselfie.evaluation.online import Monitor
+    from fastselfie.evaluation.probes import linear_probe_accuracy
+    from fastselfie.evaluation.representations import extract_features
     from fastselfie.system.accelerator import choose_machine
     from fastselfie.training.pretrain import build_pretraining
 

@@ -16,7 +16,7 @@ from support.arguments import Parser
 
 from fastselfie.errors import UserError
 from fastselfie.runs.doctor import environment
-from fastselfie.runs.train import open_run
+from fastselfie.runs.load import open_run
 from fastselfie.system.accelerator import choose_machine
 from fastselfie.training.metrics_log import read_log
 

@@ -161,12 +161,13 @@ def image_folder(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of TINY with all its stages. Tests only read it, or add predictions/."""
+    from fastselfie.report.live import LivePage
     from fastselfie.runs.train import train
 
     folder = tmp_path_factory.mktemp("trained")
     images = write_image_folder(folder / "images")
     config = tiny_config(data={"train": str(images)})
-    train(config, "all", "auto", folder / "run")
+    train(config, "all", "auto", folder / "run", LivePage)
     return folder / "run"
 
 

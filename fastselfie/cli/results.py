@@ -61,7 +61,7 @@ def report(
     from fastselfie.report.compare import compare_page
     from fastselfie.report.page import REFRESH, run_page
     from fastselfie.runs.folder import PAGE, read_run
-    from fastselfie.runs.train import open_run
+    from fastselfie.runs.load import open_run
     from fastselfie.system.files import write_atomically
 
     def page(refresh: int) -> str:

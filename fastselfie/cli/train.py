@@ -58,11 +58,12 @@ def train(
 
         print_plan(settings, folder, Console(highlight=False), stage.value)
         return
+    from fastselfie.report.live import LivePage
     from fastselfie.runs import train as run
     from fastselfie.system.signals import Interrupted
 
     try:
-        summary = run.train(settings, stage.value, resume, folder)
+        summary = run.train(settings, stage.value, resume, folder, LivePage)
     except Interrupted as left:
         raise typer.Exit(128 + left.number) from None
     if summary is not None:  # as it is where another process leads
@@ -172,7 +173,7 @@ def profile(
     from fastselfie.profiling.estimate import parse_target
     from fastselfie.profiling.run import PAGE, profile_config
     from fastselfie.report.profile import print_profile
-    from fastselfie.training.metrics_log import console
+    from fastselfie.system.console import console
 
     target = parse_target(plan, cores)
     settings = load_config(config, overrides or ())

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from fastselfie.config import Config
 from fastselfie.data.dataset import Dataset, limited
+from fastselfie.data.inputs import InputTransform
 from fastselfie.data.loaders import build_loader
-from fastselfie.evaluation.metrics import Pixels, feature_worth, knn_accuracy, pixel_features
+from fastselfie.evaluation.knn import knn_accuracy
+from fastselfie.evaluation.representations import evaluate_features, pixel_features
 from fastselfie.models.resnet import ResNetV2
 from fastselfie.system.accelerator import Machine
-from fastselfie.training.metrics_log import say
+from fastselfie.system.console import say
 
 
 class Monitor:
@@ -21,7 +23,9 @@ class Monitor:
         UserError: see the loaders.
     """
 
-    def __init__(self, config: Config, dataset: Dataset, pixels: Pixels, machine: Machine) -> None:
+    def __init__(
+        self, config: Config, dataset: Dataset, pixels: InputTransform, machine: Machine
+    ) -> None:
         settings = config.pretrain
         self.pixels, self.machine = pixels, machine
         self.probes = settings.linear_probe
@@ -59,7 +63,7 @@ class Monitor:
         return self.machine.ranks.from_leader(lambda: self._measured(network, step))
 
     def _measured(self, network: ResNetV2, step: int) -> dict[str, float]:
-        found = feature_worth(
+        found = evaluate_features(
             network, self.bank, self.queries, self.pixels, self.machine, self.probes
         )
         if step == 0:

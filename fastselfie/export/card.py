@@ -13,9 +13,8 @@ from fastselfie.config import DataConfig
 from fastselfie.data.loaders.crops import CENTRE
 from fastselfie.models.resnet import ResNetV2
 from fastselfie.models.selfie import Classifier
-from fastselfie.runs.folder import SUMMARY, read_facts
+from fastselfie.runs.folder import FINETUNED, PRETRAIN, SUMMARY, read_facts
 from fastselfie.runs.load import Trained
-from fastselfie.runs.train import FINETUNED, PRETRAIN
 
 
 def about(trained: Trained) -> dict[str, str]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from fastselfie.errors import UserError
 from fastselfie.models.selfie import Classifier
 from fastselfie.runs.load import Trained
-from fastselfie.training.metrics_log import say
+from fastselfie.system.console import say
 
 _INSTALL = "pip install 'fastselfie[export]'"
 # Of the largest output. Both compute in float32 but sum in other orders, which gave up to 3e-6; a

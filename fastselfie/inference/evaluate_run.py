@@ -6,13 +6,15 @@ from pathlib import Path
 
 from fastselfie.config import Config
 from fastselfie.data.dataset import open_dataset
+from fastselfie.data.inputs import InputTransform
 from fastselfie.data.loaders import build_loader
-from fastselfie.evaluation.metrics import Pixels, classification_accuracy, feature_worth
-from fastselfie.runs.load import open_trained, stages_of
-from fastselfie.runs.train import PRETRAIN, open_run
+from fastselfie.evaluation.metrics import classification_accuracy
+from fastselfie.evaluation.representations import evaluate_features
+from fastselfie.runs.folder import PRETRAIN
+from fastselfie.runs.load import open_run, open_trained, stages_of
 from fastselfie.system.accelerator import Machine, choose_machine, total_memory
+from fastselfie.system.console import say
 from fastselfie.training.memory import estimate_finetuning
-from fastselfie.training.metrics_log import say
 
 
 def measure_run(run: Path, data: str | None) -> dict[str, dict[str, float]]:
@@ -41,14 +43,14 @@ def measure_run(run: Path, data: str | None) -> dict[str, dict[str, float]]:
         machine.place(network)
         if name == PRETRAIN:
             train = build_loader(dataset.train, config.data, config.seed, machine.device)
-            measures[name] = feature_worth(network, train, held_out, pixels, machine)
+            measures[name] = evaluate_features(network, train, held_out, pixels, machine)
         else:
             measures[name] = classification_accuracy(network, held_out, pixels, machine)
     return measures
 
 
-def measuring_pixels(config: Config, machine: Machine, classes: int = 1) -> Pixels:
+def measuring_pixels(config: Config, machine: Machine, classes: int = 1) -> InputTransform:
     """What turns batches into a run's networks' input, no more images at a time than finetuning."""
     estimate = estimate_finetuning(config, classes, machine.precision)
     micro_batch = estimate.micro_batch(config.finetune, total_memory(machine.device))
-    return Pixels(config, machine, micro_batch)
+    return InputTransform(config, machine, micro_batch)

@@ -12,7 +12,7 @@ from fastselfie.config import Config
 from fastselfie.data.dataset import Source, expanded, open_part
 from fastselfie.data.loaders import build_loader
 from fastselfie.errors import UserError
-from fastselfie.evaluation.metrics import feature_batches
+from fastselfie.evaluation.representations import feature_batches
 from fastselfie.inference.evaluate_run import measuring_pixels
 from fastselfie.runs.load import Trained
 from fastselfie.system.accelerator import choose_machine

@@ -32,9 +32,10 @@ from fastselfie.profiling.trace import OTHER, WINDOW, memory_curve, phase_shares
 from fastselfie.report.profile import write_profile_page
 from fastselfie.runs.doctor import environment
 from fastselfie.system.accelerator import choose_machine, usable_cores
+from fastselfie.system.console import say
 from fastselfie.system.files import write_atomically
 from fastselfie.system.trace_ranges import phase
-from fastselfie.training.metrics_log import RunLog, say
+from fastselfie.training.metrics_log import RunLog
 from fastselfie.training.pretrain import build_pretraining
 from fastselfie.training.step import TrainStep
 

@@ -10,7 +10,7 @@ from types import TracebackType
 from fastselfie.config import Config
 from fastselfie.report.page import write_page
 from fastselfie.runs.folder import PAGE, read_run
-from fastselfie.training.metrics_log import say
+from fastselfie.system.console import say
 
 _SHARE = 1 / 200  # of the time may go into pages
 

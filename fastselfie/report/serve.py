@@ -11,7 +11,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from fastselfie.errors import UserError
-from fastselfie.training.metrics_log import say
+from fastselfie.system.console import say
 
 HOST = "127.0.0.1"
 REFRESH = 5  # seconds

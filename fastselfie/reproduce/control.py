@@ -10,10 +10,9 @@ from pathlib import Path
 
 from fastselfie.reproduce.protocol import Plan
 from fastselfie.reproduce.scheduler import RESULT, RUNS, Result
-from fastselfie.runs.folder import read_facts
-from fastselfie.runs.train import SUPERVISED
+from fastselfie.runs.folder import SUPERVISED, read_facts
+from fastselfie.system.console import say
 from fastselfie.system.files import write_atomically
-from fastselfie.training.metrics_log import say
 
 TAKEN_FROM = "taken_from"  # of a result: the folder of the reproduction whose run it is
 

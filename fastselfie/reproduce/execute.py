@@ -11,6 +11,7 @@ import torch
 
 from fastselfie.data.dataset import open_dataset
 from fastselfie.errors import UserError
+from fastselfie.report.live import LivePage
 from fastselfie.reproduce import workers as crew
 from fastselfie.reproduce.control import take_control
 from fastselfie.reproduce.progress import Teller
@@ -21,13 +22,13 @@ from fastselfie.reproduce.scheduler import Agenda
 from fastselfie.reproduce.statistics import summary_of
 from fastselfie.reproduce.table import write_table
 from fastselfie.reproduce.trials import Bench
-from fastselfie.runs.folder import read_facts
-from fastselfie.runs.train import PRETRAIN, train
+from fastselfie.runs.folder import PRETRAIN, read_facts
+from fastselfie.runs.train import train
 from fastselfie.system.accelerator import Machine, choose_machine
+from fastselfie.system.console import console, say
 from fastselfie.system.distributed import ranks_of
 from fastselfie.system.files import write_atomically
 from fastselfie.system.lock import only_one_in
-from fastselfie.training.metrics_log import console, say
 
 
 def reproduce(
@@ -63,7 +64,7 @@ def reproduce(
         if control is not None:
             take_control(plan, control, out)
         if not pretrained:
-            train(config, PRETRAIN, "auto", out)
+            train(config, PRETRAIN, "auto", out, LivePage)
         bench = Bench(plan, dataset, out, machine)
         features = read_facts(out / FEATURES)
         if not set(features) >= FIGURES:  # none, or an earlier version's

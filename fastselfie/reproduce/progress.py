@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fastselfie.report.render import shown_time
 from fastselfie.reproduce.protocol import Run
 from fastselfie.reproduce.scheduler import Agenda
-from fastselfie.training.metrics_log import console, say
+from fastselfie.system.console import console, say
 
 
 @dataclass

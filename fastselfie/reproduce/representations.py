@@ -7,16 +7,16 @@ from torch import Tensor
 
 from fastselfie.config import Config
 from fastselfie.data.dataset import Dataset, limited
+from fastselfie.data.inputs import InputTransform
 from fastselfie.data.loaders import build_loader
 from fastselfie.data.splits import choose_labels
-from fastselfie.evaluation.metrics import (
-    Pixels,
+from fastselfie.evaluation.knn import knn_accuracy
+from fastselfie.evaluation.metrics import pretext_accuracy
+from fastselfie.evaluation.probes import standardized
+from fastselfie.evaluation.representations import (
+    evaluate_features,
     extract_features,
-    feature_worth,
-    knn_accuracy,
     pixel_features,
-    pretext_accuracy,
-    standardised,
 )
 from fastselfie.inference.evaluate_run import measuring_pixels
 from fastselfie.models.selfie import Selfie, SideBySide, build_patch_network
@@ -71,7 +71,7 @@ def measure_features(
     networks = {"p": pretrained.patch_network, "random": build_patch_network(config)}
     for name, network in networks.items():
         machine.place(network)
-        worth = feature_worth(network, bank, queries, pixels, machine)
+        worth = evaluate_features(network, bank, queries, pixels, machine)
         figures |= {f"{name}_{key}": value for key, value in worth.items()}
         places = SideBySide(network, config.grid)
         known, asked = (extract_features(places, x, pixels, machine) for x in (placed, asking))
@@ -84,7 +84,7 @@ def measure_features(
 
 
 def _pretext(
-    config: Config, dataset: Dataset, machine: Machine, pretrained: Selfie, pixels: Pixels
+    config: Config, dataset: Dataset, machine: Machine, pretrained: Selfie, pixels: InputTransform
 ) -> dict[str, float]:
     machine.place(pretrained)
     ways = (
@@ -102,5 +102,5 @@ def _pretext(
 
 
 def _knn_standardised(known: _Labelled, asked: _Labelled) -> float:
-    bank, queries = standardised(known[0], asked[0])
+    bank, queries = standardized(known[0], asked[0])
     return knn_accuracy(bank, known[1], queries, asked[1])

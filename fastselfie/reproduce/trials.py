@@ -13,12 +13,12 @@ from fastselfie.errors import Diverged
 from fastselfie.models.selfie import Selfie
 from fastselfie.reproduce.protocol import Plan, Run
 from fastselfie.reproduce.scheduler import RESULT, RUNS, Result, drop_checkpoints
-from fastselfie.runs.folder import read_facts
-from fastselfie.runs.train import FINETUNED, PRETRAIN, load_pretrained
+from fastselfie.runs.folder import FINETUNED, PRETRAIN, read_facts
+from fastselfie.runs.load import load_pretrained
 from fastselfie.system.accelerator import Machine
+from fastselfie.system.console import say
 from fastselfie.system.files import write_atomically
 from fastselfie.training.finetune import finetune
-from fastselfie.training.metrics_log import say
 
 
 class Bench:

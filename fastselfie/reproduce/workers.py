@@ -26,10 +26,10 @@ from fastselfie.reproduce.protocol import Plan, Run
 from fastselfie.reproduce.scheduler import Agenda, Result
 from fastselfie.reproduce.trials import Bench
 from fastselfie.system.accelerator import choose_machine, usable_cores
+from fastselfie.system.console import console
 from fastselfie.system.distributed import Ranks
 from fastselfie.system.lock import helping_in
 from fastselfie.system.signals import Interrupted, deferred_signals
-from fastselfie.training.metrics_log import console
 
 
 class _Worker(NamedTuple):

@@ -14,8 +14,11 @@ from fastselfie.config import Config
 from fastselfie.training.checkpoint import step_paths
 from fastselfie.training.metrics_log import read_log
 
-SUMMARY, ENVIRONMENT, PAGE = "summary.json", "environment.json", "report.html"
-STAGES = ("pretrain", "finetuned", "supervised")
+CONFIG, SUMMARY, ENVIRONMENT, PAGE = (
+    "config.yaml", "summary.json", "environment.json", "report.html",
+)  # fmt: skip
+CLASSES = "classes.json"  # their names, which a network only numbers
+STAGES = PRETRAIN, FINETUNED, SUPERVISED = "pretrain", "finetuned", "supervised"
 _RECENT = 40  # lines that tell how fast it goes
 _QUIET = 10  # of the usual time between two lines without one, it may have stopped
 _LEAST_QUIET = 60.0  # seconds

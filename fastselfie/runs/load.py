@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastselfie.config import Config
+from fastselfie.config.load import load_config
 from fastselfie.errors import UserError
 from fastselfie.models.selfie import Classifier, Selfie, build_classifier
-from fastselfie.runs.train import CLASSES, FINETUNED, PRETRAIN, SUPERVISED, open_run, pretrained_of
+from fastselfie.runs.folder import CLASSES, CONFIG, FINETUNED, PRETRAIN, SUPERVISED
 from fastselfie.training.checkpoint import (
     Checkpoint,
     has_checkpoints,
@@ -122,3 +123,46 @@ def open_trained(run: Path, stage: str | None = None, allow_unfinished: bool = F
             "train` go on to its end, or take it as it is with --allow-unfinished"
         )
     return trained
+
+
+def load_pretrained(config: Config, folder: Path, whole: bool = False) -> Selfie:
+    """What a pretraining stage's folder holds to go on from: its moving average if it kept one.
+
+    whole: only if it reached its last step.
+
+    Raises:
+        UserError: no good checkpoint, one of another model, or of an unfinished stage.
+    """
+    found = newest_checkpoint(folder, PRETRAIN)
+    if found is None:
+        raise UserError(f"{folder}: nothing is pretrained there: run --stage pretrain or all first")
+    path, state = found
+    if whole and state["step"] < config.pretrain.steps:
+        raise UserError(
+            f"{path}: pretraining stopped at step {state['step']} of {config.pretrain.steps}: go "
+            "on with --stage pretrain or all"
+        )
+    return pretrained_of(config, found)
+
+
+def pretrained_of(config: Config, found: Checkpoint) -> Selfie:
+    """P, A and the positions of a checkpoint of pretraining: their moving average if it kept one.
+
+    Raises:
+        UserError: it is of another model.
+    """
+    network = Selfie(config)
+    # A checkpoint of an earlier version knows of no average.
+    load_weights(network, found.state.get("average") or found.state["model"], found.path)
+    return network
+
+
+def open_run(run: Path) -> Config:
+    """The configuration of a run's folder.
+
+    Raises:
+        UserError: not a folder of a run.
+    """
+    if not (run / CONFIG).is_file():
+        raise UserError(f"{run}: not a run: it has no {CONFIG}")
+    return load_config(run / CONFIG)

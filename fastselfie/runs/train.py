@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import time
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -15,45 +16,59 @@ from typing import Any
 import numpy as np
 
 from fastselfie.config import Config
-from fastselfie.config.load import load_config
 from fastselfie.data.dataset import Dataset, class_warning, open_dataset
 from fastselfie.data.loaders import choose_loader
 from fastselfie.data.splits import keep_labels
 from fastselfie.errors import UserError
 from fastselfie.models.selfie import Selfie
-from fastselfie.report.live import LivePage
 from fastselfie.runs.doctor import environment
-from fastselfie.runs.folder import ENVIRONMENT, PAGE, SUMMARY
+from fastselfie.runs.folder import (
+    CLASSES,
+    CONFIG,
+    ENVIRONMENT,
+    FINETUNED,
+    PAGE,
+    PRETRAIN,
+    SUMMARY,
+    SUPERVISED,
+)
+from fastselfie.runs.load import load_pretrained, open_run
 from fastselfie.system.accelerator import Machine, choose_machine
+from fastselfie.system.console import console, say
 from fastselfie.system.distributed import Ranks, join, restarted
 from fastselfie.system.files import write_atomically
 from fastselfie.system.lock import LOCK, only_one_in
 from fastselfie.training.checkpoint import (
     LATEST,
-    Checkpoint,
     has_checkpoints,
     load_checkpoint,
-    load_weights,
     newest_checkpoint,
 )
 from fastselfie.training.finetune import few_labels, finetune, finetuning_stage, labelled
-from fastselfie.training.metrics_log import console, read_log, say
+from fastselfie.training.metrics_log import Show, read_log
 from fastselfie.training.pretrain import pretrain, pretraining_stage
 from fastselfie.training.state import Stage
 from fastselfie.training.trackers import WANDB_ID, require_wandb
 
-CONFIG = "config.yaml"
-CLASSES = "classes.json"  # their names, which a network only numbers
-PRETRAIN, FINETUNED, SUPERVISED = "pretrain", "finetuned", "supervised"
+# Opens a page that follows a run: of its config, its folder and whether this process is rank 0.
+OpenPage = Callable[[Config, Path, bool], AbstractContextManager[Show]]
 
 
-def train(config: Config, stage: str, resume: str, out: Path) -> dict[str, Any] | None:
+def no_page(config: Config, out: Path, leads: bool) -> AbstractContextManager[Show]:
+    """Write no page while a run trains."""
+    return nullcontext(lambda: None)
+
+
+def train(
+    config: Config, stage: str, resume: str, out: Path, open_page: OpenPage = no_page
+) -> dict[str, Any] | None:
     """Run the stages into `out`, going on from what is there; return the summary.
 
     Of several processes each calls it; those that only follow rank 0 return None.
 
     stage: pretrain, finetune or all. resume: auto goes on from the checkpoints in `out`; never
     moves an earlier run aside first; a path starts from a copy of that run or checkpoint.
+    open_page: `LivePage`, to follow the run in a browser.
 
     Raises:
         UserError: see the stages; or `finetune` where nothing was pretrained. All that can be
@@ -72,27 +87,33 @@ def train(config: Config, stage: str, resume: str, out: Path) -> dict[str, Any] 
             f"{config.data.train}: other images on another machine: data.train and data.test must "
             "be the same on all",
         )
-        return _run_stages(config, dataset, stage, out, machine, began)
+        return _run_stages(config, dataset, stage, out, machine, began, open_page)
 
 
 def _run_stages(
-    config: Config, dataset: Dataset, stage: str, out: Path, machine: Machine, began: float
+    config: Config,
+    dataset: Dataset,
+    stage: str,
+    out: Path,
+    machine: Machine,
+    began: float,
+    open_page: OpenPage,
 ) -> dict[str, Any] | None:
     """Train, with the run's page as it goes; return the summary where this process leads."""
     measures: dict[str, dict[str, float]] = {}
-    with LivePage(config, out, machine.ranks.leads) as page:
+    with open_page(config, out, machine.ranks.leads) as show:
         if stage == "finetune":
             read = partial(load_pretrained, config, out / PRETRAIN, whole=True)
             network = machine.ranks.from_leader(read)
         else:
-            network, measures[PRETRAIN] = pretrain(config, dataset, out / PRETRAIN, machine, page)
+            network, measures[PRETRAIN] = pretrain(config, dataset, out / PRETRAIN, machine, show)
         if stage != PRETRAIN:
             arms: list[tuple[str, Selfie | None]] = [(FINETUNED, network)]
             if config.finetune.control:
                 arms.append((SUPERVISED, None))
             for name, start in arms:
                 few = few_labels(config, dataset)
-                measures[name] = finetune(config, few, out / name, machine, start, page)
+                measures[name] = finetune(config, few, out / name, machine, start, show)
         return _conclude(out, measures, time.time() - began) if machine.ranks.leads else None
 
 
@@ -147,49 +168,6 @@ def _check_processes(config: Config, stage: str, machine: Machine) -> None:
                 f"{name}.batch_size = {settings.batch_size} that each of {ranks.world} processes "
                 "takes"
             )
-
-
-def load_pretrained(config: Config, folder: Path, whole: bool = False) -> Selfie:
-    """What a pretraining stage's folder holds to go on from: its moving average if it kept one.
-
-    whole: only if it reached its last step.
-
-    Raises:
-        UserError: no good checkpoint, one of another model, or of an unfinished stage.
-    """
-    found = newest_checkpoint(folder, PRETRAIN)
-    if found is None:
-        raise UserError(f"{folder}: nothing is pretrained there: run --stage pretrain or all first")
-    path, state = found
-    if whole and state["step"] < config.pretrain.steps:
-        raise UserError(
-            f"{path}: pretraining stopped at step {state['step']} of {config.pretrain.steps}: go "
-            "on with --stage pretrain or all"
-        )
-    return pretrained_of(config, found)
-
-
-def pretrained_of(config: Config, found: Checkpoint) -> Selfie:
-    """P, A and the positions of a checkpoint of pretraining: their moving average if it kept one.
-
-    Raises:
-        UserError: it is of another model.
-    """
-    network = Selfie(config)
-    # A checkpoint of an earlier version knows of no average.
-    load_weights(network, found.state.get("average") or found.state["model"], found.path)
-    return network
-
-
-def open_run(run: Path) -> Config:
-    """The configuration of a run's folder.
-
-    Raises:
-        UserError: not a folder of a run.
-    """
-    if not (run / CONFIG).is_file():
-        raise UserError(f"{run}: not a run: it has no {CONFIG}")
-    return load_config(run / CONFIG)
 
 
 def _stages(config: Config, dataset: Dataset) -> dict[str, Stage]:

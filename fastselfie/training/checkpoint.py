@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from fastselfie.errors import UserError
+from fastselfie.system.console import say
 from fastselfie.system.files import write_atomically
-from fastselfie.training.metrics_log import say
 
 LATEST = "latest.pt"
 FORMAT = 1  # raised when a file's meaning changes

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from fastselfie.config import CheckpointConfig
 from fastselfie.errors import UserError
+from fastselfie.system.console import say
 from fastselfie.system.files import link_atomically
 from fastselfie.training.checkpoint import LATEST, save_checkpoint, step_path, step_paths
-from fastselfie.training.metrics_log import say
 
 
 class Saver:

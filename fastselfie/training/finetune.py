@@ -14,11 +14,12 @@ from torch.optim.swa_utils import update_bn
 
 from fastselfie.config import Config
 from fastselfie.data.dataset import Dataset, Source
+from fastselfie.data.inputs import InputTransform
 from fastselfie.data.loaders import Batch, Loader, build_loader
 from fastselfie.data.random import IntArray
 from fastselfie.data.splits import choose_labels
 from fastselfie.errors import UserError
-from fastselfie.evaluation.metrics import Pixels, classification_accuracy
+from fastselfie.evaluation.metrics import classification_accuracy
 from fastselfie.models.selfie import Classifier, Selfie, build_classifier
 from fastselfie.system.accelerator import Machine, random_state, set_random_state, total_memory
 from fastselfie.training.checkpoint import has_checkpoints
@@ -85,7 +86,7 @@ class Finetuning(NamedTuple):
     """A fresh network, what turns batches into its input, and the step that trains it."""
 
     network: Classifier
-    pixels: Pixels
+    pixels: InputTransform
     step: TrainStep
 
 
@@ -99,7 +100,7 @@ def build_finetuning(
     estimate = estimate_finetuning(config, classes, machine.precision)
     memory = total_memory(machine.device)
     micro_batch = estimate.micro_batch(stage.settings, memory, machine.ranks.world)
-    pixels = Pixels(config, machine, micro_batch)
+    pixels = InputTransform(config, machine, micro_batch)
     replica = machine.replica(network, config.model.sync_batch_norm)
     forward = machine.compiled(replica)
 
@@ -150,7 +151,7 @@ def finetune(
 
 
 def recalibrate(
-    network: Classifier, loader: Loader, pixels: Pixels, machine: Machine, images: int
+    network: Classifier, loader: Loader, pixels: InputTransform, machine: Machine, images: int
 ) -> None:
     """Take batch norm's running statistics anew: the plain mean over passes of so many images.
 

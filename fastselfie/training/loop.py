@@ -14,11 +14,12 @@ from torch import Tensor
 from fastselfie.data.loaders import Batch, Loader
 from fastselfie.data.random import process_seed
 from fastselfie.errors import Diverged
+from fastselfie.system.console import say
 from fastselfie.system.signals import Interrupted, Pending, deferred_signals
 from fastselfie.system.trace_ranges import phase
 from fastselfie.training.checkpoint import LATEST, newest_checkpoint
 from fastselfie.training.checkpoint_writer import Saver
-from fastselfie.training.metrics_log import RunLog, Show, Window, say
+from fastselfie.training.metrics_log import RunLog, Show, Window
 from fastselfie.training.nonfinite import Offence, record
 from fastselfie.training.state import Progress, Stage, checkpoint_state, go_on
 from fastselfie.training.step import TrainStep

@@ -11,8 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,13 +20,13 @@ from rich.progress import (
 )
 
 from fastselfie.config import Config
+from fastselfie.system.console import console, say
 from fastselfie.system.files import write_atomically
 from fastselfie.training.trackers import open_boards
 
 # Told that there is a new line in the log.
 Show = Callable[[], None]
 
-console = Console(stderr=True, highlight=False)
 
 # What of a line stands beside the bar, which with it is 80 wide.
 _NOTED = ("loss", "accuracy", "images_per_s", "waiting", "skipped_steps", "skipped")
@@ -177,11 +175,6 @@ class Window:
         rate, waiting = (step - self._step) * batch_size / spent, self._waited / spent
         self._begin(step)
         return {"images_per_s": rate, "waiting": waiting}
-
-
-def say(text: str) -> None:
-    """A line for the person who watches, as it is: in a terminal wrapped at words, else whole."""
-    console.print(escape(text), soft_wrap=not console.is_terminal)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -10,15 +10,17 @@ from torch import Tensor
 
 from fastselfie.config import Config
 from fastselfie.data.dataset import Dataset
+from fastselfie.data.inputs import InputTransform
 from fastselfie.data.loaders import Batch, Loader, build_loader
 from fastselfie.evaluation.mask_picture import filled, originals
-from fastselfie.evaluation.metrics import Pixels, evaluating, pretext_accuracy
+from fastselfie.evaluation.metrics import evaluating, pretext_accuracy
 from fastselfie.evaluation.online import Monitor
 from fastselfie.models.selfie import Selfie
 from fastselfie.system.accelerator import Machine, total_memory
+from fastselfie.system.console import say
 from fastselfie.training.loop import fit
 from fastselfie.training.memory import estimate_pretraining
-from fastselfie.training.metrics_log import Show, picture_path, say
+from fastselfie.training.metrics_log import Show, picture_path
 from fastselfie.training.state import Stage
 from fastselfie.training.step import TrainStep
 
@@ -40,7 +42,7 @@ class Pretraining(NamedTuple):
     """A fresh network, what turns batches into its input, and the step that trains it."""
 
     model: Selfie
-    pixels: Pixels
+    pixels: InputTransform
     step: TrainStep
 
     @property
@@ -61,7 +63,7 @@ def build_pretraining(config: Config, machine: Machine) -> Pretraining:
     estimate = estimate_pretraining(config, machine.precision)
     memory = total_memory(machine.device)
     micro_batch = estimate.micro_batch(settings, memory, machine.ranks.world)
-    pixels = Pixels(config, machine, micro_batch)
+    pixels = InputTransform(config, machine, micro_batch)
     replica = machine.replica(model, config.model.sync_batch_norm)
     forward = machine.compiled(replica)
 
@@ -134,7 +136,7 @@ def pretrain(
 
 
 def _take_picture(
-    model: Selfie, loader: Loader, pixels: Pixels, machine: Machine, path: Path
+    model: Selfie, loader: Loader, pixels: InputTransform, machine: Machine, path: Path
 ) -> None:
     """The first held-out images as the model fills them now, and once as they are."""
     patches = loader.data.image_size // pixels.patch_size

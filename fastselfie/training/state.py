@@ -13,8 +13,8 @@ from torch import Tensor
 from fastselfie.config import Config, StageConfig, differing_keys
 from fastselfie.errors import UserError
 from fastselfie.system.accelerator import random_state, set_random_state
+from fastselfie.system.console import say
 from fastselfie.training.checkpoint import Checkpoint, load_weights
-from fastselfie.training.metrics_log import say
 from fastselfie.training.optimizer import load_optimizer
 from fastselfie.training.step import TrainStep
 

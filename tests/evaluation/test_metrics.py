@@ -8,18 +8,17 @@ import torch
 from conftest import tiny_config
 
 from fastselfie.data.dataset import open_dataset
+from fastselfie.data.inputs import InputTransform
 from fastselfie.data.loaders import build_loader
+from fastselfie.evaluation.knn import knn_accuracy
 from fastselfie.evaluation.metrics import (
-    Pixels,
     _nearest,
     classification_accuracy,
     evaluating,
-    extract_features,
-    knn_accuracy,
-    linear_probe_accuracy,
     pretext_accuracy,
-    standardised,
 )
+from fastselfie.evaluation.probes import linear_probe_accuracy, standardized
+from fastselfie.evaluation.representations import extract_features
 from fastselfie.models.selfie import Selfie, SideBySide, build_classifier
 
 
@@ -27,7 +26,7 @@ from fastselfie.models.selfie import Selfie, SideBySide, build_classifier
 def setting(image_folder, machine):
     config = tiny_config(data={"train": str(image_folder)})
     loader = build_loader(open_dataset(config.data).train, config.data, 0, machine.device)
-    return config, loader, Pixels(config, machine, batch=7)
+    return config, loader, InputTransform(config, machine, batch=7)
 
 
 def test_pretext_accuracy_is_the_share_of_places_answered_right(setting, machine):
@@ -97,7 +96,7 @@ def test_augmented_they_are_measured_as_training_shows_them_first(image_folder, 
     (plain,) = loader.evaluate(16, config.patches)
     assert not torch.equal(measured.images, plain.images)
     assert torch.equal(measured.order, plain.order)
-    model, pixels = Selfie(config), Pixels(config, machine, batch=7)
+    model, pixels = Selfie(config), InputTransform(config, machine, batch=7)
     found = [
         pretext_accuracy(model, loader, pixels, machine, config.patches, 16, augment)
         for augment in (False, True)
@@ -107,7 +106,7 @@ def test_augmented_they_are_measured_as_training_shows_them_first(image_folder, 
 
 def test_standardised_by_the_bank():
     bank, queries = torch.tensor([[0.0, 5.0], [2.0, 5.0]]), torch.tensor([[3.0, 5.0]])
-    known, asked = standardised(bank, queries)
+    known, asked = standardized(bank, queries)
     half = 0.5**0.5  # deviation of 0 and 2 is the root of 2
     assert torch.allclose(known, torch.tensor([[-half, 0.0], [half, 0.0]]))
     assert torch.allclose(asked, torch.tensor([[2 * half, 0.0]]))

@@ -10,17 +10,17 @@ import torch
 from conftest import picture, tiny_config
 
 from fastselfie.data.dataset import open_dataset
+from fastselfie.data.inputs import InputTransform
 from fastselfie.data.loaders import build_loader
 from fastselfie.evaluation import online as monitor
-from fastselfie.evaluation.metrics import (
-    Pixels,
+from fastselfie.evaluation.knn import knn_accuracy
+from fastselfie.evaluation.online import Monitor
+from fastselfie.evaluation.probes import linear_probe_accuracy
+from fastselfie.evaluation.representations import (
+    evaluate_features,
     extract_features,
-    feature_worth,
-    knn_accuracy,
-    linear_probe_accuracy,
     pixel_features,
 )
-from fastselfie.evaluation.online import Monitor
 from fastselfie.models.selfie import Selfie
 from fastselfie.system.accelerator import random_state
 from fastselfie.system.signals import Interrupted
@@ -72,7 +72,7 @@ def test_it_measures_p_on_a_part_of_the_images(image_folder, machine):
     config = tiny_config(
         data={"train": str(image_folder)}, pretrain={"knn_images": 11, "knn_queries": 5}
     )
-    dataset, pixels = open_dataset(config.data), Pixels(config, machine, batch=4)
+    dataset, pixels = open_dataset(config.data), InputTransform(config, machine, batch=4)
     watch = Monitor(config, dataset, pixels, machine)
     assert (len(watch.bank), len(watch.queries)) == (11, 5)
     # Drawn, not the first: an image folder is sorted by class.
@@ -111,7 +111,7 @@ def test_a_measure_that_was_left_is_made_up_for(image_folder, tmp_path, machine,
         calls.append(arguments)
         if len(calls) == 2:  # of step 0, then this one of step 3
             os.kill(os.getpid(), signal.SIGTERM)
-        return feature_worth(*arguments)
+        return evaluate_features(*arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(monitor, "feature_worth", left)
@@ -129,7 +129,7 @@ def test_pixels_are_compared_as_they_are_normalised(image_folder, machine):
     """In float32 whatever the precision, and averaged down where they are many."""
     config = tiny_config(data={"train": str(image_folder)})
     loader = build_loader(open_dataset(config.data).train, config.data, 0, machine.device)
-    pixels = Pixels(config, machine, batch=5)
+    pixels = InputTransform(config, machine, batch=5)
     pixels.dtype = torch.bfloat16
     features, labels = pixel_features(loader, pixels)
     assert labels.tolist() == [0] * 8 + [1] * 8
@@ -138,7 +138,7 @@ def test_pixels_are_compared_as_they_are_normalised(image_folder, machine):
     assert torch.allclose(features, expected.permute(0, 3, 1, 2).flatten(1), atol=1e-5)
     large = tiny_config(data={"train": str(image_folder), "image_size": 64})
     loader = build_loader(open_dataset(large.data).train, large.data, 0, machine.device)
-    features, _ = pixel_features(loader, Pixels(large, machine, batch=5))
+    features, _ = pixel_features(loader, InputTransform(large, machine, batch=5))
     assert features.shape == (16, 3 * 32 * 32)
 
 

@@ -24,8 +24,9 @@ import torch
 from fastselfie.cli import main
 from fastselfie.config.load import load_config
 from fastselfie.data.dataset import open_dataset
+from fastselfie.data.inputs import InputTransform
 from fastselfie.data.loaders import build_loader
-from fastselfie.evaluation.metrics import Pixels, classification_accuracy, pretext_accuracy
+from fastselfie.evaluation.metrics import classification_accuracy, pretext_accuracy
 from fastselfie.kernels.reference import patchify
 from fastselfie.models.selfie import Selfie, build_classifier
 from fastselfie.system.accelerator import choose_machine
@@ -76,7 +77,7 @@ def measures(config, machine):
     """Of fresh networks, whose batch statistics only rank 0 has right."""
     torch.manual_seed(0)
     loader = build_loader(open_dataset(config.data).train, config.data, 0, machine.device)
-    pixels = Pixels(config, machine, batch=3)  # 16 images: six batches, the last of one
+    pixels = InputTransform(config, machine, batch=3)  # 16 images: six batches, the last of one
     selfie, classifier = Selfie(config), build_classifier(config, 2)
     for model in (selfie, classifier):
         for buffer in model.buffers():

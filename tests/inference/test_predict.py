@@ -12,8 +12,9 @@ from PIL import Image
 
 from fastselfie.data import random as rng
 from fastselfie.data.dataset import open_dataset
+from fastselfie.data.inputs import InputTransform
 from fastselfie.data.loaders import build_loader
-from fastselfie.evaluation.metrics import Pixels, evaluating
+from fastselfie.evaluation.metrics import evaluating
 from fastselfie.runs.load import open_trained
 from fastselfie.system.accelerator import choose_machine
 
@@ -37,7 +38,7 @@ def evaluation(tiny_run):
     machine = choose_machine(config.runtime)
     held_out = open_dataset(config.data, config.seed).held_out
     loader = build_loader(held_out, config.data, config.seed, machine.device)
-    return lambda patches: next(loader.evaluate(8, patches)), Pixels(config, machine, 8)
+    return lambda patches: next(loader.evaluate(8, patches)), InputTransform(config, machine, 8)
 
 
 def test_classes_are_those_of_the_evaluation(cli, tiny_run, images, evaluation):

@@ -12,7 +12,7 @@ from conftest import tiny_config
 
 from fastselfie.data.dataset import open_dataset
 from fastselfie.data.loaders import Batch, Index
-from fastselfie.runs.train import load_pretrained
+from fastselfie.runs.load import load_pretrained
 from fastselfie.system.accelerator import Precision
 from fastselfie.training.checkpoint import load_checkpoint
 from fastselfie.training.finetune import few_labels, finetune

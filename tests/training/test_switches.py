@@ -12,9 +12,9 @@ from conftest import picture, tiny_config
 from PIL import Image
 
 from fastselfie.data.dataset import open_dataset
+from fastselfie.data.inputs import InputTransform
 from fastselfie.data.loaders import Batch, Index, build_loader
 from fastselfie.errors import UserError
-from fastselfie.evaluation.metrics import Pixels
 from fastselfie.models.selfie import Selfie, build_classifier
 from fastselfie.system.accelerator import choose_machine
 from fastselfie.training.finetune import few_labels, finetune, recalibrate
@@ -127,7 +127,7 @@ def test_recalibrating_takes_the_mean_over_passes(folder, machine):
     config = tiny_config(data={"train": str(folder), "flip": False})
     network = build_classifier(config, 2).eval()
     loader = build_loader(open_dataset(config.data).train, config.data, 0, machine.device)
-    pixels = Pixels(config, machine, batch=5)
+    pixels = InputTransform(config, machine, batch=5)
     weights = [p.clone() for p in network.parameters()]
     with torch.no_grad():
         batches = loader.train(0, 5)
@@ -195,7 +195,7 @@ def test_small_images_are_the_same_samples_in_smaller_patches(
     folder, tmp_path, machine, monkeypatch, loader
 ):
     """And what is measured is of the whole size."""
-    seen, measured, patches = [], [], Pixels.patches
+    seen, measured, patches = [], [], InputTransform.patches
 
     def remember(self, batch):
         cut = patches(self, batch)
@@ -203,7 +203,7 @@ def test_small_images_are_the_same_samples_in_smaller_patches(
         kept.append((batch.index.samples.tolist(), batch.order, batch.flip, cut.shape[2:]))
         return cut
 
-    monkeypatch.setattr(Pixels, "patches", remember)
+    monkeypatch.setattr(InputTransform, "patches", remember)
     for name, sizes in (("small", [16, 24]), ("whole", [])):
         config = tiny_config(
             data={"train": str(folder), "loader": loader}, pretrain={"progressive": sizes}

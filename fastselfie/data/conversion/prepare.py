@@ -35,8 +35,8 @@ from fastselfie.data.dataset import class_warning, open_part
 from fastselfie.data.sources.base import ArraySource, Source
 from fastselfie.errors import UserError
 from fastselfie.system.accelerator import usable_cores
+from fastselfie.system.console import console, say
 from fastselfie.system.processes import map_in_order
-from fastselfie.training.metrics_log import console, say
 
 _CHUNK = 8  # images a task: enough to hide the hand-over, few enough for large photographs
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from fastselfie.data.sources.base import EXTENSIONS, UNLABELLED, FolderSource
-from fastselfie.data.sources.left_out import is_expected, left_out, say_once
+from fastselfie.data.sources.left_out import is_expected, left_out
 from fastselfie.data.sources.shards import named_as_parts
 from fastselfie.errors import UserError
+from fastselfie.system.console import say_once
 
 _Ids = frozenset[tuple[int, int]]
 

@@ -25,10 +25,11 @@ from fastselfie.data.sources.foreign import (
     parts_inside,
     refuse_imagenet_archives,
 )
-from fastselfie.data.sources.left_out import left_out, say_once
+from fastselfie.data.sources.left_out import left_out
 from fastselfie.data.sources.part_folders import part_folders, say_beside
 from fastselfie.data.sources.shards import NO_CLASSES, TEST_NAMES, files_of
 from fastselfie.errors import UserError
+from fastselfie.system.console import say_once
 
 
 @dataclass(frozen=True)

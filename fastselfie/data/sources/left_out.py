@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Sequence
-
-from fastselfie.training.metrics_log import say
 
 # Of files that everybody expects beside images: texts, tables of labels, what file managers write.
 _EXPECTED_SUFFIXES = frozenset({
@@ -29,9 +26,3 @@ def left_out(names: Sequence[str]) -> str:
     if not names:
         return ""
     return f"{len(names):,} file{'s' * (len(names) > 1)} left out, first: {names[0]}"
-
-
-@functools.cache
-def say_once(text: str) -> None:
-    """Print a line, however often a set is opened."""
-    say(text)

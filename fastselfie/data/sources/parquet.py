@@ -18,11 +18,11 @@ from PIL import Image
 
 from fastselfie.data.random import IntArray
 from fastselfie.data.sources.base import UNLABELLED, decode_image
-from fastselfie.data.sources.left_out import say_once
 from fastselfie.data.sources.parquet_columns import choose_columns, holds_integers
 from fastselfie.data.sources.shard_checks import labels_and_classes, require_whole, unread_shards
 from fastselfie.data.sources.shards import files_of, files_of_part
 from fastselfie.errors import UserError
+from fastselfie.system.console import say_once
 
 _BATCH_ROWS = 16  # of these the largest photographs fit in one of Arrow's arrays, 2 GiB
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastselfie.data.sources.folder import beside_folders, holds_images, subfolders
-from fastselfie.data.sources.left_out import is_expected, left_out, say_once
+from fastselfie.data.sources.left_out import is_expected, left_out
 from fastselfie.data.sources.shards import NO_CLASSES, TEST_NAMES, TRAIN_NAMES, USUAL_TEST_NAMES
+from fastselfie.system.console import say_once
 
 
 def part_folders(path: Path) -> dict[str, Path]:

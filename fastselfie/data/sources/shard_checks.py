@@ -12,8 +12,8 @@ import numpy as np
 from fastselfie.data.random import IntArray
 from fastselfie.data.sources.base import UNLABELLED
 from fastselfie.data.sources.labels import numbered_classes
-from fastselfie.data.sources.left_out import say_once
 from fastselfie.errors import UserError
+from fastselfie.system.console import say_once
 
 # The list of classes is as long as the largest label says, so no ID may pass for a label.
 

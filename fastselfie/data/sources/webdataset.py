@@ -15,10 +15,11 @@ from PIL import Image
 
 from fastselfie.data.random import IntArray
 from fastselfie.data.sources.base import EXTENSIONS, UNLABELLED, decode_image
-from fastselfie.data.sources.left_out import is_expected, left_out, say_once
+from fastselfie.data.sources.left_out import is_expected, left_out
 from fastselfie.data.sources.shard_checks import labels_and_classes, require_whole, unread_shards
 from fastselfie.data.sources.shards import files_of, files_of_part
 from fastselfie.errors import UserError
+from fastselfie.system.console import say_once
 
 _LABEL = ".cls"
 _LABEL_BYTES = 32  # a decimal number and a line's end; more is no label

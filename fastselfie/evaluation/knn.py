@@ -1,0 +1,43 @@
+"""Accuracy of a k-nearest-neighbour vote on features."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_BANK_PART = 65_536  # features: their products with 1,024 queries take 256 MiB
+
+
+def knn_accuracy(
+    bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, k: int = 20
+) -> float:
+    """Top-1 of a weighted k-NN vote: cosine similarity s, weight exp(s / 0.07).
+
+    Protocol of Wu et al., "Unsupervised feature learning via non-parametric instance
+    discrimination", CVPR 2018. bank: (n, D). queries: (m, D).
+    """
+    bank, queries = F.normalize(bank, dim=1), F.normalize(queries, dim=1)
+    classes = int(max(bank_labels.max(), labels.max())) + 1
+    right = 0
+    for part, answer in zip(torch.split(queries, 1024), torch.split(labels, 1024), strict=True):
+        similarity, nearest = _nearest(part, bank, k)
+        votes = torch.zeros(len(part), classes, device=part.device)
+        votes.scatter_add_(1, bank_labels[nearest], (similarity / 0.07).exp())
+        right += int((votes.argmax(dim=1) == answer).sum())
+    return right / len(queries)
+
+
+def _nearest(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest products of each query with the bank and where they are: (m, k) each."""
+    best, where = queries.new_empty(len(queries), 0), None
+    for start in range(0, len(bank), _BANK_PART):
+        part = bank[start : start + _BANK_PART]
+        products, rows = (queries @ part.T).topk(min(k, len(part)), dim=1)
+        rows = rows + start
+        where = rows if where is None else torch.cat([where, rows], dim=1)
+        best = torch.cat([best, products], dim=1)
+        best, chosen = best.topk(min(k, best.shape[1]), dim=1)
+        where = where.gather(1, chosen)
+    assert where is not None
+    return best, where

@@ -1,0 +1,40 @@
+"""Accuracy of a linear classifier that is fitted on features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def standardized(bank: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with each column's mean taken off and over its deviation, as they are in `bank`."""
+    mean, std = bank.mean(0), bank.std(0).clamp_min(1e-6)
+    return (bank - mean) / std, (queries - mean) / std
+
+
+def linear_probe_accuracy(
+    train: Tensor, train_labels: Tensor, queries: Tensor, labels: Tensor, l2: float = 1e-4
+) -> float:
+    """Top-1 of a multinomial logistic regression on standardised features, fitted by L-BFGS."""
+    train, queries = standardized(train, queries)
+    classes = int(max(train_labels.max(), labels.max())) + 1
+    # No nn.Linear, which draws its first weights from the generator that dropout uses.
+    weight = torch.zeros(classes, train.shape[1], device=train.device, requires_grad=True)
+    bias = torch.zeros(classes, device=train.device, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        logits = F.linear(train, weight, bias)
+        loss = F.cross_entropy(logits, train_labels) + l2 * weight.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    step: Callable[[Callable[[], Tensor]], object] = optimizer.step
+    step(closure)
+    with torch.inference_mode():
+        logits = F.linear(queries, weight, bias)
+        return float((logits.argmax(dim=1) == labels).float().mean())
