@@ -39,7 +39,7 @@ from fastselfie.kernels import reference
 from fastselfie.kernels.distractor_score import distractor_score
 from fastselfie.kernels.patchify import patchify
 from fastselfie.profiling.run import profile_config
-from fastselfie.system.accelerator import choose_machine
+from fastselfie.system.accelerator import choose_accelerator
 from fastselfie.system.files import write_atomically
 from fastselfie.training.pretrain import build_pretraining
 
@@ -244,10 +244,10 @@ def _cifar(*sets: str) -> Config:
 
 def _training(config: Config) -> tuple[Callable[[int], None], Any]:
     """(take so many steps, the step)."""
-    machine = choose_machine(config.runtime)
-    step = build_pretraining(config, machine).step
+    accelerator = choose_accelerator(config.runtime)
+    step = build_pretraining(config, accelerator).step
     source = open_dataset(config.data, config.seed).train
-    loader = build_loader(source, config.data, config.seed, machine.device)
+    loader = build_loader(source, config.data, config.seed, accelerator.device)
     batches = loader.train(0, config.pretrain.batch_size, config.patches)
     number = iter(range(10**9))
 

@@ -92,16 +92,19 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     from fastselfie.evaluation.online import Monitor
     from fastselfie.evaluation.probes import linear_probe_accuracy
     from fastselfie.evaluation.representations import extract_features
-    from fastselfie.system.accelerator import choose_machine
+    from fastselfie.system.accelerator import choose_accelerator
     from fastselfie.training.pretrain import build_pretraining
 
     sets = (f"data.train={options.data}", f"runtime.threads={options.threads}", *case.sets)
     config = load_config(case.config, sets)
     settings = config.pretrain
-    machine, dataset = choose_machine(config.runtime), open_dataset(config.data, config.seed)
-    model, pixels, step = build_pretraining(config, machine)
-    train = build_loader(dataset.train, config.data, config.seed, machine.device)
-    monitor = Monitor(config, dataset, pixels, machine)
+    accelerator, dataset = (
+        choose_accelerator(config.runtime),
+        open_dataset(config.data, config.seed),
+    )
+    model, pixels, step = build_pretraining(config, accelerator)
+    train = build_loader(dataset.train, config.data, config.seed, accelerator.device)
+    monitor = Monitor(config, dataset, pixels, accelerator)
     took: dict[str, list[Spent]] = {"step": [], "extract": [], "knn": [], "probe": []}
     with closing(train.train(0, settings.batch_size, config.patches)) as batches:
 
@@ -116,7 +119,7 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
             took["step"].append(Spent(spent.seconds / case.steps, spent.cpu / case.steps))
             spent, (bank, queries) = _timed(
                 lambda: [
-                    extract_features(model.patch_network, loader, pixels, machine)
+                    extract_features(model.patch_network, loader, pixels, accelerator)
                     for loader in (monitor.bank, monitor.queries)
                 ]
             )

@@ -17,7 +17,7 @@ from support.arguments import Parser
 from fastselfie.errors import UserError
 from fastselfie.runs.doctor import environment
 from fastselfie.runs.load import open_run
-from fastselfie.system.accelerator import choose_machine
+from fastselfie.system.accelerator import choose_accelerator
 from fastselfie.training.metrics_log import read_log
 
 RESULTS = Path(__file__).parent / "results"
@@ -58,7 +58,7 @@ def main(run: Path) -> None:
         "figures": figures,
         "chance": 1 / config.masked,
         "labels": config.finetune.labels,
-        "environment": environment(choose_machine(config.runtime).device),
+        "environment": environment(choose_accelerator(config.runtime).device),
         "config": config.model_dump(mode="json"),
     }
     RESULTS.mkdir(exist_ok=True)

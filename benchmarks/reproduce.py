@@ -36,7 +36,7 @@ from fastselfie.reproduce.table import (
     pretext_line,
 )
 from fastselfie.runs.doctor import environment
-from fastselfie.system.accelerator import choose_machine
+from fastselfie.system.accelerator import choose_accelerator
 from fastselfie.training.metrics_log import read_log
 
 _COLOURS = {"finetuned": "#0072B2", "supervised": "#D55E00"}  # Okabe and Ito's
@@ -64,7 +64,7 @@ def result_of(folders: Sequence[Path], command: str) -> dict[str, Any]:
         f"{shares} of the labels, {several}, as in the "
         "paper's Table 1",
         "command": command,
-        "environment": environment(choose_machine(config.runtime).device),
+        "environment": environment(choose_accelerator(config.runtime).device),
         **_shown(main),
         "notes": main["notes"],
         "main": main,

@@ -28,7 +28,7 @@ from fastselfie.inference.evaluate_run import measuring_pixels
 from fastselfie.runs.doctor import environment
 from fastselfie.runs.folder import PRETRAIN
 from fastselfie.runs.load import open_run, pretrained_of
-from fastselfie.system.accelerator import choose_machine
+from fastselfie.system.accelerator import choose_accelerator
 from fastselfie.training.checkpoint import newest_checkpoint
 
 # What data has in place of its own, and whether images are then cropped as for training.
@@ -50,16 +50,19 @@ def measure(run: Path) -> dict[str, Any]:
     found = newest_checkpoint(run / PRETRAIN, PRETRAIN)
     if found is None:
         raise UserError(f"{run}: has no checkpoint of pretraining")
-    machine, dataset = choose_machine(config.runtime), open_dataset(config.data, config.seed)
+    accelerator, dataset = (
+        choose_accelerator(config.runtime),
+        open_dataset(config.data, config.seed),
+    )
     network = pretrained_of(config, found)
-    machine.place(network)
-    pixels = measuring_pixels(config, machine, len(dataset.train.classes))
+    accelerator.place(network)
+    pixels = measuring_pixels(config, accelerator, len(dataset.train.classes))
     accuracy = {}
     for name, (changes, augment) in _CROPS.items():
         data = config.data.model_copy(update={"loader": "auto", **changes})
-        held_out = build_loader(dataset.held_out, data, config.seed, machine.device)
+        held_out = build_loader(dataset.held_out, data, config.seed, accelerator.device)
         measured = pretext_accuracy(
-            network, held_out, pixels, machine, config.patches, len(held_out), augment
+            network, held_out, pixels, accelerator, config.patches, len(held_out), augment
         )
         accuracy[name] = measured["pretext_accuracy"]
     elsewhere = config.data.model_copy(update={"train": None, "test": None})
@@ -71,7 +74,7 @@ def measure(run: Path) -> dict[str, Any]:
         "chance": 1 / config.masked,
         "accuracy": accuracy,
         "config": config.model_copy(update={"data": elsewhere}).model_dump(mode="json"),
-        "environment": environment(machine.device),
+        "environment": environment(accelerator.device),
     }
 
 

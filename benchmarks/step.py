@@ -225,11 +225,11 @@ def _first_step(worker: Worker) -> float:
 def _all_contenders(options: argparse.Namespace) -> list[str]:
     """All that run here and are not ours under another name, in which precision they would be."""
     from fastselfie.config.load import load_config
-    from fastselfie.system.accelerator import choose_machine
+    from fastselfie.system.accelerator import choose_accelerator
 
-    machine = choose_machine(load_config(options.config, _sets(options)).runtime)
-    without = {"ours", machine.precision.name}
-    if machine.device.type != "cuda":
+    accelerator = choose_accelerator(load_config(options.config, _sets(options)).runtime)
+    without = {"ours", accelerator.precision.name}
+    if accelerator.device.type != "cuda":
         without |= _GPU_ONLY
     return ["ours", BASELINE, *(name for name in SWITCHES if name not in without)]
 

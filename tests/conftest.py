@@ -29,7 +29,7 @@ try:
     from fastselfie.cli import main
     from fastselfie.config import Config
     from fastselfie.data.beton.writer import BetonWriter
-    from fastselfie.system.accelerator import Machine, choose_machine
+    from fastselfie.system.accelerator import Accelerator, choose_accelerator
 except ImportError as error:
     raise pytest.UsageError(f"fastselfie is not installed ({error}): pip install -e .") from error
 
@@ -87,8 +87,8 @@ def tiny() -> Callable[..., Config]:
 
 
 @pytest.fixture
-def machine() -> Machine:
-    return choose_machine(tiny_config().runtime)
+def accelerator() -> Accelerator:
+    return choose_accelerator(tiny_config().runtime)
 
 
 def picture(seed: int, width: int = 32, height: int = 32) -> Image.Image:

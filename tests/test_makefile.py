@@ -13,7 +13,7 @@ FFCV = "libturbojpeg0-dev libopencv-dev pkg-config"
 
 
 @pytest.fixture
-def machine(tmp_path):
+def accelerator(tmp_path):
     """A folder with the Makefile, and what runs a goal there with nothing but some programs.
 
     scripts: those of the shell, by a program's name. What is left in the folder is returned too.
@@ -53,8 +53,8 @@ def machine(tmp_path):
         ("aarch64", f"{PYTHON} {BUILD} g++-aarch64-linux-gnu qemu-user"),
     ],
 )
-def test_a_user_without_root_learns_all_packages_in_one_line(machine, goal, packages):
-    done, left = machine(goal)
+def test_a_user_without_root_learns_all_packages_in_one_line(accelerator, goal, packages):
+    done, left = accelerator(goal)
     assert done.returncode == 2
     first, *rest = done.stderr.splitlines()
     named = first.removeprefix("error: the system lacks packages: sudo apt-get install ")
@@ -63,19 +63,19 @@ def test_a_user_without_root_learns_all_packages_in_one_line(machine, goal, pack
     assert left == ["Makefile"]
 
 
-def test_what_is_there_is_not_named(machine):
+def test_what_is_there_is_not_named(accelerator):
     """The compiler is, and lacks a header; a browser of another name does."""
     programs = dict.fromkeys(("python3", "pkg-config", "google-chrome"), "exit 0")
-    done, _ = machine("test", {**programs, "g++": "exit 1"})
+    done, _ = accelerator("test", {**programs, "g++": "exit 1"})
     assert done.stderr.splitlines()[0].endswith(f"sudo apt-get install {BUILD}")
 
 
-def test_an_old_python_is_said(machine):
-    done, _ = machine("test", {"python3": "exit 1"})
+def test_an_old_python_is_said(accelerator):
+    done, _ = accelerator("test", {"python3": "exit 1"})
     assert done.stderr.startswith("error: python3 is older than 3.10: make PYTHON=python3.11\n")
 
 
-def test_root_gets_what_is_missing_at_once(machine, tmp_path):
+def test_root_gets_what_is_missing_at_once(accelerator, tmp_path):
     """apt-get brings it: here it writes down what it was asked for, and makes a compiler."""
     calls, programs = tmp_path / "calls", tmp_path / "bin"
     apt = (
@@ -84,14 +84,14 @@ def test_root_gets_what_is_missing_at_once(machine, tmp_path):
     )
     for name in ("cp", "chmod"):
         programs.joinpath(name).symlink_to(shutil.which(name))
-    done, _ = machine("system NEEDS_system=browser", {"python3": "", "apt-get": apt}, 0)
+    done, _ = accelerator("system NEEDS_system=browser", {"python3": "", "apt-get": apt}, 0)
     assert (done.returncode, done.stderr) == (0, "")
     _, installed = calls.read_text().splitlines()
     assert installed == f"install -qy --no-install-recommends {BUILD} chromium"
 
 
-def test_root_is_told_what_could_not_be_had(machine):
-    done, left = machine("check", {"python3": "exit 0", "apt-get": "exit 100"}, 0)
+def test_root_is_told_what_could_not_be_had(accelerator):
+    done, left = accelerator("check", {"python3": "exit 0", "apt-get": "exit 100"}, 0)
     assert done.returncode == 2
     assert f"sudo apt-get install {BUILD}" in done.stderr
     assert left == ["Makefile"]

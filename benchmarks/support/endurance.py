@@ -15,7 +15,7 @@ from fastselfie.config import Config
 from fastselfie.config.load import load_config
 from fastselfie.data.dataset import open_dataset
 from fastselfie.data.loaders import build_loader
-from fastselfie.system.accelerator import choose_machine
+from fastselfie.system.accelerator import choose_accelerator
 
 _SETTLED = 20  # epochs until buffers and pools have their size
 _GROWTH = 0.02
@@ -70,29 +70,31 @@ def saving_cost(config_path: Path, folder: Path, rounds: int) -> dict[str, Any]:
     beside them. beside: what it added to a round, over the same. stall_ms: how long the step waits
     while the state is copied.
     """
-    from fastselfie.training.checkpoint_writer import Saver
+    from fastselfie.training.checkpoint_writer import CheckpointWriter
     from fastselfie.training.pretrain import build_pretraining, pretraining_stage
     from fastselfie.training.state import Progress, checkpoint_state
 
     config = load_config(config_path, ["data.loader=synthetic"])
-    machine = choose_machine(config.runtime)
+    accelerator = choose_accelerator(config.runtime)
     dataset = open_dataset(config.data, config.seed)
     stage = pretraining_stage(config, dataset)
-    step = build_pretraining(config, machine).step
-    loader = build_loader(dataset.train, config.data, config.seed, machine.device)
+    step = build_pretraining(config, accelerator).step
+    loader = build_loader(dataset.train, config.data, config.seed, accelerator.device)
     settings = config.pretrain
     took: dict[bool, list[float]] = {True: [], False: []}
     stalls, alone, steps, done = [], [], [], 0
     folder.mkdir(parents=True)
     with (
         closing(loader.train(0, settings.batch_size, config.patches)) as batches,
-        Saver(folder, config.checkpoint, 0) as saver,
+        CheckpointWriter(folder, config.checkpoint, 0) as saver,
     ):
         for number in range(-1, 2 * rounds):  # the first warms up
             saves = number % 2 == 0
             begun = time.perf_counter()
             if saves:
-                saver.save(checkpoint_state(stage, step, Progress(done), [step.unread()]))
+                saver.save(
+                    checkpoint_state(stage, step, Progress(done), [step.metric_accumulators()])
+                )
                 stalls.append(time.perf_counter() - begun)
             for _ in range(_ROUND):
                 since = time.perf_counter()
@@ -105,7 +107,9 @@ def saving_cost(config_path: Path, folder: Path, rounds: int) -> dict[str, Any]:
                 took[saves].append(time.perf_counter() - begun)
             if not saves:
                 begun = time.perf_counter()
-                saver.save(checkpoint_state(stage, step, Progress(done), [step.unread()]))
+                saver.save(
+                    checkpoint_state(stage, step, Progress(done), [step.metric_accumulators()])
+                )
                 saver.wait()
                 alone.append(time.perf_counter() - begun)
     middle, save = statistics.median(steps), statistics.median(alone)

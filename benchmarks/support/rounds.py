@@ -190,12 +190,12 @@ def _round(stream: Generator[Any], job: Job, seconds: float, paused: tuple[float
     for _ in range(job.ready):
         job.images(next(stream))
     count, spent = 0, 0.0
-    machine, cpu, begun = _machine_cpu(), tree_cpu(pid), time.perf_counter()
+    accelerator, cpu, begun = _machine_cpu(), tree_cpu(pid), time.perf_counter()
     while spent < seconds:
         count += job.images(next(stream))
         spent = time.perf_counter() - begun
     cpu = tree_cpu(pid) - cpu
-    others = max(0.0, _machine_cpu() - machine - cpu) / spent
+    others = max(0.0, _machine_cpu() - accelerator - cpu) / spent
     return Round(count, spent, cpu, idle_cpu, others, *_memory_mb(pid), _gpu_mb())
 
 

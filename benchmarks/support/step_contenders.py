@@ -17,7 +17,7 @@ from fastselfie.config.load import load_config
 from fastselfie.data.dataset import open_dataset
 from fastselfie.data.loaders import Batch, SyntheticLoader
 from fastselfie.models.selfie import Selfie
-from fastselfie.system.accelerator import Machine, choose_machine
+from fastselfie.system.accelerator import Accelerator, choose_accelerator
 from fastselfie.training.optimizer import learning_rate
 from fastselfie.training.pretrain import build_pretraining
 from support.straightforward import Shape, StraightforwardSelfie, normalised, their_names
@@ -30,9 +30,9 @@ def build(job: StepJob) -> Callable[[], None]:
 
 
 def _ours(config: Config) -> Callable[[], None]:
-    machine = choose_machine(config.runtime)
-    step = build_pretraining(config, machine).step
-    numbered = zip(itertools.count(), _batches(config, machine.device), strict=False)
+    accelerator = choose_accelerator(config.runtime)
+    step = build_pretraining(config, accelerator).step
+    numbered = zip(itertools.count(), _batches(config, accelerator.device), strict=False)
 
     def take() -> None:
         step(*next(numbered))
@@ -42,7 +42,7 @@ def _ours(config: Config) -> Callable[[], None]:
 
 
 def _straightforward(config: Config) -> Callable[[], None]:
-    device = choose_machine(config.runtime).device
+    device = choose_accelerator(config.runtime).device
     torch.manual_seed(config.seed)
     model = StraightforwardSelfie(shape_of(config)).to(device)
     settings = config.pretrain
@@ -100,12 +100,12 @@ def facts(job: StepJob, side: int) -> dict[str, Any]:
     same batch.
     """
     overrides = [*job.overrides, "model.dropout=0.0"]
-    machine = choose_machine(load_config(job.config, overrides).runtime)
+    accelerator = choose_accelerator(load_config(job.config, overrides).runtime)
     flops, losses = _one_batch(job.config, overrides)
     found = {
-        "precision": machine.precision.name,
+        "precision": accelerator.precision.name,
         "gflop_per_image": round(flops / 1e9, 3),
-        "matmul_gflops_per_s": round(_matmul_rate(machine, side) / 1e9, 1),
+        "matmul_gflops_per_s": round(_matmul_rate(accelerator, side) / 1e9, 1),
         "losses": losses,
     }
     torch.cuda.empty_cache()  # the contenders are other processes, and need the room
@@ -136,16 +136,16 @@ def _one_batch(path: str, overrides: list[str]) -> tuple[float, dict[str, float]
 
 def _loss(config: Config) -> tuple[Tensor, Selfie, Batch]:
     """Of a fresh network on its first batch."""
-    machine = choose_machine(config.runtime)
-    pretraining = build_pretraining(config, machine)
-    batch: Batch = next(_batches(config, machine.device))
-    with machine.autocast():
+    accelerator = choose_accelerator(config.runtime)
+    pretraining = build_pretraining(config, accelerator)
+    batch: Batch = next(_batches(config, accelerator.device))
+    with accelerator.autocast():
         loss, _ = pretraining.model(pretraining.pixels.patches(batch), batch.order)
     return loss, pretraining.model, batch
 
 
-def _matmul_rate(machine: Machine, side: int) -> float:
-    a, b = torch.randn(2, side, side, device=machine.device, dtype=machine.precision.dtype)
+def _matmul_rate(accelerator: Accelerator, side: int) -> float:
+    a, b = torch.randn(2, side, side, device=accelerator.device, dtype=accelerator.precision.dtype)
     best = float("inf")
     for _ in range(10):
         begun = time.perf_counter()

@@ -65,7 +65,7 @@ class Dataset:
     held_out_is_train: bool = False
 
     @property
-    def caution(self) -> str:
+    def warning(self) -> str:
         """What must be said beside figures of the held-out images; empty where nothing must."""
         if not self.held_out_is_train:
             return ""

@@ -8,8 +8,8 @@ from torch import Tensor
 from fastselfie.config import Config
 from fastselfie.data.loaders import Batch
 from fastselfie.kernels.patchify import patchify
-from fastselfie.system.accelerator import Machine
-from fastselfie.system.trace_ranges import phase
+from fastselfie.system.accelerator import Accelerator
+from fastselfie.system.trace_ranges import trace_range
 
 
 class InputTransform:
@@ -18,13 +18,13 @@ class InputTransform:
     batch: images a forward pass when measuring, at most as many as a training pass has.
     """
 
-    def __init__(self, config: Config, machine: Machine, batch: int) -> None:
+    def __init__(self, config: Config, accelerator: Accelerator, batch: int) -> None:
         self.batch = min(256, batch)
         self.patch_size = config.model.patch_size
         self.grid = config.grid
-        self.mean = torch.tensor(config.data.mean, device=machine.device)
-        self.std = torch.tensor(config.data.std, device=machine.device)
-        self.dtype = machine.precision.dtype
+        self.mean = torch.tensor(config.data.mean, device=accelerator.device)
+        self.std = torch.tensor(config.data.std, device=accelerator.device)
+        self.dtype = accelerator.precision.dtype
         self.impl = config.runtime.kernels
 
     def patches(self, batch: Batch) -> Tensor:
@@ -36,7 +36,7 @@ class InputTransform:
         return self._cut(batch, batch.images.shape[1], dtype)[:, 0]
 
     def _cut(self, batch: Batch, side: int, dtype: torch.dtype | None = None) -> Tensor:
-        with phase("patchify"):
+        with trace_range("patchify"):
             return patchify(
                 batch.images,
                 batch.flip,

@@ -13,7 +13,7 @@ from torch import nn
 from fastselfie.data.inputs import InputTransform
 from fastselfie.data.loaders import Loader
 from fastselfie.models.selfie import Classifier, Selfie
-from fastselfie.system.accelerator import Machine
+from fastselfie.system.accelerator import Accelerator
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def pretext_accuracy(
     model: Selfie,
     loader: Loader,
     pixels: InputTransform,
-    machine: Machine,
+    accelerator: Accelerator,
     patches: int,
     limit: int,
     augment: bool = False,
@@ -43,15 +43,15 @@ def pretext_accuracy(
     cropped and flipped as in training. If it is far more often right than without, the crop gives
     places away.
     """
-    ranks, loss, right, answers = machine.ranks, 0.0, 0.0, 0.0
-    ranks.take_buffers(model)
+    ranks, loss, right, answers = accelerator.ranks, 0.0, 0.0, 0.0
+    ranks.broadcast_buffers(model)
     with (
-        ranks.as_one(),
+        ranks.raise_together(),
         evaluating(model),
         closing(loader.evaluate(pixels.batch, patches, limit, ranks, augment)) as batches,
     ):
         for batch in batches:
-            with machine.autocast():
+            with accelerator.autocast():
                 batch_loss, correct = model(pixels.patches(batch), batch.order)
             count = len(batch.images) * model.masked
             loss += float(batch_loss) * count
@@ -63,18 +63,18 @@ def pretext_accuracy(
 
 
 def classification_accuracy(
-    model: Classifier, loader: Loader, pixels: InputTransform, machine: Machine
+    model: Classifier, loader: Loader, pixels: InputTransform, accelerator: Accelerator
 ) -> dict[str, float]:
     """Loss, top-1 and top-5 accuracy over all images of `loader`."""
-    ranks, loss, top1, top5 = machine.ranks, 0.0, 0.0, 0.0
-    ranks.take_buffers(model)
+    ranks, loss, top1, top5 = accelerator.ranks, 0.0, 0.0, 0.0
+    ranks.broadcast_buffers(model)
     with (
-        ranks.as_one(),
+        ranks.raise_together(),
         evaluating(model),
         closing(loader.evaluate(pixels.batch, ranks=ranks)) as batches,
     ):
         for batch in batches:
-            with machine.autocast():
+            with accelerator.autocast():
                 logits = model(pixels.whole(batch)).float()
             loss += float(F.cross_entropy(logits, batch.labels, reduction="sum"))
             best = logits.topk(min(5, logits.shape[1]), dim=1).indices == batch.labels[:, None]

@@ -9,7 +9,7 @@ from fastselfie.data.loaders import build_loader
 from fastselfie.evaluation.knn import knn_accuracy
 from fastselfie.evaluation.representations import evaluate_features, pixel_features
 from fastselfie.models.resnet import ResNetV2
-from fastselfie.system.accelerator import Machine
+from fastselfie.system.accelerator import Accelerator
 from fastselfie.system.console import say
 
 
@@ -24,10 +24,10 @@ class Monitor:
     """
 
     def __init__(
-        self, config: Config, dataset: Dataset, pixels: InputTransform, machine: Machine
+        self, config: Config, dataset: Dataset, pixels: InputTransform, accelerator: Accelerator
     ) -> None:
         settings = config.pretrain
-        self.pixels, self.machine = pixels, machine
+        self.pixels, self.accelerator = pixels, accelerator
         self.probes = settings.linear_probe
         self.steps: frozenset[int] = frozenset()
         every = settings.knn_every
@@ -44,12 +44,12 @@ class Monitor:
             return
         self.steps = frozenset((*range(0, settings.steps, every), settings.steps))
 
-        if machine.ranks.leads:
+        if accelerator.ranks.is_main:
             data, seed = config.data, config.seed
             voting = limited(dataset.train, settings.knn_images, seed)
             asking = limited(dataset.held_out, settings.knn_queries, seed)
             self.bank, self.queries = (
-                build_loader(source, data, seed, machine.device) for source in (voting, asking)
+                build_loader(source, data, seed, accelerator.device) for source in (voting, asking)
             )
 
     def measure(self, network: ResNetV2, step: int) -> dict[str, float]:
@@ -60,11 +60,11 @@ class Monitor:
         """
         if step not in self.steps:
             return {}
-        return self.machine.ranks.from_leader(lambda: self._measured(network, step))
+        return self.accelerator.ranks.broadcast_from_main(lambda: self._measured(network, step))
 
     def _measured(self, network: ResNetV2, step: int) -> dict[str, float]:
         found = evaluate_features(
-            network, self.bank, self.queries, self.pixels, self.machine, self.probes
+            network, self.bank, self.queries, self.pixels, self.accelerator, self.probes
         )
         if step == 0:
             bank, queries = (

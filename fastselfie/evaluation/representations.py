@@ -14,28 +14,34 @@ from fastselfie.data.loaders import Loader
 from fastselfie.evaluation.knn import knn_accuracy
 from fastselfie.evaluation.metrics import evaluating
 from fastselfie.evaluation.probes import linear_probe_accuracy
-from fastselfie.models.selfie import Classifier, SideBySide
-from fastselfie.system.accelerator import Machine
+from fastselfie.models.selfie import Classifier, PatchConcat
+from fastselfie.system.accelerator import Accelerator
 
 _THUMBNAIL = 32  # side of the images that are compared pixel by pixel
 
 
 def feature_batches(
-    network: Classifier | SideBySide, loader: Loader, pixels: InputTransform, machine: Machine
+    network: Classifier | PatchConcat,
+    loader: Loader,
+    pixels: InputTransform,
+    accelerator: Accelerator,
 ) -> Generator[tuple[Tensor, Tensor]]:
     """Features of images (B, D) float32 and their labels (B,), batch by batch in order."""
     with evaluating(network), closing(loader.evaluate(pixels.batch)) as batches:
         for batch in batches:
-            with machine.autocast():
+            with accelerator.autocast():
                 features = network.features(pixels.whole(batch)).float()
             yield features, batch.labels
 
 
 def extract_features(
-    network: Classifier | SideBySide, loader: Loader, pixels: InputTransform, machine: Machine
+    network: Classifier | PatchConcat,
+    loader: Loader,
+    pixels: InputTransform,
+    accelerator: Accelerator,
 ) -> tuple[Tensor, Tensor]:
     """All of `feature_batches` at once: (n, D) and (n,), on the loader's device."""
-    batches = feature_batches(network, loader, pixels, machine)
+    batches = feature_batches(network, loader, pixels, accelerator)
     features, labels = zip(*batches, strict=True)
     return torch.cat(features), torch.cat(labels)
 
@@ -45,11 +51,13 @@ def evaluate_features(
     bank: Loader,
     queries: Loader,
     pixels: InputTransform,
-    machine: Machine,
+    accelerator: Accelerator,
     probe: bool = True,
 ) -> dict[str, float]:
     """Top-1 on `queries` by k-NN (knn) and, unless told not, by a linear probe (linear_probe)."""
-    known, asked = (extract_features(network, each, pixels, machine) for each in (bank, queries))
+    known, asked = (
+        extract_features(network, each, pixels, accelerator) for each in (bank, queries)
+    )
     found = {"knn": knn_accuracy(*known, *asked)}
     if probe:
         found["linear_probe"] = linear_probe_accuracy(*known, *asked)

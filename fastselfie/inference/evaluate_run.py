@@ -12,7 +12,7 @@ from fastselfie.evaluation.metrics import classification_accuracy
 from fastselfie.evaluation.representations import evaluate_features
 from fastselfie.runs.folder import PRETRAIN
 from fastselfie.runs.load import open_run, open_trained, stages_of
-from fastselfie.system.accelerator import Machine, choose_machine, total_memory
+from fastselfie.system.accelerator import Accelerator, choose_accelerator, total_memory
 from fastselfie.system.console import say
 from fastselfie.training.memory import estimate_finetuning
 
@@ -29,28 +29,28 @@ def measure_run(run: Path, data: str | None) -> dict[str, dict[str, float]]:
     config = open_run(run)
     if data is not None:
         config = config.model_copy(update={"data": config.data.model_copy(update={"test": data})})
-    machine = choose_machine(config.runtime)
+    accelerator = choose_accelerator(config.runtime)
     found = stages_of(run)
     dataset = open_dataset(config.data, config.seed)
-    if dataset.caution:
-        say(f"warning: {dataset.caution}")
-    held_out = build_loader(dataset.held_out, config.data, config.seed, machine.device)
+    if dataset.warning:
+        say(f"warning: {dataset.warning}")
+    held_out = build_loader(dataset.held_out, config.data, config.seed, accelerator.device)
     classes = len(dataset.train.classes)
-    pixels = measuring_pixels(config, machine, classes)
+    pixels = measuring_pixels(config, accelerator, classes)
     measures: dict[str, dict[str, float]] = {}
     for name in found:
         network = open_trained(run, name, allow_unfinished=True).network(classes)
-        machine.place(network)
+        accelerator.place(network)
         if name == PRETRAIN:
-            train = build_loader(dataset.train, config.data, config.seed, machine.device)
-            measures[name] = evaluate_features(network, train, held_out, pixels, machine)
+            train = build_loader(dataset.train, config.data, config.seed, accelerator.device)
+            measures[name] = evaluate_features(network, train, held_out, pixels, accelerator)
         else:
-            measures[name] = classification_accuracy(network, held_out, pixels, machine)
+            measures[name] = classification_accuracy(network, held_out, pixels, accelerator)
     return measures
 
 
-def measuring_pixels(config: Config, machine: Machine, classes: int = 1) -> InputTransform:
+def measuring_pixels(config: Config, accelerator: Accelerator, classes: int = 1) -> InputTransform:
     """What turns batches into a run's networks' input, no more images at a time than finetuning."""
-    estimate = estimate_finetuning(config, classes, machine.precision)
-    micro_batch = estimate.micro_batch(config.finetune, total_memory(machine.device))
-    return InputTransform(config, machine, micro_batch)
+    estimate = estimate_finetuning(config, classes, accelerator.precision)
+    micro_batch = estimate.micro_batch(config.finetune, total_memory(accelerator.device))
+    return InputTransform(config, accelerator, micro_batch)

@@ -15,7 +15,7 @@ from fastselfie.errors import UserError
 from fastselfie.evaluation.representations import feature_batches
 from fastselfie.inference.evaluate_run import measuring_pixels
 from fastselfie.runs.load import Trained
-from fastselfie.system.accelerator import choose_machine
+from fastselfie.system.accelerator import choose_accelerator
 from fastselfie.system.files import NewFile
 
 
@@ -56,14 +56,14 @@ def write_features(
 def _write_rows(file: NewFile, trained: Trained, source: Source) -> int:
     """Return D."""
     config = _reading_all(trained.config)
-    machine = choose_machine(config.runtime)
+    accelerator = choose_accelerator(config.runtime)
     network = trained.network()
-    machine.place(network)
-    loader = build_loader(source, config.data, config.seed, machine.device)
-    pixels = measuring_pixels(config, machine)
+    accelerator.place(network)
+    loader = build_loader(source, config.data, config.seed, accelerator.device)
+    pixels = measuring_pixels(config, accelerator)
     _write_header(file, np.dtype(np.float32), (len(source), network.width))
     # Appended, not mapped: a full disk is an error here, and the end of the process there.
-    with closing(feature_batches(network, loader, pixels, machine)) as batches:
+    with closing(feature_batches(network, loader, pixels, accelerator)) as batches:
         for features, _ in batches:
             file.write(np.ascontiguousarray(features.cpu().numpy()).data)
     return network.width

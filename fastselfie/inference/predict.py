@@ -20,7 +20,7 @@ from fastselfie.evaluation.metrics import evaluating
 from fastselfie.inference.evaluate_run import measuring_pixels
 from fastselfie.runs.folder import PRETRAIN
 from fastselfie.runs.load import Trained
-from fastselfie.system.accelerator import Machine, choose_machine
+from fastselfie.system.accelerator import Accelerator, choose_accelerator
 from fastselfie.system.files import write_atomically
 
 _MOST = 5  # classes of an image that are worth a line
@@ -70,14 +70,14 @@ def classify(trained: Trained, images: Sequence[Path]) -> list[Guess]:
         UserError: an image that is not there or cannot be read.
     """
     config, names = trained.config, trained.classes()
-    machine = choose_machine(config.runtime)
+    accelerator = choose_accelerator(config.runtime)
     network = trained.network()
-    machine.place(network)
-    pixels = measuring_pixels(config, machine, len(names))
+    accelerator.place(network)
+    pixels = measuring_pixels(config, accelerator, len(names))
     guesses: list[Guess] = []
     with evaluating(network):
-        for batch in _batches(trained, images, machine, pixels.batch):
-            with machine.autocast():
+        for batch in _batches(trained, images, accelerator, pixels.batch):
+            with accelerator.autocast():
                 logits = network(pixels.whole(batch)).float()
             best = logits.softmax(dim=1).topk(min(_MOST, len(names)), dim=1)
             for row, places in zip(best.values.tolist(), best.indices.tolist(), strict=True):
@@ -97,14 +97,14 @@ def fill_holes(trained: Trained, images: Sequence[Path], out: Path | None) -> li
         UserError: as `classify`; two images of one name.
     """
     config, targets = trained.config, _targets(images, out or trained.run / "predictions")
-    machine = choose_machine(config.runtime)
+    accelerator = choose_accelerator(config.runtime)
     model = trained.selfie()
-    machine.place(model)
-    pixels = measuring_pixels(config, machine)
+    accelerator.place(model)
+    pixels = measuring_pixels(config, accelerator)
     found: list[tuple[Filled, Image.Image]] = []
     with evaluating(model):
-        for batch in _batches(trained, images, machine, pixels.batch, config.patches):
-            with machine.autocast():
+        for batch in _batches(trained, images, accelerator, pixels.batch, config.patches):
+            with accelerator.autocast():
                 scores = model.scores(pixels.patches(batch), batch.order)
             chosen = scores.argmax(dim=-1).cpu().numpy()
             arrays = (batch.images.cpu().numpy(), batch.order.cpu().numpy(), chosen)
@@ -144,13 +144,13 @@ def predict(
 
 
 def _batches(
-    trained: Trained, images: Sequence[Path], machine: Machine, size: int, patches: int = 1
+    trained: Trained, images: Sequence[Path], accelerator: Accelerator, size: int, patches: int = 1
 ) -> Iterator[Batch]:
     """The images as an evaluation sees them: a set's loader over these files."""
     data = trained.config.data.model_copy(update={"workers": 0, "on_error": "raise"})
     labels = np.zeros(len(images), dtype=np.int64)
     source = FolderSource([str(path) for path in images], labels, UNLABELLED)
-    loader = FolderLoader(source, data, trained.config.seed, machine.device)
+    loader = FolderLoader(source, data, trained.config.seed, accelerator.device)
     with closing(loader.evaluate(size, patches)) as batches:
         yield from batches
 

@@ -21,7 +21,7 @@ from fastselfie.kernels.norm_relu import norm_relu
 Stem = Literal["imagenet", "cifar"]
 
 
-class How(NamedTuple):
+class ExecutionOptions(NamedTuple):
     """What changes the speed and the memory of a network, not what it computes.
 
     checkpointed: keep only the blocks' inputs for the backward pass. kernels: see `norm_relu` and
@@ -135,7 +135,9 @@ def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
 
 
 class _Stage(nn.Module):
-    def __init__(self, count: int, inputs: int, outputs: int, stride: int, how: How) -> None:
+    def __init__(
+        self, count: int, inputs: int, outputs: int, stride: int, how: ExecutionOptions
+    ) -> None:
         super().__init__()
         self.checkpointed = how.checkpointed
         self.blocks = nn.Sequential(
@@ -185,7 +187,7 @@ class ResNetV2(nn.Module):
         width: int = 64,
         stem: Stem = "imagenet",
         classes: int | None = None,
-        how: How = How(),  # noqa: B008
+        how: ExecutionOptions = ExecutionOptions(),  # noqa: B008
         end_norm: bool = True,
     ) -> None:
         super().__init__()

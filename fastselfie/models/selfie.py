@@ -14,8 +14,8 @@ from fastselfie.config import Config
 from fastselfie.kernels.distractor_score import distractor_score, summed
 from fastselfie.kernels.reference import distractor_scores
 from fastselfie.models.attention_pooling import AttentionPooling
-from fastselfie.models.resnet import Head, How, ResNetV2
-from fastselfie.system.trace_ranges import phase
+from fastselfie.models.resnet import ExecutionOptions, Head, ResNetV2
+from fastselfie.system.trace_ranges import trace_range
 
 
 class Positions(nn.Module):
@@ -76,9 +76,9 @@ class Selfie(nn.Module):
         """Every patch through P once; the visible ones, with their positions, through A."""
         b, n = order.shape
         visible = n - self.masked
-        with phase("P"):
+        with trace_range("P"):
             h_bnd = self.patch_network(patches.flatten(0, 1)).view(b, n, -1)
-        with phase("A"):
+        with trace_range("A"):
             positions = self.positions()
             seen = h_bnd[:, :visible]
             if self.encoder_positions:
@@ -91,7 +91,7 @@ class Selfie(nn.Module):
         u, h, _ = self.encode(patches, order)
         locations = order[:, -self.masked :]
         positions = self.positions.vectors()
-        with phase("scoring"):
+        with trace_range("scoring"):
             return distractor_score(u, h, positions, locations, self.scale, self.kernels)
 
     def scores(self, patches: Tensor, order: Tensor) -> Tensor:
@@ -121,9 +121,9 @@ class AttentionClassifier(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> u (B, D): what the classifier sees."""
-        with phase("P"):
+        with trace_range("P"):
             h_bnd = patch_vectors(self.patch_network, images, self.grid)
-        with phase("A"):
+        with trace_range("A"):
             if self.positions is not None:
                 h_bnd = h_bnd + self.positions().to(h_bnd.dtype)
             u: Tensor = self.pooling(h_bnd)
@@ -155,7 +155,7 @@ def patch_vectors(patch_network: ResNetV2, images: Tensor, grid: int) -> Tensor:
     return h.view(len(images), grid**2, -1)
 
 
-class SideBySide(nn.Module):
+class PatchConcat(nn.Module):
     """An image as pretraining sees it: the vectors of its patches, place by place.
 
     P's pooled feature of a whole image says what is in it, this also where.
@@ -210,5 +210,5 @@ def _build_positions(config: Config) -> Positions:
     return Positions(model.positions, config.grid, model.embedding_width, model.position_std)
 
 
-def _how(config: Config) -> How:
-    return How(config.runtime.activation_checkpointing, config.runtime.kernels)
+def _how(config: Config) -> ExecutionOptions:
+    return ExecutionOptions(config.runtime.activation_checkpointing, config.runtime.kernels)

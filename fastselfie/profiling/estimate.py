@@ -64,7 +64,7 @@ class Target(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Roofline:
     """Images a second of all GPUs by arithmetic alone and by memory traffic alone, and of the
     loader, which is None where nothing is decoded. binds: loader, bandwidth or compute."""
 
@@ -99,7 +99,7 @@ def parse_target(plan: str | None, cores: int | None) -> Target | None:
     return Target(int(form[1] or 1), name, cores)
 
 
-def estimate(config: Config, target: Target, per_core: float | None) -> Estimate:
+def estimate(config: Config, target: Target, per_core: float | None) -> Roofline:
     """per_core: images a second that a decoding core of this machine gives; None: none decodes."""
     gpu = GPUS[target.name]
     flops, kept = forward_flops(config, gpu), _kept_bytes(config, gpu)
@@ -109,7 +109,7 @@ def estimate(config: Config, target: Target, per_core: float | None) -> Estimate
     if loader is not None:
         rates["loader"] = loader
     binds = min(rates, key=lambda name: rates[name])
-    return Estimate(
+    return Roofline(
         target=target,
         gflop_per_image=3 * flops / 1e9,
         mb_per_image=ASSUMED.passes * kept / 1e6,
@@ -176,17 +176,17 @@ def _kept_bytes(config: Config, gpu: Gpu) -> int:
 
 
 def _sentence(target: Target, rates: dict[str, float], binds: str, per_core: float | None) -> str:
-    machine = f"{target.gpus}x{target.name} with {target.cores} cores"
+    accelerator = f"{target.gpus}x{target.name} with {target.cores} cores"
     step = min(rates["compute"], rates["bandwidth"])
     if binds == "loader":
         assert per_core is not None
         more = -(-step // per_core) - target.cores
         return (
-            f"on {machine} the loader would bind: {rates['loader']:,.0f} images/s, where the step "
-            f"takes {step:,.0f}: about {more:,.0f} more cores would keep up"
+            f"on {accelerator} the loader would bind: {rates['loader']:,.0f} images/s, where the "
+            f"step takes {step:,.0f}: about {more:,.0f} more cores would keep up"
         )
     what = "memory bandwidth" if binds == "bandwidth" else "arithmetic"
-    text = f"on {machine} the step would bind, by {what}: {step:,.0f} images/s"
+    text = f"on {accelerator} the step would bind, by {what}: {step:,.0f} images/s"
     if per_core is not None:
         need = -(-step // per_core)
         text += f"; about {need:,.0f} of the cores would decode as fast"

@@ -17,7 +17,7 @@ from fastselfie.training.step import TrainStep
 _WARM = 3  # batches: as many as a loader has read ahead during the pause
 
 
-class Rates(NamedTuple):
+class Throughput(NamedTuple):
     """Round by round: images/s of each part; waiting, the share of end to end that goes by waiting
     for data; loader_cpu, seconds of this process's CPU time that the loader takes for an image.
 
@@ -70,12 +70,12 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 def measure_rates(
     config: Config, source: Source, loader: Loader, step: TrainStep, rounds: int, seconds: float
-) -> Rates:
+) -> Throughput:
     """Alternating rounds of at least `seconds`, after one that warms up. loader: of `source`."""
     batch_size = config.pretrain.batch_size
-    noise = SyntheticLoader(source, config.data, config.seed, step.machine.device)
-    on_cpu = step.machine.device.type == "cpu"
-    rates = Rates([], [], [], [], [], usable_cores() if on_cpu else None)
+    noise = SyntheticLoader(source, config.data, config.seed, step.accelerator.device)
+    on_cpu = step.accelerator.device.type == "cpu"
+    rates = Throughput([], [], [], [], [], usable_cores() if on_cpu else None)
     with (
         closing(loader.train(0, batch_size, config.patches)) as loaded,
         closing(noise.train(0, batch_size, config.patches)) as synthetic,

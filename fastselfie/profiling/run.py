@@ -31,10 +31,10 @@ from fastselfie.profiling.rates import measure_rates
 from fastselfie.profiling.trace import OTHER, WINDOW, memory_curve, phase_shares
 from fastselfie.report.profile import write_profile_page
 from fastselfie.runs.doctor import environment
-from fastselfie.system.accelerator import choose_machine, usable_cores
+from fastselfie.system.accelerator import choose_accelerator, usable_cores
 from fastselfie.system.console import say
 from fastselfie.system.files import write_atomically
-from fastselfie.system.trace_ranges import phase
+from fastselfie.system.trace_ranges import trace_range
 from fastselfie.training.metrics_log import RunLog
 from fastselfie.training.pretrain import build_pretraining
 from fastselfie.training.step import TrainStep
@@ -57,12 +57,12 @@ def profile_config(config: Config, steps: int, out: Path, target: Target | None)
     # The size of most steps, not of the first.
     whole = config.pretrain.model_copy(update={"progressive": ()})
     config = config.model_copy(update={"pretrain": whole})
-    machine = choose_machine(config.runtime)
+    accelerator = choose_accelerator(config.runtime)
     source = open_dataset(config.data, config.seed, labels_needed=False).train
-    name, why = choose_loader(config.pretraining_data, source, machine.device)
-    say(f"{config.name}: device {machine.device} ({machine.why}), loader {name} ({why})")
-    loader = build_loader(source, config.pretraining_data, config.seed, machine.device)
-    step = build_pretraining(config, machine).step
+    name, why = choose_loader(config.pretraining_data, source, accelerator.device)
+    say(f"{config.name}: device {accelerator.device} ({accelerator.why}), loader {name} ({why})")
+    loader = build_loader(source, config.pretraining_data, config.seed, accelerator.device)
+    step = build_pretraining(config, accelerator).step
     try:
         out.mkdir(parents=True, exist_ok=True)  # before the minutes that measuring may take
     except (FileExistsError, NotADirectoryError) as error:
@@ -72,7 +72,7 @@ def profile_config(config: Config, steps: int, out: Path, target: Target | None)
     say(f"profiling {steps} steps of {config.pretrain.batch_size} images")
     with closing(loader.train(0, config.pretrain.batch_size, config.patches)) as batches:
         measured = _profile_steps(config, step, batches, steps)
-    shares = _shares(measured.trace, machine.compile is not None)
+    shares = _shares(measured.trace, accelerator.compile is not None)
     threads = decoding_threads(config, name)
     figures: dict[str, Any] = {
         "config": config.name,
@@ -80,9 +80,9 @@ def profile_config(config: Config, steps: int, out: Path, target: Target | None)
         "batch_size": config.pretrain.batch_size,
         "micro_batch_size": step.micro_batch,
         "log_every": config.pretrain.log_every,
-        "device": str(machine.device),
-        "precision": machine.precision.name,
-        "compile": machine.compile,
+        "device": str(accelerator.device),
+        "precision": accelerator.precision.name,
+        "compile": accelerator.compile,
         "loader": name,
         "decoding_threads": threads,
         "ms_a_step": 1000 * measured.seconds / steps,
@@ -103,7 +103,7 @@ def profile_config(config: Config, steps: int, out: Path, target: Target | None)
             "measured_per_core": per_core,
             "assumed": ASSUMED._asdict(),
         }
-    figures["environment"] = environment(machine.device)
+    figures["environment"] = environment(accelerator.device)
     _write(out, figures, measured.trace, config)
     return figures
 
@@ -129,7 +129,7 @@ def _profile_steps(
     config: Config, step: TrainStep, batches: Iterator[Batch], steps: int
 ) -> _Measured:
     """The loop of `fit` without evaluation and checkpoints, under torch.profiler."""
-    cuda = step.machine.device.type == "cuda"
+    cuda = step.accelerator.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     process: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -142,10 +142,10 @@ def _profile_steps(
                 began = time.perf_counter()
                 with record_function(WINDOW):
                     for done in range(1, steps + 1):
-                        with phase("waiting"):
+                        with trace_range("waiting"):
                             batch = next(batches)
                         step(_WARM + done, batch)
-                        with phase("logging"):
+                        with trace_range("logging"):
                             log.advance(done)
                             if done % config.pretrain.log_every == 0:
                                 means = step.read()
@@ -222,7 +222,7 @@ def _facts(figures: dict[str, Any], config: Config, source: Source, planned: boo
         compiled=figures["compile"] is not None,
         image_size=config.data.image_size,
         long_side=_long_side(source) if figures["loader"] != "synthetic" else None,
-        phase=longest,
+        trace_range=longest,
         phase_share=phases[longest],
         measured_elsewhere=planned,
     )

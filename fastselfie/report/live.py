@@ -22,13 +22,13 @@ class LivePage:
     whether this process writes. Of a page that the disk refuses see `CheckpointConfig.on_error`.
     """
 
-    def __init__(self, config: Config, folder: Path, leads: bool = True) -> None:
+    def __init__(self, config: Config, folder: Path, is_main: bool = True) -> None:
         self.config = config
         self.folder = folder
-        self.leads = leads
+        self.is_main = is_main
         self._refused = False
         self._due = 0.0
-        if leads:
+        if is_main:
             # Some tenths of a second that the last page takes in any case: not a page's cost.
             with suppress(ImportError):
                 import matplotlib.figure  # noqa: F401
@@ -58,7 +58,7 @@ class LivePage:
 
     def write(self, running: bool) -> None:
         """Write it now. Raises OSError, under on_error: stop."""
-        if not self.leads:
+        if not self.is_main:
             return
         began = time.perf_counter()
         try:

@@ -24,11 +24,11 @@ from fastselfie.reproduce.table import write_table
 from fastselfie.reproduce.trials import Bench
 from fastselfie.runs.folder import PRETRAIN, read_facts
 from fastselfie.runs.train import train
-from fastselfie.system.accelerator import Machine, choose_machine
+from fastselfie.system.accelerator import Accelerator, choose_accelerator
 from fastselfie.system.console import console, say
 from fastselfie.system.distributed import ranks_of
 from fastselfie.system.files import write_atomically
-from fastselfie.system.lock import only_one_in
+from fastselfie.system.lock import exclusive_lock
 
 
 def reproduce(
@@ -51,25 +51,25 @@ def reproduce(
             "reproduce starts its processes itself, see --jobs: with torchrun run only "
             "`fastselfie train CONFIG --stage pretrain --out DIR`, then reproduce with --out DIR"
         )
-    machine = choose_machine(config.runtime)
-    jobs = default_jobs(machine) if jobs is None else jobs
+    accelerator = choose_accelerator(config.runtime)
+    jobs = default_jobs(accelerator) if jobs is None else jobs
     dataset = open_dataset(config.data, config.seed)
     plan.check(dataset)
-    precision = machine.precision.name
+    precision = accelerator.precision.name
     pretrained = check_folders(plan, dataset, precision, out, control) >= config.pretrain.steps
-    if pretrained and dataset.caution:  # else the pretraining says it
-        say(f"warning: {dataset.caution}")
-    with only_one_in(out):
+    if pretrained and dataset.warning:  # else the pretraining says it
+        say(f"warning: {dataset.warning}")
+    with exclusive_lock(out):
         keep_record(plan, dataset, precision, out)
         if control is not None:
             take_control(plan, control, out)
         if not pretrained:
             train(config, PRETRAIN, "auto", out, LivePage)
-        bench = Bench(plan, dataset, out, machine)
+        bench = Bench(plan, dataset, out, accelerator)
         features = read_facts(out / FEATURES)
         if not set(features) >= FIGURES:  # none, or an earlier version's
             say("features of P: k-NN and linear probe")
-            features = measure_features(config, dataset, machine, bench.pretrained)
+            features = measure_features(config, dataset, accelerator, bench.pretrained)
             write_atomically(out / FEATURES, json.dumps(features, indent=1) + "\n")
         agenda = Agenda(plan, out)
         agenda.tidy()
@@ -84,9 +84,9 @@ def reproduce(
         return figures
 
 
-def default_jobs(machine: Machine) -> int:
+def default_jobs(accelerator: Accelerator) -> int:
     """A process for each GPU; on a CPU one."""
-    return torch.cuda.device_count() if machine.device.type == "cuda" else 1
+    return torch.cuda.device_count() if accelerator.device.type == "cuda" else 1
 
 
 def _do_all(agenda: Agenda, bench: Bench, tell: Teller) -> None:

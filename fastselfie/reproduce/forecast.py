@@ -25,7 +25,7 @@ from fastselfie.report.render import shown_time
 from fastselfie.reproduce.protocol import Group, Plan
 from fastselfie.reproduce.provenance import check_folders
 from fastselfie.reproduce.scheduler import Agenda
-from fastselfie.system.accelerator import Machine, choose_machine
+from fastselfie.system.accelerator import Accelerator, choose_accelerator
 from fastselfie.training.finetune import build_finetuning, finetuning_stage
 from fastselfie.training.pretrain import build_pretraining
 from fastselfie.training.step import TrainStep
@@ -35,7 +35,7 @@ _TIMED = {"cpu": 8, "cuda": 64}
 _CLASSES = 1000  # where there are no images yet
 
 
-class Rates(NamedTuple):
+class ForecastRates(NamedTuple):
     """Images/s of a device in each stage. devices: those that train at a time. how: it is known."""
 
     pretrain: float
@@ -72,7 +72,7 @@ def print_forecast(
         UserError: what `reproduce` would refuse, but for what needs images that are missing, or
             the machine of `target`.
     """
-    machine = choose_machine(plan.config.runtime)
+    accelerator = choose_accelerator(plan.config.runtime)
     try:
         dataset: Dataset | None = open_dataset(plan.config.data, plan.config.seed)
         missing = None
@@ -80,13 +80,13 @@ def print_forecast(
         dataset, missing = None, str(error)
     if dataset is not None:
         plan.check(dataset)
-    precision = machine.precision.name if target is None else None
+    precision = accelerator.precision.name if target is None else None
     pretrained = check_folders(plan, dataset, precision, out, control)
     agenda = Agenda(plan, out, control)
-    rates = Rates(math.inf, math.inf, 1, "")
+    rates = ForecastRates(math.inf, math.inf, 1, "")
     if pretrained < plan.config.pretrain.steps or agenda.left:
         classes = _CLASSES if dataset is None else len(dataset.train.classes)
-        rates = _rates(plan.config, classes, machine, jobs, target)
+        rates = _rates(plan.config, classes, accelerator, jobs, target)
     lines = forecast(agenda, dataset, rates, pretrained)
     table = Table(title=f"{plan.config.name}: what reproduce would do")
     for name in ("what", "to do", "steps each", "images a step", "trained on", "time"):
@@ -100,13 +100,13 @@ def print_forecast(
     conditions.append(f"output {out}")
     if missing is not None:
         conditions.append(f"missing data: {missing}")
-    if dataset is not None and dataset.caution:
-        conditions.append(f"warning: {dataset.caution}")
+    if dataset is not None and dataset.warning:
+        conditions.append(f"warning: {dataset.warning}")
     for text in conditions:
         console.print(escape(text), soft_wrap=True)
 
 
-def _conditions(plan: Plan, lines: list[Line], rates: Rates) -> list[str]:
+def _conditions(plan: Plan, lines: list[Line], rates: ForecastRates) -> list[str]:
     known, done = sum(line.runs for line in lines), sum(line.done for line in lines)
     so_far = f"{done:,} of them done, the others " if done else ""
     spent = (
@@ -128,7 +128,9 @@ def _conditions(plan: Plan, lines: list[Line], rates: Rates) -> list[str]:
     return [*found, f"steps x {plan.budget:g} (--budget)"]
 
 
-def forecast(agenda: Agenda, dataset: Dataset | None, rates: Rates, pretrained: int) -> list[Line]:
+def forecast(
+    agenda: Agenda, dataset: Dataset | None, rates: ForecastRates, pretrained: int
+) -> list[Line]:
     """The pretraining, and for each share of the labels its search and its last runs.
 
     pretrained: steps that are done.
@@ -169,24 +171,26 @@ def _trained_on(plan: Plan, dataset: Dataset, labels: float) -> int:
 
 
 def _rates(
-    config: Config, classes: int, machine: Machine, jobs: int | None, target: Target | None
-) -> Rates:
+    config: Config, classes: int, accelerator: Accelerator, jobs: int | None, target: Target | None
+) -> ForecastRates:
     if target is None:
-        return measured_rates(config, classes, machine, jobs)
+        return measured_rates(config, classes, accelerator, jobs)
     devices = min(target.gpus, jobs or target.gpus)
-    return Rates(*paper_rates(config, classes, target), devices, _on_paper(target))
+    return ForecastRates(*paper_rates(config, classes, target), devices, _on_paper(target))
 
 
 def _on_paper(target: Target) -> str:
     return f"estimated on paper for {target.gpus}x{target.name}, decoding not counted"
 
 
-def measured_rates(config: Config, classes: int, machine: Machine, jobs: int | None) -> Rates:
+def measured_rates(
+    config: Config, classes: int, accelerator: Accelerator, jobs: int | None
+) -> ForecastRates:
     """Of steps of few images on this machine, random pixels.
 
     jobs share a CPU, which is not faster for that by itself; GPUs work side by side.
     """
-    timed = _TIMED[machine.device.type]
+    timed = _TIMED[accelerator.device.type]
     small = {"batch_size": timed, "micro_batch_size": None}
     config = config.model_copy(
         update={
@@ -198,14 +202,16 @@ def measured_rates(config: Config, classes: int, machine: Machine, jobs: int | N
 
     def finetuning() -> TrainStep:
         stage = finetuning_stage(config, "", from_p=False)
-        return build_finetuning(config, stage, classes, machine, None).step
+        return build_finetuning(config, stage, classes, accelerator, None).step
 
     pretraining = _rate(
-        lambda: build_pretraining(config, machine).step, config, classes, config.patches
+        lambda: build_pretraining(config, accelerator).step, config, classes, config.patches
     )
-    gpus = torch.cuda.device_count() if machine.device.type == "cuda" else 1
-    how = f"from steps of {timed} images on {machine.device} in {machine.precision.name}"
-    return Rates(pretraining, _rate(finetuning, config, classes, 1), min(gpus, jobs or gpus), how)
+    gpus = torch.cuda.device_count() if accelerator.device.type == "cuda" else 1
+    how = f"from steps of {timed} images on {accelerator.device} in {accelerator.precision.name}"
+    return ForecastRates(
+        pretraining, _rate(finetuning, config, classes, 1), min(gpus, jobs or gpus), how
+    )
 
 
 def _rate(build: Callable[[], TrainStep], config: Config, classes: int, patches: int) -> float:
@@ -213,7 +219,7 @@ def _rate(build: Callable[[], TrainStep], config: Config, classes: int, patches:
     step = build()
     images = step.stage.batch_size
     noise = NoSource(np.arange(images, dtype=np.int64) % classes, [str(i) for i in range(classes)])
-    loader = SyntheticLoader(noise, config.data, config.seed, step.machine.device)
+    loader = SyntheticLoader(noise, config.data, config.seed, step.accelerator.device)
     spent = []
     with closing(loader.train(0, images, patches)) as batches:
         for number in range(3):

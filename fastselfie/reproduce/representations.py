@@ -19,8 +19,8 @@ from fastselfie.evaluation.representations import (
     pixel_features,
 )
 from fastselfie.inference.evaluate_run import measuring_pixels
-from fastselfie.models.selfie import Selfie, SideBySide, build_patch_network
-from fastselfie.system.accelerator import Machine
+from fastselfie.models.selfie import PatchConcat, Selfie, build_patch_network
+from fastselfie.system.accelerator import Accelerator
 
 _Labelled = tuple[Tensor, Tensor]  # (n, D) and (n,)
 
@@ -39,7 +39,7 @@ _PLACES_MEMORY = 2**30  # bytes of the vectors of all patches: 65,536 images of 
 
 
 def measure_features(
-    config: Config, dataset: Dataset, machine: Machine, pretrained: Selfie
+    config: Config, dataset: Dataset, accelerator: Accelerator, pretrained: Selfie
 ) -> dict[str, float]:
     """Pretext accuracy on all held-out images; k-NN and linear probe on them, without finetuning.
 
@@ -56,7 +56,7 @@ def measure_features(
     source = dataset.train.select(chosen)
     held = _PLACES_MEMORY // (4 * config.patches * config.model.embedding_width)
     bank, queries, placed, asking = (
-        build_loader(images, config.data, config.seed, machine.device)
+        build_loader(images, config.data, config.seed, accelerator.device)
         for images in (
             source,
             dataset.held_out,
@@ -64,17 +64,17 @@ def measure_features(
             limited(dataset.held_out, held, config.seed),
         )
     )
-    pixels = measuring_pixels(config, machine, len(dataset.train.classes))
+    pixels = measuring_pixels(config, accelerator, len(dataset.train.classes))
     figures: dict[str, float] = {"bank": len(bank), "bank_places": len(placed)}
-    figures |= _pretext(config, dataset, machine, pretrained, pixels)
+    figures |= _pretext(config, dataset, accelerator, pretrained, pixels)
     torch.manual_seed(config.seed)
     networks = {"p": pretrained.patch_network, "random": build_patch_network(config)}
     for name, network in networks.items():
-        machine.place(network)
-        worth = evaluate_features(network, bank, queries, pixels, machine)
+        accelerator.place(network)
+        worth = evaluate_features(network, bank, queries, pixels, accelerator)
         figures |= {f"{name}_{key}": value for key, value in worth.items()}
-        places = SideBySide(network, config.grid)
-        known, asked = (extract_features(places, x, pixels, machine) for x in (placed, asking))
+        places = PatchConcat(network, config.grid)
+        known, asked = (extract_features(places, x, pixels, accelerator) for x in (placed, asking))
         figures[f"{name}_knn_places"] = _knn_standardised(known, asked)
     known, asked = (pixel_features(loader, pixels) for loader in (bank, queries))
     figures["pixels_knn"] = knn_accuracy(*known, *asked)
@@ -84,18 +84,22 @@ def measure_features(
 
 
 def _pretext(
-    config: Config, dataset: Dataset, machine: Machine, pretrained: Selfie, pixels: InputTransform
+    config: Config,
+    dataset: Dataset,
+    accelerator: Accelerator,
+    pretrained: Selfie,
+    pixels: InputTransform,
 ) -> dict[str, float]:
-    machine.place(pretrained)
+    accelerator.place(pretrained)
     ways = (
         ("pretext_accuracy", config.data, False),
         ("pretext_accuracy_cropped", config.pretraining_data, True),
     )
     figures = {}
     for name, data, augment in ways:
-        held_out = build_loader(dataset.held_out, data, config.seed, machine.device)
+        held_out = build_loader(dataset.held_out, data, config.seed, accelerator.device)
         measured = pretext_accuracy(
-            pretrained, held_out, pixels, machine, config.patches, len(held_out), augment
+            pretrained, held_out, pixels, accelerator, config.patches, len(held_out), augment
         )
         figures[name] = measured["pretext_accuracy"]
     return figures

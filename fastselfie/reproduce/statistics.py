@@ -174,8 +174,8 @@ def _notes(agenda: Agenda, dataset: Dataset) -> list[str]:
     supervised = [result for group in groups for result in agenda.finals(group)]
     if (note := control_note(supervised)) is not None:
         notes.append(note)
-    if dataset.caution:
-        notes.append(f"Warning: {dataset.caution}.")
+    if dataset.warning:
+        notes.append(f"Warning: {dataset.warning}.")
     choices = {group: agenda.choice(group) for group in plan.groups}
     return notes + [text for group, choice in choices.items() for text in _caveats(group, choice)]
 

@@ -15,7 +15,7 @@ from fastselfie.reproduce.protocol import Plan, Run
 from fastselfie.reproduce.scheduler import RESULT, RUNS, Result, drop_checkpoints
 from fastselfie.runs.folder import FINETUNED, PRETRAIN, read_facts
 from fastselfie.runs.load import load_pretrained
-from fastselfie.system.accelerator import Machine
+from fastselfie.system.accelerator import Accelerator
 from fastselfie.system.console import say
 from fastselfie.system.files import write_atomically
 from fastselfie.training.finetune import finetune
@@ -24,8 +24,8 @@ from fastselfie.training.finetune import finetune
 class Bench:
     """Where a process does run after run: the images, P and the device, each taken once."""
 
-    def __init__(self, plan: Plan, dataset: Dataset, out: Path, machine: Machine) -> None:
-        self.plan, self.dataset, self.out, self.machine = plan, dataset, out, machine
+    def __init__(self, plan: Plan, dataset: Dataset, out: Path, accelerator: Accelerator) -> None:
+        self.plan, self.dataset, self.out, self.accelerator = plan, dataset, out, accelerator
 
     @cached_property
     def pretrained(self) -> Selfie:
@@ -44,7 +44,7 @@ class Bench:
         _set_aside(folder, run.lr)
         measures: Mapping[str, float | None]
         try:
-            measures = finetune(config, few, folder, self.machine, start)
+            measures = finetune(config, few, folder, self.accelerator, start)
         except Diverged as error:
             if run.split is None:
                 # Its own way out is finetune.lr, which a reproduction does not read.

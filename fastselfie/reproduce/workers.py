@@ -25,7 +25,7 @@ from fastselfie.errors import UserError
 from fastselfie.reproduce.protocol import Plan, Run
 from fastselfie.reproduce.scheduler import Agenda, Result
 from fastselfie.reproduce.trials import Bench
-from fastselfie.system.accelerator import choose_machine, usable_cores
+from fastselfie.system.accelerator import choose_accelerator, usable_cores
 from fastselfie.system.console import console
 from fastselfie.system.distributed import Ranks
 from fastselfie.system.lock import helping_in
@@ -135,8 +135,10 @@ def _work(wire: Connection, number: int, jobs: int, plan: Plan, out: Path) -> No
         with helping_in(out, number):
             gpus = max(1, torch.cuda.device_count())
             config = plan.config
-            machine = choose_machine(_share(config.runtime), Ranks(local_rank=number % gpus))
-            bench = Bench(plan, open_dataset(config.data, config.seed), out, machine)
+            accelerator = choose_accelerator(
+                _share(config.runtime), Ranks(local_rank=number % gpus)
+            )
+            bench = Bench(plan, open_dataset(config.data, config.seed), out, accelerator)
             while (run := wire.recv()) is not None:
                 wire.send(bench.do(run))
     except (UserError, OSError) as error:

@@ -16,9 +16,9 @@ from fastselfie.data.loaders import INSTALL, choose_loader
 from fastselfie.errors import UserError
 from fastselfie.models.selfie import Selfie
 from fastselfie.runs.doctor import UNASKED, examine
-from fastselfie.system.accelerator import choose_machine, total_memory
+from fastselfie.system.accelerator import choose_accelerator, total_memory
 from fastselfie.training.finetune import labelled
-from fastselfie.training.memory import Estimate, estimate_finetuning, estimate_pretraining
+from fastselfie.training.memory import MemoryEstimate, estimate_finetuning, estimate_pretraining
 from fastselfie.training.trackers import require_wandb
 
 _HOW_TO_MAKE = (
@@ -34,11 +34,11 @@ def print_plan(config: Config, out: Path, console: Console, stage: str = "all") 
 
     stage: as for `run.train`: pretraining alone needs no labels.
     """
-    machine = choose_machine(config.runtime)
+    accelerator = choose_accelerator(config.runtime)
     console.print(config.to_yaml(), markup=False)
     table = Table(title=f"{config.name}: what a run would do", show_header=False)
-    table.add_row("device", f"{machine.device} ({machine.why})")
-    table.add_row("precision", f"{machine.precision.name} ({machine.precision.why})")
+    table.add_row("device", f"{accelerator.device} ({accelerator.why})")
+    table.add_row("precision", f"{accelerator.precision.name} ({accelerator.precision.why})")
     missing, classes = [], 1000
     try:
         dataset = open_dataset(config.data, config.seed, labels_needed=stage != "pretrain")
@@ -46,12 +46,12 @@ def print_plan(config: Config, out: Path, console: Console, stage: str = "all") 
         missing.append(f"data: {error}. {_HOW_TO_MAKE}")
     else:
         classes = len(dataset.train.classes)
-        loader, why = choose_loader(config.pretraining_data, dataset.train, machine.device)
+        loader, why = choose_loader(config.pretraining_data, dataset.train, accelerator.device)
         table.add_row("loader", f"{loader} ({why})")
         table.add_row("training images", f"{len(dataset.train):,} of {classes:,} classes")
         table.add_row("held out", f"{len(dataset.held_out):,} ({escape(dataset.split)})")
-        if dataset.caution:
-            table.add_row("warning", escape(dataset.caution))
+        if dataset.warning:
+            table.add_row("warning", escape(dataset.warning))
         if warning := class_warning(dataset.train, config.data.train or ""):
             table.add_row("classes", escape(warning))
         if stage != "pretrain":
@@ -61,12 +61,12 @@ def print_plan(config: Config, out: Path, console: Console, stage: str = "all") 
                 missing.append(f"labels: {error}")
     chance = f"chance {1 / config.masked:.1%}"
     table.add_row("task", f"{config.masked} of {config.patches} patches masked, {chance}")
-    memory = total_memory(machine.device)
-    pretraining = estimate_pretraining(config, machine.precision)
+    memory = total_memory(accelerator.device)
+    pretraining = estimate_pretraining(config, accelerator.precision)
     for name, count in _parameters(config).items():
         table.add_row(f"parameters of {name}", f"{count / 1e6:.2f} M")
     _add_stage(table, "pretraining", config.pretrain, pretraining, memory)
-    finetuning = estimate_finetuning(config, classes, machine.precision)
+    finetuning = estimate_finetuning(config, classes, accelerator.precision)
     _add_stage(table, "finetuning", config.finetune, finetuning, memory)
     if config.finetune.control:
         table.add_row("control", "the same network, steps and labels from scratch")
@@ -93,7 +93,7 @@ def _parameters(config: Config) -> dict[str, int]:
 
 
 def _add_stage(
-    table: Table, name: str, stage: StageConfig, estimate: Estimate, memory: int
+    table: Table, name: str, stage: StageConfig, estimate: MemoryEstimate, memory: int
 ) -> None:
     micro = estimate.micro_batch(stage, memory)
     passes = "" if micro == stage.batch_size else f" in passes of {micro}"

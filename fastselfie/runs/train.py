@@ -33,11 +33,11 @@ from fastselfie.runs.folder import (
     SUPERVISED,
 )
 from fastselfie.runs.load import load_pretrained, open_run
-from fastselfie.system.accelerator import Machine, choose_machine
+from fastselfie.system.accelerator import Accelerator, choose_accelerator
 from fastselfie.system.console import console, say
-from fastselfie.system.distributed import Ranks, join, restarted
+from fastselfie.system.distributed import Ranks, init_distributed, restarted
 from fastselfie.system.files import write_atomically
-from fastselfie.system.lock import LOCK, only_one_in
+from fastselfie.system.lock import LOCK, exclusive_lock
 from fastselfie.training.checkpoint import (
     LATEST,
     has_checkpoints,
@@ -54,7 +54,7 @@ from fastselfie.training.trackers import WANDB_ID, require_wandb
 OpenPage = Callable[[Config, Path, bool], AbstractContextManager[Show]]
 
 
-def no_page(config: Config, out: Path, leads: bool) -> AbstractContextManager[Show]:
+def no_page(config: Config, out: Path, is_main: bool) -> AbstractContextManager[Show]:
     """Write no page while a run trains."""
     return nullcontext(lambda: None)
 
@@ -75,19 +75,19 @@ def train(
             known before the first step is found before it, and leaves `out` as it was.
     """
     began = time.time()
-    ranks = join(config.runtime)
+    ranks = init_distributed(config.runtime)
     if restarted():
         resume = "auto"  # what `never` moved aside, or a path copied, is done
-    console.quiet = not ranks.leads
+    console.quiet = not ranks.is_main
     with ExitStack() as held:
-        with ranks.as_one():
-            machine, dataset = _open(config, stage, resume, out, ranks, held)
+        with ranks.raise_together():
+            accelerator, dataset = _open(config, stage, resume, out, ranks, held)
         ranks.require_same(
             dataset.fingerprint(),
             f"{config.data.train}: other images on another machine: data.train and data.test must "
             "be the same on all",
         )
-        return _run_stages(config, dataset, stage, out, machine, began, open_page)
+        return _run_stages(config, dataset, stage, out, accelerator, began, open_page)
 
 
 def _run_stages(
@@ -95,64 +95,66 @@ def _run_stages(
     dataset: Dataset,
     stage: str,
     out: Path,
-    machine: Machine,
+    accelerator: Accelerator,
     began: float,
     open_page: OpenPage,
 ) -> dict[str, Any] | None:
     """Train, with the run's page as it goes; return the summary where this process leads."""
     measures: dict[str, dict[str, float]] = {}
-    with open_page(config, out, machine.ranks.leads) as show:
+    with open_page(config, out, accelerator.ranks.is_main) as show:
         if stage == "finetune":
             read = partial(load_pretrained, config, out / PRETRAIN, whole=True)
-            network = machine.ranks.from_leader(read)
+            network = accelerator.ranks.broadcast_from_main(read)
         else:
-            network, measures[PRETRAIN] = pretrain(config, dataset, out / PRETRAIN, machine, show)
+            network, measures[PRETRAIN] = pretrain(
+                config, dataset, out / PRETRAIN, accelerator, show
+            )
         if stage != PRETRAIN:
             arms: list[tuple[str, Selfie | None]] = [(FINETUNED, network)]
             if config.finetune.control:
                 arms.append((SUPERVISED, None))
             for name, start in arms:
                 few = few_labels(config, dataset)
-                measures[name] = finetune(config, few, out / name, machine, start, show)
-        return _conclude(out, measures, time.time() - began) if machine.ranks.leads else None
+                measures[name] = finetune(config, few, out / name, accelerator, start, show)
+        return _conclude(out, measures, time.time() - began) if accelerator.ranks.is_main else None
 
 
 def _open(
     config: Config, stage: str, resume: str, out: Path, ranks: Ranks, held: ExitStack
-) -> tuple[Machine, Dataset]:
+) -> tuple[Accelerator, Dataset]:
     """Find every mistake that can be known before the first step, then prepare `out`.
 
     held: keeps other processes out of `out` until it is closed.
     """
-    machine = choose_machine(config.runtime, ranks)
-    _check_processes(config, stage, machine)
+    accelerator = choose_accelerator(config.runtime, ranks)
+    _check_processes(config, stage, accelerator)
     dataset = open_dataset(config.data, config.seed, labels_needed=stage != PRETRAIN)
     chosen = labelled(config, dataset) if stage != PRETRAIN else None
-    if ranks.leads:
+    if ranks.is_main:
         require_wandb(config.log)
-        _announce(config, stage, machine, dataset, 0 if chosen is None else len(chosen))
+        _announce(config, stage, accelerator, dataset, 0 if chosen is None else len(chosen))
         stages = _stages(config, dataset)
         _prepare_folder(out, resume, stages)
-        held.enter_context(only_one_in(out))
+        held.enter_context(exclusive_lock(out))
         if chosen is not None:
             if not any(has_checkpoints(out / name) for name in stages):
                 (out / "labels.txt").unlink(missing_ok=True)  # of a start that trained nothing
             keep_labels(out / "labels.txt", chosen, dataset.train.labels, config.seed)
         write_atomically(out / CLASSES, json.dumps(list(dataset.train.classes)) + "\n")
         write_atomically(out / CONFIG, config.to_yaml())
-        facts = json.dumps(environment(machine.device), indent=1)
+        facts = json.dumps(environment(accelerator.device), indent=1)
         write_atomically(out / ENVIRONMENT, facts + "\n")
-    return machine, dataset
+    return accelerator, dataset
 
 
-def _check_processes(config: Config, stage: str, machine: Machine) -> None:
+def _check_processes(config: Config, stage: str, accelerator: Accelerator) -> None:
     """Whether so many processes can train by this config.
 
     Raises:
         UserError: the first key that they cannot keep to.
     """
-    ranks = machine.ranks
-    if config.model.sync_batch_norm and ranks.world > 1 and machine.device.type != "cuda":
+    ranks = accelerator.ranks
+    if config.model.sync_batch_norm and ranks.world > 1 and accelerator.device.type != "cuda":
         raise UserError(
             "model.sync_batch_norm is true, which torch has for GPUs only: set it to false, or "
             "start one process"
@@ -192,7 +194,7 @@ def _prepare_folder(out: Path, resume: str, stages: dict[str, Stage]) -> None:
     if resume == "never" and out.exists():
         whole = out.resolve()
         aside = whole.with_name(f"{whole.name}.{time.strftime('%Y%m%d-%H%M%S')}")
-        with only_one_in(out):
+        with exclusive_lock(out):
             os.rename(whole, aside)
         say(f"moved the earlier run to {aside}")
     elif source != out:
@@ -222,15 +224,17 @@ def _copy_run(source: Path, out: Path, stages: dict[str, Stage]) -> None:
     shutil.copy2(source, target)
 
 
-def _announce(config: Config, stage: str, machine: Machine, dataset: Dataset, labels: int) -> None:
+def _announce(
+    config: Config, stage: str, accelerator: Accelerator, dataset: Dataset, labels: int
+) -> None:
     data = config.data if stage == "finetune" else config.pretraining_data
-    loader, why = choose_loader(data, dataset.train, machine.device)
+    loader, why = choose_loader(data, dataset.train, accelerator.device)
     labelled_text = f", {labels:,} of them with labels" if labels else ""
-    world = machine.ranks.world
+    world = accelerator.ranks.world
     several = f"{world} processes, " if world > 1 else ""
     for line in (
-        f"{config.name}: {several}device {machine.device} ({machine.why}), precision "
-        f"{machine.precision.name} ({machine.precision.why}), loader {loader} ({why})",
+        f"{config.name}: {several}device {accelerator.device} ({accelerator.why}), precision "
+        f"{accelerator.precision.name} ({accelerator.precision.why}), loader {loader} ({why})",
         f"{len(dataset.train):,} training images{labelled_text}, {len(dataset.held_out):,} held "
         f"out ({dataset.split}), {len(dataset.train.classes)} classes",
         class_warning(dataset.train, config.data.train or ""),
@@ -243,8 +247,8 @@ def _announce(config: Config, stage: str, machine: Machine, dataset: Dataset, la
             f"warning: {unknown:,} of the {len(dataset.held_out):,} held-out images are of classes "
             "without a training image: top-1, k-NN and probe have them wrong"
         )
-    if dataset.caution:
-        say(f"warning: {dataset.caution}")
+    if dataset.warning:
+        say(f"warning: {dataset.warning}")
     for name, settings in ((PRETRAIN, config.pretrain), ("finetune", config.finetune)):
         if stage in (name, "all") and settings.warmup_steps > settings.steps:
             say(

@@ -53,7 +53,7 @@ class Precision:
 
 
 @dataclass(frozen=True)
-class Machine:
+class Accelerator:
     """Where a run computes. why: the reason for the device. compile: torch.compile's mode.
 
     ranks: this process among those that train together. bf16_gradients: what these send.
@@ -122,7 +122,7 @@ class Machine:
             )
 
 
-def choose_machine(runtime: RuntimeConfig, ranks: Ranks = ALONE) -> Machine:
+def choose_accelerator(runtime: RuntimeConfig, ranks: Ranks = ALONE) -> Accelerator:
     """As the config says or, on auto, as the machine is. Sets torch's CPU threads.
 
     ranks: those that `join` found, where processes train together.
@@ -139,7 +139,7 @@ def choose_machine(runtime: RuntimeConfig, ranks: Ranks = ALONE) -> Machine:
         torch.set_num_threads(usable_cores())
     precision = choose_precision(runtime, device)
     compiling = choose_compile(runtime, device)
-    return Machine(
+    return Accelerator(
         device,
         why,
         precision,

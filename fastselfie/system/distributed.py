@@ -52,7 +52,7 @@ class Ranks:
     local_world: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes and speaks for all."""
         return self.rank == 0
 
@@ -93,15 +93,15 @@ class Ranks:
         """The largest of all processes' numbers."""
         return int(self._reduced((number,), dist.ReduceOp.MAX)[0])
 
-    def from_leader(self, read: Callable[[], Value]) -> Value:
+    def broadcast_from_main(self, read: Callable[[], Value]) -> Value:
         """What `read` returns on rank 0, alike on all: only rank 0 need see the run's folder.
 
         Raises:
-            UserError: see `as_one`.
+            UserError: see `raise_together`.
         """
         told: list[Any] = [None]
-        with self.as_one():
-            if self.leads:
+        with self.raise_together():
+            if self.is_main:
                 told = [read()]
         if self.world > 1:
             dist.broadcast_object_list(told, src=0, device=torch.device("cpu"))
@@ -114,19 +114,19 @@ class Ranks:
         Raises:
             UserError: `complaint`, where one holds another.
         """
-        leaders = self.from_leader(lambda: text)
-        with self.as_one():
+        leaders = self.broadcast_from_main(lambda: text)
+        with self.raise_together():
             if text != leaders:
                 raise UserError(complaint)
 
-    def take_buffers(self, model: nn.Module) -> None:
+    def broadcast_buffers(self, model: nn.Module) -> None:
         """Give every process rank 0's buffers: the batch statistics that a network is judged by."""
         if self.world > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
 
     @contextmanager
-    def as_one(self) -> Iterator[None]:
+    def raise_together(self) -> Iterator[None]:
         """A mistake of the user's on one process inside ends them all, where else they would wait.
 
         Inside stands no collective: a process that fails would miss it. Rank 0 raises the mistake,
@@ -143,7 +143,7 @@ class Ranks:
             return
         faults: list[Exception | None] = [None] * self.world
         dist.all_gather_object(faults, fault)
-        if self.leads:
+        if self.is_main:
             _leave_without_the_others()
             raise fault or next(error for error in faults if error is not None)
         self.leave_after_the_leader(2)
@@ -154,7 +154,7 @@ class Ranks:
         torchrun ends every process once one has left with an error, and rank 0 may still have a
         line to say or a file to write.
         """
-        if self.leads:
+        if self.is_main:
             _leave_without_the_others()
             return
         with suppress(RuntimeError):  # which is how the end of its connection is told
@@ -234,7 +234,7 @@ def restarted() -> bool:
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
 
 
-def join(runtime: RuntimeConfig) -> Ranks:
+def init_distributed(runtime: RuntimeConfig) -> Ranks:
     """Meet the other processes; they part when this one ends.
 
     Raises:
@@ -304,7 +304,7 @@ def _meet(store: Store, ranks: Ranks, timeout: float) -> Store:
     """
     mine, deadline = uuid4().hex, time.monotonic() + timeout
     store.set(f"process/{ranks.rank}", mine)
-    if not ranks.leads:
+    if not ranks.is_main:
         leader = store.get(f"leader/{mine}").decode()
         store.set(f"met/{leader}/{ranks.rank}", "")
         return PrefixStore(leader, store)

@@ -17,7 +17,7 @@ _held: set[Path] = set()
 
 
 @contextmanager
-def only_one_in(folder: Path) -> Iterator[None]:
+def exclusive_lock(folder: Path) -> Iterator[None]:
     """Hold `folder`, which is made where it is missing, against other processes.
 
     Inside another holding by this process it does nothing: a command may call another.

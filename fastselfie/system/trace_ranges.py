@@ -25,6 +25,6 @@ Phase = Literal[
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
-def phase(name: Phase) -> AbstractContextManager[object]:
+def trace_range(name: Phase) -> AbstractContextManager[object]:
     """Mark what runs inside. Microseconds where nobody profiles; nothing in compiled code."""
     return nullcontext() if torch.compiler.is_compiling() else record_function(name)

@@ -21,7 +21,7 @@ from fastselfie.system.files import link_atomically
 from fastselfie.training.checkpoint import LATEST, save_checkpoint, step_path, step_paths
 
 
-class Saver:
+class CheckpointWriter:
     """Writes the checkpoints of one stage to `folder`, one at a time; a context manager.
 
     written: the step of the newest. leads: whether this process writes. Leaving it waits for the
@@ -29,17 +29,17 @@ class Saver:
     """
 
     def __init__(
-        self, folder: Path, settings: CheckpointConfig, written: int = 0, leads: bool = True
+        self, folder: Path, settings: CheckpointConfig, written: int = 0, is_main: bool = True
     ) -> None:
         self.folder = folder
-        self.leads = leads
+        self.is_main = is_main
         self.settings = settings
         self.written = written
         self._thread: threading.Thread | None = None
         self._fault: BaseException | None = None
 
-    def __enter__(self) -> Saver:
-        if self.leads:  # another's may be in the middle of a file by now
+    def __enter__(self) -> CheckpointWriter:
+        if self.is_main:  # another's may be in the middle of a file by now
             for pattern in (".step-*.pt.*", f".{LATEST}.*", ".log.jsonl.*"):  # of a killed run
                 for path in self.folder.glob(pattern):
                     _delete(path)

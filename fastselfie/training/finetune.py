@@ -21,7 +21,7 @@ from fastselfie.data.splits import choose_labels
 from fastselfie.errors import UserError
 from fastselfie.evaluation.metrics import classification_accuracy
 from fastselfie.models.selfie import Classifier, Selfie, build_classifier
-from fastselfie.system.accelerator import Machine, random_state, set_random_state, total_memory
+from fastselfie.system.accelerator import Accelerator, random_state, set_random_state, total_memory
 from fastselfie.training.checkpoint import has_checkpoints
 from fastselfie.training.loop import fit
 from fastselfie.training.memory import estimate_finetuning
@@ -91,18 +91,18 @@ class Finetuning(NamedTuple):
 
 
 def build_finetuning(
-    config: Config, stage: Stage, classes: int, machine: Machine, start: Selfie | None
+    config: Config, stage: Stage, classes: int, accelerator: Accelerator, start: Selfie | None
 ) -> Finetuning:
     """The classifier on the machine's device, from `start` if there is one, and its step."""
     torch.manual_seed(config.seed)
     network = build_classifier(config, classes, start)
-    machine.place(network)
-    estimate = estimate_finetuning(config, classes, machine.precision)
-    memory = total_memory(machine.device)
-    micro_batch = estimate.micro_batch(stage.settings, memory, machine.ranks.world)
-    pixels = InputTransform(config, machine, micro_batch)
-    replica = machine.replica(network, config.model.sync_batch_norm)
-    forward = machine.compiled(replica)
+    accelerator.place(network)
+    estimate = estimate_finetuning(config, classes, accelerator.precision)
+    memory = total_memory(accelerator.device)
+    micro_batch = estimate.micro_batch(stage.settings, memory, accelerator.ranks.world)
+    pixels = InputTransform(config, accelerator, micro_batch)
+    replica = accelerator.replica(network, config.model.sync_batch_norm)
+    forward = accelerator.compiled(replica)
 
     def objective(batch: Batch) -> tuple[Tensor, Tensor, int]:
         logits = forward(pixels.whole(batch)).float()
@@ -110,7 +110,7 @@ def build_finetuning(
         return F.cross_entropy(logits, batch.labels), right, len(batch.images)
 
     backend = config.optimizer.backend
-    step = TrainStep(replica, objective, stage.settings, machine, micro_batch, backend)
+    step = TrainStep(replica, objective, stage.settings, accelerator, micro_batch, backend)
     return Finetuning(network, pixels, step)
 
 
@@ -118,7 +118,7 @@ def finetune(
     config: Config,
     few: FewLabels,
     folder: Path,
-    machine: Machine,
+    accelerator: Accelerator,
     start: Selfie | None,
     show: Show = lambda: None,
 ) -> dict[str, float]:
@@ -132,26 +132,30 @@ def finetune(
     """
     stage = finetuning_stage(config, few.images, from_p=start is not None)
     classes = len(few.train.classes)
-    network, pixels, step = build_finetuning(config, stage, classes, machine, start)
-    fresh = machine.ranks.from_leader(lambda: not has_checkpoints(folder))
+    network, pixels, step = build_finetuning(config, stage, classes, accelerator, start)
+    fresh = accelerator.ranks.broadcast_from_main(lambda: not has_checkpoints(folder))
     if start is not None and fresh and config.finetune.recalibrate:
-        with machine.ranks.as_one():
+        with accelerator.ranks.raise_together():
             # One of its own: what it skips, training counts.
-            seen = build_loader(few.train, config.data, config.seed, machine.device)
-        recalibrate(network, seen, pixels, machine, config.finetune.recalibrate)
-    with machine.ranks.as_one():
-        train = build_loader(few.train, config.data, config.seed, machine.device)
-        held_out = build_loader(few.held_out, config.data, config.seed, machine.device)
+            seen = build_loader(few.train, config.data, config.seed, accelerator.device)
+        recalibrate(network, seen, pixels, accelerator, config.finetune.recalibrate)
+    with accelerator.ranks.raise_together():
+        train = build_loader(few.train, config.data, config.seed, accelerator.device)
+        held_out = build_loader(few.held_out, config.data, config.seed, accelerator.device)
 
     def evaluate(step: int) -> dict[str, float]:
         del step
-        return classification_accuracy(network, held_out, pixels, machine)
+        return classification_accuracy(network, held_out, pixels, accelerator)
 
     return fit(stage, folder, step, train, evaluate, show=show)
 
 
 def recalibrate(
-    network: Classifier, loader: Loader, pixels: InputTransform, machine: Machine, images: int
+    network: Classifier,
+    loader: Loader,
+    pixels: InputTransform,
+    accelerator: Accelerator,
+    images: int,
 ) -> None:
     """Take batch norm's running statistics anew: the plain mean over passes of so many images.
 
@@ -163,12 +167,12 @@ def recalibrate(
     def inputs() -> Iterator[Tensor]:
         with closing(loader.train(0, pixels.batch)) as batches:
             for _ in range(passes):
-                with machine.ranks.as_one():
+                with accelerator.ranks.raise_together():
                     batch = next(batches)
                 yield pixels.whole(batch)
 
     # In training mode, as it must be: A's dropout draws there, and training's draws shall not move.
-    state = random_state(machine.device)
-    with machine.autocast():
+    state = random_state(accelerator.device)
+    with accelerator.autocast():
         update_bn(inputs(), network)
-    set_random_state(state, machine.device)
+    set_random_state(state, accelerator.device)

@@ -16,11 +16,11 @@ from fastselfie.data.random import process_seed
 from fastselfie.errors import Diverged
 from fastselfie.system.console import say
 from fastselfie.system.signals import Interrupted, Pending, deferred_signals
-from fastselfie.system.trace_ranges import phase
+from fastselfie.system.trace_ranges import trace_range
 from fastselfie.training.checkpoint import LATEST, newest_checkpoint
-from fastselfie.training.checkpoint_writer import Saver
+from fastselfie.training.checkpoint_writer import CheckpointWriter
 from fastselfie.training.metrics_log import RunLog, Show, Window
-from fastselfie.training.nonfinite import Offence, record
+from fastselfie.training.nonfinite import NonFiniteStep, dump_step
 from fastselfie.training.state import Progress, Stage, checkpoint_state, go_on
 from fastselfie.training.step import TrainStep
 
@@ -49,12 +49,12 @@ def fit(
             is not finite; a checkpoint cannot be written.
         Interrupted: a signal came to any process; the step in progress was finished and saved.
     """
-    settings, ranks = stage.settings, step.machine.ranks
+    settings, ranks = stage.settings, step.accelerator.ranks
     progress = Progress()
-    found = ranks.from_leader(lambda: newest_checkpoint(folder, stage.kind))
+    found = ranks.broadcast_from_main(lambda: newest_checkpoint(folder, stage.kind))
     if found is not None:
         progress = go_on(stage, step, found)
-    if progress.done >= settings.steps and not progress.owed:
+    if progress.done >= settings.steps and not progress.evaluation_pending:
         return progress.metrics
     _say_what_differs(stage, step, loader, progress)
     consumed = progress.done * settings.batch_size
@@ -64,13 +64,13 @@ def fit(
             stage.kind,
             settings.steps,
             progress.done,
-            ranks.leads,
-            progress.owed,
+            ranks.is_main,
+            progress.evaluation_pending,
             stage.config,
             show,
         ) as log,
         deferred_signals() as pending,
-        Saver(folder, stage.config.checkpoint, progress.done, ranks.leads) as saver,
+        CheckpointWriter(folder, stage.config.checkpoint, progress.done, ranks.is_main) as saver,
         closing(loader.train(consumed, settings.batch_size, patches, ranks)) as batches,
     ):
         training = _Training(stage, step, loader, evaluate, also_at, progress, log, saver, pending)
@@ -97,11 +97,11 @@ class _Training:
     also_at: frozenset[int]
     progress: Progress
     log: RunLog
-    saver: Saver
+    saver: CheckpointWriter
     pending: Pending
 
     def __post_init__(self) -> None:
-        self.ranks = self.step.machine.ranks
+        self.ranks = self.step.accelerator.ranks
         # Images that every process knew to be bad before it took its part.
         self._known_bad = self.loader.skipped
         self._skipped_before = self.progress.skipped
@@ -116,23 +116,23 @@ class _Training:
         settings, progress = self.stage.settings, self.progress
         if progress.done == 0:
             self._evaluate()
-        elif progress.owed:
+        elif progress.evaluation_pending:
             self._evaluate()
             self._save()
         first, window = progress.done + 1, Window(progress.done)
         while progress.done < settings.steps:
-            with window.waiting(), phase("waiting"):
+            with window.waiting(), trace_range("waiting"):
                 batch = self._next(batches)
             self.step(progress.done, batch)
             done = progress.done = progress.done + 1
-            if self.step.machine.compile and done == first:
+            if self.step.accelerator.compile and done == first:
                 say(f"{self.stage.kind}: compiled in {window.age():.0f} s")
                 window = Window(done)  # start-up is not a rate of training
-            with phase("logging"):
+            with trace_range("logging"):
                 self.log.advance(done)
             saves = done % settings.save_every == 0 or done == settings.steps
             if done % settings.log_every == 0 or saves:
-                with phase("logging"):
+                with trace_range("logging"):
                     self._write_means(window)
             if done % settings.eval_every == 0 or done in self.also_at or done == settings.steps:
                 with window.paused():
@@ -141,18 +141,18 @@ class _Training:
                 self._save()
             if done < settings.steps:
                 self._leave_together()
-        with self.ranks.as_one():
+        with self.ranks.raise_together():
             self.saver.wait()
         self._leave_together()
 
     def leave(self, status: int) -> None:
         """Save where the run is, unless that is done. status: other processes' than rank 0."""
-        with self.ranks.as_one():
+        with self.ranks.raise_together():
             self.saver.wait()
-        if self.progress.done > self.ranks.from_leader(lambda: self.saver.written):
+        if self.progress.done > self.ranks.broadcast_from_main(lambda: self.saver.written):
             self._stop_at_offence()
             self._save()
-            with self.ranks.as_one():
+            with self.ranks.raise_together():
                 self.saver.wait()
         say(
             f"{self.stage.kind}: left after step {self.progress.done}, saved up to step "
@@ -161,7 +161,7 @@ class _Training:
         self.ranks.leave_after_the_leader(status)
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
-        with self.ranks.as_one(), self._abandoning():
+        with self.ranks.raise_together(), self._abandoning():
             self.saver.poll()
             batch = next(batches)
         if self.ranks.world > 1:  # each drops other units, alike in a resumed run
@@ -190,7 +190,7 @@ class _Training:
             values["skipped_steps"] = means.skipped
         if skipped := self._known_bad + self._count_skipped():
             values["skipped"] = skipped
-        with window.paused(), self.ranks.as_one():
+        with window.paused(), self.ranks.raise_together():
             self.log.write(self.progress.done, **values)
 
     def _count_skipped(self) -> int:
@@ -201,26 +201,28 @@ class _Training:
 
     def _evaluate(self) -> None:
         done = self.progress.done
-        self.progress.owed = True
+        self.progress.evaluation_pending = True
         with self._abandoning():
             metrics = self.evaluate(done)
-        with self.ranks.as_one():
+        with self.ranks.raise_together():
             _require_finite(self.stage, done, metrics["heldout_loss"], self.saver.folder / LATEST)
-        self.progress.metrics, self.progress.owed = metrics, False
-        with self.ranks.as_one():
+        self.progress.metrics, self.progress.evaluation_pending = metrics, False
+        with self.ranks.raise_together():
             self.log.write(done, **metrics)
             self.log.picture(done)
 
     def _save(self) -> None:
-        unread = self._unread()
+        metric_accumulators = self._unread()
         self._count_skipped()
-        with self.ranks.as_one():
-            if self.ranks.leads:
-                self.saver.save(checkpoint_state(self.stage, self.step, self.progress, unread))
+        with self.ranks.raise_together():
+            if self.ranks.is_main:
+                self.saver.save(
+                    checkpoint_state(self.stage, self.step, self.progress, metric_accumulators)
+                )
 
     def _unread(self) -> list[dict[str, Tensor]]:
-        """Of all processes, see `TrainStep.unread`."""
-        own = self.step.unread()
+        """Of all processes, see `TrainStep.metric_accumulators`."""
+        own = self.step.metric_accumulators()
         if self.ranks.world > 1:  # elsewhere a tensor of a GPU would come out on the same GPU
             own = {name: value.cpu() for name, value in own.items()}
         return self.ranks.gathered(own)
@@ -230,32 +232,32 @@ class _Training:
 
         Writes what `fastselfie replay` needs. The weights are still those before the offence.
         """
-        offence = self.step.guard.offence()
-        if offence is None:
+        nonfinite_step = self.step.guard.nonfinite_step()
+        if nonfinite_step is None:
             return
-        unread = self._unread()
-        samples = self.ranks.gathered(offence.samples())
-        with self.ranks.as_one():
-            if self.ranks.leads:
-                state = checkpoint_state(self.stage, self.step, self.progress, unread)
-                kept = record(state, offence, samples, self.saver.folder)
-                raise Diverged(f"{_complaint(self.stage, offence)}; {kept}")
+        metric_accumulators = self._unread()
+        samples = self.ranks.gathered(nonfinite_step.samples())
+        with self.ranks.raise_together():
+            if self.ranks.is_main:
+                state = checkpoint_state(self.stage, self.step, self.progress, metric_accumulators)
+                kept = dump_step(state, nonfinite_step, samples, self.saver.folder)
+                raise Diverged(f"{_complaint(self.stage, nonfinite_step)}; {kept}")
 
 
-def _complaint(stage: Stage, offence: Offence) -> str:
-    what, value = ("loss", offence.loss)
+def _complaint(stage: Stage, nonfinite_step: NonFiniteStep) -> str:
+    what, value = ("loss", nonfinite_step.loss)
     if math.isfinite(value):
-        what, value = "norm of the gradient", offence.norm
+        what, value = "norm of the gradient", nonfinite_step.norm
     section = stage.sections[-1]
     return (
-        f"{stage.kind}: the {what} is {value} at step {offence.step + 1}: lower {section}.lr "
-        f"({stage.settings.lr}) or set {section}.clip_grad_norm"
+        f"{stage.kind}: the {what} is {value} at step {nonfinite_step.step + 1}: lower "
+        f"{section}.lr ({stage.settings.lr}) or set {section}.clip_grad_norm"
     )
 
 
 def _say_what_differs(stage: Stage, step: TrainStep, loader: Loader, progress: Progress) -> None:
     """Lines about passes, which batch norm sees, and about a resumed run that is another one."""
-    world, size = step.machine.ranks.world, stage.settings.batch_size
+    world, size = step.accelerator.ranks.world, stage.settings.batch_size
     if step.micro_batch < size:
         over = f" over {world} processes" if world > 1 else ""
         say(

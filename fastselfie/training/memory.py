@@ -22,7 +22,7 @@ _USABLE = 0.6
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MemoryEstimate:
     """parameters: of the model. fixed: bytes of weights, gradients, momentum. per_image: bytes
     that one image's forward pass keeps for its backward pass."""
 
@@ -44,7 +44,7 @@ class Estimate:
         return max(fitting, default=1)
 
 
-def estimate_pretraining(config: Config, precision: Precision) -> Estimate:
+def estimate_pretraining(config: Config, precision: Precision) -> MemoryEstimate:
     """Of the Selfie network on patches."""
 
     def inputs(images: int) -> tuple[Tensor, ...]:
@@ -59,7 +59,7 @@ def estimate_pretraining(config: Config, precision: Precision) -> Estimate:
     return replace(found, fixed=found.fixed + _BYTES_AVERAGED * found.parameters)
 
 
-def estimate_finetuning(config: Config, classes: int, precision: Precision) -> Estimate:
+def estimate_finetuning(config: Config, classes: int, precision: Precision) -> MemoryEstimate:
     """Of the classifier on whole images."""
 
     def inputs(images: int) -> tuple[Tensor, ...]:
@@ -79,13 +79,13 @@ def _estimate(
     build: Callable[[], nn.Module],
     inputs: Callable[[int], tuple[Tensor, ...]],
     precision: Precision,
-) -> Estimate:
+) -> MemoryEstimate:
     """Runs the forward pass on fake tensors, which have shapes and no memory."""
     with FakeTensorMode():
         model = build()
         parameters = sum(p.numel() for p in model.parameters())
         few, more = (_saved_bytes(model, inputs(n), precision) for n in (2, 4))
-    return Estimate(parameters, _BYTES_A_PARAMETER * parameters, (more - few) // 2)
+    return MemoryEstimate(parameters, _BYTES_A_PARAMETER * parameters, (more - few) // 2)
 
 
 def _saved_bytes(model: nn.Module, inputs: tuple[Tensor, ...], precision: Precision) -> int:

@@ -22,7 +22,7 @@ from rich.progress import (
 from fastselfie.config import Config
 from fastselfie.system.console import console, say
 from fastselfie.system.files import write_atomically
-from fastselfie.training.trackers import open_boards
+from fastselfie.training.trackers import open_trackers
 
 # Told that there is a new line in the log.
 Show = Callable[[], None]
@@ -36,9 +36,10 @@ class RunLog:
     """Log of one stage, a context manager: `folder`/log.jsonl, TensorBoard, W&B, a bar.
 
     Opening it for a run resumed at `start` drops the lines that the run will write again: those
-    after that step and, where the evaluation of `start` is `owed`, that one's. leads: whether this
-    process writes; where it does not, lines go nowhere. config: the run's, for W&B and for what a
-    line means that the disk refuses; None: neither. show: called after each line.
+    after that step and, where the evaluation of `start` is `evaluation_pending`, that one's.
+    is_main: whether this process writes; where it does not, lines go nowhere. config: the run's,
+    for W&B and for what a line means that the disk refuses; None: neither. show: called after each
+    line.
     """
 
     def __init__(
@@ -47,20 +48,20 @@ class RunLog:
         title: str,
         steps: int,
         start: int,
-        leads: bool = True,
-        owed: bool = False,
+        is_main: bool = True,
+        evaluation_pending: bool = False,
         config: Config | None = None,
         show: Show = lambda: None,
     ) -> None:
-        self.path = folder / "log.jsonl" if leads else Path(os.devnull)
+        self.path = folder / "log.jsonl" if is_main else Path(os.devnull)
         self.title = title
         self._on_error = "stop" if config is None else config.checkpoint.on_error
         self._show = show
         self._refused = False
-        if leads:
+        if is_main:
             folder.mkdir(parents=True, exist_ok=True)
             # What begins at 0 measures that step again too.
-            again = owed or start == 0
+            again = evaluation_pending or start == 0
             kept = [
                 line
                 for line in read_log(self.path)
@@ -69,7 +70,7 @@ class RunLog:
             ]
             write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
-        self._boards = open_boards(folder, title, start, config, say) if leads else []
+        self._boards = open_trackers(folder, title, start, config, say) if is_main else []
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=8),

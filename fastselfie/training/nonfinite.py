@@ -26,7 +26,7 @@ from fastselfie.training.checkpoint import save_checkpoint
 NONFINITE = "nonfinite"  # the kind of the file that an offence leaves
 
 
-class Before(NamedTuple):
+class StepSnapshot(NamedTuple):
     """What a step began from, beside the weights: its number, its samples, the random state."""
 
     step: int
@@ -34,13 +34,13 @@ class Before(NamedTuple):
     random: dict[str, Tensor]
 
 
-class Offence(NamedTuple):
+class NonFiniteStep(NamedTuple):
     """The step at which the guard halted. before: None where it was not kept."""
 
     step: int
     loss: float
     norm: float
-    before: Before | None
+    before: StepSnapshot | None
 
     def samples(self) -> Index | None:
         """Those of the step, of this process."""
@@ -57,7 +57,7 @@ class Guard:
         self._step = torch.full((), -1, dtype=torch.int64, device=device)  # of the offence
         self._figures = torch.zeros(2, device=device)  # its loss and norm
         # The loop reads at least this often.
-        self._recent: deque[Before] = deque(maxlen=stage.log_every)
+        self._recent: deque[StepSnapshot] = deque(maxlen=stage.log_every)
         self._model = model
         self._statistics: list[list[Tensor]] = []
         self._statistics_before: list[Tensor] = []
@@ -68,7 +68,7 @@ class Guard:
             buffers = list(self._model.buffers())
             kinds = {buffer.dtype for buffer in buffers}
             self._statistics = [[b for b in buffers if b.dtype == kind] for kind in kinds]
-        self._recent.append(Before(step, index, random_state(self.device)))
+        self._recent.append(StepSnapshot(step, index, random_state(self.device)))
         self._statistics_before = self._flat_statistics()
 
     def judge(self, step: int, loss: Tensor, norm: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class Guard:
             kept = torch.split(torch.where(applied, after, before), [b.numel() for b in group])
             torch._foreach_copy_(group, [k.view_as(b) for k, b in zip(kept, group, strict=True)])
 
-    def offence(self) -> Offence | None:
+    def nonfinite_step(self) -> NonFiniteStep | None:
         """Where the guard halted, if it has. Waits for the device: a decision of the caller."""
         step = int(self._step)
         if step < 0:
@@ -98,26 +98,29 @@ class Guard:
             return None
         loss, norm = self._figures.tolist()
         before = next((before for before in self._recent if before.step == step), None)
-        return Offence(step, loss, norm, before)
+        return NonFiniteStep(step, loss, norm, before)
 
     def _flat_statistics(self) -> list[Tensor]:
         """A copy, a tensor for each dtype: a hundred small copies would cost a launch each."""
         return [torch.cat([b.flatten() for b in group]) for group in self._statistics]
 
 
-def record(
-    state: dict[str, Any], offence: Offence, samples: Sequence[Index | None], folder: Path
+def dump_step(
+    state: dict[str, Any],
+    nonfinite_step: NonFiniteStep,
+    samples: Sequence[Index | None],
+    folder: Path,
 ) -> str:
     """Write what the offence began from; say how to look at it.
 
     state: a checkpoint. samples: of all processes, unknown only if nobody read for too long.
     """
-    path = folder / f"nonfinite-{offence.step + 1:07d}.pt"
-    kept = {**state, "kind": NONFINITE, "stage": state["kind"], "step": offence.step}
+    path = folder / f"nonfinite-{nonfinite_step.step + 1:07d}.pt"
+    kept = {**state, "kind": NONFINITE, "stage": state["kind"], "step": nonfinite_step.step}
     known = [index for index in samples if index is not None]
-    if offence.before is not None:
+    if nonfinite_step.before is not None:
         ids, epochs = (torch.from_numpy(np.concatenate(v)) for v in zip(*known, strict=True))
-        kept.update(random=offence.before.random, samples=ids, epochs=epochs)
+        kept.update(random=nonfinite_step.before.random, samples=ids, epochs=epochs)
     try:
         save_checkpoint(path, kept)
     except OSError as error:

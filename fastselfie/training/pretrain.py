@@ -16,7 +16,7 @@ from fastselfie.evaluation.mask_picture import filled, originals
 from fastselfie.evaluation.metrics import evaluating, pretext_accuracy
 from fastselfie.evaluation.online import Monitor
 from fastselfie.models.selfie import Selfie
-from fastselfie.system.accelerator import Machine, total_memory
+from fastselfie.system.accelerator import Accelerator, total_memory
 from fastselfie.system.console import say
 from fastselfie.training.loop import fit
 from fastselfie.training.memory import estimate_pretraining
@@ -54,25 +54,25 @@ class Pretraining(NamedTuple):
         return self.step.average.model
 
 
-def build_pretraining(config: Config, machine: Machine) -> Pretraining:
+def build_pretraining(config: Config, accelerator: Accelerator) -> Pretraining:
     """The network as the seed draws it, on the machine's device, and its training step."""
     settings = config.pretrain
     torch.manual_seed(config.seed)
     model = Selfie(config)
-    machine.place(model)
-    estimate = estimate_pretraining(config, machine.precision)
-    memory = total_memory(machine.device)
-    micro_batch = estimate.micro_batch(settings, memory, machine.ranks.world)
-    pixels = InputTransform(config, machine, micro_batch)
-    replica = machine.replica(model, config.model.sync_batch_norm)
-    forward = machine.compiled(replica)
+    accelerator.place(model)
+    estimate = estimate_pretraining(config, accelerator.precision)
+    memory = total_memory(accelerator.device)
+    micro_batch = estimate.micro_batch(settings, memory, accelerator.ranks.world)
+    pixels = InputTransform(config, accelerator, micro_batch)
+    replica = accelerator.replica(model, config.model.sync_batch_norm)
+    forward = accelerator.compiled(replica)
 
     def objective(batch: Batch) -> tuple[Tensor, Tensor, int]:
         loss, correct = forward(pixels.patches(batch), batch.order)
         return loss, correct, len(batch.images) * model.masked
 
     backend = config.optimizer.backend
-    step = TrainStep(replica, objective, settings, machine, micro_batch, backend, settings.ema)
+    step = TrainStep(replica, objective, settings, accelerator, micro_batch, backend, settings.ema)
     return Pretraining(model, pixels, step)
 
 
@@ -80,7 +80,7 @@ def pretrain(
     config: Config,
     dataset: Dataset,
     folder: Path,
-    machine: Machine,
+    accelerator: Accelerator,
     show: Show = lambda: None,
 ) -> tuple[Selfie, dict[str, float]]:
     """Train on all images of the training part, without labels; return it and the last measures.
@@ -92,24 +92,24 @@ def pretrain(
         UserError: see `fit` and the loaders.
     """
     settings = config.pretrain
-    built = build_pretraining(config, machine)
+    built = build_pretraining(config, accelerator)
     model, pixels, step = built.result, built.pixels, built.step
-    with machine.ranks.as_one():
+    with accelerator.ranks.raise_together():
         train, held_out = (
-            build_loader(images, data, config.seed, machine.device)
+            build_loader(images, data, config.seed, accelerator.device)
             for images, data in (
                 (dataset.train, config.pretraining_data),
                 (dataset.held_out, config.data),
             )
         )
-        monitor = Monitor(config, dataset, pixels, machine)
+        monitor = Monitor(config, dataset, pixels, accelerator)
     pictured = frozenset((*settings.picture_steps, settings.steps))
 
     def evaluate(done: int) -> dict[str, float]:
-        with machine.ranks.as_one():
-            if done in pictured and machine.ranks.leads:
+        with accelerator.ranks.raise_together():
+            if done in pictured and accelerator.ranks.is_main:
                 try:
-                    _take_picture(model, held_out, pixels, machine, picture_path(folder, done))
+                    _take_picture(model, held_out, pixels, accelerator, picture_path(folder, done))
                 except OSError as error:
                     if config.checkpoint.on_error == "stop":
                         raise
@@ -118,7 +118,7 @@ def pretrain(
                         "not written, checkpoint.on_error is continue"
                     )
         measures = pretext_accuracy(
-            model, held_out, pixels, machine, config.patches, settings.eval_images
+            model, held_out, pixels, accelerator, config.patches, settings.eval_images
         )
         return measures | monitor.measure(model.patch_network, done)
 
@@ -136,14 +136,14 @@ def pretrain(
 
 
 def _take_picture(
-    model: Selfie, loader: Loader, pixels: InputTransform, machine: Machine, path: Path
+    model: Selfie, loader: Loader, pixels: InputTransform, accelerator: Accelerator, path: Path
 ) -> None:
     """The first held-out images as the model fills them now, and once as they are."""
     patches = loader.data.image_size // pixels.patch_size
     batches = loader.evaluate(_PICTURED, patches**2, _PICTURED)
     batch = next(batches)
     batches.close()
-    with evaluating(model), machine.autocast():
+    with evaluating(model), accelerator.autocast():
         scores = model.scores(pixels.patches(batch), batch.order)
     images, order = batch.images.cpu().numpy(), batch.order.cpu().numpy()
     path.parent.mkdir(parents=True, exist_ok=True)

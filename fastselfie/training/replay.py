@@ -15,7 +15,7 @@ from fastselfie.config import Config
 from fastselfie.data.dataset import Dataset, Source, open_dataset
 from fastselfie.data.loaders import Batch, Index, build_loader
 from fastselfie.errors import UserError
-from fastselfie.system.accelerator import Machine, choose_machine, set_random_state
+from fastselfie.system.accelerator import Accelerator, choose_accelerator, set_random_state
 from fastselfie.training.checkpoint import load_checkpoint, load_weights
 from fastselfie.training.finetune import build_finetuning, few_labels, finetuning_stage
 from fastselfie.training.nonfinite import NONFINITE
@@ -74,19 +74,19 @@ def replay_step(path: Path) -> Replay:
     if record.get("kind") != NONFINITE or "samples" not in record:
         raise UserError(f"{path}: holds no step to run again: give a nonfinite-STEP.pt")
     config = _uncompiled(Config.model_validate_json(record["config"]))
-    machine = choose_machine(config.runtime)
+    accelerator = choose_accelerator(config.runtime)
     pretrains = record["stage"] == "pretrain"
     dataset = open_dataset(config.data, config.seed, labels_needed=not pretrains)
     if dataset.fingerprint() != record["images"]:
         raise UserError(f"{path}: its images ({config.data.train}) are not those of the run now")
-    step, source, patches = _build(record["stage"], config, dataset, machine)
+    step, source, patches = _build(record["stage"], config, dataset, accelerator)
     load_weights(step.model, record["model"], path)
     data = config.pretraining_data if pretrains else config.data
-    loader = build_loader(source, data, config.seed, machine.device)
+    loader = build_loader(source, data, config.seed, accelerator.device)
     index = Index(record["samples"].numpy(), record["epochs"].numpy())
     side = step.stage.image_size_at(record["step"])
     batch = loader.again(index, patches).shrunk(side)
-    set_random_state(record["random"], machine.device)
+    set_random_state(record["random"], accelerator.device)
     found = Replay(record["step"] + 1)
     found.samples = [(int(s), int(e), source.name(int(s))) for s, e in zip(*index, strict=True)]
     _run(step, batch, record["micro_batch"], found)
@@ -99,14 +99,14 @@ def _uncompiled(config: Config) -> Config:
 
 
 def _build(
-    kind: str, config: Config, dataset: Dataset, machine: Machine
+    kind: str, config: Config, dataset: Dataset, accelerator: Accelerator
 ) -> tuple[TrainStep, Source, int]:
     """The step of a stage, the images it trains on, and N or 1."""
     if kind == "pretrain":
-        return build_pretraining(config, machine).step, dataset.train, config.patches
+        return build_pretraining(config, accelerator).step, dataset.train, config.patches
     few = few_labels(config, dataset)
     stage = finetuning_stage(config, few.images, from_p=kind == "finetuned")
-    built = build_finetuning(config, stage, len(few.train.classes), machine, None)
+    built = build_finetuning(config, stage, len(few.train.classes), accelerator, None)
     return built.step, few.train, 1
 
 
@@ -116,7 +116,7 @@ def _run(step: TrainStep, batch: Batch, micro_batch: int, found: Replay) -> None
     with _watched(step.model, found):
         for part in batch.split(micro_batch):
             share = len(part.images) / len(batch.images)
-            with step.machine.autocast():
+            with step.accelerator.autocast():
                 loss, _, _ = step.objective(part)
             (loss * share).backward()  # type: ignore[no-untyped-call]
             found.losses.append(float(loss.detach()))

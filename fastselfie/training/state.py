@@ -62,50 +62,53 @@ class Progress:
 
     done: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
-    owed: bool = False
+    evaluation_pending: bool = False
     skipped: int = 0
 
 
 def go_on(stage: Stage, step: TrainStep, found: Checkpoint) -> Progress:
     """Check and restore a checkpoint, which all processes have from rank 0. Raises as `check`."""
-    with step.machine.ranks.as_one():
+    with step.accelerator.ranks.raise_together():
         stage.check(found.state, found.path)
         progress = restore(step, found)
-    before, world = found.state["processes"], step.machine.ranks.world
+    before, world = found.state["processes"], step.accelerator.ranks.world
     if before != world:
         say(
             f"{stage.kind}: was trained by {before} processes, goes on with {world}: in the same "
             "order of samples, but batch norm and dropout see them in other parts"
         )
-    before, now = found.state["precision"], step.machine.precision.name
+    before, now = found.state["precision"], step.accelerator.precision.name
     if before != now:
         say(
             f"warning: {stage.kind}: was trained in {before}, goes on in {now} "
-            f"({step.machine.precision.why}): runtime.precision={before} goes on as it was"
+            f"({step.accelerator.precision.why}): runtime.precision={before} goes on as it was"
         )
     return progress
 
 
 def checkpoint_state(
-    stage: Stage, step: TrainStep, progress: Progress, unread: Sequence[Mapping[str, Tensor]]
+    stage: Stage,
+    step: TrainStep,
+    progress: Progress,
+    metric_accumulators: Sequence[Mapping[str, Tensor]],
 ) -> dict[str, Any]:
-    """A checkpoint. unread: every process's, see `TrainStep.unread`."""
+    """A checkpoint. unread: every process's, see `TrainStep.metric_accumulators`."""
     return {
         "kind": stage.kind,
         "images": stage.images,
         "step": progress.done,
         "micro_batch": step.micro_batch,
-        "processes": step.machine.ranks.world,
-        "precision": step.machine.precision.name,
+        "processes": step.accelerator.ranks.world,
+        "precision": step.accelerator.precision.name,
         "config": json.dumps(stage.config.model_dump(mode="json")),
         "model": step.model.state_dict(),
         "average": None if step.average is None else step.average.model.state_dict(),
         "optimizer": step.optimizer.state_dict(),
         "scaler": step.scaler.state_dict(),
-        "random": random_state(step.machine.device),
-        "unread": unread,
+        "random": random_state(step.accelerator.device),
+        "unread": metric_accumulators,
         "metrics": progress.metrics,
-        "owed": progress.owed,
+        "owed": progress.evaluation_pending,
         "skipped": progress.skipped,
     }
 
@@ -117,8 +120,8 @@ def restore(step: TrainStep, found: Checkpoint) -> Progress:
         UserError: the weights are of another model, or the checkpoint's micro-batches do not go
             with the CUDA graphs of this machine.
     """
-    state, ranks = found.state, step.machine.ranks
-    step.machine.check_micro_batch(state["micro_batch"], step.stage.batch_size // ranks.world)
+    state, ranks = found.state, step.accelerator.ranks
+    step.accelerator.check_micro_batch(state["micro_batch"], step.stage.batch_size // ranks.world)
     load_weights(step.model, state["model"], found.path)
     if step.average is not None:
         load_weights(step.average.model, state["average"], found.path)
@@ -127,6 +130,6 @@ def restore(step: TrainStep, found: Checkpoint) -> Progress:
         step.scaler.load_state_dict(state["scaler"])
     step.micro_batch = state["micro_batch"]
     step.go_on_from(state["unread"])
-    set_random_state(state["random"], step.machine.device)
+    set_random_state(state["random"], step.accelerator.device)
     skipped = state.get("skipped", 0)  # which older checkpoints do not have
     return Progress(state["step"], state["metrics"], state["owed"], skipped)

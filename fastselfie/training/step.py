@@ -17,8 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastselfie.config import StageConfig
 from fastselfie.data.loaders import Batch
-from fastselfie.system.accelerator import Machine
-from fastselfie.system.trace_ranges import phase
+from fastselfie.system.accelerator import Accelerator
+from fastselfie.system.trace_ranges import trace_range
 from fastselfie.training.ema import MovingAverage
 from fastselfie.training.nonfinite import Guard
 from fastselfie.training.optimizer import begin_momentum, build_optimizer, learning_rate
@@ -61,7 +61,7 @@ class Update(NamedTuple):
 class TrainStep:
     """Updates a model by `objective`, which runs it forward on a batch.
 
-    replica: the model, or what `Machine.replica` made of it. A batch is this process's part.
+    replica: the model, or what `Accelerator.replica` made of it. A batch is this process's part.
     micro_batch: images a forward pass. The loss of a step is the mean over its micro-batches.
     backend: whose SGD, see `build_optimizer`. decay: of the moving average; None: there is none.
     """
@@ -71,12 +71,12 @@ class TrainStep:
         replica: nn.Module,
         objective: Objective,
         stage: StageConfig,
-        machine: Machine,
+        accelerator: Accelerator,
         micro_batch: int,
         backend: str = "torch",
         decay: float | None = None,
     ) -> None:
-        machine.check_micro_batch(micro_batch, stage.batch_size // machine.ranks.world)
+        accelerator.check_micro_batch(micro_batch, stage.batch_size // accelerator.ranks.world)
         # How several processes hold their gradients back until the last pass.
         self._unsent: Callable[[], AbstractContextManager[None]] = nullcontext
         self.model = replica
@@ -84,11 +84,13 @@ class TrainStep:
             self._unsent, self.model = replica.no_sync, replica.module
         self.objective = objective
         self.stage = stage
-        self.machine = machine
+        self.accelerator = accelerator
         self.micro_batch = micro_batch
         self.optimizer = build_optimizer(self.model, stage, backend)
-        self.scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.precision.scaled)
-        self.guard = Guard(self.model, stage, machine.device)
+        self.scaler = torch.amp.GradScaler(
+            accelerator.device.type, enabled=accelerator.precision.scaled
+        )
+        self.guard = Guard(self.model, stage, accelerator.device)
         self.average = None if decay is None else MovingAverage(self.model, decay)
         self._clear()
 
@@ -99,9 +101,9 @@ class TrainStep:
         begin_momentum(self.optimizer)
         self.guard.begin(step, batch.index)
         loss, correct, answers = self._gradients(batch.shrunk(self.stage.image_size_at(step)))
-        with phase("optimiser"):
+        with trace_range("optimiser"):
             # Of all processes: they must judge alike.
-            seen = self.machine.ranks.mean_on_device(loss)
+            seen = self.accelerator.ranks.mean_on_device(loss)
             if self.scaler.is_enabled():
                 applied, moved, norm = self._update_scaled(step, seen)
             else:
@@ -125,7 +127,7 @@ class TrainStep:
 
         All processes read together.
         """
-        ranks, totals = self.machine.ranks, {k: float(v) for k, v in self._totals.items()}
+        ranks, totals = self.accelerator.ranks, {k: float(v) for k, v in self._totals.items()}
         loss, correct, answers = ranks.summed(*(totals[k] for k in ("loss", "correct", "answers")))
         steps, skipped = int(totals["steps"]), int(totals["skipped"])  # the same on all
         self._clear()
@@ -138,20 +140,20 @@ class TrainStep:
             totals["largest_norm"],
         )
 
-    def unread(self) -> dict[str, Tensor]:
+    def metric_accumulators(self) -> dict[str, Tensor]:
         """What the next reading begins from; a resumed run goes on with it."""
         return {**self._totals, "in_a_row": self.guard.in_a_row}
 
-    def go_on_from(self, unread: Sequence[Mapping[str, Tensor]]) -> None:
-        """Take up what every process's `unread` gave, if it was another number of them."""
-        ranks = self.machine.ranks
-        own = dict(unread[min(ranks.rank, len(unread) - 1)])
-        if len(unread) != ranks.world:
-            own["loss"] = torch.stack([each["loss"] for each in unread]).mean()
+    def go_on_from(self, metric_accumulators: Sequence[Mapping[str, Tensor]]) -> None:
+        """Continue the sums of every process, also of another number of processes."""
+        ranks = self.accelerator.ranks
+        own = dict(metric_accumulators[min(ranks.rank, len(metric_accumulators) - 1)])
+        if len(metric_accumulators) != ranks.world:
+            own["loss"] = torch.stack([each["loss"] for each in metric_accumulators]).mean()
             for name in ("correct", "answers"):
-                total = torch.stack([each[name] for each in unread]).sum()
-                own[name] = total if ranks.leads else torch.zeros_like(total)
-        own = {name: value.to(self.machine.device) for name, value in own.items()}
+                total = torch.stack([each[name] for each in metric_accumulators]).sum()
+                own[name] = total if ranks.is_main else torch.zeros_like(total)
+        own = {name: value.to(self.accelerator.device) for name, value in own.items()}
         self.guard.in_a_row = own.pop("in_a_row")
         for name in ("norm", "largest_norm"):  # older checkpoints do not have those of their steps
             own.setdefault(name, torch.where(own["steps"] > 0, math.nan, 0.0))
@@ -162,9 +164,9 @@ class TrainStep:
         losses, rights, total = [], [], 0
         for part in self._passes(batch):
             share = len(part.images) / len(batch.images)
-            with phase("forward"), self.machine.autocast():
+            with trace_range("forward"), self.accelerator.autocast():
                 loss, correct, answers = self.objective(part)
-            with phase("backward"):
+            with trace_range("backward"):
                 self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach() * share)
             rights.append(correct)
@@ -216,7 +218,7 @@ class TrainStep:
         yield last
 
     def _clear(self) -> None:
-        device, counts = self.machine.device, ("correct", "answers", "steps", "skipped")
+        device, counts = self.accelerator.device, ("correct", "answers", "steps", "skipped")
         self._totals = {c: torch.zeros((), dtype=torch.int64, device=device) for c in counts}
         for name in ("loss", "norm", "largest_norm"):
             self._totals[name] = torch.zeros((), device=device)

@@ -22,7 +22,7 @@ from fastselfie.system.files import write_atomically
 WANDB_ID = "wandb-id.txt"
 
 
-class Board(Protocol):
+class Tracker(Protocol):
     """Shows what one stage logs."""
 
     def scalars(self, values: Mapping[str, float], step: int) -> None: ...
@@ -153,11 +153,11 @@ def require_wandb(settings: LogConfig) -> None:
         ) from error
 
 
-def open_boards(
+def open_trackers(
     folder: Path, stage: str, start: int, config: Config | None, say: Callable[[str], None]
-) -> list[Board]:
+) -> list[Tracker]:
     """TensorBoard where it is installed, and W&B where `config` asks for it."""
-    boards: list[Board] = []
+    boards: list[Tracker] = []
     with suppress(ImportError):
         boards.append(TensorBoard(folder / "tensorboard", start))
     if config is not None and config.log.wandb != "off":

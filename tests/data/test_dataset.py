@@ -72,11 +72,11 @@ def test_held_out_images_that_are_the_training_images_are_noticed(image_folder, 
     """A set without parts is whatever part is asked for; one with parts has its own."""
     train = image_folder / "train"
     for part, test in ((train, train), (image_folder, train), (train, f"{train}/../train")):
-        assert f"{test}: the held-out images are the" in dataset(part, test=str(test)).caution
+        assert f"{test}: the held-out images are the" in dataset(part, test=str(test)).warning
     for part, test in ((image_folder, image_folder), (train, image_folder / "test"),
                        (idx_folder, idx_folder)):  # fmt: skip
-        assert not dataset(part, test=str(test)).caution
-    assert not dataset(train).caution
+        assert not dataset(part, test=str(test)).warning
+    assert not dataset(train).warning
 
 
 def test_limit_takes_the_same_images_of_each_part(image_folder):

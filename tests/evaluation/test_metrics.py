@@ -19,20 +19,20 @@ from fastselfie.evaluation.metrics import (
 )
 from fastselfie.evaluation.probes import linear_probe_accuracy, standardized
 from fastselfie.evaluation.representations import extract_features
-from fastselfie.models.selfie import Selfie, SideBySide, build_classifier
+from fastselfie.models.selfie import PatchConcat, Selfie, build_classifier
 
 
 @pytest.fixture
-def setting(image_folder, machine):
+def setting(image_folder, accelerator):
     config = tiny_config(data={"train": str(image_folder)})
-    loader = build_loader(open_dataset(config.data).train, config.data, 0, machine.device)
-    return config, loader, InputTransform(config, machine, batch=7)
+    loader = build_loader(open_dataset(config.data).train, config.data, 0, accelerator.device)
+    return config, loader, InputTransform(config, accelerator, batch=7)
 
 
-def test_pretext_accuracy_is_the_share_of_places_answered_right(setting, machine):
+def test_pretext_accuracy_is_the_share_of_places_answered_right(setting, accelerator):
     config, loader, pixels = setting
     model = Selfie(config)
-    measured = pretext_accuracy(model, loader, pixels, machine, config.patches, limit=10)
+    measured = pretext_accuracy(model, loader, pixels, accelerator, config.patches, limit=10)
     assert model.training
     right = 0
     model.eval()
@@ -40,26 +40,26 @@ def test_pretext_accuracy_is_the_share_of_places_answered_right(setting, machine
         best = model.scores(pixels.patches(batch), batch.order)[0].argmax(dim=1)
         right += sum(int(chosen) == place for place, chosen in enumerate(best))
     assert measured["pretext_accuracy"] == right / 40
-    again = pretext_accuracy(model, loader, pixels, machine, config.patches, limit=10)
+    again = pretext_accuracy(model, loader, pixels, accelerator, config.patches, limit=10)
     assert again == measured
 
 
-def test_classification_accuracy_counts_every_image_once(setting, machine):
+def test_classification_accuracy_counts_every_image_once(setting, accelerator):
     config, loader, pixels = setting
     network = build_classifier(config, 2)
     with torch.no_grad():
         network.head.fc.weight.zero_()
         network.head.fc.bias.copy_(torch.tensor([1.0, 0.0]))
-    measured = classification_accuracy(network, loader, pixels, machine)
+    measured = classification_accuracy(network, loader, pixels, accelerator)
     assert measured["top1"] == 0.5
     assert measured["top5"] == 1.0
     assert measured["heldout_loss"] == pytest.approx((np.log1p(np.e) - 1 + np.log1p(np.e)) / 2)
 
 
-def test_features_are_in_the_order_of_the_images(setting, machine):
+def test_features_are_in_the_order_of_the_images(setting, accelerator):
     config, loader, pixels = setting
     network = Selfie(config).patch_network
-    features, labels = extract_features(network, loader, pixels, machine)
+    features, labels = extract_features(network, loader, pixels, accelerator)
     assert features.shape == (16, 64)
     assert labels.tolist() == [0] * 8 + [1] * 8
     with evaluating(network):
@@ -68,11 +68,11 @@ def test_features_are_in_the_order_of_the_images(setting, machine):
             assert torch.allclose(one[0], features[row], rtol=1e-4, atol=1e-5)
 
 
-def test_patches_side_by_side_are_p_of_each_place(setting, machine):
+def test_patches_side_by_side_are_p_of_each_place(setting, accelerator):
     config, loader, pixels = setting
     network, side, grid = Selfie(config).patch_network, config.model.patch_size, config.grid
-    places = SideBySide(network, grid)
-    features, _ = extract_features(places, loader, pixels, machine)
+    places = PatchConcat(network, grid)
+    features, _ = extract_features(places, loader, pixels, accelerator)
     assert features.shape == (16, config.patches * network.width)
     with evaluating(network):
         batch = next(loader.evaluate(1, limit=1))
@@ -84,9 +84,9 @@ def test_patches_side_by_side_are_p_of_each_place(setting, machine):
             assert torch.allclose(one[0], part, rtol=1e-4, atol=1e-5)
 
 
-def test_augmented_they_are_measured_as_training_shows_them_first(image_folder, machine):
+def test_augmented_they_are_measured_as_training_shows_them_first(image_folder, accelerator):
     config = tiny_config(data={"train": str(image_folder), "pad_mode": "zero"})
-    loader = build_loader(open_dataset(config.data).train, config.data, 0, machine.device)
+    loader = build_loader(open_dataset(config.data).train, config.data, 0, accelerator.device)
     (measured,) = loader.evaluate(16, config.patches, augment=True)
     trained = next(loader.train(0, 16, config.patches))
     of_sample = {int(s): i for i, s in enumerate(trained.index.samples)}
@@ -96,9 +96,9 @@ def test_augmented_they_are_measured_as_training_shows_them_first(image_folder, 
     (plain,) = loader.evaluate(16, config.patches)
     assert not torch.equal(measured.images, plain.images)
     assert torch.equal(measured.order, plain.order)
-    model, pixels = Selfie(config), InputTransform(config, machine, batch=7)
+    model, pixels = Selfie(config), InputTransform(config, accelerator, batch=7)
     found = [
-        pretext_accuracy(model, loader, pixels, machine, config.patches, 16, augment)
+        pretext_accuracy(model, loader, pixels, accelerator, config.patches, 16, augment)
         for augment in (False, True)
     ]
     assert found[0]["heldout_loss"] != found[1]["heldout_loss"]

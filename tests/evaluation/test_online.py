@@ -32,9 +32,9 @@ pytestmark = pytest.mark.slow
 MEASURES = {"knn", "linear_probe"}
 
 
-def run(folder, out, machine, data=None, **settings):
+def run(folder, out, accelerator, data=None, **settings):
     config = tiny_config(data={"train": str(folder), **(data or {})}, pretrain=settings)
-    network, last = pretrain(config, open_dataset(config.data), out, machine)
+    network, last = pretrain(config, open_dataset(config.data), out, accelerator)
     return network.state_dict(), last
 
 
@@ -47,12 +47,12 @@ def measured(out):
 
 @pytest.mark.parametrize("loader", ["resident", "folder"])
 def test_the_weights_are_those_of_a_run_that_nobody_watches(
-    image_folder, tmp_path, machine, loader
+    image_folder, tmp_path, accelerator, loader
 ):
     """Batch statistics too, and dropout's draws. One evaluation is not due for anything else."""
     options = {"data": {"loader": loader}, "steps": 5, "eval_every": 5, "picture_steps": []}
-    alone, _ = run(image_folder, tmp_path / "a", machine, knn_every=None, **options)
-    watched, last = run(image_folder, tmp_path / "b", machine, knn_every=2, **options)
+    alone, _ = run(image_folder, tmp_path / "a", accelerator, knn_every=None, **options)
+    watched, last = run(image_folder, tmp_path / "b", accelerator, knn_every=2, **options)
     for name, value in alone.items():
         assert torch.equal(value, watched[name]), name
     losses = [
@@ -67,13 +67,13 @@ def test_the_weights_are_those_of_a_run_that_nobody_watches(
     assert set(last) >= MEASURES
 
 
-def test_it_measures_p_on_a_part_of_the_images(image_folder, machine):
+def test_it_measures_p_on_a_part_of_the_images(image_folder, accelerator):
     """Of those that train against those held out, in eval mode, the same part each time."""
     config = tiny_config(
         data={"train": str(image_folder)}, pretrain={"knn_images": 11, "knn_queries": 5}
     )
-    dataset, pixels = open_dataset(config.data), InputTransform(config, machine, batch=4)
-    watch = Monitor(config, dataset, pixels, machine)
+    dataset, pixels = open_dataset(config.data), InputTransform(config, accelerator, batch=4)
+    watch = Monitor(config, dataset, pixels, accelerator)
     assert (len(watch.bank), len(watch.queries)) == (11, 5)
     # Drawn, not the first: an image folder is sorted by class.
     assert len(set(watch.queries.labels.tolist())) == 2
@@ -81,30 +81,32 @@ def test_it_measures_p_on_a_part_of_the_images(image_folder, machine):
     found = watch.measure(network, 0)
     assert network.training
     bank, queries = (
-        extract_features(network, each, pixels, machine) for each in (watch.bank, watch.queries)
+        extract_features(network, each, pixels, accelerator) for each in (watch.bank, watch.queries)
     )
     assert found["knn"] == knn_accuracy(*bank, *queries)
     assert found["linear_probe"] == linear_probe_accuracy(*bank, *queries)
-    assert Monitor(config, dataset, pixels, machine).measure(network, 0) == found
+    assert Monitor(config, dataset, pixels, accelerator).measure(network, 0) == found
     assert watch.measure(network, 1) == {}
 
 
 @pytest.mark.parametrize("labels", ["one class", "none"])
-def test_without_labels_it_is_said_once_that_there_is_nothing(tmp_path, machine, capsys, labels):
+def test_without_labels_it_is_said_once_that_there_is_nothing(
+    tmp_path, accelerator, capsys, labels
+):
     folder = tmp_path / "images" / ("only" if labels == "one class" else "")
     folder.mkdir(parents=True)
     for i in range(20):
         picture(i).save(folder / f"{i}.png")
-    run(tmp_path / "images", tmp_path / "out", machine, knn_every=2)
+    run(tmp_path / "images", tmp_path / "out", accelerator, knn_every=2)
     assert capsys.readouterr().err.count("no k-NN or linear probe") == 1
     assert measured(tmp_path / "out") == {}
-    run(tmp_path / "images", tmp_path / "off", machine, knn_every=None)
+    run(tmp_path / "images", tmp_path / "off", accelerator, knn_every=None)
     assert "k-NN" not in capsys.readouterr().err
 
 
-def test_a_measure_that_was_left_is_made_up_for(image_folder, tmp_path, machine, monkeypatch):
+def test_a_measure_that_was_left_is_made_up_for(image_folder, tmp_path, accelerator, monkeypatch):
     options = {"steps": 6, "knn_every": 3, "save_every": 6}
-    straight, last = run(image_folder, tmp_path / "a", machine, **options)
+    straight, last = run(image_folder, tmp_path / "a", accelerator, **options)
     calls = []
 
     def left(*arguments):
@@ -116,20 +118,20 @@ def test_a_measure_that_was_left_is_made_up_for(image_folder, tmp_path, machine,
     with monkeypatch.context() as patch:
         patch.setattr(monitor, "feature_worth", left)
         with pytest.raises(Interrupted):
-            run(image_folder, tmp_path / "b", machine, **options)
+            run(image_folder, tmp_path / "b", accelerator, **options)
     assert set(measured(tmp_path / "b")) == {0}
-    again, final = run(image_folder, tmp_path / "b", machine, **options)
+    again, final = run(image_folder, tmp_path / "b", accelerator, **options)
     assert final == last
     assert measured(tmp_path / "b") == measured(tmp_path / "a")
     for name, value in straight.items():
         assert torch.equal(value, again[name]), name
 
 
-def test_pixels_are_compared_as_they_are_normalised(image_folder, machine):
+def test_pixels_are_compared_as_they_are_normalised(image_folder, accelerator):
     """In float32 whatever the precision, and averaged down where they are many."""
     config = tiny_config(data={"train": str(image_folder)})
-    loader = build_loader(open_dataset(config.data).train, config.data, 0, machine.device)
-    pixels = InputTransform(config, machine, batch=5)
+    loader = build_loader(open_dataset(config.data).train, config.data, 0, accelerator.device)
+    pixels = InputTransform(config, accelerator, batch=5)
     pixels.dtype = torch.bfloat16
     features, labels = pixel_features(loader, pixels)
     assert labels.tolist() == [0] * 8 + [1] * 8
@@ -137,13 +139,13 @@ def test_pixels_are_compared_as_they_are_normalised(image_folder, machine):
     expected = (images - torch.tensor(config.data.mean)) / torch.tensor(config.data.std)
     assert torch.allclose(features, expected.permute(0, 3, 1, 2).flatten(1), atol=1e-5)
     large = tiny_config(data={"train": str(image_folder), "image_size": 64})
-    loader = build_loader(open_dataset(large.data).train, large.data, 0, machine.device)
-    features, _ = pixel_features(loader, InputTransform(large, machine, batch=5))
+    loader = build_loader(open_dataset(large.data).train, large.data, 0, accelerator.device)
+    features, _ = pixel_features(loader, InputTransform(large, accelerator, batch=5))
     assert features.shape == (16, 3 * 32 * 32)
 
 
-def test_a_probe_draws_nothing(machine):
-    before = random_state(machine.device)["cpu"]
+def test_a_probe_draws_nothing(accelerator):
+    before = random_state(accelerator.device)["cpu"]
     features, labels = torch.ones(6, 3), torch.tensor([0, 1] * 3)
     linear_probe_accuracy(features, labels, features, labels)
-    assert torch.equal(random_state(machine.device)["cpu"], before)
+    assert torch.equal(random_state(accelerator.device)["cpu"], before)

@@ -25,7 +25,7 @@ from fastselfie.training.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
-from fastselfie.training.checkpoint_writer import Saver
+from fastselfie.training.checkpoint_writer import CheckpointWriter
 from fastselfie.training.pretrain import pretrain
 
 CASES = 40  # of damage drawn by chance; each takes milliseconds
@@ -36,7 +36,7 @@ def state(step, kind="pretrain"):
 
 
 def write(folder, steps, **settings):
-    with Saver(folder, CheckpointConfig(**settings)) as writer:
+    with CheckpointWriter(folder, CheckpointConfig(**settings)) as writer:
         for step in steps:
             writer.save(state(step))
 
@@ -184,7 +184,7 @@ def test_what_a_killed_run_left_is_swept_away(tmp_path):
     for name in left:
         (tmp_path / name).write_bytes(b"half")
     (tmp_path / "notes.pt").write_bytes(b"the user's")
-    with Saver(tmp_path, CheckpointConfig(), leads=False):
+    with CheckpointWriter(tmp_path, CheckpointConfig(), is_main=False):
         assert names(tmp_path) == [*left, "notes.pt"]  # they may be of rank 0, which is faster
     write(tmp_path, [1])
     assert names(tmp_path) == ["latest.pt", "notes.pt", "step-0000001.pt"]
@@ -218,7 +218,7 @@ def test_the_state_is_that_of_its_step(tmp_path, monkeypatch):
     monkeypatch.setattr(saver, "save_checkpoint", slow)
     mine = state(1)
     mine["momentum"] = [mine["model"]["w"].clone()]
-    with Saver(tmp_path, CheckpointConfig()) as writer:
+    with CheckpointWriter(tmp_path, CheckpointConfig()) as writer:
         writer.save(mine)
         mine["model"]["w"].zero_()
         mine["momentum"][0].zero_()
@@ -246,18 +246,18 @@ def test_one_write_at_a_time_and_none_outlives_the_run(tmp_path, monkeypatch):
 
 
 def test_a_run_goes_on_from_before_the_damage_to_the_same_end(
-    image_folder, tmp_path, machine, capsys
+    image_folder, tmp_path, accelerator, capsys
 ):
     """A checkpoint of another experiment is refused all the same, good ones beside it or not."""
     config = tiny_config(data={"train": str(image_folder)}, pretrain={"save_every": 1})
     dataset = open_dataset(config.data, config.seed)
-    network, final = pretrain(config, dataset, tmp_path, machine)
+    network, final = pretrain(config, dataset, tmp_path, accelerator)
     whole = (tmp_path / "step-0000004.pt").read_bytes()
     (tmp_path / "step-0000004.pt").write_bytes(whole[: len(whole) // 2])
     other = tiny_config(data={"train": str(image_folder)}, pretrain={"save_every": 1, "lr": 0.3})
     with pytest.raises(UserError, match=r"step-0000003\.pt: was trained with another config"):
-        pretrain(other, dataset, tmp_path, machine)
-    again, measured = pretrain(config, dataset, tmp_path, machine)
+        pretrain(other, dataset, tmp_path, accelerator)
+    again, measured = pretrain(config, dataset, tmp_path, accelerator)
     assert "going on from step-0000003.pt, step 3" in capsys.readouterr().err
     assert measured == final
     for name, value in network.state_dict().items():

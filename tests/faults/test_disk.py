@@ -15,7 +15,7 @@ from conftest import tiny_config
 from fastselfie.config import CheckpointConfig
 from fastselfie.errors import UserError
 from fastselfie.training.checkpoint import load_checkpoint, newest_checkpoint
-from fastselfie.training.checkpoint_writer import Saver
+from fastselfie.training.checkpoint_writer import CheckpointWriter
 from fastselfie.training.metrics_log import RunLog, read_log
 
 SIZE = 400_000  # bytes of a checkpoint
@@ -61,7 +61,7 @@ def test_a_full_disk(tmp_path, capsys, policy):
     """Under continue, what fits again after room is made is saved again."""
     folder = tmp_path / "disk"
     with small_disk(folder) as mounted:
-        with Saver(folder, CheckpointConfig(on_error=policy)) as writer:
+        with CheckpointWriter(folder, CheckpointConfig(on_error=policy)) as writer:
             writer.save(state(1))
             writer.save(state(2))
             writer.wait()
@@ -115,7 +115,7 @@ def test_a_log_on_a_full_disk(tmp_path, capsys, policy):
 
 @pytest.mark.parametrize("call", ["open", "fsync", "replace", "link"])
 def test_a_fault_of_any_call_leaves_what_was_there(tmp_path, monkeypatch, call):
-    with Saver(tmp_path, CheckpointConfig()) as writer:
+    with CheckpointWriter(tmp_path, CheckpointConfig()) as writer:
         writer.save(state(1))
     original = getattr(os, call) if call != "open" else open
 
@@ -125,7 +125,7 @@ def test_a_fault_of_any_call_leaves_what_was_there(tmp_path, monkeypatch, call):
         return original(path, *arguments, **named)
 
     monkeypatch.setattr(*(("builtins.open", refused) if call == "open" else (os, call, refused)))
-    with Saver(tmp_path, CheckpointConfig()) as writer:
+    with CheckpointWriter(tmp_path, CheckpointConfig()) as writer:
         writer.save(state(2))
         if call == "link":  # a copy stands in
             writer.wait()
@@ -138,7 +138,7 @@ def test_a_fault_of_any_call_leaves_what_was_there(tmp_path, monkeypatch, call):
 
 
 def test_a_fault_of_ours_is_not_taken_for_a_full_disk(tmp_path):
-    with Saver(tmp_path, CheckpointConfig(on_error="continue")) as writer:
+    with CheckpointWriter(tmp_path, CheckpointConfig(on_error="continue")) as writer:
         writer.save({**state(1), "what": lambda: 0})
         with pytest.raises(Exception, match=r"lambda"):
             writer.wait()

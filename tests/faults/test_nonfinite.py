@@ -34,8 +34,8 @@ def config_of(folder, pretraining, **model):
     return tiny_config(data={"train": str(folder)}, model=model, pretrain=pretraining)
 
 
-def run(config, out, machine):
-    return pretrain(config, open_dataset(config.data, config.seed), out, machine)[0]
+def run(config, out, accelerator):
+    return pretrain(config, open_dataset(config.data, config.seed), out, accelerator)[0]
 
 
 def harm(monkeypatch, steps, what):
@@ -71,19 +71,19 @@ def equal(one, other):
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 @pytest.mark.parametrize("step", [0, 2])
 def test_raise_stops_with_the_state_before(
-    image_folder, tmp_path, machine, monkeypatch, what, step
+    image_folder, tmp_path, accelerator, monkeypatch, what, step
 ):
     """Weights, momentum, batch statistics, random state, although steps went on until the log."""
     straight = config_of(image_folder, {**LATE, "save_every": 1})
     straight = straight.model_copy(
         update={"checkpoint": straight.checkpoint.model_copy(update={"keep": 9})}
     )
-    run(straight, tmp_path / "straight", machine)
+    run(straight, tmp_path / "straight", accelerator)
     harm(monkeypatch, {step}, what)
     words = "loss is nan" if what == "loss" else "norm of the gradient is inf"
     file = tmp_path / "run" / f"nonfinite-000000{step + 1}.pt"
     with pytest.raises(UserError, match=rf"{words} at step {step + 1}: lower pretrain\.lr") as said:
-        run(config_of(image_folder, LATE), tmp_path / "run", machine)
+        run(config_of(image_folder, LATE), tmp_path / "run", accelerator)
     assert f"`fastselfie replay {file}`" in str(said.value)
     assert [p.name for p in (tmp_path / "run").glob("*.pt")] == [file.name]
     assert "NaN" not in (tmp_path / "run" / "log.jsonl").read_text()
@@ -100,7 +100,7 @@ def test_raise_stops_with_the_state_before(
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 @pytest.mark.parametrize("steps", [{0}, {1, 2, 4}])
 def test_skip_is_as_if_the_step_had_not_been(
-    image_folder, tmp_path, machine, monkeypatch, what, steps
+    image_folder, tmp_path, accelerator, monkeypatch, what, steps
 ):
     settings = {**LATE, "on_nonfinite": "skip", "max_skipped_in_a_row": 3}
     config = config_of(image_folder, settings, dropout=0.0)
@@ -113,34 +113,34 @@ def test_skip_is_as_if_the_step_had_not_been(
 
     with monkeypatch.context() as patch:
         patch.setattr(TrainStep, "__call__", leave_out)
-        expected = run(config, tmp_path / "expected", machine)
+        expected = run(config, tmp_path / "expected", accelerator)
     harm(monkeypatch, steps, what)
-    found = run(config, tmp_path / "found", machine)
+    found = run(config, tmp_path / "found", accelerator)
     assert equal(dict(found.state_dict()), dict(expected.state_dict()))
     (mean,) = [line for line in read_log(tmp_path / "found" / "log.jsonl") if "loss" in line]
     assert mean["loss"] == seen[-1] / (6 - len(steps))
     assert mean["skipped_steps"] == len(steps)
 
 
-def test_too_many_skipped_in_a_row_stop(image_folder, tmp_path, machine, monkeypatch):
+def test_too_many_skipped_in_a_row_stop(image_folder, tmp_path, accelerator, monkeypatch):
     settings = {**LATE, "on_nonfinite": "skip", "max_skipped_in_a_row": 2}
     harm(monkeypatch, {0, 2, 3}, "loss")
     with pytest.raises(UserError, match="loss is nan at step 4"):
-        run(config_of(image_folder, settings), tmp_path, machine)
+        run(config_of(image_folder, settings), tmp_path, accelerator)
     assert not (tmp_path / "latest.pt").exists()
 
 
-def test_the_row_is_counted_over_a_resume(image_folder, tmp_path, machine, monkeypatch):
+def test_the_row_is_counted_over_a_resume(image_folder, tmp_path, accelerator, monkeypatch):
     settings = {**LATE, "save_every": 2, "on_nonfinite": "skip", "max_skipped_in_a_row": 2}
     harm(monkeypatch, {1, 2}, "loss")
     with pytest.raises(UserError, match="at step 3"):
-        run(config_of(image_folder, settings), tmp_path, machine)
+        run(config_of(image_folder, settings), tmp_path, accelerator)
     assert load_checkpoint(tmp_path / "latest.pt")["step"] == 2
     with pytest.raises(UserError, match="at step 3"):
-        run(config_of(image_folder, settings), tmp_path, machine)
+        run(config_of(image_folder, settings), tmp_path, accelerator)
 
 
-def test_momentum_begins_at_zero_as_torch_begins_it(machine):
+def test_momentum_begins_at_zero_as_torch_begins_it(accelerator):
     """The same bits as torch's own first step, which takes the gradient as it is."""
     settings, weights = tiny_config().pretrain, []
     for begun in (False, True):
@@ -158,7 +158,9 @@ def test_momentum_begins_at_zero_as_torch_begins_it(machine):
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "supervised"])
-def test_replay_runs_the_very_step_again(image_folder, tmp_path, machine, monkeypatch, cli, stage):
+def test_replay_runs_the_very_step_again(
+    image_folder, tmp_path, accelerator, monkeypatch, cli, stage
+):
     """A good step is called bad, so its loss can be told: that of the straight run, bit for bit."""
     settings = {"steps": 4, "batch_size": 6, "log_every": 1, "save_every": 4, "eval_every": 4}
     config = tiny_config(
@@ -168,9 +170,9 @@ def test_replay_runs_the_very_step_again(image_folder, tmp_path, machine, monkey
 
     def train(out):
         if stage == "pretrain":
-            pretrain(config, dataset, out, machine)
+            pretrain(config, dataset, out, accelerator)
         else:
-            finetune(config, few_labels(config, dataset), out, machine, None)
+            finetune(config, few_labels(config, dataset), out, accelerator, None)
 
     train(tmp_path / "straight")
     losses = [x["loss"] for x in read_log(tmp_path / "straight" / "log.jsonl") if "loss" in x]
@@ -189,7 +191,7 @@ def test_replay_runs_the_very_step_again(image_folder, tmp_path, machine, monkey
     assert found["losses"] == [losses[2]]
     assert found["step"] == 3
     assert found["parameter"] is found["activation"] is found["gradient"] is None
-    loader = build_loader(dataset.train, config.data, 0, machine.device)
+    loader = build_loader(dataset.train, config.data, 0, accelerator.device)
     with closing(loader.train(12, 6, config.patches)) as batches:
         assert found["samples"] == next(batches).index.samples.tolist()
     for sample in found["samples"]:
@@ -224,7 +226,7 @@ def test_replay_names_what_is_not_finite(image_folder, tmp_path, cli, tiny_yaml)
 
 
 @pytest.mark.parametrize(("limit", "stops"), [(3, True), (4, False)])
-def test_too_many_images_in_a_row_that_cannot_be_read_stop(image_folder, machine, limit, stops):
+def test_too_many_images_in_a_row_that_cannot_be_read_stop(image_folder, accelerator, limit, stops):
     """Over the end of a batch too: a batch is 4, images 2 to 4 are bad, 7 is bad alone."""
     config = tiny_config(
         data={"train": str(image_folder), "loader": "folder", "on_error": "skip",
@@ -234,7 +236,7 @@ def test_too_many_images_in_a_row_that_cannot_be_read_stop(image_folder, machine
     for row in (2, 3, 4, 7):
         with open(source.paths[row], "wb") as file:
             file.write(b"gone")
-    loader = build_loader(source, config.data, 0, machine.device)
+    loader = build_loader(source, config.data, 0, accelerator.device)
     if not stops:
         assert len(list(loader.evaluate(4))) == 4
         assert loader.skipped == 4
@@ -244,9 +246,9 @@ def test_too_many_images_in_a_row_that_cannot_be_read_stop(image_folder, machine
 
 
 @pytest.mark.parametrize(("on_nonfinite", "step"), [("raise", 31), ("skip", 33)])
-def test_a_gradient_that_is_never_finite_stops_fp16_too(machine, on_nonfinite, step):
+def test_a_gradient_that_is_never_finite_stops_fp16_too(accelerator, on_nonfinite, step):
     """Its scale falls from 2^16 to 2^-14 in 30 steps; the next finds it spent."""
-    half = replace(machine, precision=Precision("fp16", "test"))
+    half = replace(accelerator, precision=Precision("fp16", "test"))
     stage = tiny_config(
         pretrain={"on_nonfinite": on_nonfinite, "max_skipped_in_a_row": 3, "log_every": 50}
     ).pretrain
@@ -263,6 +265,6 @@ def test_a_gradient_that_is_never_finite_stops_fp16_too(machine, on_nonfinite, s
     before = [p.clone() for p in model.parameters()]
     for number in range(40):
         training(number, batch)
-    found = training.guard.offence()
+    found = training.guard.nonfinite_step()
     assert (found.step, found.loss, found.norm) == (step, 0.0, math.inf)
     assert all(map(torch.equal, before, model.parameters()))

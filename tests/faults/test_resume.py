@@ -33,7 +33,7 @@ def beton(tmp_path_factory):
     return write_beton(path, images, [i % 2 for i in range(22)])
 
 
-def run(machine, out, monkeypatch, leave_at=None, **data):
+def run(accelerator, out, monkeypatch, leave_at=None, **data):
     """The network, and (samples, epochs, a sum of the pixels) of each step."""
     config = tiny_config(data=data, pretrain=TRAINING)
     original, seen = TrainStep.__call__, []
@@ -49,9 +49,9 @@ def run(machine, out, monkeypatch, leave_at=None, **data):
         patch.setattr(TrainStep, "__call__", remember)
         dataset = open_dataset(config.data, config.seed)
         if leave_at is None:
-            return pretrain(config, dataset, out, machine), seen
+            return pretrain(config, dataset, out, accelerator), seen
         with pytest.raises(Interrupted):
-            pretrain(config, dataset, out, machine)
+            pretrain(config, dataset, out, accelerator)
         return None, seen
 
 
@@ -73,16 +73,16 @@ CASES = [
 
 @pytest.mark.parametrize(("loader", "crop", "workers", "other", "step"), CASES)
 def test_a_run_that_was_left_ends_as_the_straight_one(
-    beton, image_folder, tmp_path, machine, monkeypatch, loader, crop, workers, other, step
+    beton, image_folder, tmp_path, accelerator, monkeypatch, loader, crop, workers, other, step
 ):
     """With another number of workers afterwards."""
     train = image_folder if loader == "folder" else beton
     if loader != "folder" and crop == "pad":  # small raw images, as the shift wants them
         train = write_beton(tmp_path / "b.beton", [picture(i) for i in range(20)], [0, 1] * 10)
     data = {"train": str(train), "loader": loader, "crop": crop, "held_out": 0.2}
-    straight, every = run(machine, tmp_path / "a", monkeypatch, workers=workers, **data)
-    _, first = run(machine, tmp_path / "b", monkeypatch, step, workers=workers, **data)
-    again, rest = run(machine, tmp_path / "b", monkeypatch, workers=other, **data)
+    straight, every = run(accelerator, tmp_path / "a", monkeypatch, workers=workers, **data)
+    _, first = run(accelerator, tmp_path / "b", monkeypatch, step, workers=workers, **data)
+    again, rest = run(accelerator, tmp_path / "b", monkeypatch, workers=other, **data)
     assert len(first) == step
     assert first + rest == every
     assert again[1] == straight[1]
@@ -92,27 +92,27 @@ def test_a_run_that_was_left_ends_as_the_straight_one(
 
 
 def test_skipped_images_are_counted_from_the_first_step(
-    image_folder, tmp_path, machine, monkeypatch
+    image_folder, tmp_path, accelerator, monkeypatch
 ):
     (image_folder / "train" / "cat" / "3.png").write_bytes(b"\x89PNG cut")
     data = {"train": str(image_folder), "loader": "folder", "on_error": "skip"}
-    run(machine, tmp_path / "a", monkeypatch, **data)
-    run(machine, tmp_path / "b", monkeypatch, 5, **data)
-    run(machine, tmp_path / "b", monkeypatch, **data)
+    run(accelerator, tmp_path / "a", monkeypatch, **data)
+    run(accelerator, tmp_path / "b", monkeypatch, 5, **data)
+    run(accelerator, tmp_path / "b", monkeypatch, **data)
     assert logged(tmp_path / "b") == logged(tmp_path / "a")
     counts = [line["skipped"] for line in logged(tmp_path / "a") if "skipped" in line]
     assert counts[-1] == 3  # once an epoch
 
 
 def test_crops_that_cannot_be_repeated_are_said(
-    image_folder, tmp_path, machine, monkeypatch, capsys
+    image_folder, tmp_path, accelerator, monkeypatch, capsys
 ):
     """As FFCV's cannot: tests/data/test_ffcv.py."""
     data = {"train": str(image_folder)}
-    run(machine, tmp_path / "a", monkeypatch, 2, **data)
+    run(accelerator, tmp_path / "a", monkeypatch, 2, **data)
     monkeypatch.setattr(Loader, "repeats", False)
     capsys.readouterr()
-    run(machine, tmp_path / "a", monkeypatch, **data)
+    run(accelerator, tmp_path / "a", monkeypatch, **data)
     said = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert len(said) == 1
     assert "resumed at step 2, but the random crops of data.loader=auto cannot" in said[0]

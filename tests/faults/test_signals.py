@@ -44,10 +44,10 @@ def children():
     return mine
 
 
-def run(folder, out, machine, loader="resident", workers=0):
+def run(folder, out, accelerator, loader="resident", workers=0):
     data = {"train": str(folder), "loader": loader, "workers": workers}
     config = tiny_config(data=data, pretrain=TRAINING)
-    return pretrain(config, open_dataset(config.data, config.seed), out, machine)
+    return pretrain(config, open_dataset(config.data, config.seed), out, accelerator)
 
 
 def logged(out):
@@ -90,23 +90,23 @@ def signalled_in(monkeypatch, owner, name, number, at, hangs):
      (signal.SIGINT, "evaluation", 2, 6)],
 )  # fmt: skip
 def test_a_run_that_left_ends_as_a_straight_one(
-    image_folder, tmp_path, machine, monkeypatch, number, what, at, left_at
+    image_folder, tmp_path, accelerator, monkeypatch, number, what, at, left_at
 ):
     """In a step, the last one too, it is finished; an evaluation that hangs is made again."""
-    network, final = run(image_folder, tmp_path / "straight", machine)
+    network, final = run(image_folder, tmp_path / "straight", accelerator)
     owner, name = (TrainStep, "__call__") if what == "step" else (pretraining, "pretext_accuracy")
     with (
         signalled_in(monkeypatch, owner, name, number, at, what == "evaluation") as waited_for,
         pytest.raises(Interrupted) as caught,
     ):
-        run(image_folder, tmp_path / "left", machine)
+        run(image_folder, tmp_path / "left", accelerator)
     assert not waited_for
     assert caught.value.number == number
     if left_at:
         assert load_checkpoint(tmp_path / "left" / "latest.pt")["step"] == left_at
     else:
         assert not list((tmp_path / "left").glob("*.pt"))
-    again, measured = run(image_folder, tmp_path / "left", machine)
+    again, measured = run(image_folder, tmp_path / "left", accelerator)
     assert measured == final
     assert same(network, again)
     assert logged(tmp_path / "left") == logged(tmp_path / "straight")
@@ -114,7 +114,7 @@ def test_a_run_that_left_ends_as_a_straight_one(
     assert load_checkpoint(tmp_path / "left" / "latest.pt")["owed"] is False
 
 
-def test_a_signal_in_the_last_write_is_not_lost(image_folder, tmp_path, machine, monkeypatch):
+def test_a_signal_in_the_last_write_is_not_lost(image_folder, tmp_path, accelerator, monkeypatch):
     """The stage is done by then; the one after it must not begin."""
     original = saver.save_checkpoint
 
@@ -125,17 +125,17 @@ def test_a_signal_in_the_last_write_is_not_lost(image_folder, tmp_path, machine,
 
     monkeypatch.setattr(saver, "save_checkpoint", signalled)
     with pytest.raises(Interrupted):
-        run(image_folder, tmp_path, machine)
+        run(image_folder, tmp_path, accelerator)
     assert load_checkpoint(tmp_path / "latest.pt")["step"] == TRAINING["steps"]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_batch_that_does_not_come_is_not_waited_for(
-    image_folder, tmp_path, machine, monkeypatch, workers
+    image_folder, tmp_path, accelerator, monkeypatch, workers
 ):
     """Neither here nor in worker processes, which end with the run however they hang."""
     before, threads, original = children(), thread_count(), FolderSource.image
-    network, _ = run(image_folder, tmp_path / "straight", machine, "folder", workers)
+    network, _ = run(image_folder, tmp_path / "straight", accelerator, "folder", workers)
     first = open_dataset(tiny_config(data={"train": str(image_folder)}).data).train.paths
     count = tmp_path / "count"
     count.write_bytes(b"")
@@ -155,16 +155,16 @@ def test_a_batch_that_does_not_come_is_not_waited_for(
     with monkeypatch.context() as patch:
         patch.setattr(FolderSource, "image", slow)
         with pytest.raises(Interrupted):
-            run(image_folder, tmp_path / "left", machine, "folder", workers)
+            run(image_folder, tmp_path / "left", accelerator, "folder", workers)
     assert children() == before
     assert not (tmp_path / "waited for").exists()
     assert thread_count() <= threads + 1  # torch's own pool may have grown
-    again, _ = run(image_folder, tmp_path / "left", machine, "folder", workers)
+    again, _ = run(image_folder, tmp_path / "left", accelerator, "folder", workers)
     assert same(network, again)
 
 
 def test_a_signal_to_every_process_of_the_job_is_answered_once(
-    image_folder, tmp_path, machine, monkeypatch
+    image_folder, tmp_path, accelerator, monkeypatch
 ):
     """As scancel sends it. A worker that died of it would fail the run in the middle of a step."""
     original = TrainStep.__call__
@@ -180,7 +180,7 @@ def test_a_signal_to_every_process_of_the_job_is_answered_once(
 
     monkeypatch.setattr(TrainStep, "__call__", signalled)
     with pytest.raises(Interrupted):
-        run(image_folder, tmp_path, machine, "folder", 2)
+        run(image_folder, tmp_path, accelerator, "folder", 2)
     assert load_checkpoint(tmp_path / "latest.pt")["step"] == 3
 
 

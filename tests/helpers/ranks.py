@@ -29,18 +29,18 @@ from fastselfie.data.loaders import build_loader
 from fastselfie.evaluation.metrics import classification_accuracy, pretext_accuracy
 from fastselfie.kernels.reference import patchify
 from fastselfie.models.selfie import Selfie, build_classifier
-from fastselfie.system.accelerator import choose_machine
-from fastselfie.system.distributed import join
+from fastselfie.system.accelerator import choose_accelerator
+from fastselfie.system.distributed import init_distributed
 from fastselfie.training.step import TrainStep
 
 FLOAT64 = torch.float64
 
 
-def one_step(config, machine, micro_batch):
+def one_step(config, accelerator, micro_batch):
     """In float64 with batch norm frozen: gradients, weights, average, means, exchanges."""
     torch.manual_seed(0)
     model = Selfie(config).double().eval()
-    replica = machine.replica(model, False)
+    replica = accelerator.replica(model, False)
     mean, std = torch.tensor(config.data.mean), torch.tensor(config.data.std)
     sent, seen = [], {}
 
@@ -48,7 +48,7 @@ def one_step(config, machine, micro_batch):
         patches = patchify(batch.images, batch.flip, batch.order, 8, mean, std, FLOAT64)
         return *replica(patches, batch.order), len(batch.images) * model.masked
 
-    step = TrainStep(replica, objective, config.pretrain, machine, micro_batch, decay=0.5)
+    step = TrainStep(replica, objective, config.pretrain, accelerator, micro_batch, decay=0.5)
     gather = torch.distributed.all_gather
 
     def counting(parts, *arguments, **named):
@@ -62,9 +62,9 @@ def one_step(config, machine, micro_batch):
         seen["gradients"] = torch.cat([p.grad.flatten().clone() for p in model.parameters()])
 
     step.optimizer.register_step_pre_hook(keep)
-    loader = build_loader(open_dataset(config.data).train, config.data, 0, machine.device)
+    loader = build_loader(open_dataset(config.data).train, config.data, 0, accelerator.device)
     size = config.pretrain.batch_size
-    with closing(loader.train(0, size, config.patches, machine.ranks)) as batches:
+    with closing(loader.train(0, size, config.patches, accelerator.ranks)) as batches:
         step(0, next(batches))
     weights = torch.cat([p.detach().flatten() for p in model.parameters()])
     average = torch.cat([p.flatten() for p in step.average.model.parameters()])
@@ -73,28 +73,28 @@ def one_step(config, machine, micro_batch):
     return {**seen, "weights": weights, "average": average, "means": means, "sent": len(sent)}
 
 
-def measures(config, machine):
+def measures(config, accelerator):
     """Of fresh networks, whose batch statistics only rank 0 has right."""
     torch.manual_seed(0)
-    loader = build_loader(open_dataset(config.data).train, config.data, 0, machine.device)
-    pixels = InputTransform(config, machine, batch=3)  # 16 images: six batches, the last of one
+    loader = build_loader(open_dataset(config.data).train, config.data, 0, accelerator.device)
+    pixels = InputTransform(config, accelerator, batch=3)  # 16 images: six batches, the last of one
     selfie, classifier = Selfie(config), build_classifier(config, 2)
     for model in (selfie, classifier):
         for buffer in model.buffers():
-            buffer.add_(machine.ranks.rank)
-    pretext = pretext_accuracy(selfie, loader, pixels, machine, config.patches, limit=13)
-    return pretext, classification_accuracy(classifier, loader, pixels, machine)
+            buffer.add_(accelerator.ranks.rank)
+    pretext = pretext_accuracy(selfie, loader, pixels, accelerator, config.patches, limit=13)
+    return pretext, classification_accuracy(classifier, loader, pixels, accelerator)
 
 
 def figures(out, path):
     config = load_config(Path(path))
-    ranks = join(config.runtime)
-    machine = choose_machine(config.runtime, ranks)
+    ranks = init_distributed(config.runtime)
+    accelerator = choose_accelerator(config.runtime, ranks)
     found = {
-        "whole": one_step(config, machine, 8 // ranks.world),
-        "passes": one_step(config, machine, 3),
-        "bf16": one_step(config, replace(machine, bf16_gradients=True), 3),
-        "measures": measures(config, machine),
+        "whole": one_step(config, accelerator, 8 // ranks.world),
+        "passes": one_step(config, accelerator, 3),
+        "bf16": one_step(config, replace(accelerator, bf16_gradients=True), 3),
+        "measures": measures(config, accelerator),
         "threads": torch.get_num_threads(),
         "gloo": gloo_runs(),
     }

@@ -16,7 +16,7 @@ from fastselfie.data.inputs import InputTransform
 from fastselfie.data.loaders import build_loader
 from fastselfie.evaluation.metrics import evaluating
 from fastselfie.runs.load import open_trained
-from fastselfie.system.accelerator import choose_machine
+from fastselfie.system.accelerator import choose_accelerator
 
 
 def answers(result):
@@ -35,10 +35,10 @@ def evaluation(tiny_run):
     """The run's own evaluation of its held-out set: batches by their N, and their input."""
     trained = open_trained(tiny_run, "pretrain")
     config = trained.config
-    machine = choose_machine(config.runtime)
+    accelerator = choose_accelerator(config.runtime)
     held_out = open_dataset(config.data, config.seed).held_out
-    loader = build_loader(held_out, config.data, config.seed, machine.device)
-    return lambda patches: next(loader.evaluate(8, patches)), InputTransform(config, machine, 8)
+    loader = build_loader(held_out, config.data, config.seed, accelerator.device)
+    return lambda patches: next(loader.evaluate(8, patches)), InputTransform(config, accelerator, 8)
 
 
 def test_classes_are_those_of_the_evaluation(cli, tiny_run, images, evaluation):

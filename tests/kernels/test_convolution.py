@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastselfie.kernels import convolution as module
 from fastselfie.kernels.convolution import convolution
 from fastselfie.kernels.host import openmp_threads
-from fastselfie.models.resnet import How, ResNetV2
+from fastselfie.models.resnet import ExecutionOptions, ResNetV2
 
 # (x, weight, stride): matrix products and oneDNN's, strides, paddings; odd sizes, whose last pixels
 # a stride leaves out; a batch that the threads do not divide, and one of fewer images than threads.
@@ -177,7 +177,7 @@ class _WeightGradients(TorchDispatchMode):
 @pytest.mark.parametrize("impl", ["auto", "reference"])
 def test_no_weight_gradient_of_a_network_is_planned_for_several_threads(impl, precision, parts):
     """With several, oneDNN's threads may spin at barriers: the control sees torch's do so."""
-    net = ResNetV2([1, 1, 1], 16, "cifar", how=How(kernels=impl)).to(
+    net = ResNetV2([1, 1, 1], 16, "cifar", how=ExecutionOptions(kernels=impl)).to(
         memory_format=torch.channels_last
     )
     x = torch.randn(6, 3, 8, 8).to(memory_format=torch.channels_last)

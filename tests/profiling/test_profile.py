@@ -25,8 +25,8 @@ from fastselfie.profiling import run
 from fastselfie.profiling.advice import Facts, advise
 from fastselfie.profiling.estimate import GPUS, Target, estimate, parse_target, step_rates
 from fastselfie.profiling.trace import OTHER, WINDOW, Span, flattened, memory_curve, phase_shares
-from fastselfie.system.accelerator import Precision, choose_machine
-from fastselfie.system.trace_ranges import PHASES, phase
+from fastselfie.system.accelerator import Precision, choose_accelerator
+from fastselfie.system.trace_ranges import PHASES, trace_range
 from fastselfie.training.memory import estimate_finetuning
 from fastselfie.training.pretrain import build_pretraining
 
@@ -195,7 +195,7 @@ def test_shares_are_those_of_a_real_trace():
         torch.profiler.record_function(WINDOW),
     ):
         for name in ("waiting", "backward", "waiting"):
-            with phase(name):
+            with trace_range(name):
                 torch.ones(64, 64).sum()
     events = traced(profiler)
 
@@ -234,12 +234,12 @@ def test_memory_is_the_greatest_of_each_bin():
 def test_the_ranges_change_nothing_that_is_learned():
     """A profiled step is the step: the same weights, bit for bit."""
     config = tiny_config(data={"loader": "synthetic"})
-    machine = choose_machine(config.runtime)
+    accelerator = choose_accelerator(config.runtime)
     weights = []
     for profiling in (False, True):
-        step = build_pretraining(config, machine).step
+        step = build_pretraining(config, accelerator).step
         source = open_dataset(config.data, 0).train
-        batches = SyntheticLoader(source, config.data, 0, machine.device).train(0, 8, 16)
+        batches = SyntheticLoader(source, config.data, 0, accelerator.device).train(0, 8, 16)
         if profiling:
             with profile(activities=[ProfilerActivity.CPU]):
                 step(1, next(batches))

@@ -238,7 +238,7 @@ def test_pages_take_a_two_hundredth_of_the_time(tmp_path, clock, monkeypatch):
         page()
         clock[0] += 1
     assert len(written) == pytest.approx(10, abs=1)
-    follower = LivePage(make_run(tmp_path), tmp_path, leads=False)
+    follower = LivePage(make_run(tmp_path), tmp_path, is_main=False)
     follower()
     follower.write(running=True)
     assert len(written) == pytest.approx(10, abs=1)

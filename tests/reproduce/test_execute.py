@@ -20,7 +20,7 @@ from fastselfie.errors import UserError
 from fastselfie.reproduce.execute import reproduce
 from fastselfie.reproduce.protocol import make_plan
 from fastselfie.reproduce.representations import FIGURES
-from fastselfie.system.lock import LOCK, only_one_in
+from fastselfie.system.lock import LOCK, exclusive_lock
 from fastselfie.training.checkpoint import load_checkpoint
 from fastselfie.training.step import TrainStep
 
@@ -180,13 +180,13 @@ def test_workers_leave_after_a_killed_parent_and_hold_the_folder_until_then(sett
         process.kill()
         process.wait()
         assert gone(workers)
-    with only_one_in(tmp_path / "out"):
+    with exclusive_lock(tmp_path / "out"):
         pass
 
 
 def test_a_lock_of_a_helper_holds_the_folder_too(tmp_path):
     """The process that made it is gone; its helper is not."""
-    with only_one_in(tmp_path):
+    with exclusive_lock(tmp_path):
         pass
     code = (
         "import sys; from pathlib import Path; from fastselfie.system.lock import helping_in\n"
@@ -195,11 +195,11 @@ def test_a_lock_of_a_helper_holds_the_folder_too(tmp_path):
     with subprocess.Popen([sys.executable, "-c", code, tmp_path], stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE) as helper:  # fmt: skip
         helper.stdout.readline()
-        with pytest.raises(UserError, match="another fastselfie"), only_one_in(tmp_path):
+        with pytest.raises(UserError, match="another fastselfie"), exclusive_lock(tmp_path):
             pass
         helper.stdin.close()
         helper.wait()
-    with only_one_in(tmp_path):
+    with exclusive_lock(tmp_path):
         assert (tmp_path / LOCK).read_text() == f"{os.getpid()}\n"
 
 

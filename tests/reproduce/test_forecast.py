@@ -6,7 +6,7 @@ import pytest
 from conftest import REPOSITORY, tiny_config
 
 from fastselfie.data.dataset import open_dataset
-from fastselfie.reproduce.forecast import Rates, forecast
+from fastselfie.reproduce.forecast import ForecastRates, forecast
 from fastselfie.reproduce.protocol import make_plan
 from fastselfie.reproduce.scheduler import Agenda
 
@@ -14,7 +14,7 @@ from fastselfie.reproduce.scheduler import Agenda
 def test_counts_and_seconds_by_hand(idx_folder, tmp_path):
     config = tiny_config(data={"train": str(idx_folder)}, reproduce={"grid": [0.1, 0.2, 0.4]})
     plan = make_plan(config, "20,100", 5, None)
-    rates = Rates(pretrain=16.0, finetune=4.0, devices=2, how="")
+    rates = ForecastRates(pretrain=16.0, finetune=4.0, devices=2, how="")
     dataset, agenda = open_dataset(config.data), Agenda(plan, tmp_path / "out")
     lines = forecast(agenda, dataset, rates, 0)
     assert [(line.runs, line.steps, line.images) for line in lines] == [

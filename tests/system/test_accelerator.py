@@ -9,7 +9,7 @@ import torch
 from conftest import tiny_config
 
 from fastselfie.errors import UserError
-from fastselfie.system.accelerator import choose_machine, total_memory
+from fastselfie.system.accelerator import choose_accelerator, total_memory
 
 AUTO = {"device": "cpu", "precision": "auto"}
 
@@ -18,16 +18,16 @@ def test_triton_without_a_gpu_is_refused_before_the_start(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET")
     runtime = tiny_config(runtime={"kernels": "triton", "device": "cpu"}).runtime
     with pytest.raises(UserError, match=r"^runtime\.kernels: .* tensors are on cpu"):
-        choose_machine(runtime)
-    choose_machine(tiny_config(runtime={"kernels": "auto", "device": "cpu"}).runtime)
+        choose_accelerator(runtime)
+    choose_accelerator(tiny_config(runtime={"kernels": "auto", "device": "cpu"}).runtime)
 
 
 @pytest.mark.parametrize("has", ["amx_bf16", "avx512_bf16"])
 def test_a_cpu_with_instructions_for_bf16_uses_them(has, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {has: True}, raising=False)
-    found = choose_machine(tiny_config(runtime=AUTO).runtime).precision
+    found = choose_accelerator(tiny_config(runtime=AUTO).runtime).precision
     assert (found.name, found.why) == ("bf16", f"a CPU with {has}")
-    asked = choose_machine(tiny_config(runtime={"device": "cpu", "precision": "fp32"}).runtime)
+    asked = choose_accelerator(tiny_config(runtime={"device": "cpu", "precision": "fp32"}).runtime)
     assert asked.precision.name == "fp32"
 
 
@@ -39,7 +39,7 @@ def test_a_cpu_with_instructions_for_bf16_uses_them(has, monkeypatch):
 def test_a_limit_of_onednn_counts_as_what_the_cpu_has(name, limit, precision, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
     monkeypatch.setenv(name, limit)
-    found = choose_machine(tiny_config(runtime=AUTO).runtime).precision
+    found = choose_accelerator(tiny_config(runtime=AUTO).runtime).precision
     assert found.name == precision
     assert (limit.upper() in found.why) == (precision == "fp32")
 
@@ -50,7 +50,7 @@ def test_another_cpu_stays_at_fp32(capabilities, monkeypatch):
         monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     else:
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    assert choose_machine(tiny_config(runtime=AUTO).runtime).precision.name == "fp32"
+    assert choose_accelerator(tiny_config(runtime=AUTO).runtime).precision.name == "fp32"
 
 
 def test_processes_share_a_gpu_only_where_there_are_more_of_them(monkeypatch):

@@ -21,10 +21,10 @@ from fastselfie.data.dataset import open_dataset
 from fastselfie.data.loaders import SampleStream, build_loader
 from fastselfie.data.random import process_seed
 from fastselfie.errors import UserError
-from fastselfie.system.accelerator import choose_machine, total_memory, usable_cores
-from fastselfie.system.distributed import Ranks, join, ranks_of
+from fastselfie.system.accelerator import choose_accelerator, total_memory, usable_cores
+from fastselfie.system.distributed import Ranks, init_distributed, ranks_of
 from fastselfie.training.checkpoint import load_checkpoint
-from fastselfie.training.memory import Estimate
+from fastselfie.training.memory import MemoryEstimate
 from fastselfie.training.metrics_log import read_log
 
 pytestmark = pytest.mark.slow
@@ -132,12 +132,12 @@ def test_a_step_and_a_measurement_are_those_of_one_process(tmp_path, yaml_of):
 
 
 @pytest.mark.parametrize("kind", ["resident", "folder"])
-def test_the_parts_of_each_batch_are_the_batch(image_folder, machine, kind):
+def test_the_parts_of_each_batch_are_the_batch(image_folder, accelerator, kind):
     """Samples, crops, flips and masks, over an epoch's end in the middle of a part."""
     data = tiny_config(data={"train": str(image_folder), "loader": kind}).data
 
     def batches(ranks):
-        loader = build_loader(open_dataset(data).train, data, 0, machine.device)
+        loader = build_loader(open_dataset(data).train, data, 0, accelerator.device)
         with closing(loader.train(12, 12, 16, ranks)) as found:
             return list(islice(found, 4))
 
@@ -150,10 +150,10 @@ def test_the_parts_of_each_batch_are_the_batch(image_folder, machine, kind):
                 assert torch.equal(joined, getattr(batch, name)), (name, number)
 
 
-def test_every_image_is_measured_once(image_folder, machine):
+def test_every_image_is_measured_once(image_folder, accelerator):
     """Also where there are fewer batches than processes."""
     data = tiny_config(data={"train": str(image_folder)}).data
-    loader = build_loader(open_dataset(data).train, data, 0, machine.device)
+    loader = build_loader(open_dataset(data).train, data, 0, accelerator.device)
     for world, size, limit in ((1, 5, None), (2, 5, None), (3, 2, 9), (4, 10, None)):
         parts = [loader.evaluate(size, 16, limit, Ranks(r, world)) for r in range(world)]
         samples = [batch.index.samples for part in parts for batch in part]
@@ -293,13 +293,13 @@ def test_what_processes_cannot_share_is_said_before_the_start(sections, named):
     from fastselfie.runs.train import _check_processes
 
     config = tiny_config(**sections)
-    machine = choose_machine(config.runtime, Ranks(world=2))
+    accelerator = choose_accelerator(config.runtime, Ranks(world=2))
     with pytest.raises(UserError, match=named):
-        _check_processes(config, "all", machine)
+        _check_processes(config, "all", accelerator)
     _check_processes(
         config,
         "finetune" if "pretrain" in sections else "all",
-        choose_machine(config.runtime, Ranks(world=1 + ("pretrain" in sections))),
+        choose_accelerator(config.runtime, Ranks(world=1 + ("pretrain" in sections))),
     )
 
 
@@ -313,7 +313,7 @@ def test_who_is_who_is_read_from_the_environment(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with pytest.raises(UserError, match="MASTER_ADDR is not set: use torchrun"):
-        join(tiny_config().runtime)
+        init_distributed(tiny_config().runtime)
 
 
 def test_processes_share_cores_and_memory(monkeypatch):
@@ -323,7 +323,7 @@ def test_processes_share_cores_and_memory(monkeypatch):
     assert total_memory(torch.device("cpu")) == memory // 2
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4096")
     assert usable_cores() == 1
-    part = Estimate(0, 1000, 20)
+    part = MemoryEstimate(0, 1000, 20)
     stage = tiny_config(pretrain={"batch_size": 96}).pretrain
     assert part.micro_batch(stage, 10**9, processes=4) == 24
     assert part.micro_batch(stage.model_copy(update={"micro_batch_size": 48}), 1, 4) == 24

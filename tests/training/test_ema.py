@@ -22,9 +22,9 @@ from fastselfie.training.step import TrainStep
 SETTINGS = {"ema": 0.75, "steps": 6, "batch_size": 6, "save_every": 4}
 
 
-def run(folder, out, machine, **pretraining):
+def run(folder, out, accelerator, **pretraining):
     config = tiny_config(data={"train": str(folder)}, pretrain={**SETTINGS, **pretraining})
-    return pretrain(config, open_dataset(config.data, config.seed), out, machine)
+    return pretrain(config, open_dataset(config.data, config.seed), out, accelerator)
 
 
 def same(one, other):
@@ -50,9 +50,9 @@ def followed(monkeypatch):
 
 
 def test_it_is_the_average_of_weights_and_batch_statistics(
-    image_folder, tmp_path, machine, followed
+    image_folder, tmp_path, accelerator, followed
 ):
-    network, _ = run(image_folder, tmp_path, machine)
+    network, _ = run(image_folder, tmp_path, accelerator)
     state = load_checkpoint(tmp_path / "latest.pt")
     for name, value in network.state_dict().items():
         assert torch.equal(value, state["average"][name])
@@ -64,17 +64,17 @@ def test_it_is_the_average_of_weights_and_batch_statistics(
             assert torch.equal(value, state["model"][name])
 
 
-def test_the_weights_themselves_train_as_without_it(image_folder, tmp_path, machine):
+def test_the_weights_themselves_train_as_without_it(image_folder, tmp_path, accelerator):
     states = []
     for name, decay in (("with", 0.75), ("without", None)):
-        run(image_folder, tmp_path / name, machine, ema=decay)
+        run(image_folder, tmp_path / name, accelerator, ema=decay)
         states.append(load_checkpoint(tmp_path / name / "latest.pt"))
     assert same(states[0]["model"], states[1]["model"])
     assert states[1]["average"] is None
 
 
 def test_a_step_that_is_left_out_does_not_move_it(
-    image_folder, tmp_path, machine, monkeypatch, followed
+    image_folder, tmp_path, accelerator, monkeypatch, followed
 ):
     original = TrainStep._gradients
 
@@ -87,7 +87,7 @@ def test_a_step_that_is_left_out_does_not_move_it(
         return loss, correct, answers
 
     monkeypatch.setattr(TrainStep, "_gradients", gradients)
-    network, _ = run(image_folder, tmp_path, machine, on_nonfinite="skip")
+    network, _ = run(image_folder, tmp_path, accelerator, on_nonfinite="skip")
     for name, value in network.state_dict().items():
         if value.is_floating_point():
             torch.testing.assert_close(value.double(), followed[name], rtol=1e-6, atol=1e-7)
@@ -95,9 +95,9 @@ def test_a_step_that_is_left_out_does_not_move_it(
             assert int(value) == 4
 
 
-def test_a_step_that_fp16s_scaler_leaves_out_does_not_move_it(machine):
+def test_a_step_that_fp16s_scaler_leaves_out_does_not_move_it(accelerator):
     """One that lowers the scale is no offence to the guard."""
-    half = replace(machine, precision=Precision("fp16", "test"))
+    half = replace(accelerator, precision=Precision("fp16", "test"))
     model = torch.nn.Linear(2, 2)
 
     def objective(_):
@@ -122,8 +122,8 @@ def batch_of(images):
     return Batch(pixels, torch.zeros(images), torch.zeros(images), torch.zeros(images, 1), index)
 
 
-def test_it_goes_on_where_it_was(image_folder, tmp_path, machine, monkeypatch):
-    straight, measured = run(image_folder, tmp_path / "straight", machine)
+def test_it_goes_on_where_it_was(image_folder, tmp_path, accelerator, monkeypatch):
+    straight, measured = run(image_folder, tmp_path / "straight", accelerator)
     original = TrainStep.__call__
 
     def stop(self, step, batch):
@@ -134,14 +134,16 @@ def test_it_goes_on_where_it_was(image_folder, tmp_path, machine, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(TrainStep, "__call__", stop)
         with pytest.raises(KeyboardInterrupt):
-            run(image_folder, tmp_path / "left", machine)
+            run(image_folder, tmp_path / "left", accelerator)
     assert load_checkpoint(tmp_path / "left" / "latest.pt")["step"] == 4
-    again, measured_again = run(image_folder, tmp_path / "left", machine)
+    again, measured_again = run(image_folder, tmp_path / "left", accelerator)
     assert same(again.state_dict(), straight.state_dict())
     assert measured_again == measured
 
 
-def test_finetuning_evaluation_and_pictures_take_it(image_folder, tmp_path, machine, monkeypatch):
+def test_finetuning_evaluation_and_pictures_take_it(
+    image_folder, tmp_path, accelerator, monkeypatch
+):
     measured = []
 
     def measure(model, *rest):
@@ -152,7 +154,7 @@ def test_finetuning_evaluation_and_pictures_take_it(image_folder, tmp_path, mach
     monkeypatch.setattr(
         "fastselfie.training.pretrain._take_picture", lambda model, *_: measure(model)
     )
-    network, _ = run(image_folder, tmp_path, machine)
+    network, _ = run(image_folder, tmp_path, accelerator)
     state = load_checkpoint(tmp_path / "latest.pt")
     config = tiny_config(data={"train": str(image_folder)}, pretrain=SETTINGS)
     assert {id(model) for model in measured} == {id(network)}
@@ -168,5 +170,5 @@ def test_finetuning_evaluation_and_pictures_take_it(image_folder, tmp_path, mach
 
     monkeypatch.setattr(TrainStep, "__init__", remember)
     few = few_labels(config, open_dataset(config.data))
-    finetune(config, few, tmp_path / "f", machine, network)
+    finetune(config, few, tmp_path / "f", accelerator, network)
     assert torch.equal(started[0], p["stem.conv.weight"])

@@ -8,7 +8,7 @@ from conftest import REPOSITORY, tiny_config
 from fastselfie.config.load import load_config
 from fastselfie.models.selfie import Selfie, build_classifier
 from fastselfie.system.accelerator import Precision
-from fastselfie.training.memory import Estimate, estimate_finetuning, estimate_pretraining
+from fastselfie.training.memory import MemoryEstimate, estimate_finetuning, estimate_pretraining
 
 FP32 = Precision("fp32", "test")
 
@@ -69,7 +69,7 @@ def test_half_precision_halves_the_activations():
 
 def test_the_micro_batch_is_the_largest_divisor_that_fits():
     stage = tiny_config(pretrain={"batch_size": 96}).pretrain
-    estimate = Estimate(parameters=0, fixed=1000, per_image=100)
+    estimate = MemoryEstimate(parameters=0, fixed=1000, per_image=100)
     assert estimate.micro_batch(stage, 10**9) == 96
     assert estimate.micro_batch(stage, 5000) == 16  # 0.6 x 5000 = 3000 = 1000 + 20 images
     assert estimate.micro_batch(stage, 10) == 1

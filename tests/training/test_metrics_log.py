@@ -49,7 +49,7 @@ def test_an_owed_evaluation_is_in_the_log_once(tmp_path):
     with RunLog(tmp_path, "t", 10, start=0) as log:
         log.write(2, loss=1.0)
         log.write(2, heldout_loss=1.5)
-    with RunLog(tmp_path, "t", 10, start=2, owed=True) as log:
+    with RunLog(tmp_path, "t", 10, start=2, evaluation_pending=True) as log:
         log.write(2, heldout_loss=1.5)
     lines = read_log(tmp_path / "log.jsonl")
     assert [set(line) & {"loss", "heldout_loss"} for line in lines] == [{"loss"}, {"heldout_loss"}]

@@ -12,7 +12,7 @@ from conftest import picture, tiny_config, write_beton
 
 from fastselfie.data.dataset import open_dataset
 from fastselfie.errors import UserError
-from fastselfie.system.accelerator import choose_machine
+from fastselfie.system.accelerator import choose_accelerator
 from fastselfie.system.signals import Interrupted
 from fastselfie.training.checkpoint import Checkpoint, newest_checkpoint
 from fastselfie.training.pretrain import build_pretraining, pretrain
@@ -38,8 +38,10 @@ def configured(beton, **runtime):
 
 
 def run(config, out):
-    machine = choose_machine(config.runtime)
-    return pretrain(config, open_dataset(config.data, config.seed), out, machine)[0].state_dict()
+    accelerator = choose_accelerator(config.runtime)
+    return pretrain(config, open_dataset(config.data, config.seed), out, accelerator)[
+        0
+    ].state_dict()
 
 
 def leave(config, out, monkeypatch, at):
@@ -97,8 +99,8 @@ def test_every_buffer_is_restored_in_the_layout_of_its_parameter(beton, tmp_path
     config = configured(beton, channels_last=True)
     leave(config, tmp_path, monkeypatch, 3)
     found = newest_checkpoint(tmp_path, "pretrain")
-    machine = choose_machine(configured(beton, channels_last=False).runtime)
-    step = build_pretraining(config, machine).step
+    accelerator = choose_accelerator(configured(beton, channels_last=False).runtime)
+    step = build_pretraining(config, accelerator).step
     restore(step, found)
     saved = found.state["optimizer"]["state"]
     parameters = [p for group in step.optimizer.param_groups for p in group["params"]]
@@ -115,12 +117,12 @@ def test_every_buffer_is_restored_in_the_layout_of_its_parameter(beton, tmp_path
 
 
 def test_a_checkpoint_in_micro_batches_does_not_go_on_with_cuda_graphs(
-    beton, tmp_path, monkeypatch, machine
+    beton, tmp_path, monkeypatch, accelerator
 ):
     """Its micro-batches are those of the checkpoint, not those that this machine would choose."""
     leave(configured(beton), tmp_path, monkeypatch, 3)
     found = newest_checkpoint(tmp_path, "pretrain")
-    step = build_pretraining(configured(beton), machine).step
-    step.machine = replace(machine, compile="reduce-overhead")
+    step = build_pretraining(configured(beton), accelerator).step
+    step.accelerator = replace(accelerator, compile="reduce-overhead")
     with pytest.raises(UserError, match=r"^runtime\.cuda_graphs is true, .* 8 images .* of 4: set"):
         restore(step, Checkpoint(found.path, found.state))

@@ -15,18 +15,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastselfie.data.dataset import open_dataset
 from fastselfie.data.loaders import build_loader
 from fastselfie.errors import UserError
-from fastselfie.system.accelerator import choose_compile, choose_machine
+from fastselfie.system.accelerator import choose_accelerator, choose_compile
 from fastselfie.training.memory import estimate_pretraining
 from fastselfie.training.pretrain import build_pretraining
 
 
-def train(folder, machine, steps, dtype=torch.float32, **sections):
+def train(folder, accelerator, steps, dtype=torch.float32, **sections):
     """The losses of some steps and the weights after them."""
     config = tiny_config(data={"train": str(folder)}, **sections)
-    model, pixels, step = build_pretraining(config, machine)
+    model, pixels, step = build_pretraining(config, accelerator)
     model.to(dtype)
     pixels.dtype = dtype
-    loader = build_loader(open_dataset(config.data).train, config.data, 0, machine.device)
+    loader = build_loader(open_dataset(config.data).train, config.data, 0, accelerator.device)
     losses = []
     with closing(loader.train(0, 8, config.patches)) as batches:
         for number, batch in enumerate(islice(batches, steps)):
@@ -52,20 +52,20 @@ class _Waits(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("clip", [None, 1.0])
-def test_a_step_waits_for_nothing_but_a_reading(image_folder, machine, clip):
+def test_a_step_waits_for_nothing_but_a_reading(image_folder, accelerator, clip):
     config = tiny_config(data={"train": str(image_folder)}, pretrain={"clip_grad_norm": clip})
-    step = build_pretraining(config, machine).step
-    loader = build_loader(open_dataset(config.data).train, config.data, 0, machine.device)
+    step = build_pretraining(config, accelerator).step
+    loader = build_loader(open_dataset(config.data).train, config.data, 0, accelerator.device)
     batches = loader.train(0, 8, config.patches)
     step(0, next(batches))  # the optimiser's state is made
     batch = next(batches)
-    if machine.device.type == "cuda":
+    if accelerator.device.type == "cuda":
         torch.cuda.set_sync_debug_mode("error")
     try:
         with _Waits() as waits:
             step(1, batch)
     finally:
-        if machine.device.type == "cuda":
+        if accelerator.device.type == "cuda":
             torch.cuda.set_sync_debug_mode("default")
     assert waits.count == 0
     with waits:
@@ -74,12 +74,12 @@ def test_a_step_waits_for_nothing_but_a_reading(image_folder, machine, clip):
     batches.close()
 
 
-def test_the_norm_of_the_gradient_is_read_with_the_means(image_folder, machine, monkeypatch):
+def test_the_norm_of_the_gradient_is_read_with_the_means(image_folder, accelerator, monkeypatch):
     """Of the gradient as it was before it was clipped; of applied steps alone."""
     settings = {"clip_grad_norm": 0.01, "on_nonfinite": "skip"}
     config = tiny_config(data={"train": str(image_folder)}, pretrain=settings)
-    step = build_pretraining(config, machine).step
-    loader = build_loader(open_dataset(config.data).train, config.data, 0, machine.device)
+    step = build_pretraining(config, accelerator).step
+    loader = build_loader(open_dataset(config.data).train, config.data, 0, accelerator.device)
     norms, original = [], step._gradients
 
     def remember(batch):
@@ -102,14 +102,14 @@ def test_the_norm_of_the_gradient_is_read_with_the_means(image_folder, machine, 
     assert step.read()[-2:] == (0, 0)
 
 
-def test_an_older_checkpoint_knows_no_norms(image_folder, machine):
+def test_an_older_checkpoint_knows_no_norms(image_folder, accelerator):
     """Then the line over its steps has none, and the next has."""
     config = tiny_config(data={"train": str(image_folder)})
-    step = build_pretraining(config, machine).step
-    loader = build_loader(open_dataset(config.data).train, config.data, 0, machine.device)
+    step = build_pretraining(config, accelerator).step
+    loader = build_loader(open_dataset(config.data).train, config.data, 0, accelerator.device)
     with closing(loader.train(0, 8, config.patches)) as batches:
         step(0, next(batches))
-        older = {k: v for k, v in step.unread().items() if "norm" not in k}
+        older = {k: v for k, v in step.metric_accumulators().items() if "norm" not in k}
         for begun in (True, False):
             step.go_on_from([older if begun else {k: v * 0 for k, v in older.items()}])
             step(1, next(batches))
@@ -118,16 +118,16 @@ def test_an_older_checkpoint_knows_no_norms(image_folder, machine):
             assert math.isfinite(means.loss)
 
 
-def test_checkpointing_keeps_less_and_learns_the_same(image_folder, machine):
+def test_checkpointing_keeps_less_and_learns_the_same(image_folder, accelerator):
     def kept(checkpointed):
         config = tiny_config(runtime={"activation_checkpointing": checkpointed})
-        return estimate_pretraining(config, machine.precision).per_image
+        return estimate_pretraining(config, accelerator.precision).per_image
 
     assert kept(True) < 0.5 * kept(False)
     final = {}
     for checkpointed in (False, True):
         options = {"runtime": {"activation_checkpointing": checkpointed}}
-        final[checkpointed] = train(image_folder, machine, 4, **options)
+        final[checkpointed] = train(image_folder, accelerator, 4, **options)
     assert final[False][0] == final[True][0]
     # Batch statistics too: the second forward pass must not count them again.
     for name, value in final[False][1].items():
@@ -135,12 +135,14 @@ def test_checkpointing_keeps_less_and_learns_the_same(image_folder, machine):
 
 
 @pytest.mark.slow
-def test_the_compiled_step_gives_the_same_losses(image_folder, machine):
+def test_the_compiled_step_gives_the_same_losses(image_folder, accelerator):
     """Its sums are rounded in another order, which training multiplies with every update. So in
     float64, as for the golden losses: a rounding of 1e-16 may grow by eight digits in 20 steps."""
     options = {"pretrain": {"steps": 20, "lr": 0.01}, "model": {"dropout": 0.0}}
     eager, compiled = (
-        train(image_folder, replace(machine, compile=mode), 20, dtype=torch.float64, **options)[0]
+        train(image_folder, replace(accelerator, compile=mode), 20, dtype=torch.float64, **options)[
+            0
+        ]
         for mode in (None, "default")
     )
     assert compiled == pytest.approx(eager, rel=1e-8)
@@ -157,11 +159,11 @@ def test_the_compiled_step_gives_the_same_losses(image_folder, machine):
 def test_what_the_machine_cannot_do_is_said(monkeypatch, runtime, named):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match=named):
-        choose_machine(tiny_config(runtime={"device": "cpu", **runtime}).runtime)
+        choose_accelerator(tiny_config(runtime={"device": "cpu", **runtime}).runtime)
 
 
 @pytest.mark.parametrize("mode", ["default", "max-autotune"])
-def test_micro_batches_do_not_go_with_cuda_graphs(monkeypatch, machine, mode):
+def test_micro_batches_do_not_go_with_cuda_graphs(monkeypatch, accelerator, mode):
     """A replay overwrites the first one's gradients, which lie in the graph's memory."""
     gpu = torch.device("cuda")
     monkeypatch.setattr(torch, "compile", lambda model, mode: model)
@@ -170,7 +172,7 @@ def test_micro_batches_do_not_go_with_cuda_graphs(monkeypatch, machine, mode):
         config = tiny_config(
             pretrain=sizes, runtime={"compile": mode, "cuda_graphs": graphs, "precision": "fp32"}
         )
-        there = replace(machine, compile=choose_compile(config.runtime, gpu))
+        there = replace(accelerator, compile=choose_compile(config.runtime, gpu))
         if not refused:
             build_pretraining(config, there)
             continue

@@ -16,7 +16,7 @@ from fastselfie.data.inputs import InputTransform
 from fastselfie.data.loaders import Batch, Index, build_loader
 from fastselfie.errors import UserError
 from fastselfie.models.selfie import Selfie, build_classifier
-from fastselfie.system.accelerator import choose_machine
+from fastselfie.system.accelerator import choose_accelerator
 from fastselfie.training.finetune import few_labels, finetune, recalibrate
 from fastselfie.training.metrics_log import read_log
 from fastselfie.training.nonfinite import Guard
@@ -63,7 +63,7 @@ def paper(folder, tmp_path_factory):
     """The losses of a run without any switch."""
     config = tiny_config(data={"train": str(folder)})
     out = tmp_path_factory.mktemp("paper")
-    pretrain(config, open_dataset(config.data), out, choose_machine(config.runtime))
+    pretrain(config, open_dataset(config.data), out, choose_accelerator(config.runtime))
     return losses(out)
 
 
@@ -97,7 +97,7 @@ def stop_at(monkeypatch, at):
 
 
 @pytest.mark.parametrize("started", [True, False])
-def test_the_second_form_goes_on_where_it_was(folder, tmp_path, machine, monkeypatch, started):
+def test_the_second_form_goes_on_where_it_was(folder, tmp_path, accelerator, monkeypatch, started):
     """With all the rest of finetuning's switches, in the middle of an epoch of 8."""
     config = tiny_config(
         data={"train": str(folder)},
@@ -106,34 +106,34 @@ def test_the_second_form_goes_on_where_it_was(folder, tmp_path, machine, monkeyp
     )  # fmt: skip
     few = few_labels(config, open_dataset(config.data))
     start = Selfie(config) if started else None
-    straight = finetune(config, few, tmp_path / "straight", machine, start)
+    straight = finetune(config, few, tmp_path / "straight", accelerator, start)
     with monkeypatch.context() as patch:
         stop_at(patch, 5)
         with pytest.raises(KeyboardInterrupt):
-            finetune(config, few, tmp_path / "left", machine, start)
+            finetune(config, few, tmp_path / "left", accelerator, start)
     with monkeypatch.context() as patch:
         # A run that goes on has its statistics.
         patch.setattr(
             "fastselfie.training.finetune.recalibrate", lambda *_: pytest.fail("taken anew")
         )
-        assert finetune(config, few, tmp_path / "left", machine, start) == straight
+        assert finetune(config, few, tmp_path / "left", accelerator, start) == straight
     assert losses(tmp_path / "left") == losses(tmp_path / "straight")
     states = [torch.load(tmp_path / name / "latest.pt") for name in ("left", "straight")]
     for name, value in states[0]["model"].items():
         assert torch.equal(value, states[1]["model"][name]), name
 
 
-def test_recalibrating_takes_the_mean_over_passes(folder, machine):
+def test_recalibrating_takes_the_mean_over_passes(folder, accelerator):
     config = tiny_config(data={"train": str(folder), "flip": False})
     network = build_classifier(config, 2).eval()
-    loader = build_loader(open_dataset(config.data).train, config.data, 0, machine.device)
-    pixels = InputTransform(config, machine, batch=5)
+    loader = build_loader(open_dataset(config.data).train, config.data, 0, accelerator.device)
+    pixels = InputTransform(config, accelerator, batch=5)
     weights = [p.clone() for p in network.parameters()]
     with torch.no_grad():
         batches = loader.train(0, 5)
         outputs = [network.stem(pixels.whole(next(batches))) for _ in range(2)]
         batches.close()
-    recalibrate(network, loader, pixels, machine, images=6)  # two passes
+    recalibrate(network, loader, pixels, accelerator, images=6)  # two passes
     first = network.stages[0].blocks[0].norm1
     means = torch.stack([y.mean(dim=(0, 2, 3)) for y in outputs]).mean(dim=0)
     variances = torch.stack([y.var(dim=(0, 2, 3)) for y in outputs]).mean(dim=0)
@@ -147,7 +147,7 @@ def test_recalibrating_takes_the_mean_over_passes(folder, machine):
 
 @pytest.mark.parametrize("form", ["resnet", "attention_pooling"])
 def test_recalibrating_changes_what_is_measured_and_not_what_is_learned(
-    folder, tmp_path, machine, form
+    folder, tmp_path, accelerator, form
 ):
     """Nor the units that dropout takes, of which the second form has some."""
     found = {}
@@ -159,7 +159,7 @@ def test_recalibrating_changes_what_is_measured_and_not_what_is_learned(
             torch.manual_seed(1)
             begin = Selfie(config) if start else None
             few = few_labels(config, open_dataset(config.data))
-            finetune(config, few, out, machine, begin)
+            finetune(config, few, out, accelerator, begin)
             found[images, start] = losses(out), losses(out, "heldout_loss")[0]
     assert found[8, "p"][0] == found[0, "p"][0]
     assert found[8, "p"][1] != found[0, "p"][1]
@@ -192,7 +192,7 @@ def test_images_are_shrunk_as_pillow_shrinks_them():
 
 @pytest.mark.parametrize("loader", ["resident", "folder"])
 def test_small_images_are_the_same_samples_in_smaller_patches(
-    folder, tmp_path, machine, monkeypatch, loader
+    folder, tmp_path, accelerator, monkeypatch, loader
 ):
     """And what is measured is of the whole size."""
     seen, measured, patches = [], [], InputTransform.patches
@@ -208,7 +208,7 @@ def test_small_images_are_the_same_samples_in_smaller_patches(
         config = tiny_config(
             data={"train": str(folder), "loader": loader}, pretrain={"progressive": sizes}
         )
-        pretrain(config, open_dataset(config.data), tmp_path / name, machine)
+        pretrain(config, open_dataset(config.data), tmp_path / name, accelerator)
     small, whole = seen[:4], seen[4:]
     assert [shape[-1] for *_, shape in small] == [4, 6, 8, 8]
     assert {shape[-1] for *_, shape in whole} | {s[-1] for *_, s in measured} == {8}
@@ -218,16 +218,16 @@ def test_small_images_are_the_same_samples_in_smaller_patches(
         assert torch.equal(flip, other[2])
 
 
-def test_a_shrunk_step_is_replayed_shrunk(folder, tmp_path, machine, monkeypatch, cli):
+def test_a_shrunk_step_is_replayed_shrunk(folder, tmp_path, accelerator, monkeypatch, cli):
     config = tiny_config(data={"train": str(folder)}, pretrain={"progressive": [16]})
     dataset = open_dataset(config.data)
-    pretrain(config, dataset, tmp_path / "straight", machine)
+    pretrain(config, dataset, tmp_path / "straight", accelerator)
     judge = Guard.judge
     with monkeypatch.context() as patch:
         patch.setattr(Guard, "judge", lambda self, step, loss, norm: judge(
             self, step, loss * math.nan if step == 1 else loss, norm))  # fmt: skip
         with pytest.raises(UserError, match="nan at step 2"):
-            pretrain(config, dataset, tmp_path / "run", machine)
+            pretrain(config, dataset, tmp_path / "run", accelerator)
     result = cli("replay", tmp_path / "run" / "nonfinite-0000002.pt")
     found = json.loads(result.out.splitlines()[-1])
     assert found["losses"] == [losses(tmp_path / "straight")[1]]

@@ -26,7 +26,7 @@ class _Part(NamedTuple):
     begin: int
 
 
-def join(paths: Sequence[Path], out: Path) -> dict[str, Any]:
+def merge_shards(paths: Sequence[Path], out: Path) -> dict[str, Any]:
     """Write the images of all parts to `out`, byte for byte what one `prepare` would have made.
 
     Killed at any moment, the same call goes on. Returns figures for a summary.

@@ -9,7 +9,7 @@ import torch
 
 from fastselfie.config import DataConfig
 from fastselfie.data.dataset import BetonSource, Source
-from fastselfie.data.loaders.base import Batch, Index, Loader, Pixels, SampleStream
+from fastselfie.data.loaders.base import Batch, DecodedBatch, Index, Loader, SampleStream
 from fastselfie.data.loaders.folder import FolderLoader
 from fastselfie.data.loaders.native import NativeLoader
 from fastselfie.data.loaders.resident import ResidentLoader
@@ -19,11 +19,11 @@ from fastselfie.system.accelerator import total_memory
 
 __all__ = [
     "Batch",
+    "DecodedBatch",
     "FolderLoader",
     "Index",
     "Loader",
     "NativeLoader",
-    "Pixels",
     "ResidentLoader",
     "SampleStream",
     "SyntheticLoader",

@@ -25,10 +25,10 @@ from fastselfie.data.random import IntArray
 from fastselfie.errors import UserError
 from fastselfie.system.accelerator import usable_cores
 from fastselfie.system.distributed import ALONE, Ranks
-from fastselfie.system.trace_ranges import phase
+from fastselfie.system.trace_ranges import trace_range
 
 
-class Pixels(NamedTuple):
+class DecodedBatch(NamedTuple):
     """What a loader makes of an index: images (B, H, W, 3) uint8, labels (B,) int64.
 
     failures: rows that could not be decoded, with a line that names the image and the reason.
@@ -82,7 +82,7 @@ class Batch:
         """
         if side is None:
             return self
-        with phase("patchify"):
+        with trace_range("patchify"):
             parts = [_shrink(images, side) for images in torch.split(self.images, 64)]
             return replace(self, images=torch.cat(parts).contiguous())
 
@@ -173,7 +173,7 @@ class Loader(ABC):
         return self.count
 
     @abstractmethod
-    def load(self, plan: Iterator[Index], augment: bool) -> Generator[Pixels]:
+    def load(self, plan: Iterator[Index], augment: bool) -> Generator[DecodedBatch]:
         """Images (B, H, W, 3) uint8 and labels (B,) int64 for each index, in order.
 
         No index of a plan is longer than its first: a loader may size its buffers by that one.
@@ -249,7 +249,7 @@ class Loader(ABC):
                     batch.hand_over(stream)
                 yield batch
 
-    def _without_failures(self, pixels: Pixels, index: Index) -> tuple[Tensor, Tensor, Index]:
+    def _without_failures(self, pixels: DecodedBatch, index: Index) -> tuple[Tensor, Tensor, Index]:
         """Under on_error: skip, a failed row becomes a copy of the next good one of its batch.
 
         The batch keeps its size, which compiled steps and other processes count on.
@@ -323,7 +323,7 @@ class Loader(ABC):
 
     def _send(self, tensor: Tensor) -> Tensor:
         if self.device.type == "cuda" and tensor.device.type == "cpu":
-            with phase("copy"):
+            with trace_range("copy"):
                 # Does nothing to what a loader has put into pinned memory already.
                 return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor

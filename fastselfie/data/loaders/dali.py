@@ -18,7 +18,7 @@ from torch import Tensor
 from fastselfie.config import DataConfig
 from fastselfie.data.beton.reader import IMAGE_MODES
 from fastselfie.data.dataset import BetonSource, FolderSource, Source
-from fastselfie.data.loaders.base import Index, Loader, Pixels, decoder_count
+from fastselfie.data.loaders.base import DecodedBatch, Index, Loader, decoder_count
 from fastselfie.data.loaders.crops import boxes, shift
 from fastselfie.data.random import IntArray
 from fastselfie.errors import UserError
@@ -70,7 +70,7 @@ class DaliLoader(Loader):
         self.threads = decoder_count(data)
         self.on_gpu = device.type == "cuda" and data.crop == "resized"
 
-    def load(self, plan: Iterator[Index], augment: bool) -> Generator[Pixels]:
+    def load(self, plan: Iterator[Index], augment: bool) -> Generator[DecodedBatch]:
         first = next(plan, None)
         if first is None:
             return
@@ -97,11 +97,11 @@ class DaliLoader(Loader):
                     continue
                 yield self._pixels(images, pipeline.fed.popleft(), augment)
 
-    def _pixels(self, images: Tensor, batch: _Prepared, augment: bool) -> Pixels:
+    def _pixels(self, images: Tensor, batch: _Prepared, augment: bool) -> DecodedBatch:
         if augment and not self.on_gpu:
             shift(images.numpy(), self.data, self.seed, batch.asked)
         labels = torch.from_numpy(self.source.labels[batch.asked.samples])
-        return Pixels(images, labels, batch.failures)
+        return DecodedBatch(images, labels, batch.failures)
 
     def _pipeline(self, most: int, advance: Callable[[], _Prepared]) -> _Pipeline:
         device = self.device if self.on_gpu else torch.device("cpu")

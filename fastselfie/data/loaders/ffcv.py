@@ -15,7 +15,7 @@ import torch
 
 from fastselfie.config import DataConfig
 from fastselfie.data.dataset import Source
-from fastselfie.data.loaders.base import Index, Loader, Pixels, decoder_count, required_beton
+from fastselfie.data.loaders.base import DecodedBatch, Index, Loader, decoder_count, required_beton
 from fastselfie.data.loaders.crops import CENTRE, shift
 
 # Importing FFCV sets torch's number of threads, to 1.
@@ -61,7 +61,7 @@ class FfcvLoader(Loader):
         self.repeats = data.crop != "resized"
         self._stock: dict[bool, Any] = {}
 
-    def load(self, plan: Iterator[Index], augment: bool) -> Generator[Pixels]:
+    def load(self, plan: Iterator[Index], augment: bool) -> Generator[DecodedBatch]:
         first = next(plan, None)
         if first is None:
             return
@@ -116,13 +116,13 @@ class FfcvLoader(Loader):
             return SimpleRGBImageDecoder()
         return CenterCropRGBImageDecoder(size, ratio=1.0)
 
-    def _pixels(self, images: npt.NDArray[np.uint8], index: Index, augment: bool) -> Pixels:
+    def _pixels(self, images: npt.NDArray[np.uint8], index: Index, augment: bool) -> DecodedBatch:
         # FFCV decodes a later batch into the same memory.
         images = images.copy()
         if augment:
             shift(images, self.data, self.seed, index)
         labels = torch.from_numpy(self.source.labels[index.samples])
-        return Pixels(torch.from_numpy(images), labels)
+        return DecodedBatch(torch.from_numpy(images), labels)
 
 
 class _Stream(EpochIterator):  # type: ignore[misc]

@@ -14,7 +14,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from fastselfie.config import DataConfig
 from fastselfie.data.dataset import Source
-from fastselfie.data.loaders.base import Index, Loader, Pixels
+from fastselfie.data.loaders.base import DecodedBatch, Index, Loader
 from fastselfie.data.loaders.crops import boxes, read_box, shift
 from fastselfie.errors import UserError
 from fastselfie.system.accelerator import usable_cores
@@ -29,8 +29,8 @@ class FolderLoader(Loader):
         self.source = source
         self.workers = usable_cores() if data.workers is None else data.workers
 
-    def load(self, plan: Iterator[Index], augment: bool) -> Generator[Pixels]:
-        loader: DataLoader[Pixels] = DataLoader(
+    def load(self, plan: Iterator[Index], augment: bool) -> Generator[DecodedBatch]:
+        loader: DataLoader[DecodedBatch] = DataLoader(
             _Decode(self.source, self.data, self.seed, augment),
             sampler=_Plan(plan),
             batch_size=None,  # an index is a whole batch already
@@ -48,7 +48,7 @@ class FolderLoader(Loader):
                 _end_workers(iterator)
 
 
-class _Decode(TorchDataset[Pixels]):
+class _Decode(TorchDataset[DecodedBatch]):
     """An index to its pixels. A fault is a value: raised in a worker, it is a traceback."""
 
     def __init__(self, source: Source, data: DataConfig, seed: int, augment: bool) -> None:
@@ -57,7 +57,7 @@ class _Decode(TorchDataset[Pixels]):
         self.seed = seed
         self.augment = augment
 
-    def __getitem__(self, index: Index) -> Pixels:
+    def __getitem__(self, index: Index) -> DecodedBatch:
         size = self.data.image_size
         images = np.empty((len(index.samples), size, size, 3), dtype=np.uint8)
         failures = []
@@ -74,7 +74,7 @@ class _Decode(TorchDataset[Pixels]):
         if self.augment:
             shift(images, self.data, self.seed, index)
         labels = torch.from_numpy(self.source.labels[index.samples])
-        return Pixels(torch.from_numpy(images), labels, failures)
+        return DecodedBatch(torch.from_numpy(images), labels, failures)
 
 
 class _Plan(Sampler[Index]):

@@ -14,7 +14,7 @@ import torch
 from fastselfie.config import DataConfig
 from fastselfie.data.beton.reader import IMAGE_MODES
 from fastselfie.data.dataset import Source
-from fastselfie.data.loaders.base import Index, Loader, Pixels, decoder_count, required_beton
+from fastselfie.data.loaders.base import DecodedBatch, Index, Loader, decoder_count, required_beton
 from fastselfie.data.loaders.crops import boxes, shift
 from fastselfie.kernels.jpeg import KIND_JPEG, KIND_RAW, BatchDecoder
 
@@ -46,7 +46,7 @@ class NativeLoader(Loader):
         self.source = required_beton(source, "native")
         self.threads = decoder_count(data)
 
-    def load(self, plan: Iterator[Index], augment: bool) -> Generator[Pixels]:
+    def load(self, plan: Iterator[Index], augment: bool) -> Generator[DecodedBatch]:
         buffers = _Buffers(self.data.image_size, pinned=self.device.type == "cuda")
         niceness = _NICENESS if self.device.type == "cpu" else 0
         with BatchDecoder(self.threads, niceness) as decoder:
@@ -76,14 +76,14 @@ class NativeLoader(Loader):
             shapes=np.stack([height, width], axis=1).astype(np.int32),
         )
 
-    def _finish_one(self, decoder: BatchDecoder, batch: _Pending, augment: bool) -> Pixels:
+    def _finish_one(self, decoder: BatchDecoder, batch: _Pending, augment: bool) -> DecodedBatch:
         found = decoder.wait(batch.ticket)
         name = self.source.name
         failures = [(row, f"{name(int(batch.asked.samples[row]))}: {why}") for row, why in found]
         if augment:
             shift(batch.images, self.data, self.seed, batch.asked)
         labels = torch.from_numpy(self.source.labels[batch.asked.samples])
-        return Pixels(torch.from_numpy(batch.images), labels, failures)
+        return DecodedBatch(torch.from_numpy(batch.images), labels, failures)
 
 
 class _Buffers:

@@ -13,7 +13,7 @@ from torch import Tensor
 from fastselfie.config import DataConfig
 from fastselfie.data import random as rng
 from fastselfie.data.dataset import ArraySource, Source
-from fastselfie.data.loaders.base import Index, Loader, Pixels
+from fastselfie.data.loaders.base import DecodedBatch, Index, Loader
 from fastselfie.data.loaders.crops import boxes, padded, read_box, shift_of
 from fastselfie.data.random import IntArray
 from fastselfie.errors import UserError
@@ -38,7 +38,7 @@ class ResidentLoader(Loader):
         whole = padded(images, self.pad, data.pad_mode) if self.pad else images
         self.images = torch.from_numpy(np.ascontiguousarray(whole)).to(device)
 
-    def load(self, plan: Iterator[Index], augment: bool) -> Generator[Pixels]:
+    def load(self, plan: Iterator[Index], augment: bool) -> Generator[DecodedBatch]:
         gather = self._gather_on_host if self.device.type == "cpu" else self._gather_on_device
         for index in plan:
             offsets = np.full((len(index.samples), 2), self.pad, dtype=np.int64)
@@ -46,20 +46,20 @@ class ResidentLoader(Loader):
                 offsets = rng.shifts(self.seed, index.epochs, index.samples, self.pad)
             yield gather(index, offsets, augment)
 
-    def _gather_on_host(self, index: Index, offsets: IntArray, augment: bool) -> Pixels:
+    def _gather_on_host(self, index: Index, offsets: IntArray, augment: bool) -> DecodedBatch:
         size = self.data.image_size
         images = np.empty((len(index.samples), size, size, 3), dtype=np.uint8)
         flips = self._flips(index, augment)
         gather_crops(self.images.numpy(), index.samples, offsets, flips, images)
         labels = self.labels[torch.from_numpy(index.samples)]
-        return Pixels(torch.from_numpy(images), labels, flipped=True)
+        return DecodedBatch(torch.from_numpy(images), labels, flipped=True)
 
-    def _gather_on_device(self, index: Index, offsets: IntArray, augment: bool) -> Pixels:
+    def _gather_on_device(self, index: Index, offsets: IntArray, augment: bool) -> DecodedBatch:
         rows = self._send(torch.from_numpy(index.samples))
         y, x = self._send(torch.from_numpy(offsets)).unbind(1)
         size = self.data.image_size
         images = _windows(self.images, size)[rows, y, x].view(-1, size, size, 3)
-        return Pixels(images, self.labels[rows])
+        return DecodedBatch(images, self.labels[rows])
 
 
 def decode_all(

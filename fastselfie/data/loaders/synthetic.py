@@ -8,7 +8,7 @@ import torch
 
 from fastselfie.config import DataConfig
 from fastselfie.data.dataset import Source
-from fastselfie.data.loaders.base import Index, Loader, Pixels
+from fastselfie.data.loaders.base import DecodedBatch, Index, Loader
 
 _POOL = 64  # distinct images: enough that batch statistics are those of noise
 
@@ -24,8 +24,8 @@ class SyntheticLoader(Loader):
         self.pool = pool.to(device)
         self.classes = len(source.classes)
 
-    def load(self, plan: Iterator[Index], augment: bool) -> Generator[Pixels]:
+    def load(self, plan: Iterator[Index], augment: bool) -> Generator[DecodedBatch]:
         del augment  # noise is noise
         for samples, _ in plan:
             ids = self._send(torch.from_numpy(samples))
-            yield Pixels(self.pool[ids % _POOL], ids % self.classes)
+            yield DecodedBatch(self.pool[ids % _POOL], ids % self.classes)
