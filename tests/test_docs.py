@@ -27,7 +27,6 @@ import pytest
 import torch
 from conftest import REPOSITORY
 from helpers import sandbox
-from test_layout import FLOORS
 
 from fastselfie.cli import main
 from fastselfie.config.load import load_config
@@ -184,16 +183,11 @@ def test_every_page_is_in_the_list():
     assert {page.relative_to(REPOSITORY / "docs").as_posix() for page in PAGES[1:]} <= set(listed)
 
 
-def test_the_table_of_floors_is_the_one_that_is_held():
-    """Of CONTRIBUTING.md, where a reader finds it; __main__ and cli stand there as files do."""
-    text = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (\d) \| .* \| (.*) \|$", text, flags=re.MULTILINE)
-    table = {
-        re.sub(r"\.py$|/$", "", name): int(floor)
-        for floor, files in rows
-        for name in re.findall(r"`([^`]+)`", files)
-    }
-    assert table == FLOORS
+def test_the_architecture_page_names_every_folder():
+    text = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
+    package = REPOSITORY / "fastselfie"
+    folders = {p.parent.relative_to(package) for p in package.rglob("__init__.py")} - {Path()}
+    assert [str(f) for f in sorted(folders) if f"`{f}/`" not in text] == []
 
 
 def test_the_names_of_the_sandbox_are_those_listed(folder):

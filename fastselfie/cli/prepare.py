@@ -118,9 +118,9 @@ def join(
 
     In a pipe, or with --json, the last line on standard output is JSON.
     """
-    from fastselfie.data.conversion import merge as joining
+    from fastselfie.data.conversion.merge import merge_shards
 
-    print_result(joining.join(parts, out), as_json)
+    print_result(merge_shards(parts, out), as_json)
 
 
 def _check_beton(path: Path) -> None:

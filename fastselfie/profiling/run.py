@@ -222,7 +222,7 @@ def _facts(figures: dict[str, Any], config: Config, source: Source, planned: boo
         compiled=figures["compile"] is not None,
         image_size=config.data.image_size,
         long_side=_long_side(source) if figures["loader"] != "synthetic" else None,
-        trace_range=longest,
+        phase=longest,
         phase_share=phases[longest],
         measured_elsewhere=planned,
     )

@@ -10,9 +10,8 @@ from conftest import tiny_config
 from fastselfie.data.dataset import open_dataset
 from fastselfie.data.inputs import InputTransform
 from fastselfie.data.loaders import build_loader
-from fastselfie.evaluation.knn import knn_accuracy
+from fastselfie.evaluation.knn import _nearest, knn_accuracy
 from fastselfie.evaluation.metrics import (
-    _nearest,
     classification_accuracy,
     evaluating,
     pretext_accuracy,
@@ -128,7 +127,7 @@ def test_the_parts_of_a_bank_are_the_bank(monkeypatch):
     for k in (5, 20, 60):
         found = []
         for part in (1000, 7, 50):
-            monkeypatch.setattr("fastselfie.evaluation.metrics._BANK_PART", part)
+            monkeypatch.setattr("fastselfie.evaluation.knn._BANK_PART", part)
             found.append(knn_accuracy(bank, bank_labels, queries, labels, k))
             unit, asked = (torch.nn.functional.normalize(x, dim=1) for x in (bank, queries))
             best, where = _nearest(asked, unit, k)

@@ -19,12 +19,12 @@ from fastselfie.errors import UserError
         (".parquet", ["b.parquet.gz", "c.Parquet", "d.parquet.crdownload", "e.parquet.zst"]),
     ],
 )
-def test_unread_shards_are_listed_in_order(tmp_path, suffix, metric_accumulators):
+def test_unread_shards_are_listed_in_order(tmp_path, suffix, unread):
     others = (f"a{suffix}", f"a{suffix}.md5", f"a{suffix}.json", f".b{suffix}.gz", "a.zip", "a.gz")
-    for name in (*reversed(metric_accumulators), *others):
+    for name in (*reversed(unread), *others):
         (tmp_path / name).touch()
     assert [line.partition(": ")[0] for line in unread_shards(tmp_path, suffix)] == [
-        f"{tmp_path}/{name}" for name in metric_accumulators
+        f"{tmp_path}/{name}" for name in unread
     ]
 
 
