@@ -42,7 +42,13 @@ def throughput(results: list[dict[str, Any]]) -> str:
 
 def loaders(result: dict[str, Any]) -> str:
     """Speed, CPU time, memory and bytes read of every loader, for one kind of image."""
-    head = [result["protocol"]["title"], "images/s", "CPU ms an image", "peak MB", "MB read an image"]
+    head = [
+        result["protocol"]["title"],
+        "images/s",
+        "CPU ms an image",
+        "peak MB",
+        "MB read an image",
+    ]
     rows = []
     for row in result["results"]:
         read = row["mb_read_per_image"]
@@ -85,10 +91,9 @@ def _conditions(result: dict[str, Any]) -> str:
 
 def conversion(result: dict[str, Any]) -> str:
     """Images per CPU second of `fastselfie prepare` and of FFCV's writer."""
-    rows = [
-        [row["conversion"], *(median(row["images_per_cpu_s"][name], ".0f") for name in ("ours", "ffcv")),
-         median(row["ratio"], ".2f")]
-        for row in result["results"]
-    ]  # fmt: skip
+    rows = []
+    for row in result["results"]:
+        rates = [median(row["images_per_cpu_s"][name], ".0f") for name in ("ours", "ffcv")]
+        rows.append([row["conversion"], *rates, median(row["ratio"], ".2f")])
     head = ["conversion, images a CPU second", "ours", "FFCV's writer", "ratio"]
     return "\n".join(table(head, rows))

@@ -34,7 +34,8 @@ def scaling(paper: dict[str, Any]) -> str:
             f"{half['all_reduce_ms']:.1f} ({whole['all_reduce_ms']:.1f}) ms",
             f"{half['exposed_ms']:.1f} ({whole['exposed_ms']:.1f}) ms",
             f"{half['efficiency']:.0%} ({whole['efficiency']:.0%})",
-            f"{row['start_s']:.0f} s", f"{half['checkpoint_share']:.2%}", f"{row['waiting_ms']:.0f} ms",
+            f"{row['start_s']:.0f} s", f"{half['checkpoint_share']:.2%}",
+            f"{row['waiting_ms']:.0f} ms",
         ])  # fmt: skip
     head = ["GPUs", "all-reduce, bf16 (float32)", "not hidden by the backward pass",
             "rate of each GPU", "start", "share of a save", "waiting for the slowest"]  # fmt: skip

@@ -28,8 +28,8 @@ def _one_step(result: dict[str, Any]) -> list[str]:
                      f"{median(ratio, '.2f')} times as fast" if ratio else "",
                      f"{row['peak_rss_mb']:,.0f}",
                      f"{row['flop_utilisation']['median']:.0%}"])  # fmt: skip
-    head = [f"{result['config']}, {result['batch']} images a step", "images/s", "ours is", "peak MB",
-            "share of matmul FLOP/s"]  # fmt: skip
+    head = [f"{result['config']}, {result['batch']} images a step", "images/s", "ours is",
+            "peak MB", "share of matmul FLOP/s"]  # fmt: skip
     losses = ", ".join(f"{name} {loss:.5f}" for name, loss in result["losses"].items())
     notes = [
         f"Ours computes in {result['precision']}, at {ours['model_gflops_per_s']['median']:,.0f} "
@@ -80,7 +80,8 @@ def kernels(result: dict[str, Any]) -> str:
         positions = "rows + columns" if shape["row_column"] else "one vector a position"
         rows.append([f"M = {shape['m']}, {positions}",
                      f"{row['model_bytes'] / shape['b'] / 1024:.0f} KiB",
-                     f"{times['distinct']:.2f} times", f"{times['launch'] + times['sums']:.2f} times",
+                     f"{times['distinct']:.2f} times",
+                     f"{times['launch'] + times['sums']:.2f} times",
                      f"{times['reference']:.1f} times", compiled])  # fmt: skip
     head = ["distractor score, D = 1024, bfloat16", "least bytes an image", "distinct bytes",
             "all bytes read and written", "plain torch", "registers, spilled bytes"]  # fmt: skip

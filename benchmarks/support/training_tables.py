@@ -46,12 +46,14 @@ def reproduce(results: list[dict[str, Any]]) -> str:
 
 def _arms(result: dict[str, Any]) -> list[str]:
     """The accuracies, and what the features gave before finetuning."""
-    found, learned = (table(part["head"], part["rows"]) for part in (result["table"], result["learned"]))
+    found, learned = (
+        table(part["head"], part["rows"]) for part in (result["table"], result["learned"])
+    )
     return [*found, "", result["pretext"], "", *learned, ""]
 
 
 def shortcut(result: dict[str, Any]) -> str:
-    """Pretext accuracy of networks by the crop they trained with and the crop they are asked with."""
+    """Pretext accuracy by the crop of the training and the crop of the measurement."""
     rows = [
         [row["crop"], f"{row['step']:,} of {row['of_steps']:,}",
          *(f"{value:.1%}" for value in row["accuracy"].values())]
