@@ -75,7 +75,7 @@ class PretrainConfig(StageConfig):
     crop: Literal["resized", "pad"] | None = Field(
         None,
         description="data.crop of pretraining alone; null: the same in both stages. On 32x32 "
-        "images each way has a shortcut of its own, see the README",
+        "images each way has a shortcut of its own, see docs/reproduction.md",
     )
     area: tuple[float, float] | None = Field(
         None, description="data.area of pretraining alone; null: the same in both stages"
