@@ -16,8 +16,8 @@ from fastselfie.system.accelerator import total_memory
 
 _RESIDENT_SHARE = 0.25  # of the device's memory
 
-# Module and class, imported on use: FFCV and DALI are extras and take seconds to import.
-_BACKENDS = {
+# A class, or its module and name, imported on use: FFCV and DALI are extras and take seconds.
+_BACKENDS: dict[str, type[Backend] | tuple[str, str]] = {
     "native": ("fastselfie.data.loaders.native", "NativeBackend"),
     "folder": ("fastselfie.data.loaders.folder", "FolderBackend"),
     "resident": ("fastselfie.data.loaders.resident", "ResidentBackend"),
@@ -64,13 +64,27 @@ def choose_loader(data: DataConfig, source: Source, device: torch.device) -> tup
     return choose_backend(data.loader, source, (view_of(data),), device)
 
 
+def register_backend(name: str, made: type[Backend]) -> None:
+    """Let `Loader(..., backend=name)` use the class `made`.
+
+    Raises:
+        ValueError: There is a backend of that name.
+    """
+    if name in _BACKENDS:
+        raise ValueError(f"backend {name!r} is there already: choose another name")
+    _BACKENDS[name] = made
+
+
 def backend_class(name: str) -> type[Backend]:
     """The class of the backend `name`.
 
     Raises:
         UserError: It is an extra that is not installed; the message has the command that adds it.
     """
-    module, attribute = _BACKENDS[name]
+    found = _BACKENDS[name]
+    if isinstance(found, type):
+        return found
+    module, attribute = found
     try:
         made: type[Backend] = getattr(import_module(module), attribute)
     except ImportError as error:
