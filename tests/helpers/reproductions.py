@@ -7,7 +7,7 @@ import json
 from conftest import picture, tiny_config
 
 from fastselfie.reproduce.execute import reproduce
-from fastselfie.reproduce.protocol import make_plan
+from fastselfie.reproduce.protocol import make_protocol
 
 ARGUMENTS = ("--labels", "50", "--seeds", "2")
 
@@ -26,7 +26,7 @@ def make_reproduction(root):
         runtime={"threads": 1},
     )
     (root / "tiny.yaml").write_text(config.to_yaml(), encoding="utf-8")
-    reproduce(make_plan(config, "50", 2, None), root / "one", jobs=1)
+    reproduce(make_protocol(config, "50", 2, None), root / "one", jobs=1)
     return root / "tiny.yaml", root / "one"
 
 

@@ -25,7 +25,7 @@ def test_another_config_or_set_is_refused(setting, cli):
     for change, words in (
         ("reproduce.splits=2", "reproduce.splits (1 -> 2)"),
         ("finetune.weight_decay=0.1", "finetune.weight_decay (0.0001 -> 0.1)"),
-        (f"data.test={config.parent / 'images' / 'train'}", "begun on other images"),
+        (f"data.test={config.parent / 'images' / 'train'}", "started on other images"),
     ):
         result = cli("reproduce", config, *ARGUMENTS, change, "--out", out)
         assert result.status == 2
@@ -35,7 +35,7 @@ def test_another_config_or_set_is_refused(setting, cli):
     assert "in all 9 runs, all done" in " ".join(planned.split())
     assert "0 of 4" in planned
     for change, words in (
-        ("runtime.precision=bf16", "begun in fp32, and this machine's is bf16"),
+        ("runtime.precision=bf16", "started in fp32, but this machine uses bf16"),
         ("finetune.batch_size=4", "finetune.batch_size (8 -> 4)"),
     ):
         for dry in ((), ("--dry-run",)):
@@ -64,7 +64,7 @@ def test_an_ablation_of_pretraining_takes_the_control_of_another(setting, cli, t
     result = cli(*command, "--control", tmp_path)
     assert "has no reproduce.json" in result.err
     result = cli(*command, "runtime.precision=bf16", *control)
-    assert "was begun in fp32, and this machine's is bf16" in result.err
+    assert "was started in fp32, but this machine uses bf16" in result.err
     assert not out.exists()
 
     part = tmp_path / "part"
@@ -76,12 +76,12 @@ def test_an_ablation_of_pretraining_takes_the_control_of_another(setting, cli, t
     assert not out.exists()
     result = cli(*command)
     assert result.status == 0, result.err
-    assert f"3 supervised runs are those of {part}" in " ".join(result.err.split())
-    assert "1 of the 2 supervised runs are those of part" in " ".join(table(out)["notes"])
+    assert f"3 supervised trials are taken from {part}" in " ".join(result.err.split())
+    assert "1 of the 2 supervised runs are taken from part" in " ".join(table(out)["notes"])
     found, before = table(out)["rows"][0], table(reference)["rows"][0]
     assert found["supervised"] == before["supervised"]
     losses = [
-        [run["heldout_loss"] for run in table(folder)["runs"] if run["arm"] == "finetuned"]
+        [trial["heldout_loss"] for trial in table(folder)["runs"] if trial["arm"] == "finetuned"]
         for folder in (out, reference)
     ]
     assert losses[0] != losses[1]
