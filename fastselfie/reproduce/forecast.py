@@ -21,7 +21,7 @@ from fastselfie.data.dataset import Dataset, NoSource, open_dataset
 from fastselfie.data.loaders import SyntheticLoader
 from fastselfie.errors import UserError
 from fastselfie.profiling.estimate import Target, paper_rates
-from fastselfie.report.render import shown_time
+from fastselfie.report.render import format_duration
 from fastselfie.reproduce.protocol import Protocol
 from fastselfie.reproduce.provenance import check_folders
 from fastselfie.reproduce.scheduler import Scheduler
@@ -125,7 +125,7 @@ def print_forecast(
     for row in rows:
         left = f"{row.trials - row.done:,} of {row.trials:,}" if row.done else f"{row.trials:,}"
         sizes = (f"{row.steps:,}", f"{row.batch_size:,}", row.images)
-        table.add_row(row.what, left, *sizes, shown_time(row.seconds))
+        table.add_row(row.what, left, *sizes, format_duration(row.seconds))
     console.print(table)
     for text in [*_summary(protocol, rows, rates), *conditions]:
         console.print(escape(text), soft_wrap=True)
@@ -137,7 +137,7 @@ def _summary(protocol: Protocol, rows: list[ForecastRow], rates: ForecastRates) 
     if done < total:
         time_left = f"{done:,} of them done, the others " if done else ""
         time_left += (
-            f"{shown_time(sum(row.seconds for row in rows))}, {rates.how}; training alone: "
+            f"{format_duration(sum(row.seconds for row in rows))}, {rates.how}; training alone: "
             "evaluation, checkpoints and start-up take more"
         )
     starts = " and ".join(dict.fromkeys(arm.start for arm in protocol.arms))

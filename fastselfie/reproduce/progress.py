@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from fastselfie.report.render import shown_time
+from fastselfie.report.render import format_duration
 from fastselfie.reproduce.protocol import Trial
 from fastselfie.reproduce.scheduler import Scheduler
 from fastselfie.system.console import console, say
@@ -26,7 +26,7 @@ class ProgressReporter:
         kind = f"seed {trial.seed}" if trial.split is None else f"split {trial.split}"
         top1 = "diverged" if result["top1"] is None else f"top-1 {result['top1']:.1%}"
         per_trial = (time.monotonic() - self._start) / (done - self._done_before)
-        left = f", about {shown_time(per_trial * (total - done))} left" if done < total else ""
+        left = f", about {format_duration(per_trial * (total - done))} left" if done < total else ""
         quiet, console.quiet = console.quiet, False
         say(
             f"{trial.arm.labels:g}% {trial.arm.start}, rate {trial.lr:g}, {kind}: {top1}; "

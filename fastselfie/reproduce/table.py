@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
-from fastselfie.report.curves import Bars, shares
+from fastselfie.report.curves import Bars, label_share_chart
 from fastselfie.report.render import render
 from fastselfie.reproduce.statistics import Figures
 from fastselfie.runs.folder import FINETUNED, SUPERVISED
@@ -217,4 +217,4 @@ def chart_of(figures: Figures) -> str | None:
         ]
         for start, name in ((FINETUNED, "Selfie"), (SUPERVISED, "supervised"))
     }
-    return shares(bars, paper, "labels, percent", "top-1, percent")
+    return label_share_chart(bars, paper, "labels, percent", "top-1, percent")
