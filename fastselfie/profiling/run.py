@@ -63,9 +63,8 @@ def profile_config(config: Config, steps: int, out: Path, target: Target | None)
     """
     if steps < 1:
         raise UserError(f"--steps is {steps}: give at least 1")
-    # Profile the image size of most steps, not of the first.
-    whole = config.pretrain.model_copy(update={"progressive": ()})
-    config = config.model_copy(update={"pretrain": whole})
+    pretrain = config.pretrain.model_copy(update={"progressive": ()})  # the size of most steps
+    config = config.model_copy(update={"pretrain": pretrain})
     accelerator = choose_accelerator(config.runtime)
     source = open_dataset(config.data, config.seed, labels_needed=False).train
     name, why = choose_loader(config.pretraining_data, source, accelerator.device)
@@ -102,19 +101,24 @@ def profile_config(config: Config, steps: int, out: Path, target: Target | None)
         "profiled_images_per_s": steps * config.pretrain.batch_size / measured.seconds,
     }
     figures["advice"] = advise(_facts(figures, config, source, target is not None))
-    figures["plan"] = None
-    if target is not None:
-        per_core = median(rates.loader) / threads if threads else None
-        plan = asdict(estimate(config, target, per_core))
-        figures["plan"] = {
-            **plan,
-            "target": target._asdict(),
-            "measured_per_core": per_core,
-            "assumed": ASSUMED._asdict(),
-        }
+    per_core = median(rates.loader) / threads if threads else None
+    figures["plan"] = None if target is None else _plan(config, target, per_core)
     figures["environment"] = environment(accelerator.device)
-    _write(out, figures, measured.trace, config)
+    # The page last: the files that it links to exist before it does.
+    trace = gzip.compress(json.dumps(measured.trace).encode(), compresslevel=6)
+    write_atomically(out / TRACE, trace)
+    write_atomically(out / FIGURES, json.dumps(figures, indent=1) + "\n")
+    write_profile_page(out / PAGE, figures, config.to_yaml(), TRACE)
     return figures
+
+
+def _plan(config: Config, target: Target, per_core: float | None) -> dict[str, Any]:
+    return {
+        **asdict(estimate(config, target, per_core)),
+        "target": target._asdict(),
+        "measured_per_core": per_core,
+        "assumed": ASSUMED._asdict(),
+    }
 
 
 def decoding_threads(config: Config, loader: str) -> int:
@@ -250,10 +254,3 @@ def _long_side(source: Source) -> float | None:
     if (reader.mode[samples] == IMAGE_MODES["raw"]).any():
         return None
     return float(np.maximum(reader.width[samples], reader.height[samples]).mean())
-
-
-def _write(out: Path, figures: dict[str, Any], trace: dict[str, Any], config: Config) -> None:
-    """Write the files, the page last: the files that it links to exist before it does."""
-    write_atomically(out / TRACE, gzip.compress(json.dumps(trace).encode(), compresslevel=6))
-    write_atomically(out / FIGURES, json.dumps(figures, indent=1) + "\n")
-    write_profile_page(out / PAGE, figures, config.to_yaml(), TRACE)

@@ -84,8 +84,8 @@ def measure_features(
     networks = {"p": pretrained.patch_network, "random": build_patch_network(config)}
     for name, network in networks.items():
         accelerator.place(network)
-        worth = evaluate_features(network, bank, queries, pixels, accelerator)
-        figures |= {f"{name}_{key}": value for key, value in worth.items()}
+        measures = evaluate_features(network, bank, queries, pixels, accelerator)
+        figures |= {f"{name}_{key}": value for key, value in measures.items()}
         places = PatchConcat(network, config.grid)
         known, asked = (extract_features(places, x, pixels, accelerator) for x in (placed, asking))
         figures[f"{name}_knn_places"] = _knn_standardised(known, asked)

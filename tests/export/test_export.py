@@ -92,7 +92,7 @@ def test_timm_gets_p_without_a_head(cli, imagenet_stem, tmp_path):
 def test_timm_refuses_what_it_cannot_express(cli, tiny_run, imagenet_stem, tmp_path):
     out = tmp_path / "x.pt"
     refused(cli("export", tiny_run, "--format", "timm", "--out", out), "model.stem is cifar",
-            "safetensors and onnx")  # fmt: skip
+            "safetensors or onnx")  # fmt: skip
     config = load_config(imagenet_stem / "config.yaml", ["model.width=12"])
     write_atomically(imagenet_stem / "config.yaml", config.to_yaml())
     model = {"model": build_classifier(config, 3).state_dict()}
