@@ -1,4 +1,4 @@
-"""`fastselfie export`: each format gives our outputs in the other tool, or says why it cannot."""
+"""`fastselfie export`: each format gives the same outputs in the other tool, or an error."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ ARGUMENTS = ("--labels", "50", "--seeds", "2")
 
 
 def make_reproduction(root):
-    """(config file, what one process leaves of it). 20 training and 6 test images a class."""
+    """Return (config file, folder of its finished reproduction); 20 + 6 images per class."""
     for part, count in (("train", 20), ("test", 6)):
         for label, name in enumerate(("cat", "dog")):
             folder = root / "images" / part / name

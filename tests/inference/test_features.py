@@ -1,4 +1,4 @@
-"""`fastselfie features`: a row an image, in the set's order, of what evaluation sees."""
+"""`fastselfie features`: a row per image, in the order of the set, as in evaluation."""
 
 from __future__ import annotations
 

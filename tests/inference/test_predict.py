@@ -1,4 +1,4 @@
-"""`fastselfie predict`: classes, or filled holes, of single images as evaluation sees them."""
+"""`fastselfie predict`: classes or mask prediction of single images, as in evaluation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`profile` from the command line, and its parts: attribution, advice and the estimate on paper."""
+"""`profile` from the command line, and its parts: attribution, advice and estimate."""
 
 from __future__ import annotations
 

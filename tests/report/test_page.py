@@ -1,4 +1,4 @@
-"""The page of one run and of several: what stands in it, how it is written, what it weighs."""
+"""The page of one run and of several: content, writing, size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`fastselfie reproduce` as a whole: what it leaves, going on, several processes, mistakes."""
+"""`fastselfie reproduce` as a whole: its files, resuming, several processes, mistakes."""
 
 from __future__ import annotations
 
@@ -80,11 +80,11 @@ def test_the_same_command_again_trains_nothing_and_says_the_same(setting, cli, m
     assert table(out) == before
 
 
-@pytest.mark.parametrize("at", ["search", "final"])
+@pytest.mark.parametrize("at", ["search", "seed"])
 def test_left_in_the_middle_it_goes_on_to_the_same_table(setting, cli, tmp_path, monkeypatch, at):
     config, reference = setting
-    # Steps: 4 of pretraining, then 2 a run; the search's second run, the first of the last ones.
-    kill_at = {"search": 4 + 2 + 1, "final": 4 + 4 + 1}[at]
+    # 4 steps of pretraining, then 2 per trial: in the second search trial, in the first seed run.
+    kill_at = {"search": 4 + 2 + 1, "seed": 4 + 4 + 1}[at]
     count, step = [0], TrainStep.__call__
 
     def kills(self, *arguments):
@@ -105,7 +105,7 @@ def test_left_in_the_middle_it_goes_on_to_the_same_table(setting, cli, tmp_path,
 
 
 def test_two_processes_give_the_same_bits_as_one(setting, tmp_path):
-    """Also P may come from `train --stage pretrain`, and more labels may come later."""
+    """P comes from `train --stage pretrain` here."""
     config, reference = setting
     command = [sys.executable, "-m", "fastselfie"]
     out = tmp_path / "out"
@@ -121,7 +121,7 @@ def test_two_processes_give_the_same_bits_as_one(setting, tmp_path):
 
 @contextmanager
 def begun(config, out, *more):
-    """Two workers in the middle of long runs."""
+    """Start a reproduction; yield once two workers train long trials."""
     command = [sys.executable, "-m", "fastselfie", "reproduce", str(config), *ARGUMENTS, *more,
                "--out", str(out), "--jobs", "2"]  # fmt: skip
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY) as process:
@@ -187,7 +187,7 @@ def test_workers_leave_after_a_killed_parent_and_hold_the_folder_until_then(sett
 
 
 def test_a_lock_of_a_helper_holds_the_folder_too(tmp_path):
-    """The process that made it is gone; its helper is not."""
+    """The process that took the lock has ended; its helper has not."""
     with exclusive_lock(tmp_path):
         pass
     code = (
@@ -265,7 +265,7 @@ def test_a_rate_that_diverges_loses_and_the_search_goes_on(setting, tmp_path):
     assert not list((tmp_path / "runs").rglob("nonfinite-*.pt"))
 
 
-def test_a_last_run_that_diverges_says_how_to_keep_the_pretraining(setting, tmp_path, cli):
+def test_a_seed_run_that_diverges_says_how_to_keep_the_pretraining(setting, tmp_path, cli):
     config, _ = setting
     result = cli("reproduce", config, "reproduce.grid=[1e30]", "--labels", "50", "--seeds", "1",
                  "--out", tmp_path / "out")  # fmt: skip

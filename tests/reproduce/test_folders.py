@@ -1,4 +1,4 @@
-"""What a reproduction finds in its folder and in another's, and what it refuses to mix."""
+"""Resume in a folder, take control trials from another, and refuse folders that do not fit."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_another_config_or_set_is_refused(setting, cli):
 
 
 def test_an_ablation_of_pretraining_takes_the_control_of_another(setting, cli, tmp_path):
-    """And is paired with it; what is not there is trained, and what differs elsewhere refused."""
+    """What the control lacks is trained; a control with another config is refused."""
     config, reference = setting
     out, control = tmp_path / "out", ("--control", reference)
     command = ("reproduce", config, *ARGUMENTS, "--out", out)
@@ -89,7 +89,7 @@ def test_an_ablation_of_pretraining_takes_the_control_of_another(setting, cli, t
     assert trained == {"seed-1"}
 
 
-def test_a_last_run_of_a_rate_that_a_search_no_longer_chooses_is_kept_aside(setting, cli, tmp_path):
+def test_a_seed_run_of_a_rate_that_a_search_no_longer_chooses_is_kept_aside(setting, cli, tmp_path):
     config, reference = setting
     out = tmp_path / "out"
     shutil.copytree(reference, out)
@@ -107,7 +107,7 @@ def test_a_last_run_of_a_rate_that_a_search_no_longer_chooses_is_kept_aside(sett
 
 
 def test_a_folder_of_unknown_precision_goes_on_and_stays_one(setting, cli, tmp_path):
-    """As an earlier version left it: nobody knows, so nothing is claimed."""
+    """Earlier versions did not record it."""
     config, reference = setting
     out = tmp_path / "out"
     shutil.copytree(reference, out)

@@ -1,4 +1,4 @@
-"""`reproduce --dry-run`: counts and times, with and without images, and nothing touched."""
+"""`reproduce --dry-run`: counts and times, with and without images; writes nothing."""
 
 from __future__ import annotations
 

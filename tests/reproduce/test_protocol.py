@@ -1,4 +1,4 @@
-"""Which runs there are, and which images each may see."""
+"""Which trials there are, and which images each may see."""
 
 from __future__ import annotations
 

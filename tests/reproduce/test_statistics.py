@@ -1,4 +1,4 @@
-"""The figures of the table against tables of Student's t and numbers computed by hand."""
+"""Statistics against printed tables of Student's t and numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_one_rate_is_never_widened(tmp_path):
     assert scheduler.next().split is None
 
 
-def test_a_last_run_of_another_rate_is_not_taken(tmp_path):
+def test_a_seed_run_of_another_rate_is_not_taken(tmp_path):
     """Its folder has no rate in its name."""
     config = tiny_config(reproduce={"grid": [0.1]}, finetune={"control": False})
     protocol = make_protocol(config, "50", 1, None)
