@@ -1,11 +1,11 @@
-"""Turns finished `fastselfie reproduce` folders into a committed result: figures, curves, picture.
+"""Turn finished `fastselfie reproduce` folders into a committed result: figures, curves, picture.
 
     python benchmarks/reproduce.py MAIN [ABLATION ...] --name reproduce-cifar10
 
-MAIN is the folder whose table is shown; an ablation differs from it in some keys, such as
-pretrain.pad_mode=zero, with --control MAIN or finetune.control=false. Writes results/NAME.json and
-NAME.png: curves, and with --picture the mask prediction below them, where the images are free to be
-published.
+MAIN is the folder whose table is shown. An ablation differs from it in some keys, such as
+pretrain.pad_mode=zero, and was made with --control MAIN or finetune.control=false. Writes
+results/NAME.json and NAME.png with curves; with --picture also the mask prediction, for images that
+may be published.
 """
 
 from __future__ import annotations
@@ -48,10 +48,14 @@ _PANELS = (
 
 
 def result_of(folders: Sequence[Path], command: str) -> dict[str, Any]:
-    """The main folder's table and every run of all folders, without a path of this machine.
+    """Return the table of the first folder and all trials of all folders, without local paths.
+
+    Args:
+        folders: Folders of reproductions, the main one first.
+        command: The command that makes this result.
 
     Raises:
-        UserError: a folder has no finished table.
+        UserError: A folder has no table yet.
     """
     tables = [_table(folder) for folder in folders]
     main = tables[0]
@@ -80,7 +84,7 @@ def result_of(folders: Sequence[Path], command: str) -> dict[str, Any]:
 
 
 def _shown(table: Mapping[str, Any]) -> dict[str, Any]:
-    """What the README shows of a folder's table."""
+    """Return the parts of a table that the README shows."""
     return {
         "table": {"head": list(HEAD), "rows": [cells(row) for row in table["rows"]]},
         "pretext": pretext_line(dict(table)),
@@ -102,21 +106,21 @@ def _table(folder: Path) -> dict[str, Any]:
 
 
 def curves(folder: Path, table: Mapping[str, Any]) -> Image.Image:
-    """Loss, test loss and test accuracy of both arms at the fewest labels: mean over the seeds."""
+    """Plot loss, test loss and test accuracy of both arms at the fewest labels, mean over seeds."""
     from matplotlib.figure import Figure
 
     labels = min(row["labels"] for row in table["rows"])
     figure = Figure(figsize=(11, 3.2), layout="constrained")
     for axes, (key, title) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
-        for arm, colour in _COLOURS.items():
+        for start, colour in _COLOURS.items():
             logs = [
                 dict(points_of(read_log(folder / RUNS / name / "log.jsonl"), key))
-                for name in (f"labels-{labels:g}/{arm}/seed-{seed}" for seed in table["seeds"])
+                for name in (f"labels-{labels:g}/{start}/seed-{seed}" for seed in table["seeds"])
             ]
             steps = sorted(set.intersection(*(set(log) for log in logs)))
             if steps:
                 values = [mean(log[step] for log in logs) for step in steps]
-                axes.plot(steps, values, color=colour, label=arm)
+                axes.plot(steps, values, color=colour, label=start)
         axes.set_xlabel("step")
         axes.set_title(title, fontsize=10, loc="left")
         axes.grid(alpha=0.25)
@@ -129,7 +133,7 @@ def curves(folder: Path, table: Mapping[str, Any]) -> Image.Image:
 
 
 def stacked(upper: Image.Image, lower: Image.Image) -> Image.Image:
-    """One above the other, on white."""
+    """Stack two images on a white background."""
     width = max(upper.width, lower.width)
     canvas = Image.new("RGB", (width, upper.height + lower.height), "white")
     canvas.paste(upper, ((width - upper.width) // 2, 0))

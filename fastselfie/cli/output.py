@@ -59,7 +59,7 @@ def wants_json(as_json: bool) -> bool:
 
 def training_rows(summary: Mapping[str, Any], config: Config) -> list[Row]:
     """The table at the end of `train`: what a run came to."""
-    from fastselfie.report.render import shown_rate, shown_time
+    from fastselfie.report.render import format_duration, format_rate
 
     settings = config.finetune
     rows: list[Row] = []
@@ -79,8 +79,8 @@ def training_rows(summary: Mapping[str, Any], config: Config) -> list[Row]:
         if f"{name}_accuracy" in summary:
             rows.append((name, f"{summary[f'{name}_accuracy']:.1%}", labels))
     if summary.get("images_per_s"):
-        rows.append(("images/s", shown_rate(summary["images_per_s"]), "pretraining"))
-    rows.append(("time", shown_time(summary["seconds"]), "all stages"))
+        rows.append(("images/s", format_rate(summary["images_per_s"]), "pretraining"))
+    rows.append(("time", format_duration(summary["seconds"]), "all stages"))
     return rows
 
 

@@ -117,25 +117,25 @@ def reproduce(
     from rich.console import Console
 
     from fastselfie.config.load import load_config
-    from fastselfie.reproduce.protocol import make_plan
+    from fastselfie.reproduce.protocol import make_protocol
     from fastselfie.system.signals import Interrupted
 
     settings = load_config(config, overrides or ())
     folder = out or Path("runs") / settings.name
-    runs = make_plan(settings, labels, seeds, budget)
+    protocol = make_protocol(settings, labels, seeds, budget)
     if dry_run or plan is not None:
         _refuse_json(as_json)
         from fastselfie.profiling.estimate import parse_target
         from fastselfie.reproduce.forecast import print_forecast
 
         target = None if plan is None else parse_target(plan, 1)  # its cores are not asked about
-        print_forecast(runs, folder, jobs, control, target, Console(highlight=False))
+        print_forecast(protocol, folder, jobs, control, target, Console(highlight=False))
         return
     from fastselfie.reproduce.execute import reproduce as carry_out
     from fastselfie.reproduce.table import PAGE, print_table
 
     try:
-        figures = carry_out(runs, folder, jobs, control)
+        figures = carry_out(protocol, folder, jobs, control)
     except Interrupted as left:
         raise typer.Exit(128 + left.number) from None
     if not as_json:

@@ -1,4 +1,7 @@
-"""`fastselfie export`: a trained network in a form that other tools load."""
+"""`fastselfie export`: write a trained network in a format that other tools load.
+
+May import: runs and what is below it.
+"""
 
 from __future__ import annotations
 
@@ -14,32 +17,36 @@ from fastselfie.models.selfie import Classifier
 from fastselfie.runs.load import Trained
 from fastselfie.system.files import NewFile, write_atomically
 
-# What makes a file's bytes, and what is to be said of them beside what is said of every export.
-# about: for formats that hold such notes.
-_Made = tuple[bytes, dict[str, Any]]
-_FORMATS: dict[str, Callable[[Trained, Classifier, dict[str, str]], _Made]] = {
-    "timm": timm_bytes,
-    "safetensors": safetensors_bytes,
-    "onnx": onnx_bytes,
-}
+# Each takes the run, the network and notes for the metadata of the file, and returns the bytes of
+# the file and figures of the format.
+_FORMATS: dict[str, Callable[[Trained, Classifier, dict[str, str]], tuple[bytes, dict[str, Any]]]]
+_FORMATS = {"timm": timm_bytes, "safetensors": safetensors_bytes, "onnx": onnx_bytes}
 
 
 def export(trained: Trained, form: str, out: Path) -> dict[str, Any]:
-    """Write the network as timm, safetensors (a model card beside it) or onnx; return figures.
+    """Write a trained network to a file.
+
+    Args:
+        trained: A stage of a run.
+        form: "timm", "safetensors" (with a model card beside it) or "onnx".
+        out: Path of the file.
+
+    Returns:
+        Figures for a summary.
 
     Raises:
-        UserError: what the format cannot express, or what it needs and is not installed.
-        OSError: `out` cannot be written; what stood there still does.
+        UserError: The format cannot express the network, or needs a package that is missing.
+        OSError: `out` cannot be written; a file that was there is unchanged.
     """
     runtime = trained.config.runtime.model_copy(update={"kernels": "reference", "device": "cpu"})
     plain = trained._replace(config=trained.config.model_copy(update={"runtime": runtime}))
     network = plain.network().eval()
     notes = about(trained)
     with NewFile(out) as file:
-        data, said = _FORMATS[form](trained, network, notes)
+        data, figures = _FORMATS[form](trained, network, notes)
         file.write(data)
         if form == "safetensors":
-            said["card"] = str(out.with_name(f"{out.name}.md"))
-            write_atomically(Path(said["card"]), card(trained, network, notes, out.name))
-    figures = {"file": str(out), "format": form, "stage": trained.kind, "step": trained.step}
-    return {**figures, "bytes": len(data), **said}
+            figures["card"] = str(out.with_name(f"{out.name}.md"))
+            write_atomically(Path(figures["card"]), card(trained, network, notes, out.name))
+    summary = {"file": str(out), "format": form, "stage": trained.kind, "step": trained.step}
+    return {**summary, "bytes": len(data), **figures}

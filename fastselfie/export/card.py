@@ -1,4 +1,4 @@
-"""What an exported network is, in words that travel with it: only what the run's files say."""
+"""The metadata and the model card of an exported network, from the files of its run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastselfie.runs.load import Trained
 
 
 def about(trained: Trained) -> dict[str, str]:
-    """The notes for a file's metadata, where everything is a string; JSON where it is not text."""
+    """Return metadata for a file, in which every value is a string: text, or else JSON."""
     data, state = trained.config.data, trained.checkpoint.state
     values = {
         "classes": trained.classes(),
@@ -39,7 +39,7 @@ def about(trained: Trained) -> dict[str, str]:
 
 
 def input_of(data: DataConfig) -> str:
-    """How an image becomes the network's input."""
+    """Return a sentence on how an image becomes the input of the network."""
     side = data.image_size
     share = CENTER if data.crop == "resized" else 1.0
     square = "the central square" if share == 1 else f"a central square of {share:g} its side"
@@ -50,7 +50,14 @@ def input_of(data: DataConfig) -> str:
 
 
 def card(trained: Trained, network: Classifier, notes: dict[str, str], file: str) -> str:
-    """The model card, Markdown."""
+    """Return the model card, as Markdown.
+
+    Args:
+        trained: A stage of a run.
+        network: Its network.
+        notes: From `about`.
+        file: Name of the exported file.
+    """
     template = Environment(
         loader=PackageLoader("fastselfie.export", "."),
         undefined=StrictUndefined,
@@ -83,7 +90,7 @@ def card(trained: Trained, network: Classifier, notes: dict[str, str], file: str
 
 
 def _travelling_config(trained: Trained) -> dict[str, Any]:
-    """The config, of its paths the names alone: the folders are one machine's."""
+    """Return the config with the names of its paths only: the folders are of one machine."""
     values = trained.config.model_dump(mode="json")
     for key in ("train", "test"):
         path = values["data"][key]

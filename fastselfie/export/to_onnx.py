@@ -1,4 +1,4 @@
-"""ONNX: the network's graph and weights in one file, compared with torch before it is kept."""
+"""Export to ONNX: graph and weights in one file, compared with torch before it is written."""
 
 from __future__ import annotations
 
@@ -18,21 +18,26 @@ from fastselfie.runs.load import Trained
 from fastselfie.system.console import say
 
 _INSTALL = "pip install 'fastselfie[export]'"
-# Of the largest output. Both compute in float32 but sum in other orders, which gave up to 3e-6; a
-# graph that is wrong, of other weights or another order of channels, is far above.
+# Relative to the largest output. Both compute in float32 but sum in different orders, which gave up
+# to 3e-6; a wrong graph (other weights, another channel order) is far above.
 TOLERANCE = 1e-4
 
 
 def onnx_bytes(
     trained: Trained, network: Classifier, notes: dict[str, str]
 ) -> tuple[bytes, dict[str, Any]]:
-    """Bytes of a model `images` (batch, 3, H, W) float32 -> `logits` or `features`, any batch.
+    """Return the bytes of an ONNX model, and figures on it.
 
-    The figures have the largest difference from torch, relative to the largest output; None where
-    there is no onnxruntime to compute it.
+    The model maps `images`, (batch, 3, H, W) float32, to `logits` (batch, classes) or `features`
+    (batch, D), for any batch.
+
+    Args:
+        trained: A stage of a run.
+        network: Its network.
+        notes: Metadata of the file.
 
     Raises:
-        UserError: onnx or onnxscript is not installed; onnxruntime gives something else.
+        UserError: onnx or onnxscript is not installed, or onnxruntime computes something else.
     """
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
@@ -61,7 +66,7 @@ def onnx_bytes(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter warns of torchvision's absence and of its own deprecations."""
+    """Silence the exporter, which warns of missing torchvision and of its own deprecations."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -74,15 +79,22 @@ def _quiet() -> Iterator[None]:
 
 
 def difference(data: bytes, network: Classifier, images: Tensor) -> float | None:
-    """How far a model is from torch, relative to the largest output; on `images` and on one.
+    """Compare a model with torch, on `images` and on the first of them alone.
 
-    None, and a line, where there is no onnxruntime.
+    Args:
+        data: Bytes of the ONNX model.
+        network: The network in torch.
+        images: (B, 3, H, W) float32.
+
+    Returns:
+        The largest difference, relative to the largest output; None, with a warning, if
+        onnxruntime is not installed.
 
     Raises:
-        UserError: further than TOLERANCE.
+        UserError: The difference is above TOLERANCE.
     """
     if importlib.util.find_spec("onnxruntime") is None:
-        say(f"warning: onnxruntime is not installed, so the file is not checked: {_INSTALL}")
+        say(f"warning: onnxruntime is not installed, so the file was not checked: {_INSTALL}")
         return None
     import onnxruntime
 
@@ -93,9 +105,9 @@ def difference(data: bytes, network: Classifier, images: Tensor) -> float | None
             expected = network(part)
         found = torch.from_numpy(session.run(None, {"images": part.numpy()})[0])
         worst = max(worst, float((found - expected).abs().max() / expected.abs().max()))
-    if not worst <= TOLERANCE:  # NaN is not
+    if not worst <= TOLERANCE:  # also NaN
         raise UserError(
             f"onnxruntime {onnxruntime.__version__} differs from torch {torch.__version__} by "
-            f"{worst:.1e} of the largest output: not written; try other versions of both"
+            f"{worst:.1e} of the largest output, so nothing was written: try other versions of both"
         )
     return worst

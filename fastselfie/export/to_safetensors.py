@@ -1,4 +1,4 @@
-"""safetensors: the weights, and in the file's metadata what they are of."""
+"""Export to safetensors: the weights, with notes in the metadata."""
 
 from __future__ import annotations
 
@@ -13,6 +13,13 @@ from fastselfie.runs.load import Trained
 def safetensors_bytes(
     trained: Trained, network: Classifier, notes: dict[str, str]
 ) -> tuple[bytes, dict[str, Any]]:
-    """Bytes of a .safetensors file. "format": "pt" is what other readers look for."""
+    """Return the bytes of a .safetensors file; it has no figures.
+
+    Args:
+        trained: Not used.
+        network: The network.
+        notes: Metadata of the file.
+    """
     del trained
+    # Other readers look for the format.
     return save(network.state_dict(), {"format": "pt", **notes}), {}

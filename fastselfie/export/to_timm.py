@@ -1,4 +1,4 @@
-"""timm's `resnetv2_50`: a state dict under its parameter names, which are ours."""
+"""Export a state dict for timm's `resnetv2_50`, whose parameter names are ours."""
 
 from __future__ import annotations
 
@@ -12,34 +12,39 @@ from fastselfie.models.resnet import ResNetV2
 from fastselfie.models.selfie import Classifier
 from fastselfie.runs.load import Trained
 
-_DIVISOR = 8  # timm rounds every width to a multiple (make_divisible)
+_DIVISOR = 8  # timm rounds every width to a multiple of it (make_divisible)
 
 
 def timm_bytes(
     trained: Trained, network: Classifier, notes: dict[str, str]
 ) -> tuple[bytes, dict[str, Any]]:
-    """Bytes of torch.save, tensors alone; and the arguments of timm.create_model.
+    """Return the bytes of a state dict, and the arguments of timm.create_model for it.
+
+    Args:
+        trained: A stage of a run.
+        network: Its network.
+        notes: Not used: a state dict has no metadata.
 
     Raises:
-        UserError: what timm's ResNetV2 has not.
+        UserError: timm's ResNetV2 cannot be built like this network.
     """
-    del notes  # a plain state dict has no place for them
+    del notes
     model = trained.config.model
-    way_out = "--format safetensors and onnx take any"
+    way_out = "use --format safetensors or onnx"
     if not isinstance(network, ResNetV2):
         raise UserError(
-            f"finetune.form is {trained.config.finetune.form}, which timm has not: {way_out}"
+            f"finetune.form is {trained.config.finetune.form}, which timm lacks: {way_out}"
         )
     if network.norm is None:
-        raise UserError(f"model.end_norm is false, but timm's ResNetV2 ends with it: {way_out}")
+        raise UserError(f"model.end_norm is false, but timm's ResNetV2 always has it: {way_out}")
     if model.stem != "imagenet":
         raise UserError(
             f"model.stem is {model.stem}, a 3x3 convolution without pooling, but timm's ResNetV2 "
-            f"always begins by a quarter of the side: {way_out}"
+            f"always starts by dividing the side by 4: {way_out}"
         )
     if model.width % _DIVISOR:
         raise UserError(
-            f"model.width is {model.width}, but timm makes widths multiples of {_DIVISOR}: "
+            f"model.width is {model.width}, but timm rounds widths to multiples of {_DIVISOR}: "
             f"{way_out}"
         )
     file = io.BytesIO()

@@ -1,4 +1,4 @@
-"""What a finished run is used for: evaluation, predictions and features of new images.
+"""Use a finished run: evaluate it, predict new images, extract features.
 
 May import: runs and what is below it.
 """

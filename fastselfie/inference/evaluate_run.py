@@ -1,4 +1,4 @@
-"""`fastselfie evaluate`: what the networks of a finished run are worth on held-out images."""
+"""`fastselfie evaluate`: measure the networks of a run on held-out images."""
 
 from __future__ import annotations
 
@@ -18,13 +18,18 @@ from fastselfie.training.memory import estimate_finetuning
 
 
 def measure_run(run: Path, data: str | None) -> dict[str, dict[str, float]]:
-    """Measures of every network that the run left, by its name, of an unfinished stage too.
+    """Evaluate every network of a run, also of unfinished stages.
 
-    finetuned, supervised: heldout_loss, top1, top5. pretrain: knn and linear_probe on P's features
-    of whole images, fitted on the run's training images.
+    Args:
+        run: Folder of the run.
+        data: Held-out images; None: those of the run.
+
+    Returns:
+        Stage -> measures. finetuned, supervised: heldout_loss, top1, top5. pretrain: knn and
+        linear_probe on P's features of whole images, fitted on the run's training images.
 
     Raises:
-        UserError: not a run, one without checkpoints, or images that cannot be read.
+        UserError: `run` is not a run or has no checkpoint, or images cannot be read.
     """
     config = open_run(run)
     if data is not None:
@@ -50,7 +55,13 @@ def measure_run(run: Path, data: str | None) -> dict[str, dict[str, float]]:
 
 
 def measuring_pixels(config: Config, accelerator: Accelerator, classes: int = 1) -> InputTransform:
-    """What turns batches into a run's networks' input, no more images at a time than finetuning."""
+    """Return the input transform for evaluation, with passes no larger than in finetuning.
+
+    Args:
+        config: Config of the run.
+        accelerator: Device to compute on.
+        classes: Number of classes.
+    """
     estimate = estimate_finetuning(config, classes, accelerator.precision)
     micro_batch = estimate.micro_batch(config.finetune, total_memory(accelerator.device))
     return InputTransform(config, accelerator, micro_batch)

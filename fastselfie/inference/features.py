@@ -1,4 +1,4 @@
-"""`fastselfie features`: a network's features of any set of images, into a file of numpy's."""
+"""`fastselfie features`: write the features of a set of images as a .npy file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from fastselfie.config import Config
 from fastselfie.data.dataset import Source, expanded, open_part
 from fastselfie.data.loaders import build_loader
 from fastselfie.errors import UserError
@@ -22,25 +21,35 @@ from fastselfie.system.files import NewFile
 def write_features(
     trained: Trained, data: Path, part: str, out: Path, labels: Path | None
 ) -> dict[str, Any]:
-    """Write (n, D) float32 to `out`, a row an image in the set's order; return figures.
+    """Write features, (n, D) float32, a row for each image.
 
-    The order is that of `fastselfie prepare`: a file's own, of a folder by class, then by path.
-    labels: a file for the (n,) int64 labels, numbers of the set's own classes. Images are cropped
-    and computed on as `fastselfie evaluate` does, a batch at a time.
+    Rows are in the order of `fastselfie prepare`: that of a file, or in a folder by class, then by
+    path. Images are cropped as in `fastselfie evaluate`.
+
+    Args:
+        trained: A stage of a run.
+        data: The images.
+        part: "train" or "test".
+        out: Path of the .npy file for the features.
+        labels: Path of a .npy file for the labels, (n,) int64, numbers of the classes of `data`;
+            None: not written.
+
+    Returns:
+        Figures for a summary.
 
     Raises:
-        UserError: nothing to read there, or an image that cannot be: a row for every image, so
-            data.on_error does not count here; one file for both, or none that ends in .npy.
+        UserError: There are no images, or one cannot be read (data.on_error has no effect, as every
+            image needs a row); or a path does not end in .npy, or both are the same.
     """
     found = open_part(expanded(data), part)
     if found is None:
         raise UserError(f"{data}: holds no {part} images: give another --part or --data")
     for option, path in (("--out", out), ("--labels", labels)):
         if path is not None and path.suffix != ".npy":
-            raise UserError(f"{option} {path}: is written as .npy: give it that ending")
+            raise UserError(f"{option} {path}: is written as .npy: give a name that ends in .npy")
     if labels is not None and labels.resolve() == out.resolve():
-        raise UserError(f"--labels {labels}: is --out too: give another file")
-    with ExitStack() as files:  # all are open before anything is computed
+        raise UserError(f"--labels {labels}: is also --out: give another file")
+    with ExitStack() as files:  # open all before computing anything
         file = files.enter_context(NewFile(out))
         if labels is not None:
             named = files.enter_context(NewFile(labels))
@@ -54,25 +63,22 @@ def write_features(
 
 
 def _write_rows(file: NewFile, trained: Trained, source: Source) -> int:
-    """Return D."""
-    config = _reading_all(trained.config)
+    """Write the features; return D."""
+    # Any loader will do, but none may replace an unreadable image by another.
+    changes = {"loader": "auto", "on_error": "raise"}
+    data = trained.config.data.model_copy(update=changes)
+    config = trained.config.model_copy(update={"data": data})
     accelerator = choose_accelerator(config.runtime)
     network = trained.network()
     accelerator.place(network)
     loader = build_loader(source, config.data, config.seed, accelerator.device)
     pixels = measuring_pixels(config, accelerator)
     _write_header(file, np.dtype(np.float32), (len(source), network.width))
-    # Appended, not mapped: a full disk is an error here, and the end of the process there.
+    # Appended, not memory-mapped: with a map, a full disk would kill the process.
     with closing(feature_batches(network, loader, pixels, accelerator)) as batches:
         for features, _ in batches:
             file.write(np.ascontiguousarray(features.cpu().numpy()).data)
     return network.width
-
-
-def _reading_all(config: Config) -> Config:
-    """Whatever loader reads the set, and no other image in an unreadable one's place."""
-    changes = {"loader": "auto", "on_error": "raise"}
-    return config.model_copy(update={"data": config.data.model_copy(update=changes)})
 
 
 def _write_header(file: NewFile, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:

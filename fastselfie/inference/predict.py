@@ -1,4 +1,4 @@
-"""`fastselfie predict`: what a network says of single images, classes or filled holes."""
+"""`fastselfie predict`: classes of single images, or pictures of mask prediction."""
 
 from __future__ import annotations
 
@@ -23,51 +23,64 @@ from fastselfie.runs.load import Trained
 from fastselfie.system.accelerator import Accelerator, choose_accelerator
 from fastselfie.system.files import write_atomically
 
-_MOST = 5  # classes of an image that are worth a line
-_SIDE = 448  # pixels of a filled image, about
+_TOP = 5  # classes shown for an image
+_SIDE = 448  # approximate side of a picture, in pixels
 
 
 @dataclass(frozen=True)
 class Guess:
-    """The likeliest classes of an image, the best first, with their probabilities."""
+    """The most likely classes of an image with their probabilities, the best first."""
 
     image: Path
     top: list[tuple[str, float]]
     columns: ClassVar = ("image", "class", "probability")
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """Lines of a table under `columns`."""
+        """Return rows of a table with `columns`."""
         names = [str(self.image), *[""] * (len(self.top) - 1)]
         return [(name, of, f"{p:.1%}") for name, (of, p) in zip(names, self.top, strict=True)]
 
     def summary(self) -> dict[str, Any]:
+        """Return the result as JSON data."""
         return {"image": str(self.image), "top": [[name, round(p, 6)] for name, p in self.top]}
 
 
 @dataclass(frozen=True)
 class Filled:
-    """An image beside the same with its holes filled, of which `right` as it was."""
+    """An image with masked patches, and the patches that the model chose for them.
+
+    Attributes:
+        image: Path of the image.
+        picture: Path of the picture: the image, and beside it the same with the chosen patches.
+        right: Number of masked patches that are right.
+        holes: Number of masked patches.
+    """
 
     image: Path
     picture: Path
     right: int
     holes: int
-    columns: ClassVar = ("image", "holes right", "picture")
+    columns: ClassVar = ("image", "patches right", "picture")
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """A line of a table under `columns`."""
+        """Return the row of a table with `columns`."""
         return [(str(self.image), f"{self.right} of {self.holes}", str(self.picture))]
 
     def summary(self) -> dict[str, Any]:
+        """Return the result as JSON data."""
         paths = {"image": str(self.image), "picture": str(self.picture)}
         return {**paths, "right": self.right, "holes": self.holes}
 
 
 def classify(trained: Trained, images: Sequence[Path]) -> list[Guess]:
-    """The five likeliest classes of each image, or all where there are fewer.
+    """Return the five most likely classes of each image, or all if there are fewer.
+
+    Args:
+        trained: A finetuned or supervised stage of a run.
+        images: Image files.
 
     Raises:
-        UserError: an image that is not there or cannot be read.
+        UserError: An image cannot be read.
     """
     config, names = trained.config, trained.classes()
     accelerator = choose_accelerator(config.runtime)
@@ -79,7 +92,7 @@ def classify(trained: Trained, images: Sequence[Path]) -> list[Guess]:
         for batch in _batches(trained, images, accelerator, pixels.batch):
             with accelerator.autocast():
                 logits = network(pixels.whole(batch)).float()
-            best = logits.softmax(dim=1).topk(min(_MOST, len(names)), dim=1)
+            best = logits.softmax(dim=1).topk(min(_TOP, len(names)), dim=1)
             for row, places in zip(best.values.tolist(), best.indices.tolist(), strict=True):
                 top = [(names[place], p) for place, p in zip(places, row, strict=True)]
                 guesses.append(Guess(images[len(guesses)], top))
@@ -87,14 +100,18 @@ def classify(trained: Trained, images: Sequence[Path]) -> list[Guess]:
 
 
 def fill_holes(trained: Trained, images: Sequence[Path], out: Path | None) -> list[Filled]:
-    """Write a picture of each image: as it is, and with what the model puts into its holes.
+    """Write a picture of each image: the original, and with the patches that the model chose.
 
-    Which patches are holes is drawn from the run's seed and the image's place among `images`.
-    out: a .png for a single image, else a folder; None: RUN/predictions. Nothing is written before
-    every image was read.
+    The masked patches are drawn from the seed of the run and the position in `images`. Nothing is
+    written before every image was read.
+
+    Args:
+        trained: The pretrain stage of a run.
+        images: Image files.
+        out: A .png file for a single image, or a folder; None: RUN/predictions.
 
     Raises:
-        UserError: as `classify`; two images of one name.
+        UserError: An image cannot be read, or two images have the same name.
     """
     config, targets = trained.config, _targets(images, out or trained.run / "predictions")
     accelerator = choose_accelerator(config.runtime)
@@ -125,10 +142,15 @@ def fill_holes(trained: Trained, images: Sequence[Path], out: Path | None) -> li
 def predict(
     trained: Trained, images: Sequence[Path], out: Path | None
 ) -> list[Guess] | list[Filled]:
-    """`fill_holes` for a network that was only pretrained, else `classify`.
+    """Call `fill_holes` for a pretrain stage, and `classify` otherwise.
+
+    Args:
+        trained: A stage of a run.
+        images: Image files.
+        out: See `fill_holes`; must be None for `classify`.
 
     Raises:
-        UserError: see there; `out` for classes, which are no picture.
+        UserError: See there; or `out` is given for `classify`.
     """
     missing = next((path for path in images if not path.is_file()), None)
     if missing is not None:
@@ -138,8 +160,8 @@ def predict(
         return fill_holes(trained, images, out)
     if out is not None:
         raise UserError(
-            f"--out {out}: is for pictures of filled holes, {trained.kind} says classes: leave it "
-            f"out, or use --stage {PRETRAIN}"
+            f"--out {out}: is for pictures, but {trained.kind} predicts classes: leave it out, or "
+            f"use --stage {PRETRAIN}"
         )
     return classify(trained, images)
 
@@ -147,10 +169,9 @@ def predict(
 def _batches(
     trained: Trained, images: Sequence[Path], accelerator: Accelerator, size: int
 ) -> Iterator[Batch]:
-    """The images as an evaluation sees them: a set's loader over these files."""
-    data = trained.config.data.model_copy(
-        update={"loader": "folder", "workers": 0, "on_error": "raise"}
-    )
+    """Yield the images as evaluation sees them."""
+    changes = {"loader": "folder", "workers": 0, "on_error": "raise"}
+    data = trained.config.data.model_copy(update=changes)
     labels = np.zeros(len(images), dtype=np.int64)
     source = FolderSource([str(path) for path in images], labels, UNLABELLED)
     loader = build_loader(source, data, trained.config.seed, accelerator.device)
@@ -159,7 +180,7 @@ def _batches(
 
 
 def _targets(images: Sequence[Path], out: Path) -> list[Path]:
-    """Where each image's picture goes."""
+    """Return the path of each picture."""
     if out.suffix.lower() == ".png":
         if len(images) > 1:
             raise UserError(f"--out {out}: is one file for {len(images)} images: give a folder")
@@ -168,7 +189,7 @@ def _targets(images: Sequence[Path], out: Path) -> list[Path]:
     for place, target in enumerate(targets):
         if target in targets[:place]:
             raise UserError(
-                f"{images[place]}: its picture would be {target}, as another image's: predict them "
-                "one after the other with an --out each"
+                f"{images[place]}: its picture would be {target}, as of another image: predict "
+                "them one by one, with different --out"
             )
     return targets

@@ -1,4 +1,4 @@
-"""Where the time of a run goes: `fastselfie profile` and the estimates of a GPU.
+"""Measure where the time of a run goes (`fastselfie profile`), and estimate it for other GPUs.
 
 May import: report, runs and what is below them.
 """

@@ -1,4 +1,4 @@
-"""On paper: where pretraining would bind on another machine, by its data sheet and our counts."""
+"""Estimate throughput on another machine from its data sheet (a roofline model)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ from fastselfie.training.memory import estimate_finetuning, estimate_pretraining
 
 
 class Gpu(NamedTuple):
-    """tflops: dense tensor-core peak in `precision`. bandwidth: of its memory, GB/s."""
+    """Data sheet of a GPU.
+
+    Attributes:
+        precision: Name of the precision that training uses on it.
+        tflops: Dense tensor-core peak in that precision.
+        bandwidth: Of its memory, in GB/s.
+    """
 
     precision: str
     tflops: float
@@ -28,7 +34,13 @@ class Gpu(NamedTuple):
 
 
 class Assumed(NamedTuple):
-    """compute, bandwidth: shares of the peaks. passes: times that a kept byte moves."""
+    """Assumptions of the estimate.
+
+    Attributes:
+        compute: Share of the arithmetic peak that a step reaches.
+        bandwidth: Share of the bandwidth peak that a step reaches.
+        passes: How often a byte that is kept for the backward pass is moved.
+    """
 
     compute: float
     bandwidth: float
@@ -46,17 +58,16 @@ GPUS = {
     "T4": Gpu("fp16", 65, 320),
 }
 
-# What a step reaches of each peak, and how often a byte kept for the backward pass moves over the
-# bus: written, read by statistics, normalisation and the next convolution, and about as often
-# again backward, with its gradient. With these a ResNet-50 comes out at 6,778 images/s on an H100
-# (MLPerf v4.0: 7,157) and 4,125 on an A100 (NVIDIA's MXNet example: 3,410).
+# A kept byte is written, read by statistics, normalisation and the next convolution, and moved
+# about as often in the backward pass, with its gradient. These values give 6,778 images/s for a
+# ResNet-50 on an H100 (MLPerf v4.0: 7,157) and 4,125 on an A100 (NVIDIA's MXNet example: 3,410).
 ASSUMED = Assumed(compute=0.4, bandwidth=0.8, passes=10)
 
-_COUNTED = 2  # images: batch norm wants more than one
+_COUNTED = 2  # images; batch norm needs more than one
 
 
 class Target(NamedTuple):
-    """The machine that is asked about: so many `gpus` called `name`, and CPU cores that decode."""
+    """The machine to estimate for: number and name of its GPUs, and CPU cores that decode."""
 
     gpus: int
     name: str
@@ -65,8 +76,18 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True)
 class Roofline:
-    """Images a second of all GPUs by arithmetic alone and by memory traffic alone, and of the
-    loader, which is None where nothing is decoded. binds: loader, bandwidth or compute."""
+    """Estimated limits of pretraining.
+
+    Attributes:
+        target: The machine.
+        gflop_per_image: GFLOP per image, forward and backward.
+        mb_per_image: MB moved per image.
+        compute: Images per second of all GPUs, limited by arithmetic alone.
+        bandwidth: Images per second of all GPUs, limited by memory traffic alone.
+        loader: Images per second of the loader; None if nothing is decoded.
+        binds: The bottleneck: "loader", "bandwidth" or "compute".
+        sentence: The result as text.
+    """
 
     target: Target
     gflop_per_image: float
@@ -79,14 +100,18 @@ class Roofline:
 
 
 def parse_target(plan: str | None, cores: int | None) -> Target | None:
-    """`--plan 8xH100 --cores 96`; None where neither is given.
+    """Parse `--plan 8xH100 --cores 96`; return None if neither is given.
+
+    Args:
+        plan: COUNTxGPU or a GPU alone.
+        cores: CPU cores of that machine.
 
     Raises:
-        UserError: one without the other, another form, an unknown GPU, no core.
+        UserError: One is given without the other, or has no valid value.
     """
     if plan is None:
         if cores is not None:
-            raise UserError("--cores goes with --plan: say --plan 8xH100 --cores 96")
+            raise UserError("--cores needs --plan: for example --plan 8xH100 --cores 96")
         return None
     form = re.fullmatch(r"(?:(\d+)x)?(.+)", plan.strip(), flags=re.IGNORECASE)
     known = {name.lower(): name for name in GPUS}
@@ -95,12 +120,19 @@ def parse_target(plan: str | None, cores: int | None) -> Target | None:
         raise UserError(f"--plan {plan}: give COUNTxGPU with one of {', '.join(GPUS)}")
     if cores is None or cores < 1:
         said = "is missing" if cores is None else f"is {cores}"
-        raise UserError(f"--cores {said}: say how many CPU cores that machine has, at least 1")
+        raise UserError(f"--cores {said}: give the number of CPU cores of that machine")
     return Target(int(form[1] or 1), name, cores)
 
 
 def estimate(config: Config, target: Target, per_core: float | None) -> Roofline:
-    """per_core: images a second that a decoding core of this machine gives; None: none decodes."""
+    """Estimate pretraining on `target`.
+
+    Args:
+        config: Config of the run.
+        target: The machine.
+        per_core: Images per second that one core decodes, measured on this machine; None if
+            nothing is decoded.
+    """
     gpu = GPUS[target.name]
     flops, kept = forward_flops(config, gpu), _kept_bytes(config, gpu)
     compute, bandwidth = (target.gpus * rate for rate in step_rates(gpu, flops, kept))
@@ -122,14 +154,27 @@ def estimate(config: Config, target: Target, per_core: float | None) -> Roofline
 
 
 def step_rates(gpu: Gpu, flops: float, kept: float) -> tuple[float, float]:
-    """Images a second by arithmetic and by memory traffic. flops: forward; the backward pass takes
-    twice as many. kept: bytes an image that the forward pass keeps for the backward pass."""
+    """Return images per second limited by arithmetic, and limited by memory traffic.
+
+    Args:
+        gpu: The GPU.
+        flops: Of one image's forward pass; the backward pass takes twice as many.
+        kept: Bytes per image that the forward pass keeps for the backward pass.
+    """
     compute = ASSUMED.compute * gpu.tflops * 1e12 / (3 * flops)
     return compute, ASSUMED.bandwidth * gpu.bandwidth * 1e9 / (ASSUMED.passes * kept)
 
 
 def paper_rates(config: Config, classes: int, target: Target) -> tuple[float, float]:
-    """Images a second of one GPU of `target` in pretraining and in finetuning, the loader apart."""
+    """Return images per second of one GPU of `target` in pretraining and in finetuning.
+
+    The loader is not counted.
+
+    Args:
+        config: Config of the run.
+        classes: Number of classes in finetuning.
+        target: The machine.
+    """
     gpu = GPUS[target.name]
     finetuning = estimate_finetuning(config, classes, Precision(gpu.precision, "the plan's"))
     return (
@@ -139,7 +184,7 @@ def paper_rates(config: Config, classes: int, target: Target) -> tuple[float, fl
 
 
 def forward_flops(config: Config, gpu: Gpu) -> float:
-    """Of one image in pretraining, 2 a multiply-add."""
+    """Return the FLOPs of one image's forward pass in pretraining; a multiply-add counts 2."""
     images, side = _COUNTED, config.model.patch_size
 
     def inputs(dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -150,7 +195,7 @@ def forward_flops(config: Config, gpu: Gpu) -> float:
 
 
 def finetuning_flops(config: Config, classes: int, gpu: Gpu) -> float:
-    """Of one whole image through the classifier, 2 a multiply-add."""
+    """Return the FLOPs of one image's forward pass in finetuning; a multiply-add counts 2."""
     side = config.data.image_size
     return _counted(
         lambda: build_classifier(plain(config), classes),
@@ -162,7 +207,7 @@ def finetuning_flops(config: Config, classes: int, gpu: Gpu) -> float:
 def _counted(
     build: Callable[[], nn.Module], inputs: Callable[[torch.dtype], tuple[Tensor, ...]], gpu: Gpu
 ) -> float:
-    """On fake tensors by torch's counter."""
+    """Count FLOPs per image, on fake tensors."""
     precision = Precision(gpu.precision, "the plan's")
     with FakeTensorMode():
         model, given = build(), inputs(precision.dtype)
@@ -176,18 +221,20 @@ def _kept_bytes(config: Config, gpu: Gpu) -> int:
 
 
 def _sentence(target: Target, rates: dict[str, float], binds: str, per_core: float | None) -> str:
-    accelerator = f"{target.gpus}x{target.name} with {target.cores} cores"
+    machine = f"{target.gpus}x{target.name} with {target.cores} cores"
     step = min(rates["compute"], rates["bandwidth"])
     if binds == "loader":
         assert per_core is not None
         more = -(-step // per_core) - target.cores
         return (
-            f"on {accelerator} the loader would bind: {rates['loader']:,.0f} images/s, where the "
-            f"step takes {step:,.0f}: about {more:,.0f} more cores would keep up"
+            f"on {machine} the loader would be the bottleneck: {rates['loader']:,.0f} images/s, "
+            f"where the step takes {step:,.0f}: about {more:,.0f} more cores would keep up"
         )
-    what = "memory bandwidth" if binds == "bandwidth" else "arithmetic"
-    text = f"on {accelerator} the step would bind, by {what}: {step:,.0f} images/s"
+    limit = "memory bandwidth" if binds == "bandwidth" else "arithmetic"
+    text = (
+        f"on {machine} the step would be the bottleneck, limited by {limit}: {step:,.0f} images/s"
+    )
     if per_core is not None:
         need = -(-step // per_core)
-        text += f"; about {need:,.0f} of the cores would decode as fast"
+        text += f"; about {need:,.0f} cores would decode as fast"
     return text

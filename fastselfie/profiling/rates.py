@@ -1,4 +1,4 @@
-"""The loader alone, the step alone (on random pixels) and both together: which one binds."""
+"""Measure the loader alone, the step alone (on random pixels) and both together."""
 
 from __future__ import annotations
 
@@ -14,14 +14,19 @@ from fastselfie.data.loaders import Batch, Loader, build_loader
 from fastselfie.system.accelerator import usable_cores
 from fastselfie.training.step import TrainStep
 
-_WARM = 3  # batches: as many as a loader has read ahead during the pause
+_WARM_UP = 3  # batches: as many as a loader reads ahead during a pause
 
 
 class Throughput(NamedTuple):
-    """Round by round: images/s of each part; waiting, the share of end to end that goes by waiting
-    for data; loader_cpu, seconds of this process's CPU time that the loader takes for an image.
+    """Measured rates; each list has a value per round.
 
-    cores: that loader and step share; None where the step has a device of its own.
+    Attributes:
+        loader: Images per second of the loader alone.
+        step: Images per second of the step alone.
+        e2e: Images per second of both together.
+        waiting: Share of the end-to-end time that is spent waiting for data.
+        loader_cpu: CPU seconds of this process per image, with the loader alone.
+        cores: Number of cores that loader and step share; None if the step has its own device.
     """
 
     loader: list[float]
@@ -32,7 +37,7 @@ class Throughput(NamedTuple):
     cores: int | None
 
     def summary(self) -> dict[str, Any]:
-        """For a report or a result: median, min and max of each, and what follows."""
+        """Return median, min and max of each rate, and the bottleneck."""
         parts = {"loader": self.loader, "step": self.step, "e2e": self.e2e}
         return {
             "rates": {name: _spread(found) for name, found in parts.items()},
@@ -45,7 +50,7 @@ class Throughput(NamedTuple):
 
     @property
     def left(self) -> list[float]:
-        """Images/s of the step on the cores that decoding leaves it."""
+        """Images per second of the step on the cores that decoding leaves."""
         if self.cores is None:
             return self.step
         pairs = zip(self.step, self.loader_cpu, strict=True)
@@ -53,12 +58,12 @@ class Throughput(NamedTuple):
 
     @property
     def binding(self) -> str:
-        """The slower of loader and step."""
+        """The bottleneck: "loader" or "step"."""
         return "loader" if median(self.loader) < median(self.step) else "step"
 
     @property
     def shares(self) -> list[float]:
-        """What both together reach of the slower one, on the cores that are left to it."""
+        """End-to-end rate as a share of the slower part, on the cores left to it."""
         rounds = zip(self.e2e, self.loader, self.left, strict=True)
         return [both / min(loader, left) for both, loader, left in rounds]
 
@@ -71,7 +76,16 @@ def _spread(values: list[float]) -> dict[str, float]:
 def measure_rates(
     config: Config, source: Source, loader: Loader, step: TrainStep, rounds: int, seconds: float
 ) -> Throughput:
-    """Alternating rounds of at least `seconds`, after one that warms up. loader: of `source`."""
+    """Measure alternating rounds, after one that warms up.
+
+    Args:
+        config: Config of the run.
+        source: The images.
+        loader: Of `source`.
+        step: The training step.
+        rounds: Number of rounds.
+        seconds: Shortest duration of each measurement.
+    """
     batch_size = config.pretrain.batch_size
     synthetic_data = config.data.model_copy(update={"loader": "synthetic"})
     noise = build_loader(source, synthetic_data, config.seed, step.accelerator.device)
@@ -103,15 +117,15 @@ class _Round(NamedTuple):
 
 
 def _round(batches: Iterator[Batch], step: TrainStep | None, seconds: float) -> _Round:
-    """At least `seconds` of it, the device waited for."""
-    for number in range(_WARM):
+    """Run batches for at least `seconds`, waiting for the device."""
+    for number in range(_WARM_UP):
         batch = next(batches)
         if step is not None:
             step(number, batch)
     if step is not None:
         step.read()
     count, waited, spent = 0, 0.0, 0.0
-    cpu, begun = time.process_time(), time.perf_counter()
+    cpu, start = time.process_time(), time.perf_counter()
     while spent < seconds:
         asked = time.perf_counter()
         batch = next(batches)
@@ -120,5 +134,5 @@ def _round(batches: Iterator[Batch], step: TrainStep | None, seconds: float) -> 
         if step is not None:
             step(count, batch)
             step.read()  # waits: the clock must not run ahead of a GPU
-        spent = time.perf_counter() - begun
+        spent = time.perf_counter() - start
     return _Round(count, spent, waited, time.process_time() - cpu)

@@ -1,4 +1,4 @@
-"""Profile a few real pretraining steps, measure the rates, and write all of it down."""
+"""Profile some real pretraining steps, measure rates, and write the report."""
 
 from __future__ import annotations
 
@@ -39,23 +39,31 @@ from fastselfie.training.pretrain import build_pretraining
 from fastselfie.training.step import TrainStep
 
 PAGE, FIGURES, TRACE = "profile.html", "profile.json", "trace.json.gz"
-_WARM = 3  # steps before the profiler starts: what was read ahead is used up
-_ROUNDS, _SECONDS = 3, 1.0  # of each rate
+_WARM_UP = 3  # steps before the profiler starts: they use up what was read ahead
+_ROUNDS, _SECONDS = 3, 1.0  # for each rate
 _OPERATORS = 15
 _NETWORK = ("P", "A", "scoring")
 
 
 def profile_config(config: Config, steps: int, out: Path, target: Target | None) -> dict[str, Any]:
-    """Write `out`/profile.html, profile.json and trace.json.gz; return the figures.
+    """Profile pretraining; write profile.html, profile.json and trace.json.gz.
+
+    Args:
+        config: Config of the run.
+        steps: Number of steps under the profiler.
+        out: Folder for the files.
+        target: Machine to estimate for as well, or None.
+
+    Returns:
+        The figures, as in profile.json.
 
     Raises:
-        UserError: no step, no data, a faulty image, or `out` is not a folder.
+        UserError: `steps` is below 1, the data cannot be read, or `out` cannot be made.
     """
     if steps < 1:
         raise UserError(f"--steps is {steps}: give at least 1")
-    # The size of most steps, not of the first.
-    whole = config.pretrain.model_copy(update={"progressive": ()})
-    config = config.model_copy(update={"pretrain": whole})
+    pretrain = config.pretrain.model_copy(update={"progressive": ()})  # the size of most steps
+    config = config.model_copy(update={"pretrain": pretrain})
     accelerator = choose_accelerator(config.runtime)
     source = open_dataset(config.data, config.seed, labels_needed=False).train
     name, why = choose_loader(config.pretraining_data, source, accelerator.device)
@@ -63,7 +71,7 @@ def profile_config(config: Config, steps: int, out: Path, target: Target | None)
     loader = build_loader(source, config.pretraining_data, config.seed, accelerator.device)
     step = build_pretraining(config, accelerator).step
     try:
-        out.mkdir(parents=True, exist_ok=True)  # before the minutes that measuring may take
+        out.mkdir(parents=True, exist_ok=True)  # before measuring, which may take minutes
     except (FileExistsError, NotADirectoryError) as error:
         raise UserError(f"{out}: cannot be made ({error.strerror}): give another --out") from error
     say(f"measuring loader, step and both together, {_ROUNDS} rounds each")
@@ -92,23 +100,33 @@ def profile_config(config: Config, steps: int, out: Path, target: Target | None)
         "profiled_images_per_s": steps * config.pretrain.batch_size / measured.seconds,
     }
     figures["advice"] = advise(_facts(figures, config, source, target is not None))
-    figures["plan"] = None
-    if target is not None:
-        per_core = median(rates.loader) / threads if threads else None
-        plan = asdict(estimate(config, target, per_core))
-        figures["plan"] = {
-            **plan,
-            "target": target._asdict(),
-            "measured_per_core": per_core,
-            "assumed": ASSUMED._asdict(),
-        }
+    per_core = median(rates.loader) / threads if threads else None
+    figures["plan"] = None if target is None else _plan(config, target, per_core)
     figures["environment"] = environment(accelerator.device)
-    _write(out, figures, measured.trace, config)
+    # The page last: the files that it links to exist before it does.
+    trace = gzip.compress(json.dumps(measured.trace).encode(), compresslevel=6)
+    write_atomically(out / TRACE, trace)
+    write_atomically(out / FIGURES, json.dumps(figures, indent=1) + "\n")
+    write_profile_page(out / PAGE, figures, config.to_yaml(), TRACE)
     return figures
 
 
+def _plan(config: Config, target: Target, per_core: float | None) -> dict[str, Any]:
+    return {
+        **asdict(estimate(config, target, per_core)),
+        "target": target._asdict(),
+        "measured_per_core": per_core,
+        "assumed": ASSUMED._asdict(),
+    }
+
+
 def decoding_threads(config: Config, loader: str) -> int:
-    """Threads or processes that decode at once on this machine; 0 where nothing is decoded."""
+    """Return the number of threads or processes that decode; 0 if nothing is decoded.
+
+    Args:
+        config: Config of the run.
+        loader: Name of the loader.
+    """
     if loader in ("resident", "synthetic"):
         return 0
     workers = config.data.workers
@@ -116,7 +134,7 @@ def decoding_threads(config: Config, loader: str) -> int:
 
 
 class _Measured(NamedTuple):
-    """seconds: of all steps. tensors, process: (seconds, bytes) over the steps."""
+    """Measurements of the profiled steps; memory curves are (seconds, bytes)."""
 
     trace: dict[str, Any]
     seconds: float
@@ -128,32 +146,32 @@ class _Measured(NamedTuple):
 def _profile_steps(
     config: Config, step: TrainStep, batches: Iterator[Batch], steps: int
 ) -> _Measured:
-    """The loop of `fit` without evaluation and checkpoints, under torch.profiler."""
+    """Run the loop of `fit` under torch.profiler, without evaluation and checkpoints."""
     cuda = step.accelerator.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     process: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as scratch:
         with RunLog(Path(scratch), "profile", steps, 0) as log:
-            for number in range(_WARM):
+            for number in range(_WARM_UP):
                 step(number, next(batches))
             step.read()
             standing = 0 if cuda else _standing_bytes(step)
             with profile(activities=activities, profile_memory=True) as profiler:
-                began = time.perf_counter()
+                start = time.perf_counter()
                 with record_function(WINDOW):
                     for done in range(1, steps + 1):
                         with trace_range("waiting"):
                             batch = next(batches)
-                        step(_WARM + done, batch)
+                        step(_WARM_UP + done, batch)
                         with trace_range("logging"):
                             log.advance(done)
                             if done % config.pretrain.log_every == 0:
                                 means = step.read()
                                 log.write(done, loss=means.loss, accuracy=means.accuracy)
-                        process.append((time.perf_counter() - began, _resident_bytes()))
+                        process.append((time.perf_counter() - start, _resident_bytes()))
                     if cuda:
-                        torch.cuda.synchronize()  # the window ends when the work does
-                seconds = time.perf_counter() - began
+                        torch.cuda.synchronize()  # the window must contain all work
+                seconds = time.perf_counter() - start
         path = Path(scratch) / "trace.json"
         profiler.export_chrome_trace(str(path))
         trace: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -163,7 +181,7 @@ def _profile_steps(
 
 
 def _shares(trace: dict[str, Any], compiled: bool) -> dict[str, float]:
-    """Of the phases that this kind of step has: compiled, the network is one of them."""
+    """Return the share of each phase; the network of a compiled step is a single phase."""
     shares = phase_shares(trace)
     if compiled:
         shares["forward"] += sum(shares.pop(name) for name in _NETWORK)
@@ -173,10 +191,10 @@ def _shares(trace: dict[str, Any], compiled: bool) -> dict[str, float]:
 
 
 def _operators(profiler: profile, steps: int, cuda: bool) -> list[dict[str, Any]]:
-    """Those with the most time of their own, on the device that computes."""
+    """Return the operators with the most self time on the device that computes."""
     rows = []
     for event in profiler.key_averages():
-        # A GPU's kernels are rows of their own, beside the operators that have their time.
+        # Kernels on a GPU have rows too; their time is counted with their operators.
         if event.is_user_annotation or event.device_type != DeviceType.CPU:
             continue
         spent = event.self_device_time_total if cuda else event.self_cpu_time_total
@@ -191,14 +209,14 @@ def _operators(profiler: profile, steps: int, cuda: bool) -> list[dict[str, Any]
 
 
 def _standing_bytes(step: TrainStep) -> int:
-    """Of weights, buffers and momentum, which a CPU's profiler does not see: they were there."""
+    """Return the bytes of weights, buffers and momentum, which a CPU profile does not count."""
     state = (v for values in step.optimizer.state.values() for v in values.values())
     tensors = [*step.model.state_dict().values(), *(v for v in state if torch.is_tensor(v))]
     return sum(t.untyped_storage().nbytes() for t in tensors)
 
 
 def _resident_bytes() -> int:
-    """Of this process; 0 where the system does not tell."""
+    """Return the resident memory of this process; 0 if the system does not tell."""
     try:
         pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
     except OSError:
@@ -224,22 +242,15 @@ def _facts(figures: dict[str, Any], config: Config, source: Source, planned: boo
         long_side=_long_side(source) if figures["loader"] != "synthetic" else None,
         phase=longest,
         phase_share=phases[longest],
-        measured_elsewhere=planned,
+        planned=planned,
     )
 
 
 def _long_side(source: Source) -> float | None:
-    """The mean of a .beton file's JPEGs, pixels."""
+    """Return the mean long side of the JPEGs of a .beton file, in pixels."""
     if not isinstance(source, BetonSource):
         return None
     reader, samples = source.reader, source.indices
     if (reader.mode[samples] == IMAGE_MODES["raw"]).any():
         return None
     return float(np.maximum(reader.width[samples], reader.height[samples]).mean())
-
-
-def _write(out: Path, figures: dict[str, Any], trace: dict[str, Any], config: Config) -> None:
-    """The page last: where it is, the files that it names are."""
-    write_atomically(out / TRACE, gzip.compress(json.dumps(trace).encode(), compresslevel=6))
-    write_atomically(out / FIGURES, json.dumps(figures, indent=1) + "\n")
-    write_profile_page(out / PAGE, figures, config.to_yaml(), TRACE)

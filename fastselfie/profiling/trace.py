@@ -1,7 +1,7 @@
-"""What a Chrome trace of torch.profiler says of the steps inside it: phases and memory.
+"""Phases and memory of the steps in a Chrome trace of torch.profiler.
 
-Each moment belongs to what the device computes then; where it computes nothing, to what the host
-does. So the shares add up to one, on a CPU and on a GPU, whose work runs behind the host's.
+Each moment is attributed to what the device computes then; if it is idle, to what the host does. So
+the shares add up to 1 on a CPU and on a GPU, which runs behind the host.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 
 from fastselfie.system.trace_ranges import PHASES
 
-WINDOW = "profiled steps"  # the range around them all
+WINDOW = "profiled steps"  # name of the range around all steps
 OTHER = "other"
 _ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 _LAUNCHES = ("cuda_runtime", "cuda_driver")
-_MOST_POINTS = 400  # of a curve
+_MAX_POINTS = 400  # of a curve
 
 
 class Span(NamedTuple):
-    """From `start` to `end`, microseconds."""
+    """A range from `start` to `end`, in microseconds."""
 
     start: float
     end: float
@@ -29,7 +29,7 @@ class Span(NamedTuple):
 
 
 def phase_shares(trace: Mapping[str, Any]) -> dict[str, float]:
-    """The share of the window's time in each phase, and in anything else; together 1."""
+    """Return the share of the time in each phase, and in OTHER; together they are 1."""
     events = trace["traceEvents"]
     window = _window(events)
     begin, end = _span(window).start, _span(window).end
@@ -43,25 +43,29 @@ def phase_shares(trace: Mapping[str, Any]) -> dict[str, float]:
 
 
 def memory_curve(trace: Mapping[str, Any], cuda: bool) -> list[tuple[float, float]]:
-    """(seconds since the window's begin, bytes that tensors hold), the greatest of each bin.
+    """Return (seconds, bytes that tensors hold) over the window, the maximum of each bin.
 
-    On a CPU torch counts from the profiler's start on: the first value is near zero.
+    On a CPU torch counts from the start of the profiler: the first value is near zero.
+
+    Args:
+        trace: The trace.
+        cuda: Return memory of the GPU, not of the CPU.
     """
     window = _span(_window(trace["traceEvents"]))
-    width = (window.end - window.start) / _MOST_POINTS
+    width = (window.end - window.start) / _MAX_POINTS
     greatest: dict[int, float] = {}
     for event in trace["traceEvents"]:
         if event.get("name") != "[memory]" or event["args"].get("Device Type") != int(cuda):
             continue
         bin_ = int((event["ts"] - window.start) // width)
-        if 0 <= bin_ < _MOST_POINTS:
+        if 0 <= bin_ < _MAX_POINTS:
             held = float(event["args"]["Total Allocated"])
             greatest[bin_] = max(greatest.get(bin_, held), held)
     return [((bin_ + 0.5) * width / 1e6, held) for bin_, held in sorted(greatest.items())]
 
 
 def flattened(ranges: Iterable[Span], begin: float, end: float) -> list[Span]:
-    """Nested ranges as neighbours from `begin` to `end`: the innermost wins, gaps are other."""
+    """Flatten nested ranges to consecutive ones: the innermost wins, gaps become OTHER."""
     flat: list[Span] = []
     open_, at = [Span(begin, end, OTHER)], begin
     for span in (*sorted(ranges, key=lambda s: (s.start, -s.end)), Span(end, end, OTHER)):
@@ -76,10 +80,10 @@ def flattened(ranges: Iterable[Span], begin: float, end: float) -> list[Span]:
 
 
 def _device_spans(events: Sequence[Mapping[str, Any]], host: Sequence[Span]) -> list[Span]:
-    """What ran on a GPU, one after another, by the phase in which the host launched it.
+    """Return what ran on a GPU, in order, under the phase in which the host launched it.
 
-    By the time of the launch, not by its thread: the backward pass launches from a thread of its
-    own, while the one that trains waits inside its range.
+    The phase is found by the time of the launch, not by its thread: the backward pass launches from
+    its own thread, while the training thread waits inside its range.
     """
     launched = {
         event["args"]["correlation"]: event["ts"]
@@ -101,7 +105,7 @@ def _device_spans(events: Sequence[Mapping[str, Any]], host: Sequence[Span]) -> 
 
 
 def _merged(host: Sequence[Span], device: Sequence[Span]) -> Iterator[Span]:
-    """The device's spans, and of the host's what lies in between."""
+    """Yield the spans of the device, and the parts of the host's spans in between."""
     yield from device
     begin, end = host[0].start, host[-1].end
     edges = [Span(begin, begin, OTHER), *device, Span(end, end, OTHER)]

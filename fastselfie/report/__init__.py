@@ -1,4 +1,4 @@
-"""HTML pages of runs, comparisons and profiles; writes files, trains nothing.
+"""Write HTML pages of runs, comparisons and profiles. Nothing here trains.
 
 May import: runs and what is below it.
 """

@@ -1,20 +1,20 @@
-"""Which curves a page shows, of one run or of several laid over each other."""
+"""The charts of a page: the curves of one run, or of several runs overlaid."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from fastselfie.report.curves import curve, points_of
+from fastselfie.report.curves import line_chart, points_of
 from fastselfie.runs.folder import RunFolder
 
-Yardsticks = Callable[[RunFolder], Mapping[str, float | None]]
+Baselines = Callable[[RunFolder], Mapping[str, float | None]]
 
 
-def classes_of(run: RunFolder) -> int | None:
-    """How many classes the run tells apart, once it has chosen its labels."""
+def class_count(run: RunFolder) -> int | None:
+    """Return the number of classes of a run; None before it has chosen its labels."""
     try:
         with open(run.path / "labels.txt", encoding="ascii", errors="replace") as file:
             found = re.search(r"(\d+) classes", file.readline())
@@ -23,34 +23,43 @@ def classes_of(run: RunFolder) -> int | None:
     return int(found[1]) if found else None
 
 
-def _guessing_holes(run: RunFolder) -> dict[str, float | None]:
+def _pretext_chance(run: RunFolder) -> dict[str, float | None]:
     return {"chance": 1 / run.config.masked}
 
 
-def _guessing_classes(run: RunFolder) -> dict[str, float | None]:
-    classes = classes_of(run)
+def _class_chance(run: RunFolder) -> dict[str, float | None]:
+    classes = class_count(run)
     return {"chance": 1 / classes if classes else None}
 
 
-def _untrained(key: str) -> Yardsticks:
-    def of(run: RunFolder) -> dict[str, float | None]:
-        pixels = run.last("pretrain", f"{key}_pixels")
-        return {"random weights": run.first("pretrain", key), "raw pixels": pixels}
-
-    return of
+def _untrained(key: str) -> Baselines:
+    return lambda run: {
+        "random weights": run.first("pretrain", key),
+        "raw pixels": run.last("pretrain", f"{key}_pixels"),
+    }
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart of one run. lines: label -> (stage, key of its log). share, zero: see `curve`."""
+    """A chart of one run.
+
+    Attributes:
+        title: Heading above the chart.
+        x: Label of the x axis.
+        y: Label of the y axis.
+        lines: Label of each line -> (stage, key in its log).
+        percent: See `line_chart`.
+        baselines: Returns the baselines of a run, name -> value.
+        from_zero: See `line_chart`.
+    """
 
     title: str
     x: str
     y: str
     lines: Mapping[str, tuple[str, str]]
-    share: bool = False
-    yardsticks: Yardsticks = field(default=lambda run: {})
-    zero: bool = False
+    percent: bool = False
+    baselines: Baselines = field(default=lambda run: {})
+    from_zero: bool = False
 
 
 def _pretraining(key: str, label: str = "pretraining") -> dict[str, tuple[str, str]]:
@@ -66,56 +75,59 @@ CHARTS = (
     Chart(
         "Pretext accuracy",
         _STEP,
-        "holes answered right, %",
+        "masked patches identified, %",
         {**_pretraining("accuracy", "training"), **_pretraining("pretext_accuracy", "held out")},
-        share=True,
-        yardsticks=_guessing_holes,
+        percent=True,
+        baselines=_pretext_chance,
     ),
     Chart(
         "Pretext loss",
         _STEP,
         _NATS,
         {**_pretraining("loss", "training"), **_pretraining("heldout_loss", "held out")},
-        yardsticks=lambda run: {"chance": math.log(run.config.masked)},
+        baselines=lambda run: {"chance": math.log(run.config.masked)},
     ),
     Chart("k-NN on P's features", _STEP, "top-1, %", _pretraining("knn", "k-NN"), True,
           _untrained("knn")),
     Chart("Linear probe on P's features", _STEP, "top-1, %",
           _pretraining("linear_probe", "linear probe"), True, _untrained("linear_probe")),
     Chart("Accuracy on held-out images", "step", "top-1, %", _arms("top1"), True,
-          _guessing_classes),
+          _class_chance),
     Chart("Loss on held-out images", "step", _NATS, _arms("heldout_loss")),
     Chart("Loss on the labelled images", "step", _NATS, _arms("loss")),
     Chart("Norm of the gradient", _STEP, "L2 norm", _pretraining("grad_norm")),
-    Chart("Throughput", _STEP, "images a second", _pretraining("images_per_s"), zero=True),
+    Chart("Throughput", _STEP, "images a second", _pretraining("images_per_s"), from_zero=True),
     Chart("Waiting for data", _STEP, "share of the time, %", _pretraining("waiting"), True,
-          zero=True),
+          from_zero=True),
 )  # fmt: skip
 
 
 def charts_of(run: RunFolder) -> dict[str, str]:
-    """Title -> SVG of each chart that has something to show."""
+    """Return title -> SVG of each chart of a run that has data."""
     drawn = {}
     for chart in CHARTS:
         curves = {label: points_of(run.logs[s], key) for label, (s, key) in chart.lines.items()}
-        marks = {name: v for name, v in chart.yardsticks(run).items() if v is not None}
-        drawn[chart.title] = curve(curves, chart.x, chart.y, marks, chart.share, chart.zero)
+        marks = {name: v for name, v in chart.baselines(run).items() if v is not None}
+        drawn[chart.title] = line_chart(
+            curves, chart.x, chart.y, marks, chart.percent, chart.from_zero
+        )
     return {title: svg for title, svg in drawn.items() if svg is not None}
 
 
-def overlays(runs: Mapping[str, RunFolder]) -> dict[str, str]:
-    """Title -> SVG of each quantity, with a line a run; a yardstick only where all share it."""
+def overlay_charts(runs: Mapping[str, RunFolder]) -> dict[str, str]:
+    """Return title -> SVG of each quantity, with one line per run.
+
+    A baseline is drawn if all runs share it.
+    """
     drawn = {}
     for chart in CHARTS:
-        marks = _shared([chart.yardsticks(run) for run in runs.values()])
+        first, *others = (chart.baselines(run) for run in runs.values())
+        marks = {name: value for name, value in first.items()
+                 if value is not None and all(o.get(name) == value for o in others)}  # fmt: skip
         for label, (stage, key) in chart.lines.items():
             title = chart.title if len(chart.lines) == 1 else f"{chart.title}, {label}"
             curves = {name: points_of(run.logs[stage], key) for name, run in runs.items()}
-            drawn[title] = curve(curves, chart.x, chart.y, marks, chart.share, chart.zero)
+            drawn[title] = line_chart(
+                curves, chart.x, chart.y, marks, chart.percent, chart.from_zero
+            )
     return {title: svg for title, svg in drawn.items() if svg is not None}
-
-
-def _shared(marks: Sequence[Mapping[str, float | None]]) -> dict[str, float]:
-    first = marks[0]
-    return {name: v for name, v in first.items()
-            if v is not None and all(other.get(name) == v for other in marks)}  # fmt: skip

@@ -1,24 +1,24 @@
-"""The figures of a run, and the signs of how it goes, in words."""
+"""The figures of a run, and findings on how it goes, as text."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import mean, median
 
-from fastselfie.report.charts import classes_of
-from fastselfie.report.render import shown_rate, shown_time
+from fastselfie.report.charts import class_count
+from fastselfie.report.render import format_duration, format_rate
 from fastselfie.runs.folder import RunFolder
 
-_RECENT = 20  # lines of the log: what is so now, not on the average of days
-_WAITS = 0.1  # of the time; more is worth a word
-_CLEARLY = 1.2  # times chance
-_ROSE = 1.1  # times the lowest; less is noise
-_LATE = 0.2  # of the steps; a network that guesses by then has not begun to learn
+_RECENT = 20  # last lines of the log, for the current value rather than the mean of days
+_MAX_WAITING = 0.1  # share of the time
+_LEARNS = 1.2  # times chance
+_ROSE = 1.1  # times the lowest loss; less is noise
+_LATE = 0.2  # share of the steps after which a network must be better than chance
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A number in words. value: None where the run has not come so far."""
+    """A number as text; `value` is None if the run does not have it yet."""
 
     name: str
     value: str | None
@@ -26,18 +26,18 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Sign:
-    """A line on how it goes. well: a thing to be glad of, or to look at."""
+class Finding:
+    """A sentence on how the run goes: good news, or something to look at."""
 
-    well: bool
+    good: bool
     text: str
 
 
 def figures_of(run: RunFolder) -> list[Figure]:
-    """The figures that stand on top and that runs are compared by."""
-    classes = classes_of(run)
+    """Return the figures at the top of a page, by which runs are compared."""
+    classes = class_count(run)
     rates = _values(run, "images_per_s")
-    waiting = _values(run, "waiting")
+    waiting = _values(run, "waiting")[-_RECENT:]
     seconds = run.summary.get("seconds")
     return [
         _measured(run, "pretext accuracy, held out", "pretrain", "pretext_accuracy",
@@ -48,15 +48,15 @@ def figures_of(run: RunFolder) -> list[Figure]:
         _measured(run, "finetuned, top-1", "finetuned", "top1", _gain(run)),
         _measured(run, "supervised from scratch, top-1", "supervised", "top1",
                   f"chance {1 / classes:.1%}" if classes else ""),
-        Figure("images a second, pretraining", shown_rate(median(rates)) if rates else None),
-        Figure("of the time waits for data", f"{mean(waiting[-_RECENT:]):.1%}" if waiting else None,
-               "pretraining, last lines"),
-        Figure("in all", shown_time(seconds) if isinstance(seconds, int | float) else None),
+        Figure("images a second, pretraining", format_rate(median(rates)) if rates else None),
+        Figure("of the time waiting for data", f"{mean(waiting):.1%}" if waiting else None,
+               "pretraining, last log lines"),
+        Figure("in total", format_duration(seconds) if isinstance(seconds, int | float) else None),
     ]  # fmt: skip
 
 
-def signs_of(run: RunFolder) -> list[Sign]:
-    """What a glance should tell: whether it learns, and what holds it back."""
+def findings_of(run: RunFolder) -> list[Finding]:
+    """Return what a glance should tell: whether the run learns, and what slows it."""
     found = (check(run) for check in (_learns, _settles, _gains, _waits, _leaves_out))
     return [sign for sign in found if sign is not None]
 
@@ -77,35 +77,35 @@ def _before(run: RunFolder, key: str) -> str:
 
 def _gain(run: RunFolder) -> str:
     points = _points_gained(run)
-    return "" if points is None else f"{points:+.1f} points against from scratch"
+    return "" if points is None else f"{points:+.1f} points over from scratch"
 
 
 def _points_gained(run: RunFolder) -> float | None:
-    """Of finetuning over the control; None before both are at their last step."""
+    """Return the gain of finetuning over the control; None before both have finished."""
     ours, control = run.last("finetuned", "top1"), run.last("supervised", "top1")
     if ours is None or control is None or not run.state().finished:
         return None
     return 100 * (ours - control)
 
 
-def _learns(run: RunFolder) -> Sign | None:
+def _learns(run: RunFolder) -> Finding | None:
     accuracy, chance = run.last("pretrain", "pretext_accuracy"), 1 / run.config.masked
     if accuracy is None:
         return None
-    if accuracy > _CLEARLY * chance:
-        times = accuracy / chance
-        return Sign(
-            True, f"Of the holes {accuracy:.1%} are answered right: {times:.1f} times chance."
-        )
+    if accuracy > _LEARNS * chance:
+        text = f"{accuracy:.1%} of the masked patches are identified: {accuracy / chance:.1f} times"
+        return Finding(True, f"{text} chance.")
     done = run.logs["pretrain"][-1]["step"]
     if done < _LATE * run.config.pretrain.steps:
         return None
-    return Sign(False, f"After {done:,} steps {accuracy:.1%} of the holes are answered right, "
-                       "which is guessing: try another pretrain.lr.")  # fmt: skip
+    text = (
+        f"After {done:,} steps {accuracy:.1%} of the masked patches are identified, which is near"
+    )
+    return Finding(False, f"{text} chance: try another pretrain.lr.")
 
 
-def _settles(run: RunFolder) -> Sign | None:
-    """The loss on images that training does not see, against its lowest."""
+def _settles(run: RunFolder) -> Finding | None:
+    """Compare the held-out loss with its lowest value."""
     losses = [(line["heldout_loss"], line["step"]) for line in run.logs["pretrain"]
               if "heldout_loss" in line]  # fmt: skip
     if not losses:
@@ -113,29 +113,31 @@ def _settles(run: RunFolder) -> Sign | None:
     (lowest, at), (last, _) = min(losses), losses[-1]
     if last <= _ROSE * lowest:
         return None
-    return Sign(False, f"The held-out pretext loss rose to {last:.3g}, from {lowest:.3g} at step "
-                       f"{at:,}.")  # fmt: skip
+    text = f"The held-out pretext loss rose to {last:.3g}, from {lowest:.3g} at step {at:,}."
+    return Finding(False, text)
 
 
-def _gains(run: RunFolder) -> Sign | None:
+def _gains(run: RunFolder) -> Finding | None:
     points = _points_gained(run)
     if points is None:
         return None
-    return Sign(points > 0, f"Finetuned top-1 is {points:+.1f} points against training from "
-                            "scratch; one run does not tell by how much.")  # fmt: skip
+    text = (
+        f"Finetuned top-1 is {points:+.1f} points over training from scratch; a single run cannot"
+    )
+    return Finding(points > 0, f"{text} tell how much is noise.")
 
 
-def _waits(run: RunFolder) -> Sign | None:
+def _waits(run: RunFolder) -> Finding | None:
     waiting = _values(run, "waiting")[-_RECENT:]
-    if not waiting or mean(waiting) < _WAITS:
+    if not waiting or mean(waiting) < _MAX_WAITING:
         return None
-    return Sign(False, f"Pretraining waits {mean(waiting):.0%} of its time for data: `fastselfie "
-                       "profile` tells what would move it.")  # fmt: skip
+    text = f"Pretraining waits {mean(waiting):.0%} of its time for data"
+    return Finding(False, f"{text}: `fastselfie profile` says what would help.")
 
 
-def _leaves_out(run: RunFolder) -> Sign | None:
-    """What guards and loaders passed over, which nobody should learn from the figures alone."""
-    words = {"skipped_steps": "steps that were not finite", "skipped": "images that are unreadable"}
+def _leaves_out(run: RunFolder) -> Finding | None:
+    """Report skipped steps and images, which the other figures do not show."""
+    words = {"skipped_steps": "non-finite steps", "skipped": "unreadable images"}
     counts = {key: sum(run.last(stage, key) or 0 for stage in run.logs) for key in words}
-    said = [f"{counts[key]:,.0f} {what}" for key, what in words.items() if counts[key]]
-    return Sign(False, f"Left out: {' and '.join(said)}.") if said else None
+    texts = [f"{counts[key]:,.0f} {what}" for key, what in words.items() if counts[key]]
+    return Finding(False, f"Skipped: {' and '.join(texts)}.") if texts else None

@@ -1,4 +1,4 @@
-"""The page of a run that goes on, written by the run itself."""
+"""The page that a run writes while it trains."""
 
 from __future__ import annotations
 
@@ -12,14 +12,19 @@ from fastselfie.report.page import write_page
 from fastselfie.runs.folder import PAGE, read_run
 from fastselfie.system.console import say
 
-_SHARE = 1 / 200  # of the time may go into pages
+_SHARE = 1 / 200  # most of the time that pages may take
 
 
 class LivePage:
-    """Writes report.html into `folder` after lines of the log, in a two-hundredth of the time.
+    """Writes report.html after log lines, in at most 1/200 of the time.
 
-    A context manager: leaving it writes the page a last time, also of a run that is stopped. leads:
-    whether this process writes. Of a page that the disk refuses see `CheckpointConfig.on_error`.
+    Use it as a context manager: on exit it writes the page a last time, after an error too. If the
+    page cannot be written, checkpoint.on_error decides.
+
+    Args:
+        config: Config of the run.
+        folder: Folder of the run, for the page.
+        is_main: Whether this process writes; only rank 0 does.
     """
 
     def __init__(self, config: Config, folder: Path, is_main: bool = True) -> None:
@@ -29,7 +34,7 @@ class LivePage:
         self._refused = False
         self._due = 0.0
         if is_main:
-            # Some tenths of a second that the last page takes in any case: not a page's cost.
+            # Takes tenths of a second, once: must not count as the cost of the first page.
             with suppress(ImportError):
                 import matplotlib.figure  # noqa: F401
 
@@ -44,23 +49,31 @@ class LivePage:
     ) -> None:
         if error is None:
             self.write(running=False)
-        elif not isinstance(error, KeyboardInterrupt):  # a second Ctrl-C, which leaves at once
-            with suppress(Exception):  # the error on its way says more
+        elif not isinstance(error, KeyboardInterrupt):  # a second Ctrl-C exits at once
+            with suppress(Exception):  # must not hide `error`
                 self.write(running=False)
 
     def __call__(self) -> None:
-        """The log has a new line: write the page, unless the last one is too near.
+        """Write the page after a new log line, unless the last one was too recent.
 
-        Raises OSError, under on_error: stop.
+        Raises:
+            OSError: The page cannot be written, and checkpoint.on_error is stop.
         """
         if time.perf_counter() >= self._due:
             self.write(running=True)
 
     def write(self, running: bool) -> None:
-        """Write it now. Raises OSError, under on_error: stop."""
+        """Write the page now.
+
+        Args:
+            running: Whether the run goes on.
+
+        Raises:
+            OSError: The page cannot be written, and checkpoint.on_error is stop.
+        """
         if not self.is_main:
             return
-        began = time.perf_counter()
+        start = time.perf_counter()
         try:
             write_page(read_run(self.folder, self.config), running)
         except OSError as error:
@@ -68,9 +81,9 @@ class LivePage:
                 raise
             if not self._refused:
                 say(
-                    f"warning: {self.folder / PAGE}: {error.strerror}: it is not written, "
-                    "checkpoint.on_error is continue"
+                    f"warning: {self.folder / PAGE}: {error.strerror}: the page is not written, "
+                    "training continues (checkpoint.on_error is continue)"
                 )
             self._refused = True
-        ended = time.perf_counter()
-        self._due = ended + (ended - began) / _SHARE
+        end = time.perf_counter()
+        self._due = end + (end - start) / _SHARE

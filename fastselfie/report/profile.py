@@ -1,8 +1,8 @@
-"""A profile's page, one HTML file with its charts inside it; and a table for a terminal."""
+"""The page of a profile, one HTML file; and its table for a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,65 +10,76 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fastselfie.report.curves import curve
-from fastselfie.report.render import render, shown_rate
+from fastselfie.report.curves import line_chart
+from fastselfie.report.render import format_rate, render
 from fastselfie.system.files import write_atomically
 
 _WORDS = {
     "waiting": "waiting for data",
     "copy": "copy to the device",
-    "forward": "P, A and scoring, compiled as one",
+    "forward": "P, A and scoring, compiled together",
 }
 
 
 def write_profile_page(path: Path, figures: Mapping[str, Any], yaml: str, trace: str) -> None:
-    """Write the page under `path`. trace: the file beside it. Nothing is fetched when it opens."""
-    memory = figures["memory"]
-    charts = {
-        f"Tensors on {figures['device']}": _memory_curve("tensors", memory["tensors"]),
-        "The process, all that is resident": _memory_curve("process", memory["process"]),
+    """Write the page of a profile. It fetches nothing when it is opened.
+
+    Args:
+        path: Path of the page.
+        figures: From `profile_config`.
+        yaml: The config, as YAML.
+        trace: Name of the trace file beside the page.
+    """
+    titles = {
+        "tensors": f"Tensors on {figures['device']}",
+        "process": "Resident memory of the process",
     }
+    charts = {}
+    for name, title in titles.items():
+        mib = [(seconds, held / 2**20) for seconds, held in figures["memory"][name]]
+        charts[title] = line_chart({name: mib}, "time, s", "memory, MiB")
     fastest = max(rate["max"] for rate in figures["rates"].values())
     page = render(
         "profile.html",
         **figures,
-        phases=phases_of(figures),
+        phases=named_phases(figures),
         fastest=fastest,
         charts={title: svg for title, svg in charts.items() if svg is not None},
         assumed=figures["plan"] and figures["plan"]["assumed"],
         yaml=yaml,
         trace=trace,
-        rate=shown_rate,
+        rate=format_rate,
     )
     write_atomically(path, page)
 
 
-def phases_of(figures: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """(what to call it, share of a step), in the order of a step."""
+def named_phases(figures: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Return (name for people, share of a step) of each phase, in the order of a step."""
     return [(_WORDS.get(name, name), share) for name, share in figures["shares"].items()]
 
 
 def print_profile(figures: Mapping[str, Any], page: Path, console: Console) -> None:
-    """Shares, rates, what binds, and what follows."""
+    """Print phases, rates and advice to a terminal.
+
+    Args:
+        figures: From `profile_config`.
+        page: Path of the page, printed below.
+        console: Where to print.
+    """
     console.print(f"{figures['config']}: {figures['ms_a_step']:,.1f} ms a step under the profiler")
     table = Table(show_edge=False)
     table.add_column("phase")
     table.add_column("share", justify="right")
-    for name, share in phases_of(figures):
+    for name, share in named_phases(figures):
         table.add_row(name, f"{share:.1%}")
     console.print(table)
-    rates = {name: shown_rate(rate["median"]) for name, rate in figures["rates"].items()}
+    rates = {name: format_rate(rate["median"]) for name, rate in figures["rates"].items()}
     console.print(
         f"images/s: loader {rates['loader']}, step {rates['step']}, end to end {rates['e2e']}"
     )
-    for line in figures["advice"]:
-        console.print(f"* {escape(line)}", soft_wrap=not console.is_terminal)
+    lines = list(figures["advice"])
     if figures["plan"] is not None:
-        line = f"estimate on paper: {figures['plan']['sentence']}"
+        lines.append(f"estimate on paper: {figures['plan']['sentence']}")
+    for line in lines:
         console.print(f"* {escape(line)}", soft_wrap=not console.is_terminal)
     console.print(f"report: {escape(str(page))}", soft_wrap=True)
-
-
-def _memory_curve(name: str, points: Sequence[tuple[float, float]]) -> str | None:
-    mib = [(at, held / 2**20) for at, held in points]
-    return curve({name: mib}, "time, s", "memory, MiB")

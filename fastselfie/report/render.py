@@ -1,4 +1,4 @@
-"""From a template to a page, and how pages say their numbers."""
+"""Render pages from templates, and format their numbers."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from jinja2 import Environment, PackageLoader
 
 
 def render(template: str, **values: Any) -> str:
-    """A page by one of the templates here. All text from outside is escaped."""
+    """Render one of the templates in this folder; values are escaped."""
     pages = Environment(
         loader=PackageLoader("fastselfie.report", "."), autoescape=True, trim_blocks=True
     )
     return pages.get_template(template).render(**values)
 
 
-def shown_rate(rate: float) -> str:
-    """Three digits of a slow one, whole images of a fast one."""
+def format_rate(rate: float) -> str:
+    """Format a rate: three digits below 100, whole numbers above."""
     return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
-def shown_time(seconds: float) -> str:
-    """A duration in two units at the most."""
+def format_duration(seconds: float) -> str:
+    """Format a duration with at most two units."""
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -32,8 +32,8 @@ def shown_time(seconds: float) -> str:
     return f"{hours} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
-def shown_moment(seconds: float | None) -> str | None:
-    """A Unix time as a date and the minute, in UTC."""
+def format_time(seconds: float | None) -> str | None:
+    """Format a Unix time as date and minute, in UTC; None stays None."""
     if seconds is None:
         return None
     return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")

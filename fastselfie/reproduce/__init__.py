@@ -1,4 +1,4 @@
-"""The paper's comparison as many trainings: protocol, scheduler, workers, statistics, table.
+"""Reproduce the paper's Table 1 as many trainings: protocol, scheduler, workers, statistics, table.
 
 May import: profiling, report, runs and what is below them.
 """

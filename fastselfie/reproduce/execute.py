@@ -1,4 +1,4 @@
-"""The runs of a plan, one after the other or by several processes, going on from what is there."""
+"""Run all trials of a protocol, in one process or several, and write the table."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import torch
 from fastselfie.data.dataset import open_dataset
 from fastselfie.errors import UserError
 from fastselfie.report.live import LivePage
-from fastselfie.reproduce import workers as crew
-from fastselfie.reproduce.control import take_control
-from fastselfie.reproduce.progress import Teller
-from fastselfie.reproduce.protocol import Plan
-from fastselfie.reproduce.provenance import check_folders, keep_record
+from fastselfie.reproduce.control import copy_control_results
+from fastselfie.reproduce.progress import ProgressReporter
+from fastselfie.reproduce.protocol import Protocol
+from fastselfie.reproduce.provenance import check_folders, write_provenance
 from fastselfie.reproduce.representations import FEATURES, FIGURES, measure_features
-from fastselfie.reproduce.scheduler import Agenda
+from fastselfie.reproduce.scheduler import Scheduler
 from fastselfie.reproduce.statistics import summary_of
 from fastselfie.reproduce.table import write_table
-from fastselfie.reproduce.trials import Bench
+from fastselfie.reproduce.trials import TrialRunner
+from fastselfie.reproduce.workers import run_in_workers
 from fastselfie.runs.folder import PRETRAIN, read_facts
 from fastselfie.runs.train import train
-from fastselfie.system.accelerator import Accelerator, choose_accelerator
+from fastselfie.system.accelerator import choose_accelerator
 from fastselfie.system.console import console, say
 from fastselfie.system.distributed import ranks_of
 from fastselfie.system.files import write_atomically
@@ -32,68 +32,73 @@ from fastselfie.system.lock import exclusive_lock
 
 
 def reproduce(
-    plan: Plan, out: Path, jobs: int | None, control: Path | None = None
+    protocol: Protocol, out: Path, jobs: int | None, control: Path | None = None
 ) -> dict[str, Any]:
-    """Pretrain, do every run that has no result yet in `out`, and write the table there.
+    """Pretrain, run every trial that has no result yet in `out`, and write the table there.
 
-    jobs: processes that train; None: one a GPU, else one. control: the folder of another
-    reproduction, of the same config but for pretraining, whose supervised runs are taken. Returns
-    the table's figures.
+    Args:
+        protocol: Which trials there are.
+        out: Folder of the reproduction, new or unfinished.
+        jobs: Number of processes that train; None: one per GPU, one on a CPU.
+        control: Folder of another reproduction whose config differs only in pretraining; its
+            supervised trials are taken.
+
+    Returns:
+        The figures of the table, see `summary_of`.
 
     Raises:
-        UserError: what can be known before the first step is found before it, and leaves `out` as
-            it was; of a run, see `finetune`; another process works in `out`.
-        Interrupted: a signal came; every run in progress was finished to a step and saved.
+        UserError: An input is wrong: found before the first step where possible, with `out`
+            unchanged. Or another process works in `out`, or a trial failed, see `finetune`.
+        Interrupted: A signal came; every running trial finished its step and saved.
     """
-    config = plan.config
+    config = protocol.config
     if ranks_of(os.environ).world > 1:
         raise UserError(
-            "reproduce starts its processes itself, see --jobs: with torchrun run only "
+            "reproduce starts its processes itself, see --jobs: use torchrun only for "
             "`fastselfie train CONFIG --stage pretrain --out DIR`, then reproduce with --out DIR"
         )
     accelerator = choose_accelerator(config.runtime)
-    jobs = default_jobs(accelerator) if jobs is None else jobs
+    if jobs is None:
+        jobs = torch.cuda.device_count() if accelerator.device.type == "cuda" else 1
     dataset = open_dataset(config.data, config.seed)
-    plan.check(dataset)
+    protocol.check(dataset)
     precision = accelerator.precision.name
-    pretrained = check_folders(plan, dataset, precision, out, control) >= config.pretrain.steps
-    if pretrained and dataset.warning:  # else the pretraining says it
-        say(f"warning: {dataset.warning}")
+    steps = check_folders(protocol, dataset, precision, out, control)
+    if (pretrained := steps >= config.pretrain.steps) and dataset.warning:
+        say(f"warning: {dataset.warning}")  # otherwise pretraining says it
     with exclusive_lock(out):
-        keep_record(plan, dataset, precision, out)
+        write_provenance(protocol, dataset, precision, out)
         if control is not None:
-            take_control(plan, control, out)
+            copy_control_results(protocol, control, out)
         if not pretrained:
             train(config, PRETRAIN, "auto", out, LivePage)
-        bench = Bench(plan, dataset, out, accelerator)
+        runner = TrialRunner(protocol, dataset, out, accelerator)
         features = read_facts(out / FEATURES)
-        if not set(features) >= FIGURES:  # none, or an earlier version's
+        if not set(features) >= FIGURES:  # missing, or written by an earlier version
             say("features of P: k-NN and linear probe")
-            features = measure_features(config, dataset, accelerator, bench.pretrained)
+            features = measure_features(config, dataset, accelerator, runner.pretrained)
             write_atomically(out / FEATURES, json.dumps(features, indent=1) + "\n")
-        agenda = Agenda(plan, out)
-        agenda.tidy()
-        tell = Teller(agenda)
+        scheduler = Scheduler(protocol, out)
+        scheduler.drop_old_checkpoints()
+        reporter = ProgressReporter(scheduler)
         if jobs == 1:
-            _do_all(agenda, bench, tell)
+            _run_in_this_process(scheduler, runner, reporter)
         else:
-            torch.cuda.empty_cache()  # what pretraining had is a worker's now
-            crew.do_all(agenda, plan, out, jobs, tell)
-        figures = summary_of(agenda, dataset, features)
+            torch.cuda.empty_cache()  # the workers need the memory that pretraining used
+            run_in_workers(scheduler, jobs, reporter.report)
+        figures = summary_of(scheduler, dataset, features)
         write_table(figures, out)
         return figures
 
 
-def default_jobs(accelerator: Accelerator) -> int:
-    """A process for each GPU; on a CPU one."""
-    return torch.cuda.device_count() if accelerator.device.type == "cuda" else 1
-
-
-def _do_all(agenda: Agenda, bench: Bench, tell: Teller) -> None:
-    quiet, console.quiet = console.quiet, not console.is_terminal  # a bar, but no line a step
+def _run_in_this_process(
+    scheduler: Scheduler, runner: TrialRunner, reporter: ProgressReporter
+) -> None:
+    # In a terminal a trial shows its progress bar; elsewhere its lines would be too many.
+    quiet, console.quiet = console.quiet, not console.is_terminal
     try:
-        while (run := agenda.next()) is not None:
-            agenda.finish(run, bench.do(run))
-            tell(run)
+        while (trial := scheduler.next()) is not None:
+            scheduler.finish(trial, runner.run(trial))
+            reporter.report(trial)
     finally:
         console.quiet = quiet

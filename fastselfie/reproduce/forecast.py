@@ -1,4 +1,4 @@
-"""`reproduce --dry-run`: all runs, their steps and images, and how long those to do would take."""
+"""`reproduce --dry-run`: print all trials, their steps and images, and the time they would take."""
 
 from __future__ import annotations
 
@@ -21,22 +21,29 @@ from fastselfie.data.dataset import Dataset, NoSource, open_dataset
 from fastselfie.data.loaders import build_loader
 from fastselfie.errors import UserError
 from fastselfie.profiling.estimate import Target, paper_rates
-from fastselfie.report.render import shown_time
-from fastselfie.reproduce.protocol import Group, Plan
+from fastselfie.report.render import format_duration
+from fastselfie.reproduce.protocol import Protocol
 from fastselfie.reproduce.provenance import check_folders
-from fastselfie.reproduce.scheduler import Agenda
+from fastselfie.reproduce.scheduler import Scheduler
 from fastselfie.system.accelerator import Accelerator, choose_accelerator
 from fastselfie.training.finetune import build_finetuning, finetuning_stage
 from fastselfie.training.pretrain import build_pretraining
 from fastselfie.training.step import TrainStep
 
-# Images of a step that is timed: cheap for any network; enough to keep a GPU busy.
-_TIMED = {"cpu": 8, "cuda": 64}
-_CLASSES = 1000  # where there are no images yet
+# Images of a timed step: cheap for any network on a CPU, enough to keep a GPU busy.
+_TIMED_BATCH = {"cpu": 8, "cuda": 64}
+_CLASSES = 1000  # assumed while there are no images
 
 
 class ForecastRates(NamedTuple):
-    """Images/s of a device in each stage. devices: those that train at a time. how: it is known."""
+    """Throughput of one device.
+
+    Attributes:
+        pretrain: Images per second in pretraining.
+        finetune: Images per second in finetuning.
+        devices: Devices that run trials at the same time.
+        how: How the rates are known, for the page.
+    """
 
     pretrain: float
     finetune: float
@@ -44,12 +51,21 @@ class ForecastRates(NamedTuple):
     how: str
 
 
-class Line(NamedTuple):
-    """Runs that are alike: their number, those that are done, steps, images with labels, and the
-    seconds of the others in all."""
+class ForecastRow(NamedTuple):
+    """A row of the forecast: trials of one kind.
+
+    Attributes:
+        what: Kind of the trials.
+        trials: Their number.
+        done: How many of them are done.
+        steps: Steps of each.
+        batch_size: Images of a step.
+        images: Number of training images, as text.
+        seconds: Time of the remaining trials together.
+    """
 
     what: str
-    runs: int
+    trials: int
     done: int
     steps: int
     batch_size: int
@@ -58,139 +74,143 @@ class Line(NamedTuple):
 
 
 def print_forecast(
-    plan: Plan,
+    protocol: Protocol,
     out: Path,
     jobs: int | None,
     control: Path | None,
     target: Target | None,
     console: Console,
 ) -> None:
-    """Touches nothing. control: as for `reproduce`. target: a machine to estimate for on paper;
-    None: this one, by its steps.
+    """Print what `reproduce` would do with the same arguments; write nothing.
+
+    Args:
+        protocol: See `reproduce`.
+        out: See `reproduce`.
+        jobs: See `reproduce`.
+        control: See `reproduce`.
+        target: Machine to estimate for; None: this one, measured by a few training steps.
+        console: Where to print.
 
     Raises:
-        UserError: what `reproduce` would refuse, but for what needs images that are missing, or
-            the machine of `target`.
+        UserError: What `reproduce` would refuse, except missing images.
     """
-    accelerator = choose_accelerator(plan.config.runtime)
+    config = protocol.config
+    accelerator = choose_accelerator(config.runtime)
+    dataset: Dataset | None = None
+    conditions = [f"output {out}"]
     try:
-        dataset: Dataset | None = open_dataset(plan.config.data, plan.config.seed)
-        missing = None
+        dataset = open_dataset(config.data, config.seed)
     except UserError as error:
-        dataset, missing = None, str(error)
+        conditions.append(f"missing data: {error}")
     if dataset is not None:
-        plan.check(dataset)
+        protocol.check(dataset)
+        if dataset.warning:
+            conditions.append(f"warning: {dataset.warning}")
     precision = accelerator.precision.name if target is None else None
-    pretrained = check_folders(plan, dataset, precision, out, control)
-    agenda = Agenda(plan, out, control)
-    rates = ForecastRates(math.inf, math.inf, 1, "")
-    if pretrained < plan.config.pretrain.steps or agenda.left:
-        classes = _CLASSES if dataset is None else len(dataset.train.classes)
-        rates = _rates(plan.config, classes, accelerator, jobs, target)
-    lines = forecast(agenda, dataset, rates, pretrained)
-    table = Table(title=f"{plan.config.name}: what reproduce would do")
+    pretrained = check_folders(protocol, dataset, precision, out, control)
+    scheduler = Scheduler(protocol, out, control)
+    classes = _CLASSES if dataset is None else len(dataset.train.classes)
+    if pretrained >= config.pretrain.steps and not scheduler.left:
+        rates = ForecastRates(math.inf, math.inf, 1, "")
+    elif target is None:
+        rates = measured_rates(config, classes, accelerator, jobs)
+    else:
+        devices = min(target.gpus, jobs or target.gpus)
+        how = f"estimated on paper for {target.gpus}x{target.name}, decoding not counted"
+        rates = ForecastRates(*paper_rates(config, classes, target), devices, how)
+    rows = forecast(scheduler, dataset, rates, pretrained)
+    table = Table(title=f"{config.name}: what reproduce would do")
     for name in ("what", "to do", "steps each", "images a step", "trained on", "time"):
         table.add_column(name, justify="left" if name == "what" else "right")
-    for line in lines:
-        runs = f"{line.runs - line.done:,} of {line.runs:,}" if line.done else f"{line.runs:,}"
-        sizes = (f"{line.steps:,}", f"{line.batch_size:,}", line.images)
-        table.add_row(line.what, runs, *sizes, shown_time(line.seconds))
+    for row in rows:
+        left = f"{row.trials - row.done:,} of {row.trials:,}" if row.done else f"{row.trials:,}"
+        sizes = (f"{row.steps:,}", f"{row.batch_size:,}", row.images)
+        table.add_row(row.what, left, *sizes, format_duration(row.seconds))
     console.print(table)
-    conditions = _conditions(plan, lines, rates)
-    conditions.append(f"output {out}")
-    if missing is not None:
-        conditions.append(f"missing data: {missing}")
-    if dataset is not None and dataset.warning:
-        conditions.append(f"warning: {dataset.warning}")
-    for text in conditions:
+    for text in [*_summary(protocol, rows, rates), *conditions]:
         console.print(escape(text), soft_wrap=True)
 
 
-def _conditions(plan: Plan, lines: list[Line], rates: ForecastRates) -> list[str]:
-    known, done = sum(line.runs for line in lines), sum(line.done for line in lines)
-    so_far = f"{done:,} of them done, the others " if done else ""
-    spent = (
-        f"{so_far}{shown_time(sum(line.seconds for line in lines))}, {rates.how}; training alone: "
-        "measuring, checkpoints and starting come on top"
-    )
-    arms = " and ".join(dict.fromkeys(group.arm for group in plan.groups))
-    grid, widen = ", ".join(f"{lr:g}" for lr in plan.grid), plan.config.reproduce.widen
-    if widen and len(plan.grid) > 1:
-        grid += f" and up to {widen} more beyond an end that is the best"
-    found = [
-        f"in all {known:,} runs, {'all done' if known == done else spent}",
-        f"arms {arms}; rates {grid}; seeds {plan.seeds[0]} to {plan.seeds[-1]}",
+def _summary(protocol: Protocol, rows: list[ForecastRow], rates: ForecastRates) -> list[str]:
+    total, done = sum(row.trials for row in rows), sum(row.done for row in rows)
+    time_left = "all done"
+    if done < total:
+        time_left = f"{done:,} of them done, the others " if done else ""
+        time_left += (
+            f"{format_duration(sum(row.seconds for row in rows))}, {rates.how}; training alone: "
+            "evaluation, checkpoints and start-up take more"
+        )
+    starts = " and ".join(dict.fromkeys(arm.start for arm in protocol.arms))
+    grid, widen = ", ".join(f"{lr:g}" for lr in protocol.grid), protocol.config.reproduce.widen
+    if widen and len(protocol.grid) > 1:
+        grid += f" and up to {widen} more beyond the grid if its edge is best"
+    lines = [
+        f"in all {total:,} runs, {time_left}",
+        f"arms {starts}; rates {grid}; seeds {protocol.seeds[0]} to {protocol.seeds[-1]}",
     ]
     if rates.devices > 1:
-        found.append(
-            "the pretraining on one of them; by torchrun before, on all: see docs/reproduction.md"
+        lines.append(
+            "pretraining uses one of them; to use all, pretrain with torchrun first: see "
+            "docs/reproduction.md"
         )
-    return [*found, f"steps x {plan.budget:g} (--budget)"]
+    return [*lines, f"steps x {protocol.budget:g} (--budget)"]
 
 
 def forecast(
-    agenda: Agenda, dataset: Dataset | None, rates: ForecastRates, pretrained: int
-) -> list[Line]:
-    """The pretraining, and for each share of the labels its search and its last runs.
+    scheduler: Scheduler, dataset: Dataset | None, rates: ForecastRates, pretrained: int
+) -> list[ForecastRow]:
+    """Return a row for pretraining, and rows for search and seed runs at each share of the labels.
 
-    pretrained: steps that are done.
+    Args:
+        scheduler: Says which trials there are, and which are done.
+        dataset: The images; None if they are missing.
+        rates: Throughput of a device.
+        pretrained: Pretraining steps that are done.
     """
-    plan = agenda.plan
-    pretrain, finetune = plan.config.pretrain, plan.config.finetune
-    everything = "all" if dataset is None else f"{len(dataset.train):,}"
+    protocol = scheduler.protocol
+    pretrain, finetune = protocol.config.pretrain, protocol.config.finetune
+    all_images = "all" if dataset is None else f"{len(dataset.train):,}"
     left = max(0, pretrain.steps - pretrained)
-    spent = left * pretrain.batch_size / rates.pretrain  # on one device
-    whole = int(left == 0)
-    lines = [Line("pretraining", 1, whole, pretrain.steps, pretrain.batch_size, everything, spent)]
-    # Those of a last run are known by its split, which is None.
-    done = Counter((run.group.labels, run.split is None) for run in agenda.results)
+    seconds = left * pretrain.batch_size / rates.pretrain  # on one device
+    sizes = (pretrain.steps, pretrain.batch_size)
+    rows = [ForecastRow("pretraining", 1, int(left == 0), *sizes, all_images, seconds)]
+    done = Counter((trial.arm.labels, trial.split is None) for trial in scheduler.results)
 
-    def finetuning(what: str, labels: float, last: bool, runs: int, images: str) -> Line:
-        rounds = math.ceil((runs - done[labels, last]) / rates.devices)
-        spent = rounds * finetune.steps * finetune.batch_size / rates.finetune
+    def row(what: str, labels: float, seed_run: bool, trials: int, images: str) -> ForecastRow:
+        finished = done[labels, seed_run]
+        rounds = math.ceil((trials - finished) / rates.devices)
+        seconds = rounds * finetune.steps * finetune.batch_size / rates.finetune
         sizes = (finetune.steps, finetune.batch_size)
-        return Line(f"{what} at {labels:g}%", runs, done[labels, last], *sizes, images, spent)
+        return ForecastRow(f"{what} at {labels:g}%", trials, finished, *sizes, images, seconds)
 
-    for labels in plan.labels:
-        groups = [group for group in plan.groups if group.labels == labels]
-        searches = sum(len(agenda.searches(group)) for group in groups)
-        known = f"{labels:g}%"
+    for labels in protocol.labels:
+        arms = [arm for arm in protocol.arms if arm.labels == labels]
+        searches = [trial for arm in arms for trial in scheduler.search_trials(arm)]
+        searched = labelled = f"{labels:g}%"
         if dataset is not None:
-            known = f"{len(plan.labelled(dataset, labels)):,}"
+            labelled = f"{len(protocol.labelled(dataset, labels)):,}"
+            if searches:
+                searched = f"{len(protocol.images_for(searches[0], dataset).train):,}"
         if searches:
-            few = known if dataset is None else f"{_trained_on(plan, dataset, labels):,}"
-            lines.append(finetuning("search", labels, False, searches, few))
-        last = len(groups) * len(plan.seeds)
-        lines.append(finetuning("seeds", labels, True, last, known))
-    return lines
-
-
-def _trained_on(plan: Plan, dataset: Dataset, labels: float) -> int:
-    run = plan.grid_searches(Group(labels, plan.groups[0].arm))[0]
-    return len(plan.images_for(run, dataset).train)
-
-
-def _rates(
-    config: Config, classes: int, accelerator: Accelerator, jobs: int | None, target: Target | None
-) -> ForecastRates:
-    if target is None:
-        return measured_rates(config, classes, accelerator, jobs)
-    devices = min(target.gpus, jobs or target.gpus)
-    return ForecastRates(*paper_rates(config, classes, target), devices, _on_paper(target))
-
-
-def _on_paper(target: Target) -> str:
-    return f"estimated on paper for {target.gpus}x{target.name}, decoding not counted"
+            rows.append(row("search", labels, False, len(searches), searched))
+        rows.append(row("seeds", labels, True, len(arms) * len(protocol.seeds), labelled))
+    return rows
 
 
 def measured_rates(
     config: Config, classes: int, accelerator: Accelerator, jobs: int | None
 ) -> ForecastRates:
-    """Of steps of few images on this machine, random pixels.
+    """Time training steps on random pixels on this machine.
 
-    jobs share a CPU, which is not faster for that by itself; GPUs work side by side.
+    On a CPU several jobs count as one device, because they share it; GPUs count each.
+
+    Args:
+        config: Config of the reproduction.
+        classes: Number of classes.
+        accelerator: Device to train on.
+        jobs: Number of processes that train; None: one per GPU.
     """
-    timed = _TIMED[accelerator.device.type]
+    timed = _TIMED_BATCH[accelerator.device.type]
     small = {"batch_size": timed, "micro_batch_size": None}
     config = config.model_copy(
         update={
@@ -204,16 +224,15 @@ def measured_rates(
         stage = finetuning_stage(config, "", from_p=False)
         return build_finetuning(config, stage, classes, accelerator, None).step
 
-    pretraining = _rate(lambda: build_pretraining(config, accelerator).step, config, classes)
+    pretrain = _rate(lambda: build_pretraining(config, accelerator).step, config, classes)
+    finetune = _rate(finetuning, config, classes)
     gpus = torch.cuda.device_count() if accelerator.device.type == "cuda" else 1
     how = f"from steps of {timed} images on {accelerator.device} in {accelerator.precision.name}"
-    return ForecastRates(
-        pretraining, _rate(finetuning, config, classes), min(gpus, jobs or gpus), how
-    )
+    return ForecastRates(pretrain, finetune, min(gpus, jobs or gpus), how)
 
 
 def _rate(build: Callable[[], TrainStep], config: Config, classes: int) -> float:
-    """Images/s of the faster of two steps, after one that warms up."""
+    """Return images per second of the faster of two steps, after one that warms up."""
     step = build()
     images = step.stage.batch_size
     noise = NoSource(np.arange(images, dtype=np.int64) % classes, [str(i) for i in range(classes)])
@@ -222,8 +241,8 @@ def _rate(build: Callable[[], TrainStep], config: Config, classes: int) -> float
     spent = []
     with closing(loader.stream(0, images)) as batches:
         for number in range(3):
-            batch, began = next(batches), time.perf_counter()
+            batch, start = next(batches), time.perf_counter()
             step(number, batch)
             step.read()  # waits for the device
-            spent.append(time.perf_counter() - began)
+            spent.append(time.perf_counter() - start)
     return images / min(spent[1:])

@@ -1,36 +1,35 @@
-"""What the person who waits for hundreds of runs is told."""
+"""Report the progress of a reproduction in the terminal."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 
-from fastselfie.report.render import shown_time
-from fastselfie.reproduce.protocol import Run
-from fastselfie.reproduce.scheduler import Agenda
+from fastselfie.report.render import format_duration
+from fastselfie.reproduce.protocol import Trial
+from fastselfie.reproduce.scheduler import Scheduler
 from fastselfie.system.console import console, say
 
 
-@dataclass
-class Teller:
-    """Says a line for each run that has ended."""
+class ProgressReporter:
+    """Prints a line for each finished trial, with the time that is left."""
 
-    agenda: Agenda
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._start, self._done_before = time.monotonic(), len(scheduler.results)
+        if self._done_before:
+            say(f"{self._done_before} of {scheduler.total} trials are done")
 
-    def __post_init__(self) -> None:
-        self.began, self.before = time.monotonic(), len(self.agenda.results)
-        if self.before:
-            say(f"{self.before} of {self.agenda.total} runs are done")
-
-    def __call__(self, run: Run) -> None:
-        done, total = len(self.agenda.results), self.agenda.total
-        result = self.agenda.results[run]
-        kind = f"seed {run.seed}" if run.split is None else f"split {run.split}"
+    def report(self, trial: Trial) -> None:
+        """Print the result of a finished trial."""
+        done, total = len(self._scheduler.results), self._scheduler.total
+        result = self._scheduler.results[trial]
+        kind = f"seed {trial.seed}" if trial.split is None else f"split {trial.split}"
         top1 = "diverged" if result["top1"] is None else f"top-1 {result['top1']:.1%}"
-        left = (time.monotonic() - self.began) / (done - self.before) * (total - done)
+        per_trial = (time.monotonic() - self._start) / (done - self._done_before)
+        left = f", about {format_duration(per_trial * (total - done))} left" if done < total else ""
         quiet, console.quiet = console.quiet, False
         say(
-            f"{run.group.labels:g}% {run.group.arm}, rate {run.lr:g}, {kind}: {top1}; "
-            f"{done} of {total}" + (f", about {shown_time(left)} left" if done < total else "")
+            f"{trial.arm.labels:g}% {trial.arm.start}, rate {trial.lr:g}, {kind}: {top1}; "
+            f"{done} of {total}{left}"
         )
         console.quiet = quiet

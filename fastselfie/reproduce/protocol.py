@@ -1,8 +1,8 @@
-"""Which runs the paper's protocol is made of, and what each is trained and measured on.
+"""The paper's protocol: which trials there are, and the images that each trains and measures on.
 
-For each share of the labels and each arm: every learning rate of a grid on 90/10 splits of the
-labelled training images, then the best one on all of them, once for each seed. Only these last
-runs are measured on the test images (paper, section 4).
+For each share of the labels and each start of the network: every learning rate of a grid on 90/10
+splits of the labelled training images (search trials), then the best rate on all of them, once per
+seed (seed runs). Only seed runs are measured on the test images (paper, section 4).
 """
 
 from __future__ import annotations
@@ -21,38 +21,58 @@ from fastselfie.errors import UserError
 from fastselfie.runs.folder import FINETUNED, SUPERVISED
 from fastselfie.training.finetune import FewLabels, labelled
 
-_MOST_BUDGET = 1000  # more is a slip: the paper's stages have 120,000 steps
+_MAX_BUDGET = 1000  # more is a typo: the paper's stages have 120,000 steps
 
 Settings = TypeVar("Settings", bound=StageConfig)
 
 
-class Group(NamedTuple):
-    """An arm at a share of the labels, in percent: one learning rate is found for it."""
+class Arm(NamedTuple):
+    """An arm of the comparison, which has one learning rate.
+
+    Attributes:
+        labels: Share of the labels, in percent.
+        start: Where the network starts: FINETUNED from the pretrained weights, SUPERVISED from
+            random ones.
+    """
 
     labels: float
-    arm: str
+    start: str
 
 
-class Run(NamedTuple):
-    """One network. split: of the search that it belongs to; None: a last run, on all labels."""
+class Trial(NamedTuple):
+    """One training.
 
-    group: Group
+    Attributes:
+        arm: The arm that it belongs to.
+        lr: Maximum learning rate.
+        seed: Of weights, order and crops.
+        split: For a search trial, the number of its split; None for a seed run, on all labels.
+    """
+
+    arm: Arm
     lr: float
     seed: int
     split: int | None
 
     @property
     def name(self) -> str:
-        """Its folder below those of all runs."""
+        """Folder of the trial, inside the folder of all trials."""
         kind = f"seed-{self.seed}"
         if self.split is not None:
             kind = f"lr-{self.lr:g}-split-{self.split}"
-        return f"labels-{self.group.labels:g}/{self.group.arm}/{kind}"
+        return f"labels-{self.arm.labels:g}/{self.arm.start}/{kind}"
 
 
 @dataclass(frozen=True)
-class Plan:
-    """config: with the budget's steps. labels: shares in percent. seeds: of the last runs."""
+class Protocol:
+    """All trials of a reproduction.
+
+    Attributes:
+        config: With steps already multiplied by `budget`.
+        budget: Factor of the steps of both stages.
+        labels: Shares of the labels, in percent.
+        seeds: Of the seed runs.
+    """
 
     config: Config
     budget: float
@@ -61,53 +81,55 @@ class Plan:
 
     @cached_property
     def grid(self) -> tuple[float, ...]:
-        """The rates of the search, the lowest first."""
+        """Learning rates of the search, in ascending order."""
         return tuple(sorted(set(self.config.reproduce.grid)))
 
     @property
-    def groups(self) -> list[Group]:
-        arms = (FINETUNED, SUPERVISED) if self.config.finetune.control else (FINETUNED,)
-        return [Group(labels, arm) for labels in self.labels for arm in arms]
+    def arms(self) -> list[Arm]:
+        """All arms, by share of the labels."""
+        starts = (FINETUNED, SUPERVISED) if self.config.finetune.control else (FINETUNED,)
+        return [Arm(labels, start) for labels in self.labels for start in starts]
 
-    def grid_searches(self, group: Group) -> list[Run]:
-        """Those of the whole grid; empty where there is no rate to choose."""
+    def grid_trials(self, arm: Arm) -> list[Trial]:
+        """Return the search trials of the whole grid; none if the grid has a single rate."""
         if len(self.grid) == 1:
             return []
-        return [run for lr in self.grid for run in self.search(group, lr)]
+        return [trial for lr in self.grid for trial in self.search_trials(arm, lr)]
 
-    def search(self, group: Group, lr: float) -> list[Run]:
-        """One rate on every split, with the config's seed."""
+    def search_trials(self, arm: Arm, lr: float) -> list[Trial]:
+        """Return the search trials of one rate: every split, with the config's seed."""
         splits = range(self.config.reproduce.splits)
-        return [Run(group, lr, self.config.seed, split) for split in splits]
+        return [Trial(arm, lr, self.config.seed, split) for split in splits]
 
-    def finals(self, group: Group, lr: float) -> list[Run]:
-        return [Run(group, lr, seed, None) for seed in self.seeds]
+    def seed_runs(self, arm: Arm, lr: float) -> list[Trial]:
+        """Return the seed runs at the rate `lr`."""
+        return [Trial(arm, lr, seed, None) for seed in self.seeds]
 
-    def config_for(self, run: Run) -> Config:
-        """A search is measured at its end alone: nothing is chosen before it."""
+    def config_for(self, trial: Trial) -> Config:
+        """Return the config of a trial. A search trial is measured only at its end."""
         finetune = self.config.finetune
         changes = {
-            "labels": run.group.labels / 100,
+            "labels": trial.arm.labels / 100,
             "labels_per_class": None,
-            "lr": run.lr,
+            "lr": trial.lr,
             "scratch_lr": None,
-            "eval_every": finetune.eval_every if run.split is None else finetune.steps,
+            "eval_every": finetune.eval_every if trial.split is None else finetune.steps,
         }
         settings = finetune.model_copy(update=changes)
-        return self.config.model_copy(update={"seed": run.seed, "finetune": settings})
+        return self.config.model_copy(update={"seed": trial.seed, "finetune": settings})
 
     def labelled(self, dataset: Dataset, labels: float) -> IntArray:
-        """Indices of the training images with labels, for both arms and all seeds the same."""
-        group = Group(labels, FINETUNED)
-        return labelled(self.config_for(Run(group, 1.0, self.config.seed, None)), dataset)
+        """Return the indices of the labelled training images, the same for all arms and seeds."""
+        arm = Arm(labels, FINETUNED)
+        return labelled(self.config_for(Trial(arm, 1.0, self.config.seed, None)), dataset)
 
-    def images_for(self, run: Run, dataset: Dataset) -> FewLabels:
-        """What `run` is trained and measured on. A search never has the test images."""
-        chosen = self.labelled(dataset, run.group.labels)
+    def images_for(self, trial: Trial, dataset: Dataset) -> FewLabels:
+        """Return the images of a trial. A search trial never gets the test images."""
+        chosen = self.labelled(dataset, trial.arm.labels)
         held_out, measured = dataset.held_out, chosen[:0]
-        if run.split is not None:
+        if trial.split is not None:
             kept, taken = validation_split(
-                dataset.train.labels[chosen], self.config.seed, run.split, dataset.train.classes
+                dataset.train.labels[chosen], self.config.seed, trial.split, dataset.train.classes
             )
             chosen, measured = chosen[kept], chosen[taken]
             held_out = dataset.train.select(measured)
@@ -116,42 +138,54 @@ class Plan:
         return FewLabels(dataset.train.select(chosen), held_out, digest.hexdigest())
 
     def check(self, dataset: Dataset) -> None:
-        """Whether every run has images.
+        """Check that every trial has images.
 
         Raises:
-            UserError: one class, or too few images of one for a split.
+            UserError: The dataset has one class, or a class has too few images for a split.
         """
-        for group in self.groups:
+        for arm in self.arms:
+            first = next(iter(self.grid_trials(arm) or self.seed_runs(arm, 1.0)))
             try:
-                for run in [*self.grid_searches(group), *self.finals(group, 1.0)][:1]:
-                    self.images_for(run, dataset)
+                self.images_for(first, dataset)
             except UserError as error:
-                raise UserError(f"--labels {group.labels:g}: {error}") from error
+                raise UserError(f"--labels {arm.labels:g}: {error}") from error
 
 
-def make_plan(config: Config, labels: str, seeds: int, budget: float | None) -> Plan:
-    """The command line's words. labels: percents with commas. budget: factor of both stages' steps.
+def make_protocol(config: Config, labels: str, seeds: int, budget: float | None) -> Protocol:
+    """Build the protocol from the options of the command line.
+
+    Args:
+        config: Before `budget` is applied.
+        labels: Shares of the labels, in percent, separated by commas.
+        seeds: Number of seed runs of each arm; their seeds count up from the config's.
+        budget: Factor of the steps of both stages; None: 1.
 
     Raises:
-        UserError: one of them makes no sense.
+        UserError: An option is out of range.
     """
     if seeds < 1:
-        raise UserError(f"--seeds {seeds}: at least 1; the paper has 5")
+        raise UserError(f"--seeds {seeds}: give at least 1; the paper uses 5")
     if config.seed + seeds > 2**32:
-        raise UserError(f"--seeds {seeds}: seed is {config.seed}, and the last must be below 2^32")
-    if budget is not None and not 0 < budget <= _MOST_BUDGET:
         raise UserError(
-            f"--budget {budget:g}: a factor of both stages' steps, above 0 and at most "
-            f"{_MOST_BUDGET}"
+            f"--seeds {seeds}: they count up from seed={config.seed} and must stay below 2^32: "
+            "set a lower seed"
         )
-    shares = tuple(dict.fromkeys(_percents(labels)))
+    if budget is not None and not 0 < budget <= _MAX_BUDGET:
+        raise UserError(
+            f"--budget {budget:g}: give a factor for the steps of both stages, above 0 and at "
+            f"most {_MAX_BUDGET}"
+        )
     factor = 1.0 if budget is None else budget
     updates = {
         "pretrain": _scaled(config.pretrain, factor),
         "finetune": _scaled(config.finetune, factor),
     }
-    plan_config = config.model_copy(update=updates)
-    return Plan(plan_config, factor, shares, tuple(range(config.seed, config.seed + seeds)))
+    return Protocol(
+        config.model_copy(update=updates),
+        factor,
+        tuple(dict.fromkeys(_percents(labels))),
+        tuple(range(config.seed, config.seed + seeds)),
+    )
 
 
 def _percents(text: str) -> Iterator[float]:
@@ -165,7 +199,7 @@ def _percents(text: str) -> Iterator[float]:
                 f"--labels {text}: '{part}' is not a share of the labels in percent, above 0 and "
                 "at most 100: for example --labels 5,8,20,100"
             )
-        yield float(f"{percent:g}")  # as its folder is called
+        yield float(f"{percent:g}")  # as in the name of its folder
 
 
 def _scaled(stage: Settings, factor: float) -> Settings:

@@ -1,4 +1,4 @@
-"""What P has learned without a label: k-NN and linear probe of its features, and two controls."""
+"""Evaluate the features of P without labels: k-NN and linear probe, beside two controls."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fastselfie.system.accelerator import Accelerator
 _Labelled = tuple[Tensor, Tensor]  # (n, D) and (n,)
 
 FEATURES = "features.json"
-# What it holds.
+# Its keys.
 FIGURES = frozenset(
     (
         "bank", "bank_places", "pretext_accuracy", "pretext_accuracy_cropped",
@@ -35,21 +35,34 @@ FIGURES = frozenset(
     )
 )  # fmt: skip
 _BANK = 50_000  # images
-_PLACES_MEMORY = 2**30  # bytes of the vectors of all patches: 65,536 images of the slim network's
+_PLACES_MEMORY = 2**30  # bytes for the vectors of all patches: 65,536 images of the slim network
 
 
 def measure_features(
     config: Config, dataset: Dataset, accelerator: Accelerator, pretrained: Selfie
 ) -> dict[str, float]:
-    """Pretext accuracy on all held-out images; k-NN and linear probe on them, without finetuning.
+    """Measure pretext accuracy, k-NN and linear probe on the held-out images, without finetuning.
 
-    pretext_accuracy: without augmentation; pretext_accuracy_cropped: as pretraining crops. The
-    bank is of training images with labels, a balanced choice where there are more than 50,000
-    (bank: its size). p: P's pooled features of whole images; random: those of the same network as
-    it begins; pixels: at 32 a side at most. places: the vectors of an image's patches side by
-    side, which say where as pixels do; those and pixels_standardised have each column standardised
-    over their bank, of bank_places images: what 1 GiB holds of such vectors, which also bounds the
-    queries.
+    The bank holds labelled training images, a class-balanced choice of 50,000 if there are more.
+
+    Args:
+        config: Config of the reproduction.
+        dataset: Its images.
+        accelerator: Device to compute on.
+        pretrained: The pretrained network.
+
+    Returns:
+        `FIGURES`, accuracies as shares of 1:
+
+        * pretext_accuracy: without augmentation; pretext_accuracy_cropped: with the crops of
+          pretraining;
+        * bank: number of images in the bank;
+        * p_*: pooled features that P computes of whole images; random_*: those of the same network
+          before training; pixels_*: the pixels, at most 32x32;
+        * *_places: the vectors of all patches, concatenated, which keep positions as pixels do.
+          These and pixels_knn_standardised have each column standardised over their bank;
+        * bank_places: number of images in that bank, as many as 1 GiB holds of such vectors; also
+          the most queries.
     """
     share = min(1.0, _BANK / len(dataset.train))
     chosen = choose_labels(dataset.train.labels, share, None, config.seed)
@@ -71,8 +84,8 @@ def measure_features(
     networks = {"p": pretrained.patch_network, "random": build_patch_network(config)}
     for name, network in networks.items():
         accelerator.place(network)
-        worth = evaluate_features(network, bank, queries, pixels, accelerator)
-        figures |= {f"{name}_{key}": value for key, value in worth.items()}
+        measures = evaluate_features(network, bank, queries, pixels, accelerator)
+        figures |= {f"{name}_{key}": value for key, value in measures.items()}
         places = PatchConcat(network, config.grid)
         known, asked = (extract_features(places, x, pixels, accelerator) for x in (placed, asking))
         figures[f"{name}_knn_places"] = _knn_standardised(known, asked)

@@ -1,4 +1,4 @@
-"""Which runs are done and which may begin: a group's last runs wait for its learning rate."""
+"""Decide which trial runs next: the seed runs of an arm wait for its learning-rate search."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 from fastselfie.errors import UserError
-from fastselfie.reproduce.protocol import Group, Plan, Run
+from fastselfie.reproduce.protocol import Arm, Protocol, Trial
 from fastselfie.runs.folder import PRETRAIN, SUPERVISED, read_facts
 from fastselfie.training.checkpoint import LATEST, step_paths
 
@@ -18,9 +18,12 @@ Result = dict[str, Any]
 
 
 class Choice(NamedTuple):
-    """The rate of a group. scores: accuracy of each rate tried, None where a run diverged.
+    """The learning rate of an arm.
 
-    at_edge: no rate beyond it was tried, and one may be better.
+    Attributes:
+        lr: The best rate.
+        scores: Accuracy at each rate tried; None where a trial diverged.
+        at_edge: The best rate is the lowest or highest tried, so one beyond it may be better.
     """
 
     lr: float
@@ -28,65 +31,100 @@ class Choice(NamedTuple):
     at_edge: bool
 
 
-class Agenda:
-    """All runs of a plan, over what `out` has of them already; reading alone.
+class Scheduler:
+    """All trials of a protocol, with the results so far. It only reads files.
 
-    control: another reproduction, whose supervised runs count as done.
+    Args:
+        protocol: Which trials there are.
+        out: Folder of the reproduction; trials that have a result in it are done.
+        control: Folder of another reproduction, whose supervised trials count as done too.
     """
 
-    def __init__(self, plan: Plan, out: Path, control: Path | None = None) -> None:
-        self.plan, self.out = plan, out
+    def __init__(self, protocol: Protocol, out: Path, control: Path | None = None) -> None:
+        self.protocol, self.out = protocol, out
         self._control = control
-        self.results: dict[Run, Result] = {}
-        self._begun: set[Run] = set()
-        self._read()
+        self.results: dict[Trial, Result] = {}
+        self._started: set[Trial] = set()
+        while (trial := self.next()) is not None:  # the end of a search adds trials
+            if (result := self._result_of(trial)) is not None:
+                self.results[trial] = result
+        self._started = set(self.results)
 
     @property
     def total(self) -> int:
-        """Runs that are known of by now: a search may come to need more."""
-        return sum(len(self.searches(g)) + len(self.plan.seeds) for g in self.plan.groups)
+        """Number of trials known so far; a search may add some."""
+        seeds = len(self.protocol.seeds)
+        return sum(len(self.search_trials(arm)) + seeds for arm in self.protocol.arms)
 
     @property
     def left(self) -> int:
-        """Of `total`, those without a result."""
+        """Number of known trials without a result."""
         return self.total - len(self.results)
 
-    def next(self) -> Run | None:
-        """A run to begin now; None where there is none, or none before others have ended."""
-        found = next((run for run in self.runs() if run not in self._begun), None)
+    def next(self) -> Trial | None:
+        """Start the next trial; None if there is none, or none before others have finished."""
+        found = next((trial for trial in self.trials() if trial not in self._started), None)
         if found is not None:
-            self._begun.add(found)
+            self._started.add(found)
         return found
 
-    def finish(self, run: Run, result: Result) -> None:
-        self.results[run] = result
+    def finish(self, trial: Trial, result: Result) -> None:
+        """Record the result of a trial."""
+        self.results[trial] = result
 
-    def choice(self, group: Group) -> Choice | None:
-        """The best rate of a finished search, the lower of two as good; None before its end.
+    def choice(self, arm: Arm) -> Choice | None:
+        """Return the best rate of a finished search, the lower of equals; None if unfinished.
 
         Raises:
-            UserError: no rate is left, as all diverged.
+            UserError: Training diverged at every rate.
         """
-        grid = self._rates(group)
+        grid = self._rates(arm)
         if len(grid) == 1:
             return Choice(grid[0], {}, False)
-        scores = self._scores(group, grid)
+        scores = self._scores(arm, grid)
         if scores is None:
             return None
         best = _best(scores)
         if best is None:
             raise UserError(
-                f"--labels {group.labels:g}, {group.arm}: training diverged at every rate tried, "
-                f"from {grid[0]:g} on: give reproduce.grid lower ones and another --out, with "
-                f"{self.out / PRETRAIN} copied into it"
+                f"--labels {arm.labels:g}, {arm.start}: training diverged at every rate tried, "
+                f"from {grid[0]:g} on: set lower rates in reproduce.grid, copy "
+                f"{self.out / PRETRAIN} to a new folder, and give that as --out"
             )
         return Choice(best, scores, best in (grid[0], grid[-1]))
 
-    def _rates(self, group: Group) -> tuple[float, ...]:
-        """The grid, and beyond it as far as the results so far and reproduce.widen ask for."""
-        grid = self.plan.grid
-        for _ in range(self.plan.config.reproduce.widen if len(grid) > 1 else 0):
-            scores = self._scores(group, grid)
+    def search_trials(self, arm: Arm) -> list[Trial]:
+        """Return the search trials known so far: the grid and its extensions."""
+        grid = self._rates(arm)
+        if len(grid) == 1:
+            return []
+        return [trial for lr in grid for trial in self.protocol.search_trials(arm, lr)]
+
+    def seed_results(self, arm: Arm) -> list[Result]:
+        """Return the results of a finished arm's seed runs, in the order of the seeds."""
+        choice = self.choice(arm)
+        assert choice is not None
+        return [self.results[trial] for trial in self.protocol.seed_runs(arm, choice.lr)]
+
+    def trials(self) -> Iterator[Trial]:
+        """Yield the trials known so far, in the order of the protocol."""
+        for arm in self.protocol.arms:
+            yield from self.search_trials(arm)
+            choice = self.choice(arm)
+            if choice is not None:
+                yield from self.protocol.seed_runs(arm, choice.lr)
+
+    def drop_old_checkpoints(self) -> None:
+        """Drop checkpoints of finished trials, which remain if a kill came in between."""
+        for trial in self.results:
+            drop_checkpoints(self.out / RUNS / trial.name, trial)
+
+    def _rates(self, arm: Arm) -> tuple[float, ...]:
+        """Return the grid, extended as far as the results so far and reproduce.widen ask for."""
+        grid = self.protocol.grid
+        max_grid_extensions = self.protocol.config.reproduce.widen if len(grid) > 1 else 0
+        for _ in range(max_grid_extensions):
+            scores = self._scores(arm, grid)
             if scores is None:
                 break
             best = _best(scores)
@@ -98,60 +136,29 @@ class Agenda:
                 break
         return grid
 
-    def searches(self, group: Group) -> list[Run]:
-        """Those of the grid, and beyond it as far as is known by now."""
-        grid = self._rates(group)
-        return [run for lr in grid for run in self.plan.search(group, lr)] if len(grid) > 1 else []
+    def _scores(self, arm: Arm, grid: Sequence[float]) -> dict[float, float | None] | None:
+        """Return the mean accuracy over the splits at each rate; None before all are measured.
 
-    def finals(self, group: Group) -> list[Result]:
-        """Results of a finished group's last runs, in the order of the seeds."""
-        choice = self.choice(group)
-        assert choice is not None
-        return [self.results[run] for run in self.plan.finals(group, choice.lr)]
-
-    def _scores(self, group: Group, grid: Sequence[float]) -> dict[float, float | None] | None:
-        """Mean over the splits at each rate; None before all are measured.
-
-        Rounded to 9 digits: as floats 0.40 and 0.54 have a higher mean than 0.48 and 0.46.
+        Means are rounded to 9 digits: as floats, 0.40 and 0.54 have a higher mean than 0.48 and
+        0.46.
         """
-        runs = {lr: self.plan.search(group, lr) for lr in grid}
-        if any(run not in self.results for each in runs.values() for run in each):
+        trials = {lr: self.protocol.search_trials(arm, lr) for lr in grid}
+        if any(trial not in self.results for each in trials.values() for trial in each):
             return None
-        found = {lr: [self.results[run]["top1"] for run in each] for lr, each in runs.items()}
+        found = {lr: [self.results[trial]["top1"] for trial in each] for lr, each in trials.items()}
         return {lr: None if None in top1 else round(mean(top1), 9) for lr, top1 in found.items()}
 
-    def runs(self) -> Iterator[Run]:
-        """Those that are known by now, in the plan's order."""
-        for group in self.plan.groups:
-            yield from self.searches(group)
-            choice = self.choice(group)
-            if choice is not None:
-                yield from self.plan.finals(group, choice.lr)
-
-    def tidy(self) -> None:
-        """Drop checkpoints of finished runs, where a kill came between."""
-        for run in self.results:
-            drop_checkpoints(self.out / RUNS / run.name, run)
-
-    def _read(self) -> None:
-        """Take the finished runs from the disk. A search's end makes others known."""
-        while (run := self.next()) is not None:
-            found = self._result_of(run)
-            if found is not None:
-                self.results[run] = found
-        self._begun = set(self.results)
-
-    def _result_of(self, run: Run) -> Result | None:
+    def _result_of(self, trial: Trial) -> Result | None:
         folders = [self.out]
-        if self._control is not None and run.group.arm == SUPERVISED:
+        if self._control is not None and trial.arm.start == SUPERVISED:
             folders.append(self._control)
-        found = (read_facts(folder / RUNS / run.name / RESULT) for folder in folders)
-        # A last run's folder has no rate in its name, and another search may have chosen one.
-        return next((result for result in found if result.get("lr") == run.lr), None)
+        found = (read_facts(folder / RUNS / trial.name / RESULT) for folder in folders)
+        # The folder of a seed run has no rate in its name; an earlier search may have chosen one.
+        return next((result for result in found if result.get("lr") == trial.lr), None)
 
 
 def _best(scores: Mapping[float, float | None]) -> float | None:
-    """The rate with the highest score, the first of equals; None where all diverged."""
+    """Return the rate with the highest score, the first of equals; None if all diverged."""
     good = {lr: score for lr, score in scores.items() if score is not None}
     return max(good, key=lambda lr: good[lr], default=None)
 
@@ -160,10 +167,10 @@ def _rounded(lr: float) -> float:
     return float(f"{lr:.3g}")
 
 
-def drop_checkpoints(folder: Path, run: Run) -> None:
-    """Of a finished run: a search's all, and of a last run what is older than its newest."""
+def drop_checkpoints(folder: Path, trial: Trial) -> None:
+    """Delete the checkpoints of a finished trial; a seed run keeps its newest."""
     steps = list(step_paths(folder).values())
-    if run.split is None:
+    if trial.split is None:
         old = steps[1:]
     else:
         old = [*steps, folder / LATEST, *folder.glob("nonfinite-*.pt")]

@@ -1,4 +1,4 @@
-"""What the runs say: means, spreads, paired differences, and the notes that belong to them."""
+"""Summarise the trials: means, standard deviations, paired differences, and notes on them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from fastselfie.data.dataset import Dataset
 from fastselfie.reproduce.control import control_note
-from fastselfie.reproduce.protocol import Group
-from fastselfie.reproduce.scheduler import Agenda, Choice, Result
+from fastselfie.reproduce.protocol import Arm
+from fastselfie.reproduce.scheduler import Scheduler
 from fastselfie.runs.folder import FINETUNED, SUPERVISED
 
 Figures = dict[str, Any]
@@ -39,22 +39,25 @@ PAPER: dict[str, dict[float, dict[str, tuple[float, float]]]] = {
 
 
 def student_t(freedom: int, level: float = 0.95) -> float:
-    """The t between whose negative and itself Student's distribution holds `level`.
+    """Return the two-sided quantile of Student's t distribution.
 
-    By bisection of the distribution of a whole number of degrees of `freedom` (Abramowitz and
-    Stegun, 26.7.3 and 26.7.4).
+    Found by bisection of the distribution function (Abramowitz and Stegun, 26.7.3 and 26.7.4).
+
+    Args:
+        freedom: Degrees of freedom, a whole number.
+        level: Probability of the interval from -t to t.
     """
     low, high = 0.0, 1.0
     while _within(high, freedom) < level:
         high *= 2
-    for _ in range(100):  # far below what a float tells apart
+    for _ in range(100):  # more bits than a float has
         middle = (low + high) / 2
         low, high = (middle, high) if _within(middle, freedom) < level else (low, middle)
     return high
 
 
 def _within(t: float, freedom: int) -> float:
-    """Probability of [-t, t]."""
+    """Return the probability of [-t, t]."""
     angle = math.atan(t / math.sqrt(freedom))
     odd = freedom % 2
     term = math.cos(angle) if odd else 1.0
@@ -67,14 +70,14 @@ def _within(t: float, freedom: int) -> float:
 
 
 def spread(values: Sequence[float]) -> Figures:
-    """mean and std, with n - 1 below the line: None of a single value."""
+    """Return mean and std, with n - 1 in the denominator; std is None for a single value."""
     return {"mean": mean(values), "std": stdev(values) if len(values) > 1 else None}
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float]) -> Figures:
-    """mean of first - second, pair by pair, and the ends of its 95% confidence interval.
+    """Return the mean of first - second over pairs, and its 95% confidence interval.
 
-    By Student's t over the pairs; low and high are None of a single pair.
+    The interval is Student's t over the pairs; its ends, low and high, are None for one pair.
     """
     differences = [a - b for a, b in zip(first, second, strict=True)]
     n, middle = len(differences), mean(differences)
@@ -84,51 +87,55 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Figure
     return {"mean": middle, "low": middle - half, "high": middle + half}
 
 
-def summary_of(agenda: Agenda, dataset: Dataset, features: Figures) -> Figures:
-    """Every figure of the table and every run, accuracies as shares of 1; the paper's in percent.
+def summary_of(scheduler: Scheduler, dataset: Dataset, features: Figures) -> Figures:
+    """Return all figures of the table and all results.
 
-    features: what `measure_features` gave.
+    Args:
+        scheduler: Of a finished reproduction.
+        dataset: Its images.
+        features: From `measure_features`.
+
+    Returns:
+        Accuracies as shares of 1; the paper's in percent, as printed there.
     """
-    plan = agenda.plan
-    config = plan.config
+    protocol = scheduler.protocol
+    config = protocol.config
     return {
         "name": config.name,
-        "budget": plan.budget,
-        "seeds": list(plan.seeds),
+        "budget": protocol.budget,
+        "seeds": list(protocol.seeds),
         "images": {
             "train": len(dataset.train),
             "held_out": len(dataset.held_out),
             "split": dataset.split,
         },
-        "rows": [_row(agenda, labels) for labels in plan.labels],
+        "rows": [_row(scheduler, labels) for labels in protocol.labels],
         "features": {**features, "pretext_chance": 1 / config.masked},
-        "notes": _notes(agenda, dataset),
-        "runs": [agenda.results[run] for run in agenda.runs()],
+        "notes": _notes(scheduler, dataset),
+        "runs": [scheduler.results[trial] for trial in scheduler.trials()],
         "config": config.model_dump(mode="json"),
     }
 
 
-def _row(agenda: Agenda, labels: float) -> Figures:
-    arms = {
-        group.arm: agenda.finals(group) for group in agenda.plan.groups if group.labels == labels
-    }
-    row: Figures = {"labels": labels, "images": arms[FINETUNED][0]["images"]}
-    row["n"] = len(arms[FINETUNED])
-    for arm in (FINETUNED, SUPERVISED):
-        row[arm] = _arm(agenda, Group(labels, arm), arms[arm]) if arm in arms else None
+def _row(scheduler: Scheduler, labels: float) -> Figures:
+    arms = {arm.start: arm for arm in scheduler.protocol.arms if arm.labels == labels}
+    finetuned = scheduler.seed_results(arms[FINETUNED])
+    row: Figures = {"labels": labels, "images": finetuned[0]["images"], "n": len(finetuned)}
+    for start in (FINETUNED, SUPERVISED):
+        row[start] = _arm(scheduler, arms[start]) if start in arms else None
     row["difference"] = row["spread_ratio"] = None
     if SUPERVISED in arms:
         row["difference"] = paired_difference(row[FINETUNED]["top1"], row[SUPERVISED]["top1"])
         ours, theirs = row[FINETUNED]["std"], row[SUPERVISED]["std"]
         row["spread_ratio"] = theirs / ours if ours else None
-    row["paper"] = _paper(agenda.plan.config.reproduce.paper, labels)
+    row["paper"] = _paper(scheduler.protocol.config.reproduce.paper, labels)
     return row
 
 
-def _arm(agenda: Agenda, group: Group, finals: list[Result]) -> Figures:
-    choice = agenda.choice(group)
+def _arm(scheduler: Scheduler, arm: Arm) -> Figures:
+    choice = scheduler.choice(arm)
     assert choice is not None
-    top1 = [result["top1"] for result in finals]
+    top1 = [result["top1"] for result in scheduler.seed_results(arm)]
     scores = {f"{lr:g}": score for lr, score in choice.scores.items()}
     return {**spread(top1), "top1": top1, "lr": choice.lr, "search": scores}
 
@@ -138,54 +145,49 @@ def _paper(name: str | None, labels: float) -> Figures | None:
     if row is None:
         return None
     difference = round(row[FINETUNED][0] - row[SUPERVISED][0], 1)
-    return {arm: list(row[arm]) for arm in (FINETUNED, SUPERVISED)} | {"difference": difference}
+    return {**{start: list(top1) for start, top1 in row.items()}, "difference": difference}
 
 
-def _notes(agenda: Agenda, dataset: Dataset) -> list[str]:
-    """The conditions, without which the numbers say nothing."""
-    plan = agenda.plan
-    config, grid = plan.config, plan.grid
-    whole = "" if plan.budget == 1 else f" (--budget {plan.budget:g} of the config's)"
-    seeds = f"seeds {plan.seeds[0]} to {plan.seeds[-1]}" if len(plan.seeds) > 1 else "one seed"
+def _notes(scheduler: Scheduler, dataset: Dataset) -> list[str]:
+    """Return the conditions of the numbers, one sentence or two each."""
+    protocol = scheduler.protocol
+    config, grid = protocol.config, protocol.grid
+    whole = "" if protocol.budget == 1 else f" (--budget {protocol.budget:g} of the config's)"
+    first, last = protocol.seeds[0], protocol.seeds[-1]
+    seeds = f"Seeds {first} to {last}" if last > first else "One seed"
     notes = [
         f"{config.pretrain.steps:,} steps of pretraining with {config.pretrain.batch_size:,} "
         f"images, {config.finetune.steps:,} of finetuning with {config.finetune.batch_size:,}, "
         f"in both arms{whole}.",
         f"Pretrained on {len(dataset.train):,} images without labels; measured on "
-        f"{len(dataset.held_out):,} images, {dataset.split}. {seeds[0].upper()}{seeds[1:]}, the "
-        "same labelled images for all.",
+        f"{len(dataset.held_out):,} images, {dataset.split}. {seeds}, the same labelled images "
+        "for all.",
     ]
     if len(grid) > 1:
         count = config.reproduce.splits
         splits = "one 90/10 split" if count == 1 else f"{count} 90/10 splits"
         widen = config.reproduce.widen
-        beyond = f", and of up to {widen} beyond an end that is the best," if widen else ""
-        apart = (
-            ""
-            if dataset.held_out_is_train
-            else "; never on the images that the table is measured on"
-        )
+        beyond = f", and of up to {widen} beyond the grid if its edge is best," if widen else ""
+        measured = "never on the images that the table is measured on"
+        apart = "" if dataset.held_out_is_train else f"; {measured}"
         notes.append(
             f"Learning rate, for each share and arm: the best of "
             f"{', '.join(f'{lr:g}' for lr in grid)}{beyond} on {splits} of the labelled training "
             f"images, one seed{apart}."
         )
-    groups = [group for group in plan.groups if group.arm == SUPERVISED]
-    supervised = [result for group in groups for result in agenda.finals(group)]
+    arms = [arm for arm in protocol.arms if arm.start == SUPERVISED]
+    supervised = [result for arm in arms for result in scheduler.seed_results(arm)]
     if (note := control_note(supervised)) is not None:
         notes.append(note)
     if dataset.warning:
         notes.append(f"Warning: {dataset.warning}.")
-    choices = {group: agenda.choice(group) for group in plan.groups}
-    return notes + [text for group, choice in choices.items() for text in _caveats(group, choice)]
-
-
-def _caveats(group: Group, choice: Choice | None) -> list[str]:
-    assert choice is not None
-    where, notes = f"{group.labels:g}%, {group.arm}", []
-    if choice.at_edge:
-        notes.append(f"{where}: the best rate, {choice.lr:g}, is at the edge of those tried.")
-    lost = [f"{lr:g}" for lr, score in choice.scores.items() if score is None]
-    if lost:
-        notes.append(f"{where}: training diverged at {', '.join(lost)}.")
+    for arm in protocol.arms:
+        choice = scheduler.choice(arm)
+        assert choice is not None
+        where = f"{arm.labels:g}%, {arm.start}"
+        if choice.at_edge:
+            notes.append(f"{where}: the best rate, {choice.lr:g}, is at the edge of those tried.")
+        lost = [f"{lr:g}" for lr, score in choice.scores.items() if score is None]
+        if lost:
+            notes.append(f"{where}: training diverged at {', '.join(lost)}.")
     return notes

@@ -1,4 +1,4 @@
-"""The table beside the paper's: in a terminal, as Markdown, CSV, JSON and a page with a chart."""
+"""Print and write the table of results beside the paper's: terminal, Markdown, CSV, JSON, HTML."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
-from fastselfie.report.curves import Bars, shares
+from fastselfie.report.curves import Bars, label_share_chart
 from fastselfie.report.render import render
 from fastselfie.reproduce.statistics import Figures
 from fastselfie.runs.folder import FINETUNED, SUPERVISED
@@ -30,27 +30,53 @@ FEATURES_HEAD = ("without finetuning", "bank", "P", "random weights", "pixels")
 
 def write_table(figures: Figures, out: Path) -> None:
     """Write table.json, .md, .csv and .html in `out`."""
-    name = out.resolve().name  # its config may be another reproduction's too
+    name = out.resolve().name  # several reproductions may share a config
     write_atomically(out / JSON, json.dumps(figures, indent=1) + "\n")
     write_atomically(out / MARKDOWN, markdown(figures, name))
     write_atomically(out / CSV, as_csv(figures))
-    write_atomically(out / PAGE, _page(figures, name))
+    page = render(
+        "reproduce.html",
+        name=name,
+        head=HEAD,
+        rows=[cells(row) for row in figures["rows"]],
+        chart=chart_of(figures),
+        pretext=pretext_line(figures),
+        features_head=FEATURES_HEAD,
+        features=feature_cells(figures),
+        notes=figures["notes"],
+    )
+    write_atomically(out / PAGE, page)
 
 
 def markdown(figures: Figures, name: str) -> str:
-    """The table with its title, what P's features are worth, and the notes."""
-    lines = [f"# {name}: top-1 in percent, mean +- std", "", *_rule(HEAD)]
-    lines += [_line(cells(row)) for row in figures["rows"]]
-    lines += ["", pretext_line(figures), "", *_rule(FEATURES_HEAD)]
-    lines += [_line(row) for row in feature_cells(figures)]
+    """Return the table as Markdown, with the evaluation of the features and the notes.
+
+    Args:
+        figures: From `summary_of`.
+        name: Name of the reproduction.
+    """
+    lines = [f"# {name}: top-1 in percent, mean +- std", ""]
+    lines += _markdown_rows(HEAD, [cells(row) for row in figures["rows"]])
+    lines += ["", pretext_line(figures), ""]
+    lines += _markdown_rows(FEATURES_HEAD, feature_cells(figures))
     lines += ["", *(f"* {note}" for note in figures["notes"])]
     return "\n".join(lines) + "\n"
 
 
-def print_table(figures: Figures, page: Path, console: Console) -> None:
-    """The same for a terminal; columns without an entry are left out.
+def _markdown_rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
 
-    As Markdown where the console is too narrow, as of a pipe: cut in two a number says another.
+
+def print_table(figures: Figures, page: Path, console: Console) -> None:
+    """Print the table to a terminal, without empty columns.
+
+    If the console is too narrow, as in a pipe, print it as Markdown: a number that breaks over two
+    lines reads as another.
+
+    Args:
+        figures: From `summary_of`.
+        page: Path of the HTML page, printed below.
+        console: Where to print.
     """
     name = page.resolve().parent.name
     title = f"{name}: top-1 in percent, mean +- std"
@@ -71,7 +97,7 @@ def print_table(figures: Figures, page: Path, console: Console) -> None:
 
 
 def _table(title: str | None, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Of a terminal: a title takes a line a word, and nothing is broken."""
+    """Build a table for the terminal: one word of a heading per line, no broken cells."""
     used = [i for i in range(len(head)) if any(row[i] for row in rows)]
     table = Table(title=title, show_edge=False)
     for i in used:
@@ -84,23 +110,20 @@ def _table(title: str | None, head: Sequence[str], rows: Sequence[Sequence[str]]
 
 
 def as_csv(figures: Figures) -> str:
-    """One line a share of the labels, figures in percent; what is not there is empty."""
+    """Return the table as CSV: a line per share of the labels, in percent; empty if missing."""
     lines = []
     for row in figures["rows"]:
         line: dict[str, Any] = {key: row[key] for key in ("labels", "images", "n")}
-        for arm in (FINETUNED, SUPERVISED):
-            found = row[arm] or dict.fromkeys(("mean", "std", "lr"))
-            line[f"{arm}_mean"], line[f"{arm}_std"] = (
-                _percent(found["mean"]),
-                _percent(found["std"]),
-            )
-            line[f"{arm}_lr"] = found["lr"]
+        for start in (FINETUNED, SUPERVISED):
+            found = row[start] or dict.fromkeys(("mean", "std", "lr"))
+            line |= {f"{start}_{key}": _percent(found[key]) for key in ("mean", "std")}
+            line[f"{start}_lr"] = found["lr"]
         difference = row["difference"] or dict.fromkeys(("mean", "low", "high"))
         line |= {f"difference_{key}": _percent(value) for key, value in difference.items()}
         line["spread_ratio"] = row["spread_ratio"]
         paper = row["paper"] or {FINETUNED: (None, None), SUPERVISED: (None, None)}
-        for arm in (FINETUNED, SUPERVISED):
-            line[f"paper_{arm}_mean"], line[f"paper_{arm}_std"] = paper[arm]
+        for start in (FINETUNED, SUPERVISED):
+            line[f"paper_{start}_mean"], line[f"paper_{start}_std"] = paper[start]
         lines.append(line)
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(lines[0]), lineterminator="\n")
@@ -110,19 +133,19 @@ def as_csv(figures: Figures) -> str:
 
 
 def cells(row: Figures) -> list[str]:
-    """A row of the table in words; empty where there is nothing to say."""
+    """Return a row of the table as text; missing figures are empty."""
     paper, ratio = row["paper"], row["spread_ratio"]
-    rates = [f"{row[arm]['lr']:g}" for arm in (FINETUNED, SUPERVISED) if row[arm]]
+    rates = [f"{row[start]['lr']:g}" for start in (FINETUNED, SUPERVISED) if row[start]]
     return [
         f"{row['labels']:g}%",
         f"{row['images']:,}",
         str(row["n"]),
-        *(_mean(row[arm]) for arm in (FINETUNED, SUPERVISED)),
+        *(_mean(row[start]) for start in (FINETUNED, SUPERVISED)),
         _difference(row["difference"]),
         "" if ratio is None else f"{ratio:.1f}",
         *(
-            f"{paper[arm][0]} +- {paper[arm][1]}" if paper else ""
-            for arm in (FINETUNED, SUPERVISED)
+            f"{paper[start][0]} +- {paper[start][1]}" if paper else ""
+            for start in (FINETUNED, SUPERVISED)
         ),
         f"{paper['difference']:+.1f}" if paper else "",
         ", ".join(rates),
@@ -130,7 +153,10 @@ def cells(row: Figures) -> list[str]:
 
 
 def pretext_line(figures: Figures) -> str:
-    """What the pretext task came to. Far more right as cropped: then the crop gives places away."""
+    """Return a sentence on pretext accuracy.
+
+    If it is far higher with crops, the crops give positions away.
+    """
     f = {name: f"{value:.1%}" for name, value in figures["features"].items()}
     return (
         f"Pretext task, held out: {f['pretext_accuracy']} without augmentation, "
@@ -140,7 +166,7 @@ def pretext_line(figures: Figures) -> str:
 
 
 def feature_cells(figures: Figures) -> list[list[str]]:
-    """What P has learned before any label was seen, beside what needs no learning: the rows."""
+    """Return the rows of the second table: features of P before finetuning, beside controls."""
     found = figures["features"]
     rows = (
         ("k-NN, features of whole images", "bank", "p_knn", "random_knn", "pixels_knn"),
@@ -156,23 +182,15 @@ def feature_cells(figures: Figures) -> list[list[str]]:
     ]
 
 
-def _rule(head: Sequence[str]) -> list[str]:
-    return [_line(head), _line(["---"] * len(head))]
-
-
-def _line(words: Sequence[str]) -> str:
-    return f"| {' | '.join(words)} |"
-
-
 def _percent(value: float | None) -> float | None:
     return None if value is None else round(100 * value, 4)
 
 
-def _mean(arm: Figures | None) -> str:
-    if arm is None:
+def _mean(found: Figures | None) -> str:
+    if found is None:
         return ""
-    text = f"{100 * arm['mean']:.1f}"
-    return text if arm["std"] is None else f"{text} +- {100 * arm['std']:.1f}"
+    text = f"{100 * found['mean']:.1f}"
+    return text if found["std"] is None else f"{text} +- {100 * found['std']:.1f}"
 
 
 def _difference(found: Figures | None) -> str:
@@ -184,32 +202,19 @@ def _difference(found: Figures | None) -> str:
     return f"{text} ({100 * found['low']:+.1f} to {100 * found['high']:+.1f})"
 
 
-def _page(figures: Figures, name: str) -> str:
-    return render(
-        "reproduce.html",
-        name=name,
-        head=HEAD,
-        rows=[cells(row) for row in figures["rows"]],
-        chart=chart_of(figures),
-        pretext=pretext_line(figures),
-        features_head=FEATURES_HEAD,
-        features=feature_cells(figures),
-        notes=figures["notes"],
-    )
-
-
 def chart_of(figures: Figures) -> str | None:
-    """Accuracy over the share of the labels, the paper's as hollow markers; None: no matplotlib."""
+    """Return an SVG chart of accuracy by share of the labels; None without matplotlib."""
     bars: dict[str, Bars] = {}
-    for arm in (FINETUNED, SUPERVISED):
-        rows = [row for row in figures["rows"] if row[arm]]
-        bars[arm] = [
-            (row["labels"], 100 * row[arm]["mean"], 100 * (row[arm]["std"] or 0)) for row in rows
+    for start in (FINETUNED, SUPERVISED):
+        rows = [row for row in figures["rows"] if row[start]]
+        bars[start] = [
+            (row["labels"], 100 * row[start]["mean"], 100 * (row[start]["std"] or 0))
+            for row in rows
         ]
     paper = {
         f"paper: {name}": [
-            (row["labels"], *row["paper"][arm]) for row in figures["rows"] if row["paper"]
+            (row["labels"], *row["paper"][start]) for row in figures["rows"] if row["paper"]
         ]
-        for arm, name in ((FINETUNED, "Selfie"), (SUPERVISED, "supervised"))
+        for start, name in ((FINETUNED, "Selfie"), (SUPERVISED, "supervised"))
     }
-    return shares(bars, paper, "labels, percent", "top-1, percent")
+    return label_share_chart(bars, paper, "labels, percent", "top-1, percent")

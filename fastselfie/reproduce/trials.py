@@ -1,4 +1,4 @@
-"""One run of a plan: its images, its training, its result."""
+"""Run one trial: get its images, train, measure, write the result."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from fastselfie.data.dataset import Dataset
 from fastselfie.errors import Diverged
 from fastselfie.models.selfie import Selfie
-from fastselfie.reproduce.protocol import Plan, Run
+from fastselfie.reproduce.protocol import Protocol, Trial
 from fastselfie.reproduce.scheduler import RESULT, RUNS, Result, drop_checkpoints
 from fastselfie.runs.folder import FINETUNED, PRETRAIN, read_facts
 from fastselfie.runs.load import load_pretrained
@@ -21,59 +21,72 @@ from fastselfie.system.files import write_atomically
 from fastselfie.training.finetune import finetune
 
 
-class Bench:
-    """Where a process does run after run: the images, P and the device, each taken once."""
+class TrialRunner:
+    """Runs trials in one process: images, pretrained network and device are opened once.
 
-    def __init__(self, plan: Plan, dataset: Dataset, out: Path, accelerator: Accelerator) -> None:
-        self.plan, self.dataset, self.out, self.accelerator = plan, dataset, out, accelerator
+    Args:
+        protocol: The protocol of the trials.
+        dataset: All images.
+        out: Folder of the reproduction.
+        accelerator: Device to train on.
+    """
+
+    def __init__(
+        self, protocol: Protocol, dataset: Dataset, out: Path, accelerator: Accelerator
+    ) -> None:
+        self.protocol, self.dataset = protocol, dataset
+        self.out, self.accelerator = out, accelerator
 
     @cached_property
     def pretrained(self) -> Selfie:
-        """Raises UserError where it is not pretrained to its end."""
-        return load_pretrained(self.plan.config, self.out / PRETRAIN, whole=True)
+        """The pretrained network. Raises UserError if pretraining has not finished."""
+        return load_pretrained(self.protocol.config, self.out / PRETRAIN, whole=True)
 
-    def do(self, run: Run) -> Result:
-        """Train and measure, from where it was left; leaves result.json.
+    def run(self, trial: Trial) -> Result:
+        """Train and measure, from the last checkpoint on; write result.json and return it.
+
+        A search trial that diverges has None as its accuracy.
 
         Raises:
-            UserError: see `finetune`; a last run diverged. A search that did has no accuracy.
+            UserError: See `finetune`; or a seed run diverged.
         """
-        config, few = self.plan.config_for(run), self.plan.images_for(run, self.dataset)
-        start = self.pretrained if run.group.arm == FINETUNED else None
-        folder = self.out / RUNS / run.name
-        _set_aside(folder, run.lr)
+        config = self.protocol.config_for(trial)
+        few = self.protocol.images_for(trial, self.dataset)
+        pretrained = self.pretrained if trial.arm.start == FINETUNED else None
+        folder = self.out / RUNS / trial.name
+        _set_aside(folder, trial.lr)
         measures: Mapping[str, float | None]
         try:
-            measures = finetune(config, few, folder, self.accelerator, start)
+            measures = finetune(config, few, folder, self.accelerator, pretrained)
         except Diverged as error:
-            if run.split is None:
-                # Its own way out is finetune.lr, which a reproduction does not read.
+            if trial.split is None:
+                # The message of `finetune` names finetune.lr, which a reproduction does not read.
                 raise Diverged(
-                    f"{run.name}: training diverged at the rate that the search chose, {run.lr:g}: "
-                    f"give reproduce.grid lower rates and another --out, with {self.out / PRETRAIN}"
-                    " copied into it"
+                    f"{trial.name}: training diverged at the rate that the search chose, "
+                    f"{trial.lr:g}: set lower rates in reproduce.grid, copy {self.out / PRETRAIN} "
+                    "to a new folder, and give that as --out"
                 ) from error
             measures = dict.fromkeys(("heldout_loss", "top1", "top5"))
         result: Result = {
-            "labels": run.group.labels,
-            "arm": run.group.arm,
-            "lr": run.lr,
-            "split": run.split,
-            "seed": run.seed,
+            "labels": trial.arm.labels,
+            "arm": trial.arm.start,
+            "lr": trial.lr,
+            "split": trial.split,
+            "seed": trial.seed,
             "images": len(few.train),
             "measured_on": len(few.held_out),
             **measures,
         }
         write_atomically(folder / RESULT, json.dumps(result) + "\n")
-        drop_checkpoints(folder, run)
+        drop_checkpoints(folder, trial)
         return result
 
 
 def _set_aside(folder: Path, lr: float) -> None:
-    """Move away a last run that was finished at another rate: its search came to another end."""
+    """Rename the folder of a seed run if the search no longer chooses its rate."""
     before = read_facts(folder / RESULT).get("lr", lr)
     if before != lr:
         kept = folder.with_name(f"{folder.name}-lr-{before:g}")
         shutil.rmtree(kept, ignore_errors=True)
         folder.rename(kept)
-        say(f"{folder}: is of the rate {before:g}, and the search now chose {lr:g}: kept as {kept}")
+        say(f"{folder}: has the rate {before:g}, but the search now chose {lr:g}: moved to {kept}")

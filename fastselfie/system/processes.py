@@ -1,4 +1,4 @@
-"""A function over many tasks in worker processes, results in order, and an end that is one."""
+"""Worker processes: Ctrl-C reaches only their parent, and they end when it ends."""
 
 from __future__ import annotations
 
@@ -9,121 +9,178 @@ import signal
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 from fastselfie.errors import UserError
+from fastselfie.system.signals import Interrupted
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+Work = Callable[[Iterator[Any]], Iterable[Any]]
 
-_AHEAD = 3  # tasks a worker that are begun or waiting: bounds the memory
+_AHEAD = 3  # unfinished tasks per worker: bounds the memory
+
+
+class Worker:
+    """A worker process, and the connection for its tasks and results."""
+
+    def __init__(self, process: BaseProcess, connection: Connection[Any, Any], option: str) -> None:
+        self.process = process
+        self.connection = connection
+        self._option = option
+
+    def send(self, task: Any) -> None:
+        """Give the worker a task; None ends it after the tasks that it has."""
+        with suppress(ConnectionError):  # it was killed: `receive` will say so
+            self.connection.send(task)
+
+    def receive(self) -> Any:
+        """Wait for the next result and return it.
+
+        Raises:
+            UserError: The worker was killed, or its work raised UserError.
+            OSError: The work raised it.
+            RuntimeError: The work raised something else; the message holds its traceback.
+        """
+        try:
+            result = self.connection.recv()
+        except (EOFError, ConnectionError) as error:
+            self.process.join()
+            raise UserError(
+                f"a worker process was killed (status {self.process.exitcode}), perhaps for lack "
+                f"of memory: run the same command to go on, with fewer {self._option}"
+            ) from error
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+
+def wait_for_results(workers: Iterable[Worker]) -> list[Worker]:
+    """Wait until at least one worker has a result or was killed; return all that have."""
+    by_connection: dict[Any, Worker] = {worker.connection: worker for worker in workers}
+    return [by_connection[connection] for connection in wait(list(by_connection))]
+
+
+@contextmanager
+def worker_pool(works: Sequence[Work], option: str) -> Iterator[list[Worker]]:
+    """Start one worker process for each of `works`; end them all on exit.
+
+    On a normal exit each worker ends after its tasks. On an error each gets SIGTERM. Either way
+    the pool waits until all have ended; an exception during that wait kills them.
+
+    Workers are spawned: a fork would inherit the locks of this process's threads and files, and
+    the state of CUDA and OpenMP. A pool of the standard library does not do: multiprocessing's
+    never notices a killed worker, and concurrent.futures' hangs if one dies while others start.
+    Here the system closes the connection of a killed worker.
+
+    Args:
+        works: Called in the workers, with an iterator over the tasks; each yields the results in
+            the order of its tasks. Sent pickled, as tasks and results are.
+        option: The command-line option for the number of workers, for an error message.
+    """
+    context = multiprocessing.get_context("spawn")
+    workers: list[Worker] = []
+    resource_tracker.ensure_running()  # otherwise the first start does it, and unblocks Ctrl-C
+    try:
+        with _sigint_blocked():
+            for work in works:
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_worker_main, args=(work, theirs))
+                process.start()
+                theirs.close()  # a copy here would keep the connection open after the worker's end
+                workers.append(Worker(process, ours, option))
+        yield list(workers)
+        for worker in workers:
+            worker.send(None)
+    except BaseException:
+        for worker in workers:
+            worker.process.terminate()
+        raise
+    finally:
+        try:
+            for worker in workers:
+                worker.process.join()
+        except BaseException:  # a second Ctrl-C
+            for worker in workers:
+                worker.process.kill()
+            raise
 
 
 def map_in_order(
     work: Callable[[Task], Result], tasks: Iterable[Task], workers: int
 ) -> Generator[Result]:
-    """Yield work(task) of every task, in order, done in `workers` processes.
+    """Yield work(task) for every task, in order, computed in worker processes.
 
-    `work`, tasks and results travel pickled; tasks are drawn as they are needed. Workers ignore
-    Ctrl-C, and end with this process however it ends. Spawned, not forked: a fork would inherit
-    the locks of this process's threads and of its files.
-
-    Not a pool of the standard library's: of a killed worker multiprocessing's never hears, and
-    concurrent.futures' waits for ever where it dies while others start. Here each has a pipe of
-    its own, which the system closes.
+    Args:
+        work: Sent to the workers pickled.
+        tasks: Drawn only as they are needed, and sent pickled.
+        workers: Number of processes.
 
     Raises:
-        UserError: a worker was killed.
+        UserError: A worker was killed.
     """
-    context = multiprocessing.get_context("spawn")
-    links: list[Connection[Any, Any]] = []
-    processes = []
-    resource_tracker.ensure_running()  # or the first start does, and unblocks Ctrl-C after it
-    try:
-        with _uninterrupted():
-            for _ in range(workers):
-                mine, theirs = context.Pipe()
-                links.append(mine)
-                process = context.Process(target=_serve, args=(work, theirs), daemon=True)
-                process.start()
-                processes.append(process)
-                theirs.close()  # a copy of ours would keep the pipe open after the worker's end
-        pending: deque[Connection[Any, Any]] = deque()
+    with worker_pool([partial(map, work)] * workers, "--workers") as pool:
+        pending: deque[Worker] = deque()
         for number, task in enumerate(tasks):
-            link = links[number % workers]
-            link.send(task)
-            pending.append(link)
+            worker = pool[number % workers]
+            worker.send(task)
+            pending.append(worker)
             if len(pending) == _AHEAD * workers:
-                yield _result(pending.popleft())
+                yield pending.popleft().receive()
         while pending:
-            yield _result(pending.popleft())
-    except (EOFError, ConnectionError) as error:
-        raise UserError(
-            "a worker process was killed, perhaps for lack of memory: run the same command to go "
-            "on, with fewer --workers"
-        ) from error
-    finally:
-        for link in links:
-            link.close()  # which ends its worker
-        for process in processes:
-            process.join()
+            yield pending.popleft().receive()
 
 
-def _result(link: Connection[Any, Any]) -> Any:
-    result, fault = link.recv()
-    if fault is not None:
-        raise RuntimeError(f"in a worker process:\n{fault}")
-    return result
-
-
-def _serve(work: Callable[[Any], Any], link: Connection[Any, Any]) -> None:
-    """A worker's whole life."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the parent answers Ctrl-C
+def _worker_main(work: Work, connection: Connection[Any, Any]) -> None:
+    """Run `work` in a worker process, until the tasks end or it raises."""
     tasks: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    threading.Thread(target=_receive, args=(link, tasks), daemon=True).start()
-    while True:
-        task = tasks.get()
-        try:
-            answer: tuple[Any, str | None] = (work(task), None)
-        except Exception:
-            answer = None, traceback.format_exc()
-        try:
-            link.send(answer)
-        except OSError:
-            os._exit(1)
-
-
-def _receive(link: Connection[Any, Any], tasks: queue.SimpleQueue[Any]) -> None:
-    """Beside the work: the parent never waits to hand a task over, and its end is noticed."""
+    threading.Thread(target=_receive_tasks, args=(connection, tasks), daemon=True).start()
     try:
-        while True:
-            tasks.put(link.recv())
+        for result in work(iter(tasks.get, None)):
+            connection.send(result)
+    except Interrupted:
+        return  # the parent reads it from the end of the connection
+    except Exception as error:
+        if not isinstance(error, UserError | OSError):
+            error = RuntimeError(f"in a worker process:\n{traceback.format_exc()}")
+        with suppress(OSError):  # the parent has ended
+            connection.send(error)
+
+
+def _receive_tasks(connection: Connection[Any, Any], tasks: queue.SimpleQueue[Any]) -> None:
+    """Queue tasks, in a thread: the parent never waits to send one, and its end is noticed."""
+    try:
+        while (task := connection.recv()) is not None:
+            tasks.put(task)
+        tasks.put(None)
     except (EOFError, OSError):
-        os._exit(1)
+        os.kill(os.getpid(), signal.SIGTERM)  # as the parent does on an error
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C takes effect at the end; processes started inside have it blocked.
+def _sigint_blocked() -> Iterator[None]:
+    """Delay Ctrl-C to the end; processes started inside have it blocked for life.
 
-    Otherwise one that does not ignore it yet prints a traceback, on its own or because this
-    process left in the middle of starting it. Blocking alone would not do: another thread, of a
-    numerical library, may receive the signal for this one.
+    Without this a worker prints a traceback at Ctrl-C, or this process leaves in the middle of
+    starting one. Blocking alone is not enough: another thread, of a numerical library, may
+    receive the signal for this one.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals are not this thread's
+        yield  # only the main thread may set a handler
         return
     seen: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: seen.append(number))
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    handler = signal.signal(signal.SIGINT, lambda number, _: seen.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
     if seen:
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)

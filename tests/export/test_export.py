@@ -1,4 +1,4 @@
-"""`fastselfie export`: each format gives our outputs in the other tool, or says why it cannot."""
+"""`fastselfie export`: each format gives the same outputs in the other tool, or an error."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_timm_gets_p_without_a_head(cli, imagenet_stem, tmp_path):
 def test_timm_refuses_what_it_cannot_express(cli, tiny_run, imagenet_stem, tmp_path):
     out = tmp_path / "x.pt"
     refused(cli("export", tiny_run, "--format", "timm", "--out", out), "model.stem is cifar",
-            "safetensors and onnx")  # fmt: skip
+            "safetensors or onnx")  # fmt: skip
     config = load_config(imagenet_stem / "config.yaml", ["model.width=12"])
     write_atomically(imagenet_stem / "config.yaml", config.to_yaml())
     model = {"model": build_classifier(config, 3).state_dict()}
@@ -168,11 +168,11 @@ def test_an_onnx_file_that_differs_is_refused(tiny_run, tmp_path, monkeypatch, c
     assert figures["difference"] <= to_onnx.TOLERANCE
     with torch.no_grad():  # as if the graph had blue first
         network.stem.conv.weight.copy_(network.stem.conv.weight.flip(1))
-    with pytest.raises(UserError, match=r"differs from torch .* not written"):
+    with pytest.raises(UserError, match=r"differs from torch .* nothing was written"):
         to_onnx.difference(data, network, images_of(2))
     missing(monkeypatch, "onnxruntime")  # which only checks
     assert to_onnx.difference(data, network, images_of(2)) is None
-    assert "is not checked: pip install 'fastselfie[export]'" in capsys.readouterr().err
+    assert "was not checked: pip install 'fastselfie[export]'" in capsys.readouterr().err
 
 
 def missing(monkeypatch, package):

@@ -7,13 +7,13 @@ import json
 from conftest import picture, tiny_config
 
 from fastselfie.reproduce.execute import reproduce
-from fastselfie.reproduce.protocol import make_plan
+from fastselfie.reproduce.protocol import make_protocol
 
 ARGUMENTS = ("--labels", "50", "--seeds", "2")
 
 
 def make_reproduction(root):
-    """(config file, what one process leaves of it). 20 training and 6 test images a class."""
+    """Return (config file, folder of its finished reproduction); 20 + 6 images per class."""
     for part, count in (("train", 20), ("test", 6)):
         for label, name in enumerate(("cat", "dog")):
             folder = root / "images" / part / name
@@ -26,7 +26,7 @@ def make_reproduction(root):
         runtime={"threads": 1},
     )
     (root / "tiny.yaml").write_text(config.to_yaml(), encoding="utf-8")
-    reproduce(make_plan(config, "50", 2, None), root / "one", jobs=1)
+    reproduce(make_protocol(config, "50", 2, None), root / "one", jobs=1)
     return root / "tiny.yaml", root / "one"
 
 

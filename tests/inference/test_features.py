@@ -1,4 +1,4 @@
-"""`fastselfie features`: a row an image, in the set's order, of what evaluation sees."""
+"""`fastselfie features`: a row per image, in the order of the set, as in evaluation."""
 
 from __future__ import annotations
 
@@ -91,11 +91,16 @@ def test_mistakes(cli, tiny_run, tmp_path):
         (tmp_path, images, out, "not a run"),
         (tiny_run, tmp_path / "none", out, "no such file or folder"),
         (tiny_run, images, folder, "Is a directory"),
-        (tiny_run, images, tmp_path / "f.csv", "f.csv: is written as .npy: give it that ending"),
+        (
+            tiny_run,
+            images,
+            tmp_path / "f.csv",
+            "f.csv: is written as .npy: give a name that",
+        ),
     ):
         refused(cli("features", run, "--data", data, "--out", target), words)
     command = ("features", tiny_run, "--data", images, "--out", out, "--labels")
-    refused(cli(*command, tmp_path / "x" / ".." / "f.npy"), "f.npy: is --out too")
+    refused(cli(*command, tmp_path / "x" / ".." / "f.npy"), "f.npy: is also --out")
     blocked = images / "train" / "cat" / "0.png" / "l.npy"  # below a file
     assert cli(*command, blocked).status == 2
     assert [folder, *folder.iterdir()] == list(tmp_path.iterdir())

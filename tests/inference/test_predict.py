@@ -1,4 +1,4 @@
-"""`fastselfie predict`: classes, or filled holes, of single images as evaluation sees them."""
+"""`fastselfie predict`: classes or mask prediction of single images, as in evaluation."""
 
 from __future__ import annotations
 
@@ -93,8 +93,8 @@ def test_where_pictures_go(cli, tiny_run, images, tmp_path):
     assert (tiny_run / "predictions" / "0.png").read_bytes() == (tmp_path / "one.png").read_bytes()
     refused(cli(*command, *images[:2], "--out", tmp_path / "x.png"), "one file for 2 images")
     same_name = cli(*command, images[0], images[4], "--out", tmp_path / "x")
-    refused(same_name, str(images[4]), "as another image's")
-    refused(cli("predict", tiny_run, images[0], "--out", tmp_path / "x"), "finetuned says classes")
+    refused(same_name, str(images[4]), "as of another image")
+    refused(cli("predict", tiny_run, images[0], "--out", tmp_path / "x"), "predicts classes")
     assert [path.name for path in tmp_path.iterdir()] == ["one.png"]
 
 

@@ -1,4 +1,4 @@
-"""`profile` from the command line, and its parts: attribution, advice and the estimate on paper."""
+"""`profile` from the command line, and its parts: attribution, advice and estimate."""
 
 from __future__ import annotations
 
@@ -80,7 +80,12 @@ def test_figures_page_and_trace(profiled):
     assert len(figures["memory"]["process"]) == 3
     assert summary["binding"] == figures["binding"]
     assert summary["report"] == str(out / "profile.html")
-    for words in ("waiting for data", "end to end", f"the {summary['binding']} binds", "on paper"):
+    for words in (
+        "waiting for data",
+        "end to end",
+        f"the {summary['binding']} is the bottleneck",
+        "on paper",
+    ):
         assert words in said
 
     page = (out / "profile.html").read_text(encoding="utf-8")
@@ -88,7 +93,7 @@ def test_figures_page_and_trace(profiled):
     assert page.count("<svg") == 2
     assert "time, s" in page
     assert "memory, MiB" in page
-    assert "Nothing was run there" in page
+    assert "Computed, not measured" in page
 
     trace = json.loads(gzip.decompress((out / "trace.json.gz").read_bytes()))
     names = {event.get("name") for event in trace["traceEvents"]}
@@ -127,7 +132,7 @@ def test_a_compiled_network_is_one_phase(monkeypatch):
         (["--plan", "0xH100", "--cores", "96"], "--plan 0xH100"),
         (["--plan", "8xH100"], "--cores is missing"),
         (["--plan", "8xH100", "--cores", "0"], "--cores is 0"),
-        (["--cores", "96"], "--cores goes with --plan"),
+        (["--cores", "96"], "--cores needs --plan"),
         (["--out", "FILE"], "give another --out"),
         (["--out", "FILE/inside"], "give another --out"),
     ],
@@ -257,31 +262,31 @@ def facts(**changes):
     values = {
         "loader": "native", "loader_rate": 1000.0, "step_rate": 4000.0, "e2e_rate": 980.0,
         "threads": 2, "cores": 2, "device": "cuda", "compiled": False, "image_size": 224,
-        "long_side": 800.0, "phase": "backward", "phase_share": 0.6, "measured_elsewhere": False,
+        "long_side": 800.0, "phase": "backward", "phase_share": 0.6, "planned": False,
     }  # fmt: skip
     return Facts(**{**values, **changes})
 
 
-def test_a_loader_that_binds():
+def test_a_slow_loader():
     (line,) = advise(facts())
     # 4,000 / (1,000 / 2) = 8 threads; a quarter of the pixels is half of the side.
     assert line == (
-        "the loader binds: the step alone is 4.0 times as fast: about 6 more cores "
-        "(data.workers=8), or about max_side 400 (fastselfie prepare --max-side, now 800 in the "
-        "mean) would keep up"
+        "the loader is the bottleneck: the step alone is 4.0 times as fast: about 6 more cores "
+        "(data.workers=8), or about max_side 400 (fastselfie prepare --max-side, now 800 on "
+        "average) would keep up"
     )
     small = advise(facts(long_side=300.0))[0]
     assert "max_side" not in small  # 150 is below what the network takes
-    assert "of which 2 decode" in advise(facts(cores=16))[1]
+    assert "but only 2 decode" in advise(facts(cores=16))[1]
     assert "fastselfie prepare" in advise(facts(loader="folder", long_side=None))[1]
     assert "decodes nothing" in advise(facts(loader="resident", threads=0))[0]
 
 
-def test_a_step_that_binds():
+def test_a_slow_step():
     lines = advise(facts(loader_rate=8000.0, e2e_rate=3900.0, threads=8))
-    assert lines[0].startswith("the step binds: the loader alone is 2.0 times as fast")
+    assert lines[0].startswith("the step is the bottleneck: the loader alone is 2.0 times as fast")
     assert "backward (60%)" in lines[0]
-    assert lines[1] == "4 decoding threads of 8 would be enough (data.workers=4)"
+    assert lines[1] == "4 of 8 decoding threads would be enough (data.workers=4)"
     assert "runtime.compile=default" in lines[2]
     slow = advise(facts(loader_rate=8000.0, e2e_rate=3000.0, device="cpu", compiled=True))
     assert slow[-1] == ("loader and step together reach 75% of the slower one: they share 2 cores")
@@ -337,7 +342,7 @@ def test_kernels_that_run_on_a_gpu_alone_change_no_estimate(monkeypatch):
     assert estimate(triton, target, None) == estimate(auto, target, None)
 
 
-def test_an_estimate_scales_and_names_what_binds():
+def test_an_estimate_scales_and_names_the_bottleneck():
     config = load_config(REPOSITORY / "configs" / "in224.yaml")
     one = estimate(config, Target(1, "H100", 96), 3000.0)
     many = estimate(config, Target(8, "H100", 96), 300.0)
@@ -345,7 +350,7 @@ def test_an_estimate_scales_and_names_what_binds():
     # P is 8.5 M weights on 49 patches, A 16.5 M on 38 vectors: 2 a weight and place, 3 passes.
     assert 3 * 4 < one.gflop_per_image < 3 * 12
     assert one.binds in ("compute", "bandwidth")
-    assert "the step would bind" in one.sentence
+    assert "the step would be the bottleneck" in one.sentence
     assert many.binds == "loader"
     assert many.loader == 96 * 300
     assert "more cores" in many.sentence

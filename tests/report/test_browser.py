@@ -112,7 +112,7 @@ def test_a_log_that_is_still_is_told_from_one_that_grows(tab, tmp_path):
     path.write_text("".join(json.dumps({**x, "time": x["time"] - 7200}) + "\n" for x in lines))
     write_page(read_run(tmp_path, config))
     tab.open((tmp_path / "report.html").as_uri(), 1200)
-    assert "no new line" in tab.evaluate(status)
+    assert "no new log line" in tab.evaluate(status)
     assert tab.evaluate("document.querySelector('time').textContent") == "2 h ago"
 
 

@@ -159,6 +159,6 @@ def test_ctrl_c_ends_it_politely(tmp_path):
         assert get(port, "/")[0] == 200
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
-        assert process.stderr.read() == "no longer serving\n"
+        assert process.stderr.read() == "stopped serving\n"
     finally:
         process.kill()

@@ -1,4 +1,4 @@
-"""The page of one run and of several: what stands in it, how it is written, what it weighs."""
+"""The page of one run and of several: content, writing, size."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from helpers.runs import make_run, write
 
 from fastselfie.report import live
 from fastselfie.report.compare import compare_page
-from fastselfie.report.figures import figures_of, signs_of
+from fastselfie.report.figures import figures_of, findings_of
 from fastselfie.report.live import LivePage
 from fastselfie.report.page import run_page, write_page
-from fastselfie.report.render import shown_time
+from fastselfie.report.render import format_duration
 from fastselfie.runs.folder import STAGES, read_run
 from fastselfie.training.metrics_log import read_log
 
@@ -27,7 +27,7 @@ def read(folder, **options):
 
 
 def said(folder):
-    return [sign.text for sign in signs_of(read_run(folder, tiny_config()))]
+    return [finding.text for finding in findings_of(read_run(folder, tiny_config()))]
 
 
 # --- one run ----------------------------------------------------------------------------------
@@ -90,31 +90,31 @@ def test_the_usual_pace_tells_the_time_left(tmp_path):
 
 
 def test_times_in_words():
-    shown = [shown_time(s) for s in (4, 89, 91, 5_000, 5_400, 7_199, 172_000, 180_000)]
+    shown = [format_duration(s) for s in (4, 89, 91, 5_000, 5_400, 7_199, 172_000, 180_000)]
     assert shown == ["4 s", "89 s", "2 min", "83 min", "1 h 30 min", "2 h 0 min", "47 h 47 min",
                      "2 d 2 h"]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("lines", "sign"),
+    ("lines", "finding"),
     [
-        ([{"pretext_accuracy": 0.8}], "80.0% are answered right: 3.2 times chance"),
-        ([{"pretext_accuracy": 0.26}], "26.0% of the holes are answered right, which is guessing"),
+        ([{"pretext_accuracy": 0.8}], "80.0% of the masked patches are identified: 3.2 times"),
+        ([{"pretext_accuracy": 0.26}], "26.0% of the masked patches are identified, which is near"),
         ([{"heldout_loss": 0.5}, {"heldout_loss": 0.7}], "rose to 0.7, from 0.5 at step 1"),
         ([{"heldout_loss": 0.7}, {"heldout_loss": 0.5}], None),
         ([{"waiting": 0.4}, {"waiting": 0.2}], "waits 30% of its time"),
         ([{"waiting": 0.02}], None),
         ([{"skipped": 1234, "skipped_steps": 2}],
-         "2 steps that were not finite and 1,234 images that are unreadable"),
+         "2 non-finite steps and 1,234 unreadable images"),
     ],
 )  # fmt: skip
-def test_signs(tmp_path, lines, sign):
+def test_findings(tmp_path, lines, finding):
     text = "".join(json.dumps({"step": i, "time": 0, **line}) + "\n"
                    for i, line in enumerate(lines, 1))  # fmt: skip
     write(tmp_path / "pretrain" / "log.jsonl", text)
-    signs = said(tmp_path)
-    assert len(signs) == (sign is not None)
-    assert not signs or sign in signs[0]
+    findings = said(tmp_path)
+    assert len(findings) == (finding is not None)
+    assert not findings or finding in findings[0]
 
 
 def test_the_gain_is_told_once_both_arms_are_done(tmp_path):
@@ -125,7 +125,7 @@ def test_the_gain_is_told_once_both_arms_are_done(tmp_path):
     config = make_run(tmp_path)
     with open(tmp_path / "finetuned" / "log.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps({"step": 400, "time": 1.0, "top1": 0.85}) + "\n")
-    assert gain() == "+5.0 points against from scratch"
+    assert gain() == "+5.0 points over from scratch"
     (tmp_path / "summary.json").unlink()
     assert gain() == ""
 
@@ -211,7 +211,7 @@ def test_runs_of_one_name_are_told_apart(tmp_path):
     runs = [read(tmp_path / name / "run") for name in ("x", "y")]
     page = compare_page([*runs, runs[0]])
     assert "x/run, y/run, x/run (2)" in page
-    assert "they are the same run again" in page
+    assert "the configs are the same" in page
 
 
 # --- written by the run -----------------------------------------------------------------------

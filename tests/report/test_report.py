@@ -8,7 +8,7 @@ from conftest import tiny_config
 from PIL import Image
 
 from fastselfie.evaluation.mask_picture import filled, originals
-from fastselfie.report.curves import curve, points_of, thinned
+from fastselfie.report.curves import downsample, line_chart, points_of
 from fastselfie.report.page import run_page
 from fastselfie.runs.folder import read_run
 
@@ -53,10 +53,10 @@ def test_columns_stack_images_and_large_ones_are_made_small(numbered):
 
 def test_a_curve_of_120_000_steps_stays_small():
     points = [(step, 1 / step) for step in range(1, 120_001)]
-    kept = thinned(points)
+    kept = downsample(points)
     assert len(kept) <= 400
     assert kept[-1] == points[-1]
-    svg = curve({"training": points}, "step", "loss")
+    svg = line_chart({"training": points}, "step", "loss")
     assert svg is not None
     assert len(svg) < 60_000
     for words in ("step", "loss", "training"):
@@ -65,7 +65,7 @@ def test_a_curve_of_120_000_steps_stays_small():
 
 
 def test_nothing_to_draw_is_no_chart():
-    assert curve({"a": [(0, 1.0)], "b": []}, "x", "y") is None
+    assert line_chart({"a": [(0, 1.0)], "b": []}, "x", "y") is None
     assert points_of([{"step": 1, "a": 2}, {"step": 2}], "a") == [(1, 2)]
 
 

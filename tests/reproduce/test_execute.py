@@ -1,4 +1,4 @@
-"""`fastselfie reproduce` as a whole: what it leaves, going on, several processes, mistakes."""
+"""`fastselfie reproduce` as a whole: its files, resuming, several processes, mistakes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from helpers.reproductions import ARGUMENTS, make_reproduction, table
 
 from fastselfie.errors import UserError
 from fastselfie.reproduce.execute import reproduce
-from fastselfie.reproduce.protocol import make_plan
+from fastselfie.reproduce.protocol import make_protocol
 from fastselfie.reproduce.representations import FIGURES
 from fastselfie.system.lock import LOCK, exclusive_lock
 from fastselfie.training.checkpoint import load_checkpoint
@@ -26,7 +26,9 @@ from fastselfie.training.step import TrainStep
 
 pytestmark = pytest.mark.slow
 
-FINALS = [f"labels-50/{arm}/seed-{seed}" for arm in ("finetuned", "supervised") for seed in (0, 1)]
+SEED_RUNS = [
+    f"labels-50/{start}/seed-{seed}" for start in ("finetuned", "supervised") for seed in (0, 1)
+]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def setting(tmp_path_factory):
 
 
 def weights(out):
-    return {name: load_checkpoint(out / "runs" / name / "latest.pt")["model"] for name in FINALS}
+    return {name: load_checkpoint(out / "runs" / name / "latest.pt")["model"] for name in SEED_RUNS}
 
 
 def assert_same(out, reference):
@@ -52,16 +54,16 @@ def test_it_leaves_the_table_the_runs_and_the_newest_of_the_last_checkpoints(set
     figures = table(out)
     assert len(figures["runs"]) == 8
     assert [(r["arm"], r["split"], r["measured_on"]) for r in figures["runs"]] == [
-        (arm, split, count)
-        for arm in ("finetuned", "supervised")
+        (start, split, count)
+        for start in ("finetuned", "supervised")
         for split, count in ((0, 2), (0, 2), (None, 12), (None, 12))
     ]
     row = figures["rows"][0]
     assert row["supervised"]["top1"] == [r["top1"] for r in figures["runs"][6:]]
     assert set(figures["features"]) == FIGURES | {"pretext_chance"}
     kept = {str(p.parent.relative_to(out / "runs")) for p in (out / "runs").rglob("*.pt")}
-    assert kept == set(FINALS)
-    for name in FINALS:
+    assert kept == set(SEED_RUNS)
+    for name in SEED_RUNS:
         assert sorted(p.name for p in (out / "runs" / name).glob("*.pt")) == [
             "latest.pt", "step-0000002.pt"]  # fmt: skip
     for name in ("table.md", "table.csv", "table.html"):
@@ -78,11 +80,11 @@ def test_the_same_command_again_trains_nothing_and_says_the_same(setting, cli, m
     assert table(out) == before
 
 
-@pytest.mark.parametrize("at", ["search", "final"])
+@pytest.mark.parametrize("at", ["search", "seed"])
 def test_left_in_the_middle_it_goes_on_to_the_same_table(setting, cli, tmp_path, monkeypatch, at):
     config, reference = setting
-    # Steps: 4 of pretraining, then 2 a run; the search's second run, the first of the last ones.
-    kill_at = {"search": 4 + 2 + 1, "final": 4 + 4 + 1}[at]
+    # 4 steps of pretraining, then 2 per trial: in the second search trial, in the first seed run.
+    kill_at = {"search": 4 + 2 + 1, "seed": 4 + 4 + 1}[at]
     count, step = [0], TrainStep.__call__
 
     def kills(self, *arguments):
@@ -103,7 +105,7 @@ def test_left_in_the_middle_it_goes_on_to_the_same_table(setting, cli, tmp_path,
 
 
 def test_two_processes_give_the_same_bits_as_one(setting, tmp_path):
-    """Also P may come from `train --stage pretrain`, and more labels may come later."""
+    """P comes from `train --stage pretrain` here."""
     config, reference = setting
     command = [sys.executable, "-m", "fastselfie"]
     out = tmp_path / "out"
@@ -119,7 +121,7 @@ def test_two_processes_give_the_same_bits_as_one(setting, tmp_path):
 
 @contextmanager
 def begun(config, out, *more):
-    """Two workers in the middle of long runs."""
+    """Start a reproduction; yield once two workers train long trials."""
     command = [sys.executable, "-m", "fastselfie", "reproduce", str(config), *ARGUMENTS, *more,
                "--out", str(out), "--jobs", "2"]  # fmt: skip
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY) as process:
@@ -185,7 +187,7 @@ def test_workers_leave_after_a_killed_parent_and_hold_the_folder_until_then(sett
 
 
 def test_a_lock_of_a_helper_holds_the_folder_too(tmp_path):
-    """The process that made it is gone; its helper is not."""
+    """The process that took the lock has ended; its helper has not."""
     with exclusive_lock(tmp_path):
         pass
     code = (
@@ -209,10 +211,10 @@ def mistakes():
         "labels_text": (["--labels", "5,x"], "--labels 5,x: 'x' is not a share"),
         "labels_many": (["--labels", "150"], "--labels 150: '150' is not a share"),
         "labels_few": (["--labels", "5"], "--labels 5: class 'cat' has one labelled image"),
-        "seeds": (["--seeds", "0"], "--seeds 0: at least 1"),
-        "budget": (["--budget", "0"], "--budget 0: a factor of both stages' steps"),
+        "seeds": (["--seeds", "0"], "--seeds 0: give at least 1"),
+        "budget": (["--budget", "0"], "--budget 0: give a factor for the steps"),
         "jobs": (["--jobs", "0"], "Invalid value for '--jobs'"),
-        "budget_large": (["--budget", "1e308"], "--budget 1e+308: a factor"),
+        "budget_large": (["--budget", "1e308"], "--budget 1e+308: give a factor"),
         "grid": (["reproduce.grid=[]"], "reproduce.grid is [] (command line)"),
         "key": (["reproduce.gird=[1]"], "did you mean 'reproduce.grid'?"),
     }
@@ -235,7 +237,7 @@ def test_without_test_images_the_held_out_split_is_measured_and_said(setting, tm
     train = config.parent / "images" / "train"
     settings = tiny_config(data={"train": str(train), "held_out": 0.2}, runtime={"threads": 1},
                            reproduce={"grid": [0.1]}, finetune={"control": False})  # fmt: skip
-    figures = reproduce(make_plan(settings, "100", 1, None), tmp_path, jobs=1)
+    figures = reproduce(make_protocol(settings, "100", 1, None), tmp_path, jobs=1)
     assert f"measured on 8 images, 20% of {train}" in " ".join(figures["notes"])
     assert figures["rows"][0]["images"] == 32
     assert figures["rows"][0]["supervised"] is None
@@ -246,7 +248,7 @@ def test_a_table_that_is_measured_on_training_images_says_so(setting, cli, tmp_p
     train = config.parent / "images" / "train"
     settings = tiny_config(data={"train": str(train), "test": str(train)}, runtime={"threads": 1},
                            reproduce={"grid": [0.1, 0.2]}, finetune={"control": False})  # fmt: skip
-    notes = " ".join(reproduce(make_plan(settings, "50", 1, None), tmp_path, jobs=1)["notes"])
+    notes = " ".join(reproduce(make_protocol(settings, "50", 1, None), tmp_path, jobs=1)["notes"])
     assert f"Warning: {train}: the held-out images are the training images" in notes
     assert "never on the images" not in notes
 
@@ -256,14 +258,14 @@ def test_a_rate_that_diverges_loses_and_the_search_goes_on(setting, tmp_path):
     settings = tiny_config(data={"train": str(config.parent / "images")}, runtime={"threads": 1},
                            reproduce={"grid": [0.05, 1e30]},
                            finetune={"control": False, "steps": 4})  # fmt: skip
-    figures = reproduce(make_plan(settings, "50", 1, None), tmp_path, jobs=1)
+    figures = reproduce(make_protocol(settings, "50", 1, None), tmp_path, jobs=1)
     assert figures["rows"][0]["finetuned"]["lr"] == 0.05
     assert figures["rows"][0]["finetuned"]["search"]["1e+30"] is None
     assert "50%, finetuned: training diverged at 1e+30." in figures["notes"]
     assert not list((tmp_path / "runs").rglob("nonfinite-*.pt"))
 
 
-def test_a_last_run_that_diverges_says_how_to_keep_the_pretraining(setting, tmp_path, cli):
+def test_a_seed_run_that_diverges_says_how_to_keep_the_pretraining(setting, tmp_path, cli):
     config, _ = setting
     result = cli("reproduce", config, "reproduce.grid=[1e30]", "--labels", "50", "--seeds", "1",
                  "--out", tmp_path / "out")  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a reproduction finds in its folder and in another's, and what it refuses to mix."""
+"""Resume in a folder, take control trials from another, and refuse folders that do not fit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_another_config_or_set_is_refused(setting, cli):
     for change, words in (
         ("reproduce.splits=2", "reproduce.splits (1 -> 2)"),
         ("finetune.weight_decay=0.1", "finetune.weight_decay (0.0001 -> 0.1)"),
-        (f"data.test={config.parent / 'images' / 'train'}", "begun on other images"),
+        (f"data.test={config.parent / 'images' / 'train'}", "started on other images"),
     ):
         result = cli("reproduce", config, *ARGUMENTS, change, "--out", out)
         assert result.status == 2
@@ -35,7 +35,7 @@ def test_another_config_or_set_is_refused(setting, cli):
     assert "in all 9 runs, all done" in " ".join(planned.split())
     assert "0 of 4" in planned
     for change, words in (
-        ("runtime.precision=bf16", "begun in fp32, and this machine's is bf16"),
+        ("runtime.precision=bf16", "started in fp32, but this machine uses bf16"),
         ("finetune.batch_size=4", "finetune.batch_size (8 -> 4)"),
     ):
         for dry in ((), ("--dry-run",)):
@@ -53,7 +53,7 @@ def test_another_config_or_set_is_refused(setting, cli):
 
 
 def test_an_ablation_of_pretraining_takes_the_control_of_another(setting, cli, tmp_path):
-    """And is paired with it; what is not there is trained, and what differs elsewhere refused."""
+    """What the control lacks is trained; a control with another config is refused."""
     config, reference = setting
     out, control = tmp_path / "out", ("--control", reference)
     command = ("reproduce", config, *ARGUMENTS, "--out", out)
@@ -64,7 +64,7 @@ def test_an_ablation_of_pretraining_takes_the_control_of_another(setting, cli, t
     result = cli(*command, "--control", tmp_path)
     assert "has no reproduce.json" in result.err
     result = cli(*command, "runtime.precision=bf16", *control)
-    assert "was begun in fp32, and this machine's is bf16" in result.err
+    assert "was started in fp32, but this machine uses bf16" in result.err
     assert not out.exists()
 
     part = tmp_path / "part"
@@ -76,12 +76,12 @@ def test_an_ablation_of_pretraining_takes_the_control_of_another(setting, cli, t
     assert not out.exists()
     result = cli(*command)
     assert result.status == 0, result.err
-    assert f"3 supervised runs are those of {part}" in " ".join(result.err.split())
-    assert "1 of the 2 supervised runs are those of part" in " ".join(table(out)["notes"])
+    assert f"3 supervised trials are taken from {part}" in " ".join(result.err.split())
+    assert "1 of the 2 supervised runs are taken from part" in " ".join(table(out)["notes"])
     found, before = table(out)["rows"][0], table(reference)["rows"][0]
     assert found["supervised"] == before["supervised"]
     losses = [
-        [run["heldout_loss"] for run in table(folder)["runs"] if run["arm"] == "finetuned"]
+        [trial["heldout_loss"] for trial in table(folder)["runs"] if trial["arm"] == "finetuned"]
         for folder in (out, reference)
     ]
     assert losses[0] != losses[1]
@@ -89,7 +89,7 @@ def test_an_ablation_of_pretraining_takes_the_control_of_another(setting, cli, t
     assert trained == {"seed-1"}
 
 
-def test_a_last_run_of_a_rate_that_a_search_no_longer_chooses_is_kept_aside(setting, cli, tmp_path):
+def test_a_seed_run_of_a_rate_that_a_search_no_longer_chooses_is_kept_aside(setting, cli, tmp_path):
     config, reference = setting
     out = tmp_path / "out"
     shutil.copytree(reference, out)
@@ -107,7 +107,7 @@ def test_a_last_run_of_a_rate_that_a_search_no_longer_chooses_is_kept_aside(sett
 
 
 def test_a_folder_of_unknown_precision_goes_on_and_stays_one(setting, cli, tmp_path):
-    """As an earlier version left it: nobody knows, so nothing is claimed."""
+    """Earlier versions did not record it."""
     config, reference = setting
     out = tmp_path / "out"
     shutil.copytree(reference, out)

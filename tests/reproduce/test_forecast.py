@@ -1,4 +1,4 @@
-"""`reproduce --dry-run`: counts and times, with and without images, and nothing touched."""
+"""`reproduce --dry-run`: counts and times, with and without images; writes nothing."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from conftest import REPOSITORY, tiny_config
 
 from fastselfie.data.dataset import open_dataset
 from fastselfie.reproduce.forecast import ForecastRates, forecast
-from fastselfie.reproduce.protocol import make_plan
-from fastselfie.reproduce.scheduler import Agenda
+from fastselfie.reproduce.protocol import make_protocol
+from fastselfie.reproduce.scheduler import Scheduler
 
 
 def test_counts_and_seconds_by_hand(idx_folder, tmp_path):
     config = tiny_config(data={"train": str(idx_folder)}, reproduce={"grid": [0.1, 0.2, 0.4]})
-    plan = make_plan(config, "20,100", 5, None)
+    protocol = make_protocol(config, "20,100", 5, None)
     rates = ForecastRates(pretrain=16.0, finetune=4.0, devices=2, how="")
-    dataset, agenda = open_dataset(config.data), Agenda(plan, tmp_path / "out")
-    lines = forecast(agenda, dataset, rates, 0)
-    assert [(line.runs, line.steps, line.images) for line in lines] == [
+    dataset, scheduler = open_dataset(config.data), Scheduler(protocol, tmp_path / "out")
+    rows = forecast(scheduler, dataset, rates, 0)
+    assert [(row.trials, row.steps, row.images) for row in rows] == [
         (1, 4, "40"), (6, 2, "4"), (10, 2, "8"), (6, 2, "36"), (10, 2, "40")]  # fmt: skip
     # 4 steps of 8 images at 16 a second, on one device; 6 runs of 2 x 8 at 4, two at a time.
-    assert [line.seconds for line in lines] == [2, 12, 20, 12, 20]
-    odd = forecast(agenda, dataset, rates._replace(devices=4), 0)
-    assert [line.seconds for line in odd] == [2, 8, 12, 8, 12]  # 6 are 4 and 2
-    searches = [run for group in plan.groups[:2] for run in plan.grid_searches(group)]
-    for run in searches:
-        agenda.finish(run, {})
-    agenda.finish(plan.finals(plan.groups[2], 0.1)[3], {})
-    rest = forecast(agenda, dataset, rates, 3)  # of 4 steps
-    assert [(line.runs, line.done) for line in rest] == [(1, 0), (6, 6), (10, 0), (6, 0), (10, 1)]
-    assert [line.seconds for line in rest] == [0.5, 0, 20, 12, 20]
-    assert forecast(agenda, dataset, rates, 4)[0][1:3] == (1, 1)
+    assert [row.seconds for row in rows] == [2, 12, 20, 12, 20]
+    odd = forecast(scheduler, dataset, rates._replace(devices=4), 0)
+    assert [row.seconds for row in odd] == [2, 8, 12, 8, 12]  # 6 are 4 and 2
+    searches = [trial for arm in protocol.arms[:2] for trial in protocol.grid_trials(arm)]
+    for trial in searches:
+        scheduler.finish(trial, {})
+    scheduler.finish(protocol.seed_runs(protocol.arms[2], 0.1)[3], {})
+    rest = forecast(scheduler, dataset, rates, 3)  # of 4 steps
+    assert [(row.trials, row.done) for row in rest] == [(1, 0), (6, 6), (10, 0), (6, 0), (10, 1)]
+    assert [row.seconds for row in rest] == [0.5, 0, 20, 12, 20]
+    assert forecast(scheduler, dataset, rates, 4)[0][1:3] == (1, 1)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "in32", "in224"])

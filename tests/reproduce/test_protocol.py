@@ -1,4 +1,4 @@
-"""Which runs there are, and which images each may see."""
+"""Which trials there are, and which images each may see."""
 
 from __future__ import annotations
 
@@ -9,72 +9,72 @@ from conftest import tiny_config
 from fastselfie.data.dataset import open_dataset
 from fastselfie.data.splits import validation_split
 from fastselfie.errors import UserError
-from fastselfie.reproduce.protocol import Group, make_plan
+from fastselfie.reproduce.protocol import Arm, make_protocol
 
 
 @pytest.fixture
-def plan(idx_folder):
+def protocol(idx_folder):
     """40 training images of 4 classes: 20% are 2 a class."""
     config = tiny_config(
         data={"train": str(idx_folder)},
         finetune={"lr": 9.0, "scratch_lr": 8.0, "labels_per_class": 3},
         reproduce={"grid": [0.2, 0.05, 0.2], "splits": 2},
     )
-    return make_plan(config, "20, 50,20", 3, None)
+    return make_protocol(config, "20, 50,20", 3, None)
 
 
-def test_both_arms_have_the_same_runs_at_each_share(plan):
-    assert plan.groups == [(20.0, "finetuned"), (20.0, "supervised"), (50.0, "finetuned"),
+def test_both_arms_have_the_same_runs_at_each_share(protocol):
+    assert protocol.arms == [(20.0, "finetuned"), (20.0, "supervised"), (50.0, "finetuned"),
                            (50.0, "supervised")]  # fmt: skip
     names = {}
-    for group in plan.groups:
-        runs = [*plan.grid_searches(group), *plan.finals(group, 0.05)]
-        names[group] = [run.name.replace(group.arm, "ARM") for run in runs]
-    assert names[plan.groups[2]] == [
+    for arm in protocol.arms:
+        trials = [*protocol.grid_trials(arm), *protocol.seed_runs(arm, 0.05)]
+        names[arm] = [trial.name.replace(arm.start, "ARM") for trial in trials]
+    assert names[protocol.arms[2]] == [
         "labels-50/ARM/lr-0.05-split-0", "labels-50/ARM/lr-0.05-split-1",
         "labels-50/ARM/lr-0.2-split-0", "labels-50/ARM/lr-0.2-split-1",
         "labels-50/ARM/seed-0", "labels-50/ARM/seed-1", "labels-50/ARM/seed-2",
     ]  # fmt: skip
-    assert names[plan.groups[2]] == names[plan.groups[3]]
+    assert names[protocol.arms[2]] == names[protocol.arms[3]]
 
 
-def test_a_run_has_its_rate_share_and_seed_and_nothing_else_of_its_own(plan):
-    group = Group(50.0, "supervised")
-    config = plan.config_for(plan.finals(group, 0.05)[2])
+def test_a_run_has_its_rate_share_and_seed_and_nothing_else_of_its_own(protocol):
+    arm = Arm(50.0, "supervised")
+    config = protocol.config_for(protocol.seed_runs(arm, 0.05)[2])
     assert (config.seed, config.finetune.lr, config.finetune.scratch_lr) == (2, 0.05, None)
     assert (config.finetune.labels, config.finetune.labels_per_class) == (0.5, None)
-    search = plan.config_for(plan.grid_searches(group)[0])
+    search = protocol.config_for(protocol.grid_trials(arm)[0])
     assert (search.seed, search.finetune.steps) == (0, 2)
     assert search.model_copy(update={"seed": 2, "finetune": config.finetune}) == config
 
 
-def test_no_search_sees_a_test_image_and_splits_divide_the_labelled_ones(plan, idx_folder):
-    dataset = open_dataset(plan.config.data)
+def test_no_search_sees_a_test_image_and_splits_divide_the_labelled_ones(protocol, idx_folder):
+    dataset = open_dataset(protocol.config.data)
     test_pixels = {image.tobytes() for image in dataset.held_out.images}
-    for group in plan.groups:
-        labelled = dataset.train.select(plan.labelled(dataset, group.labels))
+    for arm in protocol.arms:
+        labelled = dataset.train.select(protocol.labelled(dataset, arm.labels))
         known = {image.tobytes() for image in labelled.images}
-        assert len(known) == 40 * group.labels / 100
-        for run in plan.grid_searches(group):
-            few = plan.images_for(run, dataset)
+        assert len(known) == 40 * arm.labels / 100
+        for trial in protocol.grid_trials(arm):
+            few = protocol.images_for(trial, dataset)
             trained, measured = ({i.tobytes() for i in s.images} for s in few[:2])
             assert trained | measured == known
             assert not trained & measured
             assert not (trained | measured) & test_pixels
             for part in few[:2]:  # class-balanced
                 assert len(set(np.bincount(part.labels, minlength=4))) == 1
-        final = plan.images_for(plan.finals(group, 0.05)[0], dataset)
-        assert {i.tobytes() for i in final.train.images} == known
-        assert {i.tobytes() for i in final.held_out.images} == test_pixels
+        seed_run = protocol.images_for(protocol.seed_runs(arm, 0.05)[0], dataset)
+        assert {i.tobytes() for i in seed_run.train.images} == known
+        assert {i.tobytes() for i in seed_run.held_out.images} == test_pixels
 
 
-def test_seeds_and_arms_share_the_images_and_splits_have_their_own(plan):
-    dataset = open_dataset(plan.config.data)
+def test_seeds_and_arms_share_the_images_and_splits_have_their_own(protocol):
+    dataset = open_dataset(protocol.config.data)
     prints = {}
-    for arm in ("finetuned", "supervised"):
-        group = Group(50.0, arm)
-        runs = [*plan.grid_searches(group), *plan.finals(group, 0.2)]
-        prints[arm] = [plan.images_for(run, dataset).images for run in runs]
+    for start in ("finetuned", "supervised"):
+        arm = Arm(50.0, start)
+        trials = [*protocol.grid_trials(arm), *protocol.seed_runs(arm, 0.2)]
+        prints[start] = [protocol.images_for(trial, dataset).images for trial in trials]
     assert prints["finetuned"] == prints["supervised"]
     first, second, *_ = prints["finetuned"]
     # Two splits, each at both rates; three seeds on all.
@@ -103,14 +103,14 @@ def test_a_class_of_two_gives_one_to_each_part():
 def test_the_budget_shortens_both_stages_alike():
     config = tiny_config(pretrain={"steps": 400, "warmup_steps": 100},
                          finetune={"steps": 80, "warmup_steps": 10})  # fmt: skip
-    short = make_plan(config, "100", 1, 0.1).config
+    short = make_protocol(config, "100", 1, 0.1).config
     assert (short.pretrain.steps, short.pretrain.warmup_steps) == (40, 10)
     assert (short.finetune.steps, short.finetune.warmup_steps) == (8, 1)
-    assert make_plan(config, "100", 1, None).config == config
+    assert make_protocol(config, "100", 1, None).config == config
 
 
 def test_one_rate_needs_no_search_and_no_control_no_second_arm():
     config = tiny_config(reproduce={"grid": [0.1]}, finetune={"control": False})
-    plan = make_plan(config, "5", 2, None)
-    assert plan.groups == [(5.0, "finetuned")]
-    assert plan.grid_searches(plan.groups[0]) == []
+    protocol = make_protocol(config, "5", 2, None)
+    assert protocol.arms == [(5.0, "finetuned")]
+    assert protocol.grid_trials(protocol.arms[0]) == []

@@ -1,4 +1,4 @@
-"""The figures of the table against tables of Student's t and numbers computed by hand."""
+"""Statistics against printed tables of Student's t and numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 from conftest import tiny_config
 
 from fastselfie.errors import UserError
-from fastselfie.reproduce.protocol import make_plan
-from fastselfie.reproduce.scheduler import RESULT, RUNS, Agenda
+from fastselfie.reproduce.protocol import make_protocol
+from fastselfie.reproduce.scheduler import RESULT, RUNS, Scheduler
 from fastselfie.reproduce.statistics import paired_difference, spread, student_t
 from fastselfie.system.files import write_atomically
 
@@ -40,14 +40,14 @@ def test_the_difference_is_paired():
     assert paired_difference([0.5], [0.4])["low"] is None
 
 
-def agenda_of(tmp_path, grid, top1, splits=1):
-    """An agenda whose search at 50%, finetuned, gave top1[lr][split]."""
+def scheduler_of(tmp_path, grid, top1, splits=1):
+    """A scheduler whose search at 50%, finetuned, found top1[lr][split]."""
     config = tiny_config(reproduce={"grid": grid, "splits": splits})
-    plan = make_plan(config, "50", 1, None)
-    agenda = Agenda(plan, tmp_path)
-    for run in plan.grid_searches(plan.groups[0]):
-        agenda.finish(run, {"top1": top1[run.lr][run.split]})
-    return agenda, plan.groups[0]
+    protocol = make_protocol(config, "50", 1, None)
+    scheduler = Scheduler(protocol, tmp_path)
+    for trial in protocol.grid_trials(protocol.arms[0]):
+        scheduler.finish(trial, {"top1": top1[trial.lr][trial.split]})
+    return scheduler, protocol.arms[0]
 
 
 @pytest.mark.parametrize(
@@ -60,23 +60,23 @@ def agenda_of(tmp_path, grid, top1, splits=1):
     ],
 )
 def test_the_best_rate(tmp_path, top1, best, at_edge):
-    agenda, group = agenda_of(tmp_path, [0.4, 0.1, 0.2], top1)
-    choice = agenda.choice(group)
+    scheduler, arm = scheduler_of(tmp_path, [0.4, 0.1, 0.2], top1)
+    choice = scheduler.choice(arm)
     assert (choice.lr, choice.at_edge) == (best, at_edge)
 
 
 def test_a_rate_is_the_mean_of_its_splits_and_one_that_diverged_is_out(tmp_path):
     top1 = {0.1: [0.6, 0.6], 0.2: [0.9, 0.4], 0.4: [1.0, None]}
-    agenda, group = agenda_of(tmp_path, [0.1, 0.2, 0.4], top1, splits=2)
-    assert agenda.choice(group).scores == {0.1: 0.6, 0.2: pytest.approx(0.65), 0.4: None}
-    assert agenda.choice(group).lr == 0.2
+    scheduler, arm = scheduler_of(tmp_path, [0.1, 0.2, 0.4], top1, splits=2)
+    assert scheduler.choice(arm).scores == {0.1: 0.6, 0.2: pytest.approx(0.65), 0.4: None}
+    assert scheduler.choice(arm).lr == 0.2
 
 
 def test_rounding_breaks_no_tie(tmp_path):
     top1 = {0.1: [0.48, 0.46], 0.2: [0.40, 0.54]}
     assert sum(top1[0.2]) / 2 > sum(top1[0.1]) / 2  # as floats, in numbers they are equal
-    agenda, group = agenda_of(tmp_path, [0.1, 0.2], top1, splits=2)
-    assert agenda.choice(group).lr == 0.1
+    scheduler, arm = scheduler_of(tmp_path, [0.1, 0.2], top1, splits=2)
+    assert scheduler.choice(arm).lr == 0.1
 
 
 @pytest.mark.parametrize(
@@ -95,45 +95,45 @@ def test_rounding_breaks_no_tie(tmp_path):
 )  # fmt: skip
 def test_a_search_goes_on_beyond_an_end_that_is_the_best(tmp_path, top1, rates, best, at_edge):
     config = tiny_config(reproduce={"grid": [0.1, 0.2, 0.4], "widen": 2})
-    agenda = Agenda(make_plan(config, "50", 1, None), tmp_path)
-    group = agenda.plan.groups[0]
+    scheduler = Scheduler(make_protocol(config, "50", 1, None), tmp_path)
+    arm = scheduler.protocol.arms[0]
     tried = []
-    while (run := agenda.next()) is not None and run.group == group and run.split is not None:
-        assert agenda.choice(group) is None
-        tried.append(run.lr)
-        agenda.finish(run, {"top1": top1[run.lr]})
-    choice = agenda.choice(group)
+    while (trial := scheduler.next()) is not None and trial.arm == arm and trial.split is not None:
+        assert scheduler.choice(arm) is None
+        tried.append(trial.lr)
+        scheduler.finish(trial, {"top1": top1[trial.lr]})
+    choice = scheduler.choice(arm)
     assert sorted(tried) == rates == list(choice.scores)
     assert (choice.lr, choice.at_edge) == (best, at_edge)
-    assert run == agenda.plan.finals(group, best)[0]
-    assert agenda.total == len(rates) + 1 + 3 + 1  # and the other arm's
+    assert trial == scheduler.protocol.seed_runs(arm, best)[0]
+    assert scheduler.total == len(rates) + 1 + 3 + 1  # and the other arm's
 
 
 def test_where_every_rate_diverges_the_search_ends(tmp_path):
     config = tiny_config(reproduce={"grid": [0.1, 0.2], "widen": 1}, finetune={"control": False})
-    agenda = Agenda(make_plan(config, "50", 1, None), tmp_path)
+    scheduler = Scheduler(make_protocol(config, "50", 1, None), tmp_path)
     for lr in (0.1, 0.2, 0.05):
-        run = agenda.next()
-        assert run.lr == lr
-        agenda.finish(run, {"top1": None})
+        trial = scheduler.next()
+        assert trial.lr == lr
+        scheduler.finish(trial, {"top1": None})
     with pytest.raises(UserError, match=r"every rate tried, from 0.05 on"):
-        agenda.next()
+        scheduler.next()
 
 
 def test_one_rate_is_never_widened(tmp_path):
     config = tiny_config(reproduce={"grid": [0.1], "widen": 3})
-    agenda = Agenda(make_plan(config, "50", 1, None), tmp_path)
-    assert agenda.next().split is None
+    scheduler = Scheduler(make_protocol(config, "50", 1, None), tmp_path)
+    assert scheduler.next().split is None
 
 
-def test_a_last_run_of_another_rate_is_not_taken(tmp_path):
+def test_a_seed_run_of_another_rate_is_not_taken(tmp_path):
     """Its folder has no rate in its name."""
     config = tiny_config(reproduce={"grid": [0.1]}, finetune={"control": False})
-    plan = make_plan(config, "50", 1, None)
-    (run,) = plan.finals(plan.groups[0], 0.1)
-    path = tmp_path / RUNS / run.name / RESULT
+    protocol = make_protocol(config, "50", 1, None)
+    (trial,) = protocol.seed_runs(protocol.arms[0], 0.1)
+    path = tmp_path / RUNS / trial.name / RESULT
     for lr, left in ((0.2, 1), (0.1, 0)):
         write_atomically(path, json.dumps({"lr": lr, "top1": 0.5}))
-        assert Agenda(plan, tmp_path).left == left
+        assert Scheduler(protocol, tmp_path).left == left
     path.write_bytes(path.read_bytes()[:9])  # damaged: none
-    assert Agenda(plan, tmp_path).left == 1
+    assert Scheduler(protocol, tmp_path).left == 1

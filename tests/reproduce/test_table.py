@@ -1,4 +1,4 @@
-"""The table in every form, from figures made up for it."""
+"""The table in every format, from made-up figures."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def rendered():
 
 
 @pytest.mark.parametrize("name", ["table.md", "table.csv", "terminal.txt"])
-def test_the_table_is_as_it_was_looked_at(name):
-    """Made by `python tests/reproduce/test_table.py`, to be looked at again after a change."""
+def test_the_table_is_the_golden_one(name):
+    """Written by `python tests/reproduce/test_table.py`: review the files after a change."""
     assert rendered()[name] == (GOLDEN / name).read_text(encoding="utf-8")
 
 
