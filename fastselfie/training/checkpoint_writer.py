@@ -19,6 +19,7 @@ from fastselfie.errors import UserError
 from fastselfie.system.console import say
 from fastselfie.system.files import link_atomically
 from fastselfie.training.checkpoint import LATEST, save_checkpoint, step_path, step_paths
+from fastselfie.training.disk_errors import DiskErrors
 
 
 class CheckpointWriter:
@@ -89,15 +90,15 @@ class CheckpointWriter:
         fault, self._fault = self._fault, None
         if fault is None:
             return
-        if not isinstance(fault, OSError):
-            raise fault
-        text = f"{fault.filename or self.folder}: {fault.strerror}"
-        if self.settings.on_error == "stop":
+        path = Path(getattr(fault, "filename", None) or self.folder)
+        try:
+            with DiskErrors(self.settings.on_error, path, "this checkpoint is not written"):
+                raise fault
+        except OSError as error:
             raise UserError(
-                f"{text}: make room or check its permissions, and run the same command to go on "
-                "from the checkpoint before"
+                f"{path}: {error.strerror}: make room or check its permissions, and run the same "
+                "command to go on from the checkpoint before"
             ) from fault
-        say(f"warning: {text}: this checkpoint is not written, checkpoint.on_error is continue")
 
     def _join(self) -> None:
         if self._thread is not None:

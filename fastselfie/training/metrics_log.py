@@ -22,6 +22,7 @@ from rich.progress import (
 from fastselfie.config import Config
 from fastselfie.system.console import console, say
 from fastselfie.system.files import write_atomically
+from fastselfie.training.disk_errors import DiskErrors
 from fastselfie.training.trackers import open_trackers
 
 # Told that there is a new line in the log.
@@ -55,9 +56,9 @@ class RunLog:
     ) -> None:
         self.path = folder / "log.jsonl" if is_main else Path(os.devnull)
         self.title = title
-        self._on_error = "stop" if config is None else config.checkpoint.on_error
+        on_error = "stop" if config is None else config.checkpoint.on_error
+        self._disk_errors = DiskErrors(on_error, self.path, "lines are missing in it")
         self._show = show
-        self._refused = False
         if is_main:
             folder.mkdir(parents=True, exist_ok=True)
             # What begins at 0 measures that step again too.
@@ -93,10 +94,10 @@ class RunLog:
         trace: TracebackType | None,
     ) -> None:
         self._progress.stop()
-        with self._bearing():
+        with self._disk_errors:
             self._file.close()  # which writes what was refused, where there is room again
         for board in self._boards:
-            with self._bearing():
+            with self._disk_errors:
                 board.close(failed=error is not None)
 
     def advance(self, step: int) -> None:
@@ -105,10 +106,10 @@ class RunLog:
     def write(self, step: int, **values: float) -> None:
         """One line of numbers: to the file, to the boards, and beside the bar or above it."""
         line = {"step": step, "time": time.time(), **values}
-        with self._bearing():
+        with self._disk_errors:
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
         for board in self._boards:
-            with self._bearing():
+            with self._disk_errors:
                 board.scalars(values, step)
         trains = "images_per_s" in values
         if trains:
@@ -125,23 +126,8 @@ class RunLog:
         if not path.exists():
             return
         for board in self._boards:
-            with self._bearing():
+            with self._disk_errors:
                 board.picture(path, step)
-
-    @contextmanager
-    def _bearing(self) -> Iterator[None]:
-        """An error of the disk ends the run, or under continue is told once."""
-        try:
-            yield
-        except OSError as error:
-            if self._on_error == "stop":
-                raise OSError(error.errno, error.strerror, str(self.path)) from error
-            if not self._refused:
-                say(
-                    f"warning: {self.path}: {error.strerror}: lines are missing in it, "
-                    "checkpoint.on_error is continue"
-                )
-            self._refused = True
 
 
 class Window:
