@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from fastselfie.report.curves import curve, points_of
 from fastselfie.runs.folder import RunFolder
+from fastselfie.stage_names import FINETUNED, PRETRAIN, SUPERVISED
 
 Yardsticks = Callable[[RunFolder], Mapping[str, float | None]]
 
@@ -34,8 +35,8 @@ def _guessing_classes(run: RunFolder) -> dict[str, float | None]:
 
 def _untrained(key: str) -> Yardsticks:
     def of(run: RunFolder) -> dict[str, float | None]:
-        pixels = run.last("pretrain", f"{key}_pixels")
-        return {"random weights": run.first("pretrain", key), "raw pixels": pixels}
+        pixels = run.last(PRETRAIN, f"{key}_pixels")
+        return {"random weights": run.first(PRETRAIN, key), "raw pixels": pixels}
 
     return of
 
@@ -54,11 +55,11 @@ class Chart:
 
 
 def _pretraining(key: str, label: str = "pretraining") -> dict[str, tuple[str, str]]:
-    return {label: ("pretrain", key)}
+    return {label: (PRETRAIN, key)}
 
 
 def _arms(key: str) -> dict[str, tuple[str, str]]:
-    return {name: (name, key) for name in ("finetuned", "supervised")}
+    return {name: (name, key) for name in (FINETUNED, SUPERVISED)}
 
 
 _STEP, _NATS = "pretraining step", "cross-entropy, nats"

@@ -8,6 +8,7 @@ from statistics import mean, median
 from fastselfie.report.charts import classes_of
 from fastselfie.report.render import shown_rate, shown_time
 from fastselfie.runs.folder import RunFolder
+from fastselfie.stage_names import FINETUNED, PRETRAIN, SUPERVISED
 
 _RECENT = 20  # lines of the log: what is so now, not on the average of days
 _WAITS = 0.1  # of the time; more is worth a word
@@ -40,13 +41,13 @@ def figures_of(run: RunFolder) -> list[Figure]:
     waiting = _values(run, "waiting")
     seconds = run.summary.get("seconds")
     return [
-        _measured(run, "pretext accuracy, held out", "pretrain", "pretext_accuracy",
+        _measured(run, "pretext accuracy, held out", PRETRAIN, "pretext_accuracy",
                   f"chance {1 / run.config.masked:.1%}"),
-        _measured(run, "k-NN on P's features", "pretrain", "knn", _before(run, "knn")),
-        _measured(run, "linear probe on P's features", "pretrain", "linear_probe",
+        _measured(run, "k-NN on P's features", PRETRAIN, "knn", _before(run, "knn")),
+        _measured(run, "linear probe on P's features", PRETRAIN, "linear_probe",
                   _before(run, "linear_probe")),
-        _measured(run, "finetuned, top-1", "finetuned", "top1", _gain(run)),
-        _measured(run, "supervised from scratch, top-1", "supervised", "top1",
+        _measured(run, "finetuned, top-1", FINETUNED, "top1", _gain(run)),
+        _measured(run, "supervised from scratch, top-1", SUPERVISED, "top1",
                   f"chance {1 / classes:.1%}" if classes else ""),
         Figure("images a second, pretraining", shown_rate(median(rates)) if rates else None),
         Figure("of the time waits for data", f"{mean(waiting[-_RECENT:]):.1%}" if waiting else None,
@@ -67,11 +68,11 @@ def _measured(run: RunFolder, name: str, stage: str, key: str, note: str) -> Fig
 
 
 def _values(run: RunFolder, key: str) -> list[float]:
-    return [line[key] for line in run.logs["pretrain"] if key in line]
+    return [line[key] for line in run.logs[PRETRAIN] if key in line]
 
 
 def _before(run: RunFolder, key: str) -> str:
-    first = run.first("pretrain", key)
+    first = run.first(PRETRAIN, key)
     return "" if first is None else f"random weights {first:.1%}"
 
 
@@ -82,14 +83,14 @@ def _gain(run: RunFolder) -> str:
 
 def _points_gained(run: RunFolder) -> float | None:
     """Of finetuning over the control; None before both are at their last step."""
-    ours, control = run.last("finetuned", "top1"), run.last("supervised", "top1")
+    ours, control = run.last(FINETUNED, "top1"), run.last(SUPERVISED, "top1")
     if ours is None or control is None or not run.state().finished:
         return None
     return 100 * (ours - control)
 
 
 def _learns(run: RunFolder) -> Sign | None:
-    accuracy, chance = run.last("pretrain", "pretext_accuracy"), 1 / run.config.masked
+    accuracy, chance = run.last(PRETRAIN, "pretext_accuracy"), 1 / run.config.masked
     if accuracy is None:
         return None
     if accuracy > _CLEARLY * chance:
@@ -97,7 +98,7 @@ def _learns(run: RunFolder) -> Sign | None:
         return Sign(
             True, f"Of the holes {accuracy:.1%} are answered right: {times:.1f} times chance."
         )
-    done = run.logs["pretrain"][-1]["step"]
+    done = run.logs[PRETRAIN][-1]["step"]
     if done < _LATE * run.config.pretrain.steps:
         return None
     return Sign(False, f"After {done:,} steps {accuracy:.1%} of the holes are answered right, "
@@ -106,7 +107,7 @@ def _learns(run: RunFolder) -> Sign | None:
 
 def _settles(run: RunFolder) -> Sign | None:
     """The loss on images that training does not see, against its lowest."""
-    losses = [(line["heldout_loss"], line["step"]) for line in run.logs["pretrain"]
+    losses = [(line["heldout_loss"], line["step"]) for line in run.logs[PRETRAIN]
               if "heldout_loss" in line]  # fmt: skip
     if not losses:
         return None

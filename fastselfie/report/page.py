@@ -12,6 +12,7 @@ from fastselfie.report.curves import points_of
 from fastselfie.report.figures import figures_of, signs_of
 from fastselfie.report.render import render, shown_moment, shown_time
 from fastselfie.runs.folder import PAGE, RunFolder
+from fastselfie.stage_names import PRETRAIN
 from fastselfie.system.files import write_atomically
 
 REFRESH = 10  # seconds between two looks of an open page at its file
@@ -58,8 +59,8 @@ def write_page(run: RunFolder, running: bool | None = None) -> Path:
 
 def _pictures(run: RunFolder) -> list[dict[str, Any]]:
     """The mask-prediction columns in order of their steps, the originals last."""
-    folder = run.path / "pretrain" / "pictures"
-    accuracy = dict(points_of(run.logs["pretrain"], "pretext_accuracy"))
+    folder = run.path / PRETRAIN / "pictures"
+    accuracy = dict(points_of(run.logs[PRETRAIN], "pretext_accuracy"))
     steps = {int(path.stem): path for path in folder.glob("*.png") if path.stem.isdecimal()}
     shown = _spread(sorted(steps))
     columns = [(f"step {step:,}", accuracy.get(step), _uri(steps[step])) for step in shown]

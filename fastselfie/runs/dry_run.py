@@ -16,6 +16,7 @@ from fastselfie.data.loaders import INSTALL, choose_loader
 from fastselfie.errors import UserError
 from fastselfie.models.selfie import Selfie
 from fastselfie.runs.doctor import UNASKED, examine
+from fastselfie.stage_names import FINETUNED, stages_to_run
 from fastselfie.system.accelerator import choose_accelerator, total_memory
 from fastselfie.training.finetune import labelled
 from fastselfie.training.memory import MemoryEstimate, estimate_finetuning, estimate_pretraining
@@ -34,6 +35,7 @@ def print_plan(config: Config, out: Path, console: Console, stage: str = "all") 
 
     stage: as for `run.train`: pretraining alone needs no labels.
     """
+    finetunes = FINETUNED in stages_to_run(stage)
     accelerator = choose_accelerator(config.runtime)
     console.print(config.to_yaml(), markup=False)
     table = Table(title=f"{config.name}: what a run would do", show_header=False)
@@ -41,7 +43,7 @@ def print_plan(config: Config, out: Path, console: Console, stage: str = "all") 
     table.add_row("precision", f"{accelerator.precision.name} ({accelerator.precision.why})")
     missing, classes = [], 1000
     try:
-        dataset = open_dataset(config.data, config.seed, labels_needed=stage != "pretrain")
+        dataset = open_dataset(config.data, config.seed, labels_needed=finetunes)
     except UserError as error:
         missing.append(f"data: {error}. {_HOW_TO_MAKE}")
     else:
@@ -54,7 +56,7 @@ def print_plan(config: Config, out: Path, console: Console, stage: str = "all") 
             table.add_row("warning", escape(dataset.warning))
         if warning := class_warning(dataset.train, config.data.train or ""):
             table.add_row("classes", escape(warning))
-        if stage != "pretrain":
+        if finetunes:
             try:
                 table.add_row("with labels", f"{len(labelled(config, dataset)):,}")
             except UserError as error:

@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from fastselfie.config import Config
+from fastselfie.stage_names import FINETUNED, PRETRAIN, SUPERVISED, StageName
 from fastselfie.training.checkpoint import step_paths
 from fastselfie.training.metrics_log import read_log
 
@@ -18,7 +19,6 @@ CONFIG, SUMMARY, ENVIRONMENT, PAGE = (
     "config.yaml", "summary.json", "environment.json", "report.html",
 )  # fmt: skip
 CLASSES = "classes.json"  # their names, which a network only numbers
-STAGES = PRETRAIN, FINETUNED, SUPERVISED = "pretrain", "finetuned", "supervised"
 _RECENT = 40  # lines that tell how fast it goes
 _QUIET = 10  # of the usual time between two lines without one, it may have stopped
 _LEAST_QUIET = 60.0  # seconds
@@ -33,7 +33,7 @@ class State:
     the stage. checkpoint: the newest, by its path in the run.
     """
 
-    stage: str
+    stage: StageName
     done: int
     steps: int
     finished: bool
@@ -47,7 +47,7 @@ class State:
 class RunFolder:
     """A run as its folder holds it, whether it goes on or not.
 
-    logs: of each of STAGES. summary, environment: empty before they are written.
+    logs: of each stage. summary, environment: empty before they are written.
     """
 
     path: Path
@@ -68,10 +68,10 @@ class RunFolder:
 
     def state(self) -> State:
         """How far it is, as far as its files tell."""
-        begun = [name for name in STAGES if self.logs[name]]
+        begun = [name for name in StageName if self.logs[name]]
         begun_last = reversed(begun)  # where two ended at one moment, the later stage
-        stage = max(begun_last, key=lambda name: self.logs[name][-1]["time"], default=STAGES[0])
-        log, steps = self.logs[stage], self._steps(stage)
+        stage = max(begun_last, key=lambda name: self.logs[name][-1]["time"], default=PRETRAIN)
+        log, steps = self.logs[stage], self.config.stage_settings(stage).steps
         done = log[-1]["step"] if log else 0
         recent = log[-_RECENT:]
         pairs = list(pairwise(recent))
@@ -90,22 +90,21 @@ class RunFolder:
             checkpoint=self._checkpoint(stage),
         )
 
-    def _steps(self, stage: str) -> int:
-        settings = self.config.pretrain if stage == "pretrain" else self.config.finetune
-        return settings.steps
-
-    def _finished(self, begun: Sequence[str]) -> bool:
+    def _finished(self, begun: Sequence[StageName]) -> bool:
         """Whether every stage that was asked for is done, and the run said so in its summary."""
         asked = set(begun)
-        if "finetuned" in asked and self.config.finetune.control:
-            asked.add("supervised")
+        if FINETUNED in asked and self.config.finetune.control:
+            asked.add(SUPERVISED)
         done = all(
-            self.logs[name] and self.logs[name][-1]["step"] >= self._steps(name) for name in asked
+            self.logs[name]
+            and self.logs[name][-1]["step"] >= self.config.stage_settings(name).steps
+            for name in asked
         )
         return bool(asked) and done and "seconds" in self.summary
 
-    def _checkpoint(self, stage: str) -> str | None:
-        for name in reversed(STAGES[: STAGES.index(stage) + 1]):
+    def _checkpoint(self, stage: StageName) -> str | None:
+        stages = list(StageName)
+        for name in reversed(stages[: stages.index(stage) + 1]):
             for path in step_paths(self.path / name).values():
                 return f"{name}/{path.name}"
         return None
@@ -116,7 +115,7 @@ def read_run(path: Path, config: Config) -> RunFolder:
     return RunFolder(
         path=path,
         config=config,
-        logs={name: _lines(path / name / "log.jsonl") for name in STAGES},
+        logs={name: _lines(path / name / "log.jsonl") for name in StageName},
         summary=read_facts(path / SUMMARY),
         environment=read_facts(path / ENVIRONMENT),
     )

@@ -11,7 +11,8 @@ from fastselfie.config import Config
 from fastselfie.config.load import load_config
 from fastselfie.errors import UserError
 from fastselfie.models.selfie import Classifier, Selfie, build_classifier
-from fastselfie.runs.folder import CLASSES, CONFIG, FINETUNED, PRETRAIN, SUPERVISED
+from fastselfie.runs.folder import CLASSES, CONFIG
+from fastselfie.stage_names import FINETUNED, PRETRAIN, SUPERVISED, StageName
 from fastselfie.training.checkpoint import (
     Checkpoint,
     has_checkpoints,
@@ -20,8 +21,8 @@ from fastselfie.training.checkpoint import (
 )
 from fastselfie.training.metrics_log import read_log
 
-# A run's best for use first: what is meant where no stage is named.
-STAGES = (FINETUNED, SUPERVISED, PRETRAIN)
+# The best for use comes first: it is taken where no stage is named.
+_PREFERENCE = FINETUNED, SUPERVISED, PRETRAIN
 _ANEW = "the run's `fastselfie train` writes it anew"
 
 
@@ -30,7 +31,7 @@ class Trained(NamedTuple):
 
     run: Path
     config: Config
-    kind: str
+    kind: StageName
     checkpoint: Checkpoint
 
     @property
@@ -85,13 +86,13 @@ class Trained(NamedTuple):
         return {key: value for key, value in found[-1].items() if key != "time"} if found else {}
 
 
-def stages_of(run: Path) -> Sequence[str]:
-    """Those of `STAGES` that have checkpoints in `run`, at least one.
+def stages_of(run: Path) -> Sequence[StageName]:
+    """The stages that have checkpoints in `run`, at least one; the best for use comes first.
 
     Raises:
         UserError: there is none.
     """
-    found = [name for name in STAGES if has_checkpoints(run / name)]
+    found = [name for name in _PREFERENCE if has_checkpoints(run / name)]
     if not found:
         raise UserError(f"{run}: holds no checkpoint yet: `fastselfie train` makes them")
     return found
@@ -109,14 +110,14 @@ def open_trained(run: Path, stage: str | None = None, allow_unfinished: bool = F
     """
     config = open_run(run)
     found = stages_of(run)
-    kind = stage or found[0]
+    kind = found[0] if stage is None else StageName(stage)
     checkpoint = newest_checkpoint(run / kind, kind)
     if checkpoint is None:
         raise UserError(
             f"{run}: holds no checkpoint of {kind}, but of {', '.join(found)}: give another --stage"
         )
     trained = Trained(run, config, kind, checkpoint)
-    steps = (config.pretrain if kind == PRETRAIN else config.finetune).steps
+    steps = config.stage_settings(kind).steps
     if trained.step < steps and not allow_unfinished:
         raise UserError(
             f"{checkpoint.path}: {kind} is at step {trained.step} of {steps}: let `fastselfie "

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
@@ -22,17 +22,9 @@ from fastselfie.data.splits import keep_labels
 from fastselfie.errors import UserError
 from fastselfie.models.selfie import Selfie
 from fastselfie.runs.doctor import environment
-from fastselfie.runs.folder import (
-    CLASSES,
-    CONFIG,
-    ENVIRONMENT,
-    FINETUNED,
-    PAGE,
-    PRETRAIN,
-    SUMMARY,
-    SUPERVISED,
-)
+from fastselfie.runs.folder import CLASSES, CONFIG, ENVIRONMENT, PAGE, SUMMARY
 from fastselfie.runs.load import load_pretrained, open_run
+from fastselfie.stage_names import FINETUNED, PRETRAIN, SUPERVISED, StageName, stages_to_run
 from fastselfie.system.accelerator import Accelerator, choose_accelerator
 from fastselfie.system.console import console, say
 from fastselfie.system.distributed import Ranks, init_distributed, restarted
@@ -75,25 +67,26 @@ def train(
             known before the first step is found before it, and leaves `out` as it was.
     """
     began = time.time()
+    stages = stages_to_run(stage)
     ranks = init_distributed(config.runtime)
     if restarted():
         resume = "auto"  # what `never` moved aside, or a path copied, is done
     console.quiet = not ranks.is_main
     with ExitStack() as held:
         with ranks.raise_together():
-            accelerator, dataset = _open(config, stage, resume, out, ranks, held)
+            accelerator, dataset = _open(config, stages, resume, out, ranks, held)
         ranks.require_same(
             dataset.fingerprint(),
             f"{config.data.train}: other images on another machine: data.train and data.test must "
             "be the same on all",
         )
-        return _run_stages(config, dataset, stage, out, accelerator, began, open_page)
+        return _run_stages(config, dataset, stages, out, accelerator, began, open_page)
 
 
 def _run_stages(
     config: Config,
     dataset: Dataset,
-    stage: str,
+    stages: Sequence[StageName],
     out: Path,
     accelerator: Accelerator,
     began: float,
@@ -102,15 +95,15 @@ def _run_stages(
     """Train, with the run's page as it goes; return the summary where this process leads."""
     measures: dict[str, dict[str, float]] = {}
     with open_page(config, out, accelerator.ranks.is_main) as show:
-        if stage == "finetune":
-            read = partial(load_pretrained, config, out / PRETRAIN, whole=True)
-            network = accelerator.ranks.broadcast_from_main(read)
-        else:
+        if PRETRAIN in stages:
             network, measures[PRETRAIN] = pretrain(
                 config, dataset, out / PRETRAIN, accelerator, show
             )
-        if stage != PRETRAIN:
-            arms: list[tuple[str, Selfie | None]] = [(FINETUNED, network)]
+        else:
+            read = partial(load_pretrained, config, out / PRETRAIN, whole=True)
+            network = accelerator.ranks.broadcast_from_main(read)
+        if FINETUNED in stages:
+            arms: list[tuple[StageName, Selfie | None]] = [(FINETUNED, network)]
             if config.finetune.control:
                 arms.append((SUPERVISED, None))
             for name, start in arms:
@@ -120,24 +113,28 @@ def _run_stages(
 
 
 def _open(
-    config: Config, stage: str, resume: str, out: Path, ranks: Ranks, held: ExitStack
+    config: Config,
+    stages: Sequence[StageName],
+    resume: str,
+    out: Path,
+    ranks: Ranks,
+    held: ExitStack,
 ) -> tuple[Accelerator, Dataset]:
     """Find every mistake that can be known before the first step, then prepare `out`.
 
     held: keeps other processes out of `out` until it is closed.
     """
     accelerator = choose_accelerator(config.runtime, ranks)
-    _check_processes(config, stage, accelerator)
-    dataset = open_dataset(config.data, config.seed, labels_needed=stage != PRETRAIN)
-    chosen = labelled(config, dataset) if stage != PRETRAIN else None
+    _check_processes(config, stages, accelerator)
+    dataset = open_dataset(config.data, config.seed, labels_needed=FINETUNED in stages)
+    chosen = labelled(config, dataset) if FINETUNED in stages else None
     if ranks.is_main:
         require_wandb(config.log)
-        _announce(config, stage, accelerator, dataset, 0 if chosen is None else len(chosen))
-        stages = _stages(config, dataset)
-        _prepare_folder(out, resume, stages)
+        _announce(config, stages, accelerator, dataset, 0 if chosen is None else len(chosen))
+        _prepare_folder(out, resume, _stages(config, dataset))
         held.enter_context(exclusive_lock(out))
         if chosen is not None:
-            if not any(has_checkpoints(out / name) for name in stages):
+            if not any(has_checkpoints(out / name) for name in StageName):
                 (out / "labels.txt").unlink(missing_ok=True)  # of a start that trained nothing
             keep_labels(out / "labels.txt", chosen, dataset.train.labels, config.seed)
         write_atomically(out / CLASSES, json.dumps(list(dataset.train.classes)) + "\n")
@@ -147,7 +144,7 @@ def _open(
     return accelerator, dataset
 
 
-def _check_processes(config: Config, stage: str, accelerator: Accelerator) -> None:
+def _check_processes(config: Config, stages: Sequence[StageName], accelerator: Accelerator) -> None:
     """Whether so many processes can train by this config.
 
     Raises:
@@ -159,9 +156,8 @@ def _check_processes(config: Config, stage: str, accelerator: Accelerator) -> No
             "model.sync_batch_norm is true, which torch has for GPUs only: set it to false, or "
             "start one process"
         )
-    for name, settings in ((PRETRAIN, config.pretrain), ("finetune", config.finetune)):
-        if stage not in (name, "all"):
-            continue
+    for stage in stages:
+        name, settings = stage.section, config.stage_settings(stage)
         part = ranks.share_of(settings.batch_size, f"{name}.batch_size")
         micro = min(settings.micro_batch_size or part, part)
         if part % micro:
@@ -172,7 +168,7 @@ def _check_processes(config: Config, stage: str, accelerator: Accelerator) -> No
             )
 
 
-def _stages(config: Config, dataset: Dataset) -> dict[str, Stage]:
+def _stages(config: Config, dataset: Dataset) -> dict[StageName, Stage]:
     """What each checkpoint of a run must agree with."""
     return {
         PRETRAIN: pretraining_stage(config, dataset),
@@ -181,7 +177,7 @@ def _stages(config: Config, dataset: Dataset) -> dict[str, Stage]:
     }
 
 
-def _prepare_folder(out: Path, resume: str, stages: dict[str, Stage]) -> None:
+def _prepare_folder(out: Path, resume: str, stages: dict[StageName, Stage]) -> None:
     """Make `out` ready to go on in, or refuse and leave it as it was."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file: give another --out")
@@ -201,7 +197,7 @@ def _prepare_folder(out: Path, resume: str, stages: dict[str, Stage]) -> None:
         _copy_run(source, out, stages)
 
 
-def _copy_run(source: Path, out: Path, stages: dict[str, Stage]) -> None:
+def _copy_run(source: Path, out: Path, stages: dict[StageName, Stage]) -> None:
     """Take the checkpoints and logs of another run, or one checkpoint, into `out`."""
     if not source.exists():
         raise UserError(f"{source}: no such run or checkpoint to resume from")
@@ -225,9 +221,13 @@ def _copy_run(source: Path, out: Path, stages: dict[str, Stage]) -> None:
 
 
 def _announce(
-    config: Config, stage: str, accelerator: Accelerator, dataset: Dataset, labels: int
+    config: Config,
+    stages: Sequence[StageName],
+    accelerator: Accelerator,
+    dataset: Dataset,
+    labels: int,
 ) -> None:
-    data = config.data if stage == "finetune" else config.pretraining_data
+    data = config.pretraining_data if PRETRAIN in stages else config.data
     loader, why = choose_loader(data, dataset.train, accelerator.device)
     labelled_text = f", {labels:,} of them with labels" if labels else ""
     world = accelerator.ranks.world
@@ -249,8 +249,9 @@ def _announce(
         )
     if dataset.warning:
         say(f"warning: {dataset.warning}")
-    for name, settings in ((PRETRAIN, config.pretrain), ("finetune", config.finetune)):
-        if stage in (name, "all") and settings.warmup_steps > settings.steps:
+    for stage in stages:
+        name, settings = stage.section, config.stage_settings(stage)
+        if settings.warmup_steps > settings.steps:
             say(
                 f"warning: {name}.warmup_steps is {settings.warmup_steps}, more than {name}.steps "
                 f"= {settings.steps}: the rate never comes to {name}.lr"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.swa_utils import update_bn
@@ -21,13 +20,14 @@ from fastselfie.data.splits import choose_labels
 from fastselfie.errors import UserError
 from fastselfie.evaluation.metrics import classification_accuracy
 from fastselfie.models.selfie import Classifier, Selfie, build_classifier
-from fastselfie.system.accelerator import Accelerator, random_state, set_random_state, total_memory
+from fastselfie.stage_names import FINETUNED, SUPERVISED
+from fastselfie.system.accelerator import Accelerator, random_state, set_random_state
+from fastselfie.training.build import BuiltStage, build_stage
 from fastselfie.training.checkpoint import has_checkpoints
 from fastselfie.training.loop import fit
 from fastselfie.training.memory import estimate_finetuning
 from fastselfie.training.metrics_log import Show
 from fastselfie.training.state import Stage
-from fastselfie.training.step import TrainStep
 
 
 class FewLabels(NamedTuple):
@@ -49,7 +49,7 @@ def finetuning_stage(config: Config, images: str, from_p: bool) -> Stage:
         settings = settings.model_copy(update={"lr": settings.scratch_lr})
     sections = ("seed", "data", "model", "pretrain", "finetune")
     return Stage(
-        kind="finetuned" if from_p else "supervised",
+        kind=FINETUNED if from_p else SUPERVISED,
         config=config,
         settings=settings,
         sections=sections if from_p else tuple(s for s in sections if s != "pretrain"),
@@ -82,36 +82,34 @@ def few_labels(config: Config, dataset: Dataset) -> FewLabels:
     return FewLabels(few, dataset.held_out, dataset.fingerprint())
 
 
-class Finetuning(NamedTuple):
-    """A fresh network, what turns batches into its input, and the step that trains it."""
-
-    network: Classifier
-    pixels: InputTransform
-    step: TrainStep
-
-
 def build_finetuning(
     config: Config, stage: Stage, classes: int, accelerator: Accelerator, start: Selfie | None
-) -> Finetuning:
-    """The classifier on the machine's device, from `start` if there is one, and its step."""
-    torch.manual_seed(config.seed)
-    network = build_classifier(config, classes, start)
-    accelerator.place(network)
-    estimate = estimate_finetuning(config, classes, accelerator.precision)
-    memory = total_memory(accelerator.device)
-    micro_batch = estimate.micro_batch(stage.settings, memory, accelerator.ranks.world)
-    pixels = InputTransform(config, accelerator, micro_batch)
-    replica = accelerator.replica(network, config.model.sync_batch_norm)
-    forward = accelerator.compiled(replica)
+) -> BuiltStage[Classifier]:
+    """Build a finetuning stage, see `build_stage`.
 
-    def objective(batch: Batch) -> tuple[Tensor, Tensor, int]:
+    Args:
+        config: the run's.
+        stage: what `finetuning_stage` made: its settings may be the control's.
+        classes: outputs of the classifier.
+        accelerator: where and how it trains.
+        start: the pretrained network; None: the classifier starts from scratch.
+    """
+
+    def objective(
+        forward: Callable[..., Any], pixels: InputTransform, batch: Batch
+    ) -> tuple[Tensor, Tensor, int]:
         logits = forward(pixels.whole(batch)).float()
         right = (logits.argmax(dim=1) == batch.labels).sum()
         return F.cross_entropy(logits, batch.labels), right, len(batch.images)
 
-    backend = config.optimizer.backend
-    step = TrainStep(replica, objective, stage.settings, accelerator, micro_batch, backend)
-    return Finetuning(network, pixels, step)
+    return build_stage(
+        config,
+        stage.settings,
+        accelerator,
+        estimate_finetuning(config, classes, accelerator.precision),
+        lambda: build_classifier(config, classes, start),
+        objective,
+    )
 
 
 def finetune(
@@ -132,7 +130,8 @@ def finetune(
     """
     stage = finetuning_stage(config, few.images, from_p=start is not None)
     classes = len(few.train.classes)
-    network, pixels, step = build_finetuning(config, stage, classes, accelerator, start)
+    built = build_finetuning(config, stage, classes, accelerator, start)
+    network, pixels = built.model, built.pixels
     fresh = accelerator.ranks.broadcast_from_main(lambda: not has_checkpoints(folder))
     if start is not None and fresh and config.finetune.recalibrate:
         with accelerator.ranks.raise_together():
@@ -147,7 +146,7 @@ def finetune(
         del step
         return classification_accuracy(network, held_out, pixels, accelerator)
 
-    return fit(stage, folder, step, train, evaluate, show=show)
+    return fit(stage, folder, built.step, train, evaluate, show=show)
 
 
 def recalibrate(

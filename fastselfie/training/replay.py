@@ -15,6 +15,7 @@ from fastselfie.config import Config
 from fastselfie.data.dataset import Dataset, Source, open_dataset
 from fastselfie.data.loaders import Batch, Index, build_loader
 from fastselfie.errors import UserError
+from fastselfie.stage_names import FINETUNED, PRETRAIN
 from fastselfie.system.accelerator import Accelerator, choose_accelerator, set_random_state
 from fastselfie.training.checkpoint import load_checkpoint, load_weights
 from fastselfie.training.finetune import build_finetuning, few_labels, finetuning_stage
@@ -75,7 +76,7 @@ def replay_step(path: Path) -> Replay:
         raise UserError(f"{path}: holds no step to run again: give a nonfinite-STEP.pt")
     config = _uncompiled(Config.model_validate_json(record["config"]))
     accelerator = choose_accelerator(config.runtime)
-    pretrains = record["stage"] == "pretrain"
+    pretrains = record["stage"] == PRETRAIN
     dataset = open_dataset(config.data, config.seed, labels_needed=not pretrains)
     if dataset.fingerprint() != record["images"]:
         raise UserError(f"{path}: its images ({config.data.train}) are not those of the run now")
@@ -102,10 +103,10 @@ def _build(
     kind: str, config: Config, dataset: Dataset, accelerator: Accelerator
 ) -> tuple[TrainStep, Source, int]:
     """The step of a stage, the images it trains on, and N or 1."""
-    if kind == "pretrain":
+    if kind == PRETRAIN:
         return build_pretraining(config, accelerator).step, dataset.train, config.patches
     few = few_labels(config, dataset)
-    stage = finetuning_stage(config, few.images, from_p=kind == "finetuned")
+    stage = finetuning_stage(config, few.images, from_p=kind == FINETUNED)
     built = build_finetuning(config, stage, len(few.train.classes), accelerator, None)
     return built.step, few.train, 1
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastselfie.config import Config, StageConfig, differing_keys
 from fastselfie.errors import UserError
+from fastselfie.stage_names import StageName
 from fastselfie.system.accelerator import random_state, set_random_state
 from fastselfie.system.console import say
 from fastselfie.training.checkpoint import Checkpoint, load_weights
@@ -28,7 +29,7 @@ class Stage:
     fingerprint.
     """
 
-    kind: str
+    kind: StageName
     config: Config
     settings: StageConfig
     sections: Sequence[str]
@@ -94,7 +95,7 @@ def checkpoint_state(
 ) -> dict[str, Any]:
     """A checkpoint. unread: every process's, see `TrainStep.metric_accumulators`."""
     return {
-        "kind": stage.kind,
+        "kind": stage.kind.value,  # a plain string: weights_only loads no enum
         "images": stage.images,
         "step": progress.done,
         "micro_batch": step.micro_batch,

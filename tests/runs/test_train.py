@@ -131,7 +131,7 @@ def test_a_summary_that_was_cut_short_is_written_again(trained, cli, tiny_yaml, 
 
 def test_stages_one_by_one(cli, tiny_yaml, image_folder, tmp_path):
     command = ("train", tiny_yaml, f"data.train={image_folder}", "--out", tmp_path / "run")
-    early = cli(*command, "--stage", "finetune")
+    early = cli(*command, "--stage", "finetuned")
     assert early.status == 2
     assert "nothing is pretrained there" in early.err
     assert cli(*command, "--stage", "pretrain").status == 0

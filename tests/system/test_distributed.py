@@ -291,14 +291,15 @@ def test_a_bad_image_of_one_process_ends_all_in_one_line(tmp_path, yaml_of, imag
 )
 def test_what_processes_cannot_share_is_said_before_the_start(sections, named):
     from fastselfie.runs.train import _check_processes
+    from fastselfie.stage_names import stages_to_run
 
     config = tiny_config(**sections)
     accelerator = choose_accelerator(config.runtime, Ranks(world=2))
     with pytest.raises(UserError, match=named):
-        _check_processes(config, "all", accelerator)
+        _check_processes(config, stages_to_run("all"), accelerator)
     _check_processes(
         config,
-        "finetune" if "pretrain" in sections else "all",
+        stages_to_run("finetune" if "pretrain" in sections else "all"),
         choose_accelerator(config.runtime, Ranks(world=1 + ("pretrain" in sections))),
     )
 

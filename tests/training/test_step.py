@@ -23,7 +23,8 @@ from fastselfie.training.pretrain import build_pretraining
 def train(folder, accelerator, steps, dtype=torch.float32, **sections):
     """The losses of some steps and the weights after them."""
     config = tiny_config(data={"train": str(folder)}, **sections)
-    model, pixels, step = build_pretraining(config, accelerator)
+    built = build_pretraining(config, accelerator)
+    model, pixels, step = built.model, built.pixels, built.step
     model.to(dtype)
     pixels.dtype = dtype
     loader = build_loader(open_dataset(config.data).train, config.data, 0, accelerator.device)
