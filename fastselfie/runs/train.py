@@ -37,16 +37,16 @@ from fastselfie.training.checkpoint import (
     newest_checkpoint,
 )
 from fastselfie.training.finetune import few_labels, finetune, finetuning_stage, labelled
-from fastselfie.training.metrics_log import Show, read_log
+from fastselfie.training.metrics_log import OnLogLine, read_log
 from fastselfie.training.pretrain import pretrain, pretraining_stage
 from fastselfie.training.state import Stage
 from fastselfie.training.trackers import WANDB_ID, require_wandb
 
 # Opens a page that follows a run: of its config, its folder and whether this process is rank 0.
-OpenPage = Callable[[Config, Path, bool], AbstractContextManager[Show]]
+OpenPage = Callable[[Config, Path, bool], AbstractContextManager[OnLogLine]]
 
 
-def no_page(config: Config, out: Path, is_main: bool) -> AbstractContextManager[Show]:
+def no_page(config: Config, out: Path, is_main: bool) -> AbstractContextManager[OnLogLine]:
     """Write no page while a run trains."""
     return nullcontext(lambda: None)
 
@@ -72,9 +72,9 @@ def train(
     if restarted():
         resume = "auto"  # what `never` moved aside, or a path copied, is done
     console.quiet = not ranks.is_main
-    with ExitStack() as held:
+    with ExitStack() as stack:
         with ranks.raise_together():
-            accelerator, dataset = _open(config, stages, resume, out, ranks, held)
+            accelerator, dataset = _open(config, stages, resume, out, ranks, stack)
         ranks.require_same(
             dataset.fingerprint(),
             f"{config.data.train}: other images on another machine: data.train and data.test must "
@@ -94,10 +94,10 @@ def _run_stages(
 ) -> dict[str, Any] | None:
     """Train, with the run's page as it goes; return the summary where this process leads."""
     measures: dict[str, dict[str, float]] = {}
-    with open_page(config, out, accelerator.ranks.is_main) as show:
+    with open_page(config, out, accelerator.ranks.is_main) as on_log_line:
         if PRETRAIN in stages:
             network, measures[PRETRAIN] = pretrain(
-                config, dataset, out / PRETRAIN, accelerator, show
+                config, dataset, out / PRETRAIN, accelerator, on_log_line
             )
         else:
             read = partial(load_pretrained, config, out / PRETRAIN, whole=True)
@@ -108,8 +108,10 @@ def _run_stages(
                 arms.append((SUPERVISED, None))
             for name, start in arms:
                 few = few_labels(config, dataset)
-                measures[name] = finetune(config, few, out / name, accelerator, start, show)
-        return _conclude(out, measures, time.time() - began) if accelerator.ranks.is_main else None
+                measures[name] = finetune(config, few, out / name, accelerator, start, on_log_line)
+        if not accelerator.ranks.is_main:
+            return None
+        return _write_summary(out, measures, time.time() - began)
 
 
 def _open(
@@ -118,11 +120,11 @@ def _open(
     resume: str,
     out: Path,
     ranks: Ranks,
-    held: ExitStack,
+    stack: ExitStack,
 ) -> tuple[Accelerator, Dataset]:
     """Find every mistake that can be known before the first step, then prepare `out`.
 
-    held: keeps other processes out of `out` until it is closed.
+    stack: keeps other processes out of `out` until it is closed.
     """
     accelerator = choose_accelerator(config.runtime, ranks)
     _check_processes(config, stages, accelerator)
@@ -132,7 +134,7 @@ def _open(
         require_wandb(config.log)
         _announce(config, stages, accelerator, dataset, 0 if chosen is None else len(chosen))
         _prepare_folder(out, resume, _stages(config, dataset))
-        held.enter_context(exclusive_lock(out))
+        stack.enter_context(exclusive_lock(out))
         if chosen is not None:
             if not any(has_checkpoints(out / name) for name in StageName):
                 (out / "labels.txt").unlink(missing_ok=True)  # of a start that trained nothing
@@ -258,7 +260,9 @@ def _announce(
             )
 
 
-def _conclude(out: Path, measures: dict[str, dict[str, float]], seconds: float) -> dict[str, Any]:
+def _write_summary(
+    out: Path, measures: dict[str, dict[str, float]], seconds: float
+) -> dict[str, Any]:
     """Write summary.json; return the summary.
 
     A stage that this call did not run keeps the figures of the call that did.
@@ -270,7 +274,7 @@ def _conclude(out: Path, measures: dict[str, dict[str, float]], seconds: float) 
         rates = [line["images_per_s"] for line in log if "images_per_s" in line]
         summary["pretext_accuracy"] = measures[PRETRAIN]["pretext_accuracy"]
         summary["images_per_s"] = median(rates) if rates else None  # as on the page
-        summary |= _monitored(measures[PRETRAIN], log)
+        summary |= _feature_figures(measures[PRETRAIN], log)
     for name in (FINETUNED, SUPERVISED):
         if name in measures:
             summary[f"{name}_accuracy"] = measures[name]["top1"]
@@ -292,7 +296,7 @@ def _earlier_summary(path: Path) -> dict[str, Any]:
     return summary
 
 
-def _monitored(last: dict[str, float], log: list[dict[str, Any]]) -> dict[str, float]:
+def _feature_figures(last: dict[str, float], log: list[dict[str, Any]]) -> dict[str, float]:
     """k-NN and linear probe at the end, and what k-NN made of P's first weights and of pixels."""
     found = {name: last[name] for name in ("knn", "linear_probe") if name in last}
     first: dict[str, Any] = next((line for line in log if "knn_pixels" in line), {})

@@ -1,4 +1,4 @@
-"""Finetuning on few labels from pretraining, and the control: the same network from scratch."""
+"""Finetuning of a pretrained network on few labels, and the control from scratch."""
 
 from __future__ import annotations
 
@@ -26,14 +26,17 @@ from fastselfie.training.build import BuiltStage, build_stage
 from fastselfie.training.checkpoint import has_checkpoints
 from fastselfie.training.loop import fit
 from fastselfie.training.memory import estimate_finetuning
-from fastselfie.training.metrics_log import Show
+from fastselfie.training.metrics_log import OnLogLine
 from fastselfie.training.state import Stage
 
 
 class FewLabels(NamedTuple):
-    """The labelled images that one network is trained on, and those that it is measured on.
+    """The images of a finetuning.
 
-    images: a fingerprint, which its checkpoints must agree with.
+    Attributes:
+        train: labelled images to train on.
+        held_out: images to evaluate on.
+        images: fingerprint of both; the checkpoints must agree with it.
     """
 
     train: Source
@@ -42,7 +45,13 @@ class FewLabels(NamedTuple):
 
 
 def finetuning_stage(config: Config, images: str, from_p: bool) -> Stage:
-    """What a checkpoint of the finetuned network, or of the control, must agree with."""
+    """Return what the checkpoints of a finetuning must agree with.
+
+    Args:
+        config: the run's.
+        images: see `FewLabels`.
+        from_p: True: the finetuned network; False: the control, which has `finetune.scratch_lr`.
+    """
     settings = config.finetune
     own_rate = ("finetune.lr",) if settings.scratch_lr is not None else ()
     if not from_p and settings.scratch_lr is not None:
@@ -59,10 +68,13 @@ def finetuning_stage(config: Config, images: str, from_p: bool) -> Stage:
 
 
 def labelled(config: Config, dataset: Dataset) -> IntArray:
-    """Indices of the training images that finetuning sees, the same for both arms.
+    """Choose the training images that finetuning sees; the control sees the same ones.
+
+    Returns:
+        Their indices, (n,) int64.
 
     Raises:
-        UserError: fewer than two classes, or too few images in one.
+        UserError: fewer than two classes, or too few images of one.
     """
     if len(dataset.train.classes) < 2:
         raise UserError(
@@ -77,7 +89,7 @@ def labelled(config: Config, dataset: Dataset) -> IntArray:
 
 
 def few_labels(config: Config, dataset: Dataset) -> FewLabels:
-    """What finetuning sees of `dataset`. Raises what `labelled` does."""
+    """Select the images of `dataset` that finetuning sees. Raises UserError as `labelled` does."""
     few = dataset.train.select(labelled(config, dataset))
     return FewLabels(few, dataset.held_out, dataset.fingerprint())
 
@@ -118,12 +130,21 @@ def finetune(
     folder: Path,
     accelerator: Accelerator,
     start: Selfie | None,
-    show: Show = lambda: None,
+    on_log_line: OnLogLine = lambda: None,
 ) -> dict[str, float]:
-    """Train the classifier on the labelled images, all of it; return the last measures.
+    """Train all layers of the classifier, from the newest checkpoint in `folder` if there is one.
 
-    start: the pretrained network, or None for the control. What that does not bring, stage 4 and
-    the head, begins alike in both. show: see `fit`.
+    Args:
+        config: the run's.
+        few: images to train and to evaluate on.
+        folder: for log.jsonl and checkpoints.
+        accelerator: where and how to train.
+        start: the pretrained network; None: the control, which starts from scratch. The layers that
+            pretraining lacks, stage 4 and the head, have the same initial weights in both.
+        on_log_line: see `fit`.
+
+    Returns:
+        The last metrics, see `classification_accuracy`.
 
     Raises:
         UserError: see `fit` and the loaders.
@@ -135,7 +156,7 @@ def finetune(
     fresh = accelerator.ranks.broadcast_from_main(lambda: not has_checkpoints(folder))
     if start is not None and fresh and config.finetune.recalibrate:
         with accelerator.ranks.raise_together():
-            # One of its own: what it skips, training counts.
+            # A separate loader: training must count the images that it skips itself.
             seen = build_loader(few.train, config.data, config.seed, accelerator.device)
         recalibrate(network, seen, pixels, accelerator, config.finetune.recalibrate)
     with accelerator.ranks.raise_together():
@@ -146,7 +167,7 @@ def finetune(
         del step
         return classification_accuracy(network, held_out, pixels, accelerator)
 
-    return fit(stage, folder, built.step, train, evaluate, show=show)
+    return fit(stage, folder, built.step, train, evaluate, on_log_line=on_log_line)
 
 
 def recalibrate(
@@ -156,10 +177,17 @@ def recalibrate(
     accelerator: Accelerator,
     images: int,
 ) -> None:
-    """Take batch norm's running statistics anew: the plain mean over passes of so many images.
+    """Recompute batch norm's running statistics: a plain mean over forward passes.
 
-    They are the first that training would see, in its order and with its crops: in the order of
-    the files a pass would be of one class. Every process looks at all of them.
+    It takes the first images that training will see, with training's order and crops: in the order
+    of the files a pass might hold one class alone. Every rank processes all of them.
+
+    Args:
+        network: changed in place.
+        loader: of the training images.
+        pixels: makes the network's input.
+        accelerator: where the network is.
+        images: how many, rounded up to whole passes.
     """
     passes = -(-images // pixels.batch)
 
@@ -170,7 +198,7 @@ def recalibrate(
                     batch = next(batches)
                 yield pixels.whole(batch)
 
-    # In training mode, as it must be: A's dropout draws there, and training's draws shall not move.
+    # In training mode A's dropout takes random numbers: training must not lose them.
     state = random_state(accelerator.device)
     with accelerator.autocast():
         update_bn(inputs(), network)

@@ -1,4 +1,4 @@
-"""Selfie pretraining, from a set of images to a checkpoint of P, A and the positions."""
+"""Selfie pretraining: from a dataset to a checkpoint of P, A and the positions."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from fastselfie.training.build import BuiltStage, build_stage
 from fastselfie.training.disk_errors import DiskErrors
 from fastselfie.training.loop import fit
 from fastselfie.training.memory import estimate_pretraining
-from fastselfie.training.metrics_log import Show, picture_path
+from fastselfie.training.metrics_log import OnLogLine, picture_path
 from fastselfie.training.state import Stage
 
 _PICTURED = 6  # images in the mask-prediction picture
 
 
 def pretraining_stage(config: Config, dataset: Dataset) -> Stage:
-    """What a pretraining checkpoint must agree with."""
+    """Return what pretraining's checkpoints must agree with."""
     return Stage(
         kind=PRETRAIN,
         config=config,
@@ -59,12 +59,21 @@ def pretrain(
     dataset: Dataset,
     folder: Path,
     accelerator: Accelerator,
-    show: Show = lambda: None,
+    on_log_line: OnLogLine = lambda: None,
 ) -> tuple[Selfie, dict[str, float]]:
-    """Train on all images of the training part, without labels; return it and the last measures.
+    """Pretrain on all training images, from the newest checkpoint in `folder` if there is one.
 
-    Writes log.jsonl, checkpoints and pictures/STEP.png in `folder`; goes on from the newest. The
-    labels are for `Monitor` alone. show: see `fit`.
+    The labels are only used by `Monitor`.
+
+    Args:
+        config: the run's.
+        dataset: images to train on and held-out images.
+        folder: for log.jsonl, checkpoints and pictures/STEP.png.
+        accelerator: where and how to train.
+        on_log_line: see `fit`.
+
+    Returns:
+        The network (its moving average if there is one) and the last metrics.
 
     Raises:
         UserError: see `fit` and the loaders.
@@ -102,7 +111,7 @@ def pretrain(
         evaluate,
         patches=config.patches,
         also_at=pictured | monitor.steps,
-        show=show,
+        on_log_line=on_log_line,
     )
     return model, measures
 
@@ -110,7 +119,7 @@ def pretrain(
 def _take_picture(
     model: Selfie, loader: Loader, pixels: InputTransform, accelerator: Accelerator, path: Path
 ) -> None:
-    """The first held-out images as the model fills them now, and once as they are."""
+    """Save the first held-out images as the model fills them, and the originals beside it."""
     patches = loader.data.image_size // pixels.patch_size
     batches = loader.evaluate(_PICTURED, patches**2, _PICTURED)
     batch = next(batches)

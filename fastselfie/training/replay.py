@@ -1,4 +1,4 @@
-"""`fastselfie replay`: the step at which a run stopped, once more, and where it is not finite."""
+"""`fastselfie replay`: repeat the step at which a run stopped, and find what is not finite."""
 
 from __future__ import annotations
 
@@ -26,10 +26,16 @@ from fastselfie.training.step import TrainStep
 
 @dataclass
 class Replay:
-    """What a step did. losses, norms: of each micro-batch's loss and of the gradient after it.
+    """What happened in a step.
 
-    parameter, activation, gradient: the first whose values are not all finite, in the order of the
-    network, or None. samples: (id, epoch, name) of the batch.
+    Attributes:
+        step: its number; 1 is the first.
+        losses: of each micro-batch.
+        norms: of the gradient after each micro-batch.
+        parameter: the first one, in the order of the network, with a value that is not finite.
+        activation: the first module whose output is not finite.
+        gradient: the first parameter whose gradient is not finite.
+        samples: (id, epoch, name) of each image of the batch.
     """
 
     step: int
@@ -41,7 +47,7 @@ class Replay:
     samples: list[tuple[int, int, str]] = field(default_factory=list)
 
     def lines(self) -> Iterator[str]:
-        """For a person."""
+        """Describe the step for a person, line by line."""
         for number, (loss, norm) in enumerate(zip(self.losses, self.norms, strict=True)):
             yield f"micro-batch {number}: loss {loss:.6g}, norm of the gradient so far {norm:.6g}"
         for sample, epoch, name in self.samples:
@@ -50,11 +56,11 @@ class Replay:
             yield f"first {what} that is not finite: {getattr(self, what) or 'none'}"
 
     def summary(self) -> dict[str, Any]:
-        """For a program: JSON has no NaN, so figures that are not finite are text."""
+        """Describe the step for a program. JSON has no NaN: such numbers are text."""
         return {
             "step": self.step,
-            "losses": [_plain(loss) for loss in self.losses],
-            "norms": [_plain(norm) for norm in self.norms],
+            "losses": [_json_number(loss) for loss in self.losses],
+            "norms": [_json_number(norm) for norm in self.norms],
             "parameter": self.parameter,
             "activation": self.activation,
             "gradient": self.gradient,
@@ -63,13 +69,16 @@ class Replay:
 
 
 def replay_step(path: Path) -> Replay:
-    """Run the step that `path` describes from the very state that it began from.
+    """Repeat the step in `path` from the state that it started from, without updating the weights.
 
-    Not compiled, so that every activation can be looked at. The weights are not updated. Of several
-    processes' batch one process runs it all: batch norm sees other parts, dropout drops others.
+    The network is not compiled, so that every activation can be checked. One process runs the whole
+    batch: if several ranks shared it, batch norm and dropout differ from the run's.
+
+    Args:
+        path: a nonfinite-STEP.pt, see `dump_step`.
 
     Raises:
-        UserError: another file, or its images are not there as they were.
+        UserError: `path` is another file, or the run's images have changed.
     """
     record = load_checkpoint(path)
     if record.get("kind") != NONFINITE or "samples" not in record:
@@ -102,7 +111,7 @@ def _uncompiled(config: Config) -> Config:
 def _build(
     kind: str, config: Config, dataset: Dataset, accelerator: Accelerator
 ) -> tuple[TrainStep, Source, int]:
-    """The step of a stage, the images it trains on, and N or 1."""
+    """Build the step of a stage; also return the images it trains on, and N or 1."""
     if kind == PRETRAIN:
         return build_pretraining(config, accelerator).step, dataset.train, config.patches
     few = few_labels(config, dataset)
@@ -112,8 +121,8 @@ def _build(
 
 
 def _run(step: TrainStep, batch: Batch, micro_batch: int, found: Replay) -> None:
-    """As TrainStep does, with a look at everything on the way."""
-    found.parameter = _first_bad(step.model)
+    """Run forward and backward as TrainStep does, and record everything."""
+    found.parameter = _first_nonfinite(step.model)
     with _watched(step.model, found):
         for part in batch.split(micro_batch):
             share = len(part.images) / len(batch.images)
@@ -123,10 +132,10 @@ def _run(step: TrainStep, batch: Batch, micro_batch: int, found: Replay) -> None
             found.losses.append(float(loss.detach()))
             gradients = [p.grad for p in step.model.parameters() if p.grad is not None]
             found.norms.append(float(nn.utils.get_total_norm(gradients)))
-    found.gradient = _first_bad(step.model, gradients=True)
+    found.gradient = _first_nonfinite(step.model, gradients=True)
 
 
-def _first_bad(model: nn.Module, gradients: bool = False) -> str | None:
+def _first_nonfinite(model: nn.Module, gradients: bool = False) -> str | None:
     for name, parameter in model.named_parameters():
         values = parameter.grad if gradients else parameter
         if values is not None and not torch.isfinite(values).all():
@@ -136,17 +145,17 @@ def _first_bad(model: nn.Module, gradients: bool = False) -> str | None:
 
 @contextmanager
 def _watched(model: nn.Module, found: Replay) -> Iterator[None]:
-    """Note the first module whose output is not finite."""
+    """Record the first module whose output is not finite."""
 
     def watch(name: str) -> Any:
-        def look(module: nn.Module, inputs: Any, output: Any) -> None:
+        def check(module: nn.Module, inputs: Any, output: Any) -> None:
             del module, inputs
             outputs = output if isinstance(output, tuple) else (output,)
             tensors = [o for o in outputs if isinstance(o, Tensor) and o.is_floating_point()]
             if found.activation is None and not all(torch.isfinite(t).all() for t in tensors):
                 found.activation = name or "the loss"
 
-        return look
+        return check
 
     hooks = [m.register_forward_hook(watch(name)) for name, m in model.named_modules()]
     try:
@@ -156,5 +165,5 @@ def _watched(model: nn.Module, found: Replay) -> Iterator[None]:
             hook.remove()
 
 
-def _plain(value: float) -> float | str:
+def _json_number(value: float) -> float | str:
     return value if abs(value) < float("inf") else str(value)

@@ -1,4 +1,4 @@
-"""A stage of a run and how far it is: what a checkpoint holds of it, and going on from one."""
+"""A stage's identity and progress, and how a checkpoint saves and restores them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,15 @@ from fastselfie.training.step import TrainStep
 
 @dataclass(frozen=True)
 class Stage:
-    """What makes one stage of a run, and what its checkpoint must agree with.
+    """What identifies a stage of a run: its checkpoints must agree with it.
 
-    kind: pretrain, finetuned or supervised. settings: those of the stage. sections: of the config,
-    whose keys must not change over a resume, but for `unused` ones. images: the dataset's
-    fingerprint.
+    Attributes:
+        kind: the stage's name.
+        config: the run's.
+        settings: the stage's; for the control they may differ from the config's section.
+        sections: sections of the config whose keys must not change when a run is resumed.
+        images: fingerprint of the dataset.
+        unused: keys in `sections` that the stage does not read, which may change.
     """
 
     kind: StageName
@@ -37,10 +41,14 @@ class Stage:
     unused: Sequence[str] = ()
 
     def check(self, state: dict[str, Any], path: Path) -> None:
-        """Whether `state`, of this stage and read from `path`, is of this very experiment.
+        """Check that a checkpoint is of this experiment.
+
+        Args:
+            state: a checkpoint of this stage.
+            path: the file it was read from.
 
         Raises:
-            UserError: another config or set of images, with what differs.
+            UserError: its config or images are others; the message says what differs.
         """
         way_out = "set them back, or use --resume never or another --out"
         old, new = json.loads(state["config"]), self.config.model_dump(mode="json")
@@ -55,10 +63,13 @@ class Stage:
 
 @dataclass
 class Progress:
-    """How far a stage is.
+    """The progress of a stage.
 
-    done: whole steps. metrics: of the last evaluation. owed: the one due now is not finished.
-    skipped: images that data.on_error: skip replaced in those steps, of all processes.
+    Attributes:
+        done: whole steps.
+        metrics: of the last evaluation.
+        evaluation_pending: whether the evaluation after step `done` is due and not finished.
+        skipped: images that `data.on_error: skip` replaced in those steps, on all ranks.
     """
 
     done: int = 0
@@ -67,8 +78,14 @@ class Progress:
     skipped: int = 0
 
 
-def go_on(stage: Stage, step: TrainStep, found: Checkpoint) -> Progress:
-    """Check and restore a checkpoint, which all processes have from rank 0. Raises as `check`."""
+def resume_stage(stage: Stage, step: TrainStep, found: Checkpoint) -> Progress:
+    """Check and restore a checkpoint, and warn if the number of ranks or the precision changed.
+
+    Every rank calls it with the checkpoint that rank 0 read.
+
+    Raises:
+        UserError: see `Stage.check` and `restore`.
+    """
     with step.accelerator.ranks.raise_together():
         stage.check(found.state, found.path)
         progress = restore(step, found)
@@ -93,7 +110,14 @@ def checkpoint_state(
     progress: Progress,
     metric_accumulators: Sequence[Mapping[str, Tensor]],
 ) -> dict[str, Any]:
-    """A checkpoint. unread: every process's, see `TrainStep.metric_accumulators`."""
+    """Collect the state that a checkpoint holds.
+
+    Args:
+        stage: which stage it is of.
+        step: has the network, the optimizer and the scaler.
+        progress: how far the stage is.
+        metric_accumulators: `TrainStep.metric_accumulators` of every rank.
+    """
     return {
         "kind": stage.kind.value,  # a plain string: weights_only loads no enum
         "images": stage.images,
@@ -115,11 +139,11 @@ def checkpoint_state(
 
 
 def restore(step: TrainStep, found: Checkpoint) -> Progress:
-    """Put a state into the step: weights, optimiser, scaler and torch's own random state.
+    """Load a checkpoint into `step`: weights, optimizer, scaler, torch's random state.
 
     Raises:
-        UserError: the weights are of another model, or the checkpoint's micro-batches do not go
-            with the CUDA graphs of this machine.
+        UserError: the weights are of another model, or the checkpoint's micro-batches cannot be
+            used with CUDA graphs on this machine.
     """
     state, ranks = found.state, step.accelerator.ranks
     step.accelerator.check_micro_batch(state["micro_batch"], step.stage.batch_size // ranks.world)
@@ -127,10 +151,10 @@ def restore(step: TrainStep, found: Checkpoint) -> Progress:
     if step.average is not None:
         load_weights(step.average.model, state["average"], found.path)
     load_optimizer(step.optimizer, state["optimizer"])
-    if state["scaler"] and step.scaler.is_enabled():  # empty where it was saved without fp16
+    if state["scaler"] and step.scaler.is_enabled():  # empty unless it was saved in fp16
         step.scaler.load_state_dict(state["scaler"])
     step.micro_batch = state["micro_batch"]
-    step.go_on_from(state["unread"])
+    step.load_metric_accumulators(state["unread"])
     set_random_state(state["random"], step.accelerator.device)
-    skipped = state.get("skipped", 0)  # which older checkpoints do not have
+    skipped = state.get("skipped", 0)  # older checkpoints lack it
     return Progress(state["step"], state["metrics"], state["owed"], skipped)
