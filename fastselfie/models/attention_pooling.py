@@ -1,7 +1,7 @@
 """Attention pooling A: `u, _ = Transformer(u0, h_1..h_K)` (paper, section 3.2).
 
-Post-norm transformer blocks as in BERT (Devlin et al., 2018). A learned u0 is the first token of the
-sequence; its output u summarises the visible patches. S is the length of the sequence.
+Post-norm transformer blocks as in BERT (Devlin et al., 2018). A learned u0 is the first token of
+the sequence; its output u summarises the visible patches. S is the length of the sequence.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class PostNormBlock(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor, first_only: bool = False) -> Tensor:
-        """(B, S, D) -> (B, S, D), or with `first_only` the first token's output alone, (B, 1, D)."""
+        """(B, S, D) -> (B, S, D), or with `first_only` the first token alone, (B, 1, D)."""
         y = self._attend(x, first_only)
         x = self.norm1(x[:, : y.shape[1]] + self._drop(y))
         out: Tensor = self.norm2(x + self._drop(self.fc2(F.gelu(self.fc1(x)))))
