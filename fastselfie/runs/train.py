@@ -1,4 +1,4 @@
-"""A run: its folder, its stages in order, its summary and its page."""
+"""Training of a run: its folder, its stages in order, its summary and its page."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from fastselfie.training.pretrain import pretrain, pretraining_stage
 from fastselfie.training.state import Stage
 from fastselfie.training.trackers import WANDB_ID, require_wandb
 
-# Opens a page that follows a run: of its config, its folder and whether this process is rank 0.
+# Takes the config, the folder and whether this is rank 0; opens a page that follows the run.
 OpenPage = Callable[[Config, Path, bool], AbstractContextManager[OnLogLine]]
 
 
@@ -54,23 +54,31 @@ def no_page(config: Config, out: Path, is_main: bool) -> AbstractContextManager[
 def train(
     config: Config, stage: str, resume: str, out: Path, open_page: OpenPage = no_page
 ) -> dict[str, Any] | None:
-    """Run the stages into `out`, going on from what is there; return the summary.
+    """Train the stages of a run. Every rank calls it.
 
-    Of several processes each calls it; those that only follow rank 0 return None.
+    All errors that can be known before the first step are raised before it and leave `out` as it
+    was.
 
-    stage: pretrain, finetune or all. resume: auto goes on from the checkpoints in `out`; never
-    moves an earlier run aside first; a path starts from a copy of that run or checkpoint.
-    open_page: `LivePage`, to follow the run in a browser.
+    Args:
+        config: the run's.
+        stage: pretrain, finetuned or all, see `stages_to_run`.
+        resume: auto: from the checkpoints in `out`; never: move an earlier run aside first; a path:
+            from a copy of that run or checkpoint.
+        out: the run's folder.
+        open_page: `LivePage`, to follow the run in a browser.
+
+    Returns:
+        The summary, as in summary.json; None on ranks other than 0.
 
     Raises:
-        UserError: see the stages; or `finetune` where nothing was pretrained. All that can be
-            known before the first step is found before it, and leaves `out` as it was.
+        ValueError: `stage` is something else.
+        UserError: see `pretrain` and `finetune`; or finetuning without a pretrained network.
     """
     began = time.time()
     stages = stages_to_run(stage)
     ranks = init_distributed(config.runtime)
     if restarted():
-        resume = "auto"  # what `never` moved aside, or a path copied, is done
+        resume = "auto"  # the first start has moved or copied the earlier run
     console.quiet = not ranks.is_main
     with ExitStack() as stack:
         with ranks.raise_together():
@@ -92,7 +100,7 @@ def _run_stages(
     began: float,
     open_page: OpenPage,
 ) -> dict[str, Any] | None:
-    """Train, with the run's page as it goes; return the summary where this process leads."""
+    """Train and keep the run's page up to date; return the summary on rank 0."""
     measures: dict[str, dict[str, float]] = {}
     with open_page(config, out, accelerator.ranks.is_main) as on_log_line:
         if PRETRAIN in stages:
@@ -122,9 +130,10 @@ def _open(
     ranks: Ranks,
     stack: ExitStack,
 ) -> tuple[Accelerator, Dataset]:
-    """Find every mistake that can be known before the first step, then prepare `out`.
+    """Check all that can be known before the first step, then prepare `out`.
 
-    stack: keeps other processes out of `out` until it is closed.
+    Args:
+        stack: holds the lock on `out` until it is closed.
     """
     accelerator = choose_accelerator(config.runtime, ranks)
     _check_processes(config, stages, accelerator)
@@ -137,7 +146,7 @@ def _open(
         stack.enter_context(exclusive_lock(out))
         if chosen is not None:
             if not any(has_checkpoints(out / name) for name in StageName):
-                (out / "labels.txt").unlink(missing_ok=True)  # of a start that trained nothing
+                (out / "labels.txt").unlink(missing_ok=True)  # left by a start that trained nothing
             keep_labels(out / "labels.txt", chosen, dataset.train.labels, config.seed)
         write_atomically(out / CLASSES, json.dumps(list(dataset.train.classes)) + "\n")
         write_atomically(out / CONFIG, config.to_yaml())
@@ -147,10 +156,10 @@ def _open(
 
 
 def _check_processes(config: Config, stages: Sequence[StageName], accelerator: Accelerator) -> None:
-    """Whether so many processes can train by this config.
+    """Check that this number of ranks can train with `config`.
 
     Raises:
-        UserError: the first key that they cannot keep to.
+        UserError: a key does not fit; the message names it.
     """
     ranks = accelerator.ranks
     if config.model.sync_batch_norm and ranks.world > 1 and accelerator.device.type != "cuda":
@@ -164,14 +173,13 @@ def _check_processes(config: Config, stages: Sequence[StageName], accelerator: A
         micro = min(settings.micro_batch_size or part, part)
         if part % micro:
             raise UserError(
-                f"{name}.micro_batch_size is {micro}: it must divide the {part} images of "
-                f"{name}.batch_size = {settings.batch_size} that each of {ranks.world} processes "
-                "takes"
+                f"{name}.micro_batch_size is {micro}: it must divide {part}, each process's share "
+                f"of {name}.batch_size = {settings.batch_size}"
             )
 
 
 def _stages(config: Config, dataset: Dataset) -> dict[StageName, Stage]:
-    """What each checkpoint of a run must agree with."""
+    """Return what the checkpoints of each stage must agree with."""
     return {
         PRETRAIN: pretraining_stage(config, dataset),
         FINETUNED: finetuning_stage(config, dataset.fingerprint(), from_p=True),
@@ -180,13 +188,13 @@ def _stages(config: Config, dataset: Dataset) -> dict[StageName, Stage]:
 
 
 def _prepare_folder(out: Path, resume: str, stages: dict[StageName, Stage]) -> None:
-    """Make `out` ready to go on in, or refuse and leave it as it was."""
+    """Prepare `out` for training, or raise UserError and leave it as it was."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file: give another --out")
     source = out if resume in ("auto", "never") else Path(resume)
     if resume != "never":
         for name, stage in stages.items():
-            found = newest_checkpoint(source / name, name, quiet=True)  # the stage will say it
+            found = newest_checkpoint(source / name, name, quiet=True)  # the stage warns
             if found is not None:
                 stage.check(found.state, found.path)
     if resume == "never" and out.exists():
@@ -200,7 +208,7 @@ def _prepare_folder(out: Path, resume: str, stages: dict[StageName, Stage]) -> N
 
 
 def _copy_run(source: Path, out: Path, stages: dict[StageName, Stage]) -> None:
-    """Take the checkpoints and logs of another run, or one checkpoint, into `out`."""
+    """Copy another run, or one checkpoint, into `out`."""
     if not source.exists():
         raise UserError(f"{source}: no such run or checkpoint to resume from")
     if out.exists() and source.resolve() == out.resolve():
@@ -209,7 +217,7 @@ def _copy_run(source: Path, out: Path, stages: dict[StageName, Stage]) -> None:
         raise UserError(f"{out}: has checkpoints of its own: use --resume auto or another --out")
     if source.is_dir():
         open_run(source)  # refuses a folder that is not a run
-        # A run of its own, on W&B too.
+        # The copy is a new run, on W&B too.
         ignored = shutil.ignore_patterns(LOCK, WANDB_ID, "wandb")
         shutil.copytree(source, out, dirs_exist_ok=True, ignore=ignored)
         return
@@ -247,7 +255,7 @@ def _announce(
     if labels and unknown:
         say(
             f"warning: {unknown:,} of the {len(dataset.held_out):,} held-out images are of classes "
-            "without a training image: top-1, k-NN and probe have them wrong"
+            "without a training image: top-1, k-NN and probe count them as wrong"
         )
     if dataset.warning:
         say(f"warning: {dataset.warning}")
@@ -256,17 +264,14 @@ def _announce(
         if settings.warmup_steps > settings.steps:
             say(
                 f"warning: {name}.warmup_steps is {settings.warmup_steps}, more than {name}.steps "
-                f"= {settings.steps}: the rate never comes to {name}.lr"
+                f"= {settings.steps}: the learning rate never reaches {name}.lr"
             )
 
 
 def _write_summary(
     out: Path, measures: dict[str, dict[str, float]], seconds: float
 ) -> dict[str, Any]:
-    """Write summary.json; return the summary.
-
-    A stage that this call did not run keeps the figures of the call that did.
-    """
+    """Write summary.json and return it; figures of stages that did not run now are kept."""
     path = out / SUMMARY
     summary = _earlier_summary(path)
     if PRETRAIN in measures:
@@ -285,19 +290,19 @@ def _write_summary(
 
 
 def _earlier_summary(path: Path) -> dict[str, Any]:
-    """What stands in `path`; nothing where it is not there or cut short."""
+    """Read the summary in `path`; empty if it is missing or damaged."""
     if not path.exists():
         return {}
     try:
         summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        say(f"warning: {path}: is damaged: figures of stages that did not run now are lost in it")
+        say(f"warning: {path}: is damaged: it loses the figures of stages that did not run now")
         return {}
     return summary
 
 
 def _feature_figures(last: dict[str, float], log: list[dict[str, Any]]) -> dict[str, float]:
-    """k-NN and linear probe at the end, and what k-NN made of P's first weights and of pixels."""
+    """Final k-NN and linear-probe accuracy, and k-NN on P's initial weights and on pixels."""
     found = {name: last[name] for name in ("knn", "linear_probe") if name in last}
     first: dict[str, Any] = next((line for line in log if "knn_pixels" in line), {})
     yardsticks = {"knn_random_weights": "knn", "knn_pixels": "knn_pixels"}

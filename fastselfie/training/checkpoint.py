@@ -149,11 +149,11 @@ def newest_checkpoint(folder: Path, kind: str, quiet: bool = False) -> Checkpoin
             faults.append(damaged.fault)
     if best is None:
         raise UserError(
-            f"{'; '.join(faults)}: no good checkpoint is left there: bring one back, or use "
+            f"{'; '.join(faults)}: no good checkpoint is left there: restore one, or use "
             "--resume never"
         )
     for fault in [] if quiet else faults:
-        say(f"warning: {fault}: going on from {best.path.name}, step {best.state['step']}")
+        say(f"warning: {fault}: resuming from {best.path.name}, step {best.state['step']}")
     return best
 
 
@@ -175,6 +175,4 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) ->
     except RuntimeError as error:
         lines = str(error).splitlines()
         first = lines[1].strip() if len(lines) > 1 else lines[0]
-        raise UserError(
-            f"{path}: its weights are of another model than the config's: {first}"
-        ) from error
+        raise UserError(f"{path}: its weights do not fit the config's model: {first}") from error

@@ -106,8 +106,8 @@ class CheckpointWriter:
                 raise fault
         except OSError as error:
             raise UserError(
-                f"{path}: {error.strerror}: make room or check its permissions, and run the same "
-                "command to go on from the checkpoint before"
+                f"{path}: {error.strerror}: make room or check its permissions, then run the same "
+                "command to resume from the previous checkpoint"
             ) from fault
 
     def _join(self) -> None:
@@ -144,7 +144,7 @@ def _delete(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        say(f"warning: {path}: {error.strerror}: this old file stays")
+        say(f"warning: {path}: {error.strerror}: this old file is not deleted")
 
 
 def _copied(value: Any) -> Any:

@@ -276,13 +276,13 @@ def _say_how_it_differs(stage: Stage, step: TrainStep, loader: Loader, progress:
         over = f" over {world} processes" if world > 1 else ""
         say(
             f"{stage.kind}: batches of {size}{over} in passes of "
-            f"{min(step.micro_batch, size // world)} images, which is what batch norm sees"
+            f"{min(step.micro_batch, size // world)} images, over which batch norm averages"
         )
     if progress.done and not loader.repeats:
         say(
             f"warning: {stage.kind}: resumed at step {progress.done}, but the random crops of "
-            f"data.loader={stage.config.data.loader} cannot be repeated: from here on the run is "
-            "not the one that would have gone on"
+            f"data.loader={stage.config.data.loader} cannot be repeated: from here on it differs "
+            "from an uninterrupted run"
         )
 
 

@@ -92,14 +92,14 @@ def resume_stage(stage: Stage, step: TrainStep, found: Checkpoint) -> Progress:
     before, world = found.state["processes"], step.accelerator.ranks.world
     if before != world:
         say(
-            f"{stage.kind}: was trained by {before} processes, goes on with {world}: in the same "
-            "order of samples, but batch norm and dropout see them in other parts"
+            f"{stage.kind}: was trained by {before} processes, resumes with {world}: the order of "
+            "samples is the same, but batch norm and dropout see other parts of a batch"
         )
     before, now = found.state["precision"], step.accelerator.precision.name
     if before != now:
         say(
-            f"warning: {stage.kind}: was trained in {before}, goes on in {now} "
-            f"({step.accelerator.precision.why}): runtime.precision={before} goes on as it was"
+            f"warning: {stage.kind}: was trained in {before}, resumes in {now} "
+            f"({step.accelerator.precision.why}): set runtime.precision={before} to keep it"
         )
     return progress
 

@@ -140,8 +140,8 @@ class Wandb:
             self._run = None
             lines = str(error).splitlines() or [""]
             self._say(
-                f"warning: log.wandb: {type(error).__name__}: {lines[0]}: W&B gets no more of this "
-                "stage, log.jsonl does"
+                f"warning: log.wandb: {type(error).__name__}: {lines[0]}: W&B gets nothing more of "
+                "this stage, log.jsonl does"
             )
 
 

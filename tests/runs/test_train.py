@@ -133,7 +133,7 @@ def test_stages_one_by_one(cli, tiny_yaml, image_folder, tmp_path):
     command = ("train", tiny_yaml, f"data.train={image_folder}", "--out", tmp_path / "run")
     early = cli(*command, "--stage", "finetuned")
     assert early.status == 2
-    assert "nothing is pretrained there" in early.err
+    assert "has no pretrained network" in early.err
     assert cli(*command, "--stage", "pretrain").status == 0
     figures = json.loads(cli(*command, "--stage", "finetune").out)
     assert {"pretext_accuracy", "finetuned_accuracy", "supervised_accuracy"} <= set(figures)

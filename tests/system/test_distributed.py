@@ -257,7 +257,7 @@ def test_a_signal_to_one_process_ends_all_at_the_same_step(tmp_path, yaml_of):
     # With another number of processes: the same samples, and it is said.
     (again,) = start("whole", "train", path, "--stage", "pretrain", "--out", out, world=1)
     assert again[0] == 0, again[2]
-    assert "was trained by 2 processes, goes on with 1" in again[2]
+    assert "was trained by 2 processes, resumes with 1" in again[2]
     assert [x["step"] for x in read_log(out / "pretrain" / "log.jsonl")][-1] == 6
 
 
