@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,9 @@ from fastselfie.data.splits import keep_labels
 from fastselfie.errors import UserError
 from fastselfie.models.selfie import Selfie
 from fastselfie.runs.doctor import environment
-from fastselfie.runs.folder import CLASSES, CONFIG, ENVIRONMENT, PAGE, SUMMARY
+from fastselfie.runs.folder import CLASSES, CONFIG, ENVIRONMENT
 from fastselfie.runs.load import load_pretrained, open_run
+from fastselfie.runs.summary import write_summary
 from fastselfie.stage_names import FINETUNED, PRETRAIN, SUPERVISED, StageName, stages_to_run
 from fastselfie.system.accelerator import Accelerator, choose_accelerator
 from fastselfie.system.console import console, say
@@ -37,7 +37,7 @@ from fastselfie.training.checkpoint import (
     newest_checkpoint,
 )
 from fastselfie.training.finetune import few_labels, finetune, finetuning_stage, labelled
-from fastselfie.training.metrics_log import OnLogLine, read_log
+from fastselfie.training.metrics_log import OnLogLine
 from fastselfie.training.pretrain import pretrain, pretraining_stage
 from fastselfie.training.state import Stage
 from fastselfie.training.trackers import WANDB_ID, require_wandb
@@ -101,7 +101,7 @@ def _run_stages(
     open_page: OpenPage,
 ) -> dict[str, Any] | None:
     """Train and keep the run's page up to date; return the summary on rank 0."""
-    measures: dict[str, dict[str, float]] = {}
+    measures: dict[StageName, dict[str, float]] = {}
     with open_page(config, out, accelerator.ranks.is_main) as on_log_line:
         if PRETRAIN in stages:
             network, measures[PRETRAIN] = pretrain(
@@ -119,7 +119,7 @@ def _run_stages(
                 measures[name] = finetune(config, few, out / name, accelerator, start, on_log_line)
         if not accelerator.ranks.is_main:
             return None
-        return _write_summary(out, measures, time.time() - began)
+        return write_summary(out, measures, time.time() - began)
 
 
 def _open(
@@ -266,44 +266,3 @@ def _announce(
                 f"warning: {name}.warmup_steps is {settings.warmup_steps}, more than {name}.steps "
                 f"= {settings.steps}: the learning rate never reaches {name}.lr"
             )
-
-
-def _write_summary(
-    out: Path, measures: dict[str, dict[str, float]], seconds: float
-) -> dict[str, Any]:
-    """Write summary.json and return it; figures of stages that did not run now are kept."""
-    path = out / SUMMARY
-    summary = _earlier_summary(path)
-    if PRETRAIN in measures:
-        log = read_log(out / PRETRAIN / "log.jsonl")
-        rates = [line["images_per_s"] for line in log if "images_per_s" in line]
-        summary["pretext_accuracy"] = measures[PRETRAIN]["pretext_accuracy"]
-        summary["images_per_s"] = median(rates) if rates else None  # as on the page
-        summary |= _feature_figures(measures[PRETRAIN], log)
-    for name in (FINETUNED, SUPERVISED):
-        if name in measures:
-            summary[f"{name}_accuracy"] = measures[name]["top1"]
-    summary["seconds"] = round(summary.get("seconds", 0.0) + seconds, 1)
-    summary["report"] = str(out / PAGE)
-    write_atomically(path, json.dumps(summary, indent=1) + "\n")
-    return summary
-
-
-def _earlier_summary(path: Path) -> dict[str, Any]:
-    """Read the summary in `path`; empty if it is missing or damaged."""
-    if not path.exists():
-        return {}
-    try:
-        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        say(f"warning: {path}: is damaged: it loses the figures of stages that did not run now")
-        return {}
-    return summary
-
-
-def _feature_figures(last: dict[str, float], log: list[dict[str, Any]]) -> dict[str, float]:
-    """Final k-NN and linear-probe accuracy, and k-NN on P's initial weights and on pixels."""
-    found = {name: last[name] for name in ("knn", "linear_probe") if name in last}
-    first: dict[str, Any] = next((line for line in log if "knn_pixels" in line), {})
-    yardsticks = {"knn_random_weights": "knn", "knn_pixels": "knn_pixels"}
-    return found | {name: first[key] for name, key in yardsticks.items() if key in first}

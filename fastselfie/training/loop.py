@@ -17,10 +17,10 @@ from fastselfie.errors import Diverged
 from fastselfie.system.console import say
 from fastselfie.system.signals import Interrupted, Pending, deferred_signals
 from fastselfie.system.trace_ranges import trace_range
-from fastselfie.training.checkpoint import LATEST, newest_checkpoint
+from fastselfie.training.checkpoint import LATEST
 from fastselfie.training.checkpoint_writer import CheckpointWriter
 from fastselfie.training.metrics_log import OnLogLine, RunLog, Window
-from fastselfie.training.nonfinite import NonFiniteStep, dump_step
+from fastselfie.training.nonfinite import dump_step
 from fastselfie.training.state import Progress, Stage, checkpoint_state, resume_stage
 from fastselfie.training.step import TrainStep
 
@@ -61,10 +61,7 @@ def fit(
         Interrupted: a rank received a signal; the step in progress was finished and saved.
     """
     settings, ranks = stage.settings, step.accelerator.ranks
-    progress = Progress()
-    found = ranks.broadcast_from_main(lambda: newest_checkpoint(folder, stage.kind))
-    if found is not None:
-        progress = resume_stage(stage, step, found)
+    progress = resume_stage(stage, step, folder)
     if progress.done >= settings.steps and not progress.evaluation_pending:
         return progress.metrics
     _say_how_it_differs(stage, step, loader, progress)
@@ -220,7 +217,10 @@ class _Training:
         with self._abandonable():
             metrics = self.evaluate(done)
         with self.ranks.raise_together():
-            _require_finite(self.stage, done, metrics["heldout_loss"], self.writer.folder / LATEST)
+            loss, latest = metrics["heldout_loss"], self.writer.folder / LATEST
+            if not math.isfinite(loss):  # before a good checkpoint is replaced
+                hint = f"; {latest} is from before" if latest.exists() else ""
+                raise _diverged(self.stage, done, "loss", loss, hint)
         self.progress.metrics, self.progress.evaluation_pending = metrics, False
         with self.ranks.raise_together():
             self.log.write(done, **metrics)
@@ -255,17 +255,17 @@ class _Training:
             if self.ranks.is_main:
                 state = checkpoint_state(self.stage, self.step, self.progress, accumulators)
                 hint = dump_step(state, nonfinite_step, samples, self.writer.folder)
-                raise Diverged(f"{_nonfinite_message(self.stage, nonfinite_step)}; {hint}")
+                what, value = "loss", nonfinite_step.loss
+                if math.isfinite(value):
+                    what, value = "norm of the gradient", nonfinite_step.norm
+                raise _diverged(self.stage, nonfinite_step.step + 1, what, value, f"; {hint}")
 
 
-def _nonfinite_message(stage: Stage, nonfinite_step: NonFiniteStep) -> str:
-    what, value = ("loss", nonfinite_step.loss)
-    if math.isfinite(value):
-        what, value = "norm of the gradient", nonfinite_step.norm
-    section = stage.sections[-1]
-    return (
-        f"{stage.kind}: the {what} is {value} at step {nonfinite_step.step + 1}: lower "
-        f"{section}.lr ({stage.settings.lr}) or set {section}.clip_grad_norm"
+def _diverged(stage: Stage, step: int, what: str, value: float, hint: str) -> Diverged:
+    section = stage.kind.section
+    return Diverged(
+        f"{stage.kind}: the {what} is {value} at step {step}: lower {section}.lr "
+        f"({stage.settings.lr}) or set {section}.clip_grad_norm{hint}"
     )
 
 
@@ -284,15 +284,3 @@ def _say_how_it_differs(stage: Stage, step: TrainStep, loader: Loader, progress:
             f"data.loader={stage.config.data.loader} cannot be repeated: from here on it differs "
             "from an uninterrupted run"
         )
-
-
-def _require_finite(stage: Stage, step: int, loss: float, path: Path) -> None:
-    """Raise Diverged if the held-out loss is not finite, before a good checkpoint is replaced."""
-    if math.isfinite(loss):
-        return
-    section = stage.sections[-1]
-    before = f"; {path} is from before" if path.exists() else ""
-    raise Diverged(
-        f"{stage.kind}: the loss is {loss} at step {step}: lower {section}.lr ({stage.settings.lr})"
-        f" or set {section}.clip_grad_norm{before}"
-    )

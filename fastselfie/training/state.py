@@ -15,7 +15,7 @@ from fastselfie.errors import UserError
 from fastselfie.stage_names import StageName
 from fastselfie.system.accelerator import random_state, set_random_state
 from fastselfie.system.console import say
-from fastselfie.training.checkpoint import Checkpoint, load_weights
+from fastselfie.training.checkpoint import Checkpoint, load_weights, newest_checkpoint
 from fastselfie.training.optimizer import load_optimizer
 from fastselfie.training.step import TrainStep
 
@@ -78,18 +78,22 @@ class Progress:
     skipped: int = 0
 
 
-def resume_stage(stage: Stage, step: TrainStep, found: Checkpoint) -> Progress:
-    """Check and restore a checkpoint, and warn if the number of ranks or the precision changed.
+def resume_stage(stage: Stage, step: TrainStep, folder: Path) -> Progress:
+    """Restore the newest good checkpoint in `folder` if there is one; return the progress.
 
-    Every rank calls it with the checkpoint that rank 0 read.
+    Every rank calls it, and rank 0 reads the file. A changed number of ranks or precision is said.
 
     Raises:
-        UserError: see `Stage.check` and `restore`.
+        UserError: see `newest_checkpoint`, `Stage.check` and `restore`.
     """
-    with step.accelerator.ranks.raise_together():
+    ranks = step.accelerator.ranks
+    found = ranks.broadcast_from_main(lambda: newest_checkpoint(folder, stage.kind))
+    if found is None:
+        return Progress()
+    with ranks.raise_together():
         stage.check(found.state, found.path)
         progress = restore(step, found)
-    before, world = found.state["processes"], step.accelerator.ranks.world
+    before, world = found.state["processes"], ranks.world
     if before != world:
         say(
             f"{stage.kind}: was trained by {before} processes, resumes with {world}: the order of "
