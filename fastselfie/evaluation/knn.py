@@ -37,14 +37,14 @@ def knn_accuracy(
 
 def _nearest(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Find the k largest products of each query with the bank: values and rows, (m, k) each."""
-    best, rows = queries.new_empty(len(queries), 0), None
+    best, best_rows = queries.new_empty(len(queries), 0), None
     for start in range(0, len(bank), _BANK_PART):
         part = bank[start : start + _BANK_PART]
         products, rows = (queries @ part.T).topk(min(k, len(part)), dim=1)
         rows = rows + start
-        rows = rows if rows is None else torch.cat([rows, rows], dim=1)
+        best_rows = rows if best_rows is None else torch.cat([best_rows, rows], dim=1)
         best = torch.cat([best, products], dim=1)
         best, chosen = best.topk(min(k, best.shape[1]), dim=1)
-        rows = rows.gather(1, chosen)
-    assert rows is not None
-    return best, rows
+        best_rows = best_rows.gather(1, chosen)
+    assert best_rows is not None
+    return best, best_rows

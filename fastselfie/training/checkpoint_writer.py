@@ -100,14 +100,13 @@ class CheckpointWriter:
         fault, self._fault = self._fault, None
         if fault is None:
             return
-        path = Path(getattr(fault, "filename", None) or self.folder)
         try:
-            with DiskErrors(self.settings.on_error, path, "this checkpoint is not written"):
+            with DiskErrors(self.settings.on_error, self.folder, "this checkpoint is not written"):
                 raise fault
         except OSError as error:
             raise UserError(
-                f"{path}: {error.strerror}: make room or check its permissions, then run the same "
-                "command to resume from the previous checkpoint"
+                f"{error.filename or self.folder}: {error.strerror}: make room or check its "
+                "permissions, then run the same command to resume from the previous checkpoint"
             ) from fault
 
     def _join(self) -> None:

@@ -11,11 +11,11 @@ from fastselfie.system.console import say
 class DiskErrors:
     """Handles every OSError inside its `with` blocks as `checkpoint.on_error` says.
 
-    stop: raises it, with `path` in it. continue: the first one is a warning, and the block is left.
+    stop: raises it, with a path in it. continue: the first one is a warning, and the block is left.
 
     Args:
         on_error: stop or continue.
-        path: the file that is written inside the blocks.
+        path: the file that the blocks write, for errors that name none.
         consequence: what is lost, for the warning: "this checkpoint is not written".
     """
 
@@ -36,13 +36,14 @@ class DiskErrors:
     ) -> bool:
         if not isinstance(error, OSError):
             return False
+        path = error.filename or self._path
         if self._on_error == "stop":
             if error.errno is None:  # a library's own: its text would be lost
                 return False
-            raise OSError(error.errno, error.strerror, str(self._path)) from error
+            raise OSError(error.errno, error.strerror, str(path)) from error
         if not self._warned:
             say(
-                f"warning: {self._path}: {error.strerror or error}: {self._consequence}, "
+                f"warning: {path}: {error.strerror or error}: {self._consequence}, "
                 "checkpoint.on_error is continue"
             )
         self._warned = True

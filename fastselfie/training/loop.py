@@ -64,7 +64,7 @@ def fit(
     progress = resume_stage(stage, step, folder)
     if progress.done >= settings.steps and not progress.evaluation_pending:
         return progress.metrics
-    _say_how_it_differs(stage, step, loader, progress)
+    _say_how_it_trains(stage, step, loader, progress)
     consumed = progress.done * settings.batch_size
     with (
         RunLog(
@@ -269,8 +269,8 @@ def _diverged(stage: Stage, step: int, what: str, value: float, hint: str) -> Di
     )
 
 
-def _say_how_it_differs(stage: Stage, step: TrainStep, loader: Loader, progress: Progress) -> None:
-    """Say how batches are split, and warn if a resumed run will differ from an unbroken one."""
+def _say_how_it_trains(stage: Stage, step: TrainStep, loader: Loader, progress: Progress) -> None:
+    """Say how batches are split; warn if a resumed run will differ from an uninterrupted one."""
     world, size = step.accelerator.ranks.world, stage.settings.batch_size
     if step.micro_batch < size:
         over = f" over {world} processes" if world > 1 else ""

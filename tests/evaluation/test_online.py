@@ -116,7 +116,7 @@ def test_a_measure_that_was_left_is_made_up_for(image_folder, tmp_path, accelera
         return evaluate_features(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(monitor, "feature_worth", left)
+        patch.setattr(monitor, "evaluate_features", left)
         with pytest.raises(Interrupted):
             run(image_folder, tmp_path / "b", accelerator, **options)
     assert set(measured(tmp_path / "b")) == {0}

@@ -219,7 +219,7 @@ def test_a_checkpoint_of_another_model_is_refused(trained, cli, tiny_yaml, image
     save_checkpoint(path, state)
     result = cli("train", tiny_yaml, f"data.train={image_folder}", "--out", out)
     assert result.status == 2
-    assert "pretrain/latest.pt: its weights are of another model" in result.err
+    assert "pretrain/latest.pt: its weights do not fit" in result.err
 
 
 def test_a_damaged_checkpoint_is_named(trained, cli, tiny_yaml, image_folder):

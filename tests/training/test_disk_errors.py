@@ -14,8 +14,8 @@ PATH = Path("runs/x/log.jsonl")
 LOST = "lines are missing in it"
 
 
-def full_disk():
-    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a temporary name")
+def full_disk(*path):
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), *path)
 
 
 def test_under_stop_the_error_names_the_file():
@@ -25,6 +25,8 @@ def test_under_stop_the_error_names_the_file():
     ):
         raise full_disk()
     assert raised.value.errno == errno.ENOSPC
+    with pytest.raises(OSError, match=r"No space left.*events"), DiskErrors("stop", PATH, LOST):
+        raise full_disk("tensorboard/events")
 
 
 def test_under_stop_an_error_without_a_number_keeps_its_text():
