@@ -102,7 +102,8 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
         choose_accelerator(config.runtime),
         open_dataset(config.data, config.seed),
     )
-    model, pixels, step = build_pretraining(config, accelerator)
+    built = build_pretraining(config, accelerator)
+    model, pixels, step = built.model, built.pixels, built.step
     train = build_loader(dataset.train, config.data, config.seed, accelerator.device)
     monitor = Monitor(config, dataset, pixels, accelerator)
     took: dict[str, list[Spent]] = {"step": [], "extract": [], "knn": [], "probe": []}

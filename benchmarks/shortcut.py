@@ -26,8 +26,8 @@ from fastselfie.errors import UserError
 from fastselfie.evaluation.metrics import pretext_accuracy
 from fastselfie.inference.evaluate_run import measuring_pixels
 from fastselfie.runs.doctor import environment
-from fastselfie.runs.folder import PRETRAIN
 from fastselfie.runs.load import open_run, pretrained_of
+from fastselfie.stage_names import PRETRAIN
 from fastselfie.system.accelerator import choose_accelerator
 from fastselfie.training.checkpoint import newest_checkpoint
 

@@ -21,8 +21,8 @@ from torch import nn
 from fastselfie.config import Config
 from fastselfie.export import export
 from fastselfie.models.selfie import Selfie, build_classifier
-from fastselfie.runs.folder import FINETUNED, PRETRAIN
 from fastselfie.runs.load import open_trained
+from fastselfie.stage_names import FINETUNED, PRETRAIN
 from fastselfie.system.files import write_atomically
 from fastselfie.training.checkpoint import save_checkpoint
 

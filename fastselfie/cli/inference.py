@@ -10,16 +10,9 @@ from typing import Annotated
 import typer
 
 from fastselfie.cli.app import app
-from fastselfie.cli.output import AsJson, print_result, wants_json
+from fastselfie.cli.output import AsJson, checked_by, print_result, wants_json
 from fastselfie.cli.prepare import Part
-
-
-class TrainedStage(str, Enum):
-    """Which of a run's networks is meant."""
-
-    pretrain = "pretrain"
-    finetuned = "finetuned"
-    supervised = "supervised"
+from fastselfie.stage_names import StageName
 
 
 class Format(str, Enum):
@@ -32,9 +25,13 @@ class Format(str, Enum):
 
 Run = Annotated[Path, typer.Argument(help="A run's folder, for example runs/quickstart.")]
 Stage = Annotated[
-    TrainedStage | None,
-    typer.Option(help="Default: finetuned if it is there, else supervised, else pretrain.")
-]  # fmt: skip
+    str | None,
+    typer.Option(
+        metavar=f"[{'|'.join(StageName)}]",
+        callback=checked_by(StageName),
+        help="Default: finetuned if it is there, else supervised, else pretrain.",
+    ),
+]
 Unfinished = Annotated[
     bool, typer.Option("--allow-unfinished", help="Also before the stage's last step.")
 ]
@@ -63,7 +60,7 @@ def export(
     from fastselfie import export as exporting
     from fastselfie.runs.load import open_trained
 
-    trained = open_trained(run, stage and stage.value, allow_unfinished)
+    trained = open_trained(run, stage, allow_unfinished)
     print_result(exporting.export(trained, form.value, out), as_json)
 
 
@@ -87,7 +84,7 @@ def features(
     from fastselfie.inference.features import write_features
     from fastselfie.runs.load import open_trained
 
-    trained = open_trained(run, stage and stage.value, allow_unfinished)
+    trained = open_trained(run, stage, allow_unfinished)
     print_result(write_features(trained, data, part.value, out, labels), as_json)
 
 
@@ -114,7 +111,7 @@ def predict(
     from fastselfie.inference.predict import predict as predict_images
     from fastselfie.runs.load import open_trained
 
-    found = predict_images(open_trained(run, stage and stage.value, allow_unfinished), images, out)
+    found = predict_images(open_trained(run, stage, allow_unfinished), images, out)
     if not as_json:
         table = Table(show_edge=False)
         for column in found[0].columns:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fastselfie.stage_names import FINETUNED, SUPERVISED
+
 if TYPE_CHECKING:
     from fastselfie.config import Config
 
@@ -16,6 +18,20 @@ AsJson = Annotated[
     bool, typer.Option("--json", help="Only JSON on standard output, on a terminal too.")
 ]
 Row = Sequence[str]
+
+
+def checked_by(parse: Callable[[str], object]) -> Callable[[str | None], str | None]:
+    """A callback of an option: a value that `parse` refuses by ValueError is a usage error."""
+
+    def check(value: str | None) -> str | None:
+        try:
+            if value is not None:
+                parse(value)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+        return value
+
+    return check
 
 
 def print_result(
@@ -75,9 +91,9 @@ def training_rows(summary: Mapping[str, Any], config: Config) -> list[Row]:
         labels = f"top-1, {100 * settings.labels:.3g}% of the labels"
     else:
         labels = f"top-1, {settings.labels_per_class} labels a class"
-    for name in ("finetuned", "supervised"):
+    for name in (FINETUNED, SUPERVISED):
         if f"{name}_accuracy" in summary:
-            rows.append((name, f"{summary[f'{name}_accuracy']:.1%}", labels))
+            rows.append((str(name), f"{summary[f'{name}_accuracy']:.1%}", labels))
     if summary.get("images_per_s"):
         rows.append(("images/s", format_rate(summary["images_per_s"]), "pretraining"))
     rows.append(("time", format_duration(summary["seconds"]), "all stages"))

@@ -98,5 +98,5 @@ def doctor() -> None:
     colours = {"ok": "green", "missing": "yellow", "bad": "red"}
     for finding in findings:
         state = f"[{colours[finding.state]}]{finding.state}[/]"
-        table.add_row(finding.name, state, finding.text, finding.mend.replace("[", r"\["))
+        table.add_row(finding.name, state, finding.text, finding.fix.replace("[", r"\["))
     Console(highlight=False).print(table)

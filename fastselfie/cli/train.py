@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fastselfie.cli.app import app
-from fastselfie.cli.output import AsJson, print_result, training_rows, wants_json
+from fastselfie.cli.output import AsJson, checked_by, print_result, training_rows, wants_json
+from fastselfie.stage_names import stages_to_run
 
 ConfigFile = Annotated[
     str, typer.Argument(help="A YAML file, or a name that `fastselfie configs` lists, as in224.")
 ]
-
-
-class StageName(str, Enum):
-    """Which part of a run `train` does."""
-
-    pretrain = "pretrain"
-    finetune = "finetune"
-    all = "all"
 
 
 @app.command()
@@ -32,7 +24,14 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[key=value]...", help="Replace values.")
     ] = None,
-    stage: Annotated[StageName, typer.Option(help="Which stages to run.")] = StageName.all,
+    stage: Annotated[
+        str,
+        typer.Option(
+            metavar="[pretrain|finetuned|all]",
+            callback=checked_by(stages_to_run),
+            help="Which stages to run; finetuned takes what pretraining left in --out.",
+        ),
+    ] = "all",
     resume: Annotated[
         str, typer.Option(help="auto: go on from --out; never: anew; or a run or checkpoint.")
     ] = "auto",
@@ -56,14 +55,14 @@ def train(
 
         from fastselfie.runs.dry_run import print_plan
 
-        print_plan(settings, folder, Console(highlight=False), stage.value)
+        print_plan(settings, folder, Console(highlight=False), stage)
         return
     from fastselfie.report.live import LivePage
     from fastselfie.runs import train as run
     from fastselfie.system.signals import Interrupted
 
     try:
-        summary = run.train(settings, stage.value, resume, folder, LivePage)
+        summary = run.train(settings, stage, resume, folder, LivePage)
     except Interrupted as left:
         raise typer.Exit(128 + left.number) from None
     if summary is not None:  # as it is where another process leads

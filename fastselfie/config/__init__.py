@@ -17,6 +17,7 @@ from fastselfie.config.model import ModelConfig
 from fastselfie.config.reproduce import ReproduceConfig
 from fastselfie.config.runtime import CheckpointConfig, LogConfig, OptimizerConfig, RuntimeConfig
 from fastselfie.config.stages import FinetuneConfig, PretrainConfig, StageConfig
+from fastselfie.stage_names import PRETRAIN, StageName
 
 __all__ = [
     "CheckpointConfig",
@@ -58,6 +59,10 @@ class Config(Section):
         own = {key: getattr(self.pretrain, key) for key in ("crop", "area", "pad_mode")}
         changes = {key: value for key, value in own.items() if value is not None}
         return self.data.model_copy(update=changes)
+
+    def stage_settings(self, stage: StageName) -> StageConfig:
+        """The section of `stage`: the finetuned network and the control share one."""
+        return self.pretrain if stage == PRETRAIN else self.finetune
 
     @property
     def grid(self) -> int:

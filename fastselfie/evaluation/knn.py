@@ -6,16 +6,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_BANK_PART = 65_536  # features: their products with 1,024 queries take 256 MiB
+_BANK_PART = 65_536  # features; their similarities to 1,024 queries take 256 MiB
 
 
 def knn_accuracy(
     bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, k: int = 20
 ) -> float:
-    """Top-1 of a weighted k-NN vote: cosine similarity s, weight exp(s / 0.07).
+    """Top-1 accuracy of a weighted k-NN vote: cosine similarity s, weight exp(s / 0.07).
 
-    Protocol of Wu et al., "Unsupervised feature learning via non-parametric instance
-    discrimination", CVPR 2018. bank: (n, D). queries: (m, D).
+    This is the protocol of Wu et al., "Unsupervised feature learning via non-parametric instance
+    discrimination", CVPR 2018.
+
+    Args:
+        bank: (n, D) features that vote.
+        bank_labels: (n,) int64.
+        queries: (m, D) features to classify.
+        labels: (m,) int64, of the queries.
+        k: number of votes for a query.
     """
     bank, queries = F.normalize(bank, dim=1), F.normalize(queries, dim=1)
     classes = int(max(bank_labels.max(), labels.max())) + 1
@@ -29,15 +36,15 @@ def knn_accuracy(
 
 
 def _nearest(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest products of each query with the bank and where they are: (m, k) each."""
-    best, where = queries.new_empty(len(queries), 0), None
+    """Find the k largest products of each query with the bank: values and rows, (m, k) each."""
+    best, best_rows = queries.new_empty(len(queries), 0), None
     for start in range(0, len(bank), _BANK_PART):
         part = bank[start : start + _BANK_PART]
         products, rows = (queries @ part.T).topk(min(k, len(part)), dim=1)
         rows = rows + start
-        where = rows if where is None else torch.cat([where, rows], dim=1)
+        best_rows = rows if best_rows is None else torch.cat([best_rows, rows], dim=1)
         best = torch.cat([best, products], dim=1)
         best, chosen = best.topk(min(k, best.shape[1]), dim=1)
-        where = where.gather(1, chosen)
-    assert where is not None
-    return best, where
+        best_rows = best_rows.gather(1, chosen)
+    assert best_rows is not None
+    return best, best_rows

@@ -1,6 +1,6 @@
-"""The mask-prediction picture (paper, figure 4): holes filled with what the model chose.
+"""The mask-prediction picture (paper, figure 4): masked patches filled as the model predicts.
 
-A white frame where the patch belongs there, a red one where it does not.
+A right patch has a white frame, a wrong one a red frame.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from PIL import Image, ImageDraw
 
 from fastselfie.data.random import IntArray
 
-_TILE = 104  # an image's side among others in a picture, pixels, about
+_TILE = 104  # about the side of an image in a picture, pixels
 _GAP = 6
 _RIGHT, _WRONG = (255, 255, 255), (230, 0, 0)
-_GROUND = (48, 54, 61)  # neither frame colour, and the page shows the columns on it
+_GROUND = (48, 54, 61)  # background of the page as well; differs from both frames
 
 
 def filled(
@@ -24,11 +24,14 @@ def filled(
     patch: int,
     side: int = _TILE,
 ) -> Image.Image:
-    """A column of images, each hole filled with the chosen candidate.
+    """Draw a column of images, each masked patch filled with the chosen candidate.
 
-    images: (B, H, W, 3) uint8. order: (B, N), masked locations last. chosen: (B, M), for each
-    masked location which candidate (0..M-1) was chosen. patch: P. side: of an image in the
-    picture, pixels, about.
+    Args:
+        images: (B, H, W, 3) uint8.
+        order: (B, N) locations, masked ones last.
+        chosen: (B, M) candidate (0..M-1) that was chosen for each masked location.
+        patch: P, pixels.
+        side: about the side of an image in the picture, pixels.
     """
     columns = images.shape[2] // patch
     tiles = []
@@ -50,12 +53,12 @@ def filled(
 
 
 def originals(images: npt.NDArray[np.uint8], side: int = _TILE) -> Image.Image:
-    """A column of the images as they are, (B, H, W, 3) uint8."""
+    """Draw a column of the images (B, H, W, 3) uint8 as they are."""
     return _column([_enlarge(image, side)[0] for image in images])
 
 
 def beside(left: Image.Image, right: Image.Image) -> Image.Image:
-    """Two columns of one height as one picture."""
+    """Join two columns of the same height into one picture."""
     both = Image.new("RGB", (left.width + _GAP + right.width, left.height), _GROUND)
     both.paste(left, (0, 0))
     both.paste(right, (left.width + _GAP, 0))
@@ -68,7 +71,7 @@ def _region(location: int, columns: int, patch: int) -> tuple[slice, slice]:
 
 
 def _enlarge(image: npt.NDArray[np.uint8], side: int) -> tuple[Image.Image, float]:
-    """The image at about `side` pixels, by a whole factor where it is smaller; and the factor."""
+    """Scale an image to about `side` pixels, up by a whole factor; also return the factor."""
     own = image.shape[0]
     zoom = float(side // own) if own <= side else side / own
     how = Image.Resampling.NEAREST if zoom >= 1 else Image.Resampling.LANCZOS

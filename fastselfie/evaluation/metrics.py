@@ -1,4 +1,4 @@
-"""Measures of a network on images it has not seen, in eval mode and without augmentation."""
+"""Loss and accuracy of a network on held-out images, in eval mode and without augmentation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastselfie.system.accelerator import Accelerator
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; the mode it was in comes back."""
+    """Put `model` in eval mode, without gradients, inside the block; then restore its mode."""
     training = model.training
     model.eval()
     try:
@@ -36,11 +36,22 @@ def pretext_accuracy(
     limit: int,
     augment: bool = False,
 ) -> dict[str, float]:
-    """Loss and accuracy of the pretext task on `limit` images; chance is 1 / M.
+    """Loss and accuracy of the pretext task; chance is 1 / M.
 
-    The masks are drawn once for each image, so every step is measured on the same task. augment:
-    cropped and flipped as in training. If it is far more often right than without, the crop gives
-    places away.
+    Each image has the same mask in every evaluation. Every rank calls it and evaluates its share.
+
+    Args:
+        model: on the accelerator's device.
+        loader: of held-out images.
+        pixels: makes the network's input.
+        accelerator: device, precision and ranks.
+        patches: N.
+        limit: number of images.
+        augment: crop and flip as in training. If that makes the accuracy much higher, the crop
+            reveals locations.
+
+    Returns:
+        heldout_loss and pretext_accuracy.
     """
     ranks, loss, right, answers = accelerator.ranks, 0.0, 0.0, 0.0
     ranks.broadcast_buffers(model)
@@ -54,7 +65,7 @@ def pretext_accuracy(
                 batch_loss, correct = model(*pixels.patches(batch))
             count = len(batch.images) * model.masked
             loss += float(batch_loss) * count
-            # The largest of NaNs is the first, which would pass for chance.
+            # Of NaN scores argmax takes the first, which would look like chance.
             right += int(correct) if math.isfinite(loss) else 0
             answers += count
     loss, right, answers = ranks.summed(loss, right, answers)
@@ -64,7 +75,13 @@ def pretext_accuracy(
 def classification_accuracy(
     model: Classifier, loader: Loader, pixels: InputTransform, accelerator: Accelerator
 ) -> dict[str, float]:
-    """Loss, top-1 and top-5 accuracy over all images of `loader`."""
+    """Loss, top-1 and top-5 accuracy over all images of `loader`.
+
+    Every rank calls it and evaluates its share.
+
+    Returns:
+        heldout_loss, top1 and top5.
+    """
     ranks, loss, top1, top5 = accelerator.ranks, 0.0, 0.0, 0.0
     ranks.broadcast_buffers(model)
     with (

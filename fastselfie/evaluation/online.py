@@ -1,4 +1,4 @@
-"""What P's features are worth while it trains: k-NN and a linear probe, on labels it never sees."""
+"""Online evaluation of P's features: k-NN and a linear probe, on labels that P never sees."""
 
 from __future__ import annotations
 
@@ -14,10 +14,19 @@ from fastselfie.system.console import say
 
 
 class Monitor:
-    """Measures P at `steps`, which are none where the set has no labels.
+    """Evaluates P's features by k-NN and a linear probe while it trains.
 
-    The same images vote and are voted on every time. Of several processes rank 0 alone measures:
-    its batch statistics are the ones that count, and the others wait at most for seconds.
+    It always uses the same images. Only rank 0 evaluates, as its batch statistics are the ones that
+    are saved; the others wait some seconds.
+
+    Args:
+        config: the run's.
+        dataset: with labels for both parts; without them nothing is evaluated.
+        pixels: makes the network's input.
+        accelerator: device, precision and ranks.
+
+    Attributes:
+        steps: after which `measure` evaluates.
 
     Raises:
         UserError: see the loaders.
@@ -34,11 +43,11 @@ class Monitor:
         if every is None:
             return
         if len(dataset.train.classes) < 2:
-            say("pretrain: no k-NN or linear probe on the way: the images are of one class")
+            say("pretrain: no k-NN or linear probe: the images are of one class")
             return
         if not dataset.comparable:
             say(
-                "pretrain: no k-NN or linear probe on the way: the held-out images have no labels "
+                "pretrain: no k-NN or linear probe: the held-out images have no labels "
                 "of the training classes"
             )
             return
@@ -53,10 +62,16 @@ class Monitor:
             )
 
     def measure(self, network: ResNetV2, step: int) -> dict[str, float]:
-        """knn and linear_probe of P, `network`, after `step`; at step 0 also knn_pixels.
+        """Evaluate P after `step` if it is one of `steps`. Every rank calls it.
 
-        Empty where none is due. Changes neither weights, batch statistics nor any random draw that
-        follows. All processes call it together.
+        It changes neither weights nor batch statistics nor the state of a random generator.
+
+        Args:
+            network: P.
+            step: whole steps done.
+
+        Returns:
+            knn, linear_probe and, at step 0, knn_pixels; empty if no evaluation is due.
         """
         if step not in self.steps:
             return {}

@@ -1,4 +1,4 @@
-"""Features of images and what they are worth without finetuning."""
+"""Features of images, and their evaluation without finetuning."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def feature_batches(
     pixels: InputTransform,
     accelerator: Accelerator,
 ) -> Generator[tuple[Tensor, Tensor]]:
-    """Features of images (B, D) float32 and their labels (B,), batch by batch in order."""
+    """Yield the features (B, D) float32 and labels (B,) int64 of each batch, in order."""
     with evaluating(network), closing(loader.in_order(pixels.batch)) as batches:
         for batch in batches:
             with accelerator.autocast():
@@ -40,7 +40,7 @@ def extract_features(
     pixels: InputTransform,
     accelerator: Accelerator,
 ) -> tuple[Tensor, Tensor]:
-    """All of `feature_batches` at once: (n, D) and (n,), on the loader's device."""
+    """Concatenate all of `feature_batches`: (n, D) and (n,), on the loader's device."""
     batches = feature_batches(network, loader, pixels, accelerator)
     features, labels = zip(*batches, strict=True)
     return torch.cat(features), torch.cat(labels)
@@ -54,7 +54,19 @@ def evaluate_features(
     accelerator: Accelerator,
     probe: bool = True,
 ) -> dict[str, float]:
-    """Top-1 on `queries` by k-NN (knn) and, unless told not, by a linear probe (linear_probe)."""
+    """Evaluate features by k-NN and a linear probe.
+
+    Args:
+        network: whose features; on the accelerator's device.
+        bank: images whose labels are known.
+        queries: images to classify.
+        pixels: makes the network's input.
+        accelerator: device and precision.
+        probe: whether to fit the linear probe.
+
+    Returns:
+        Top-1 accuracy on `queries`: knn and, if `probe`, linear_probe.
+    """
     known, asked = (
         extract_features(network, each, pixels, accelerator) for each in (bank, queries)
     )
@@ -65,9 +77,9 @@ def evaluate_features(
 
 
 def pixel_features(loader: Loader, pixels: InputTransform) -> tuple[Tensor, Tensor]:
-    """Normalised pixels (n, 3 x H x W) float32 and labels (n,): what learned features must beat.
+    """Normalised pixels (n, 3 x H x W) float32 and labels (n,): a baseline for learned features.
 
-    Images of more than 32 x 32 are averaged down to that: of 224 x 224 ones 10,000 take 6 GB.
+    Images larger than 32 x 32 are averaged down to that size: 10,000 of 224 x 224 would take 6 GB.
     """
     features, labels = [], []
     with torch.inference_mode(), closing(loader.in_order(pixels.batch)) as batches:

@@ -13,8 +13,9 @@ from fastselfie.config import DataConfig
 from fastselfie.data.loaders.crops import CENTER
 from fastselfie.models.resnet import ResNetV2
 from fastselfie.models.selfie import Classifier
-from fastselfie.runs.folder import FINETUNED, PRETRAIN, SUMMARY, read_facts
+from fastselfie.runs.folder import SUMMARY, read_facts
 from fastselfie.runs.load import Trained
+from fastselfie.stage_names import FINETUNED
 
 
 def about(trained: Trained) -> dict[str, str]:
@@ -69,7 +70,7 @@ def card(trained: Trained, network: Classifier, notes: dict[str, str], file: str
     return template.render(
         config=trained.config,
         data=_travelling_config(trained)["data"],
-        settings=trained.config.pretrain if trained.kind == PRETRAIN else trained.config.finetune,
+        settings=trained.config.stage_settings(trained.kind),
         kind=trained.kind,
         finetuned=trained.kind == FINETUNED,
         labels=labels.read_text(encoding="ascii").partition("\n")[0].removeprefix("# ")

@@ -10,8 +10,8 @@ from fastselfie.data.inputs import InputTransform
 from fastselfie.data.loaders import build_loader
 from fastselfie.evaluation.metrics import classification_accuracy
 from fastselfie.evaluation.representations import evaluate_features
-from fastselfie.runs.folder import PRETRAIN
 from fastselfie.runs.load import open_run, open_trained, stages_of
+from fastselfie.stage_names import PRETRAIN
 from fastselfie.system.accelerator import Accelerator, choose_accelerator, total_memory
 from fastselfie.system.console import say
 from fastselfie.training.memory import estimate_finetuning

@@ -18,8 +18,8 @@ from fastselfie.errors import UserError
 from fastselfie.evaluation.mask_picture import beside, filled, originals
 from fastselfie.evaluation.metrics import evaluating
 from fastselfie.inference.evaluate_run import measuring_pixels
-from fastselfie.runs.folder import PRETRAIN
 from fastselfie.runs.load import Trained
+from fastselfie.stage_names import PRETRAIN
 from fastselfie.system.accelerator import Accelerator, choose_accelerator
 from fastselfie.system.files import write_atomically
 

@@ -1,7 +1,7 @@
 """Attention pooling A: `u, _ = Transformer(u0, h_1..h_K)` (paper, section 3.2).
 
-Post-norm transformer blocks as in BERT (Devlin et al., 2018); a learned u0 stands first in the
-sequence and its output u summarises the visible patches.
+Post-norm transformer blocks as in BERT (Devlin et al., 2018). A learned u0 is the first token of
+the sequence; its output u summarises the visible patches. S is the length of the sequence.
 """
 
 from __future__ import annotations
@@ -12,12 +12,16 @@ from torch import Tensor, nn
 
 
 class PostNormBlock(nn.Module):
-    """Self-attention and an MLP with GELU, each followed by residual and layer norm.
+    """Self-attention and an MLP with GELU, each followed by a residual and a layer norm.
 
-    Dropout on the attention weights and before each residual. Equals `nn.TransformerEncoderLayer`
-    but for that layer's dropout inside the MLP, which BERT does not have.
+    Dropout acts on the attention weights and before each residual. The block equals
+    `nn.TransformerEncoderLayer` without that layer's dropout inside the MLP, which BERT lacks.
 
-    forward: (B, S, D) -> (B, S, D); with first_only the first place alone, (B, 1, D).
+    Args:
+        width: D.
+        heads: of the attention; they divide `width`.
+        feed_forward: inner width of the MLP.
+        dropout: probability.
     """
 
     def __init__(self, width: int, heads: int, feed_forward: int, dropout: float) -> None:
@@ -35,6 +39,7 @@ class PostNormBlock(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor, first_only: bool = False) -> Tensor:
+        """(B, S, D) -> (B, S, D), or with `first_only` the first token alone, (B, 1, D)."""
         y = self._attend(x, first_only)
         x = self.norm1(x[:, : y.shape[1]] + self._drop(y))
         out: Tensor = self.norm2(x + self._drop(self.fc2(F.gelu(self.fc1(x)))))
@@ -43,8 +48,8 @@ class PostNormBlock(nn.Module):
     def _attend(self, x: Tensor, first_only: bool) -> Tensor:
         d = x.shape[2]
         if first_only:
-            # One query; its keys and values are of the whole sequence.
-            # tensor_split's gradient is one concatenation, slices' are padded and added.
+            # One query against the keys and values of the whole sequence. The gradient of
+            # tensor_split is one concatenation; those of slices would be padded and added.
             weights, biases = self.qkv.weight.tensor_split([d]), self.qkv.bias.tensor_split([d])
             q = F.linear(x[:, :1], weights[0], biases[0])
             parts = (q, *F.linear(x, weights[1], biases[1]).chunk(2, dim=2))
@@ -61,7 +66,13 @@ class PostNormBlock(nn.Module):
 
 
 class AttentionPooling(nn.Module):
-    """forward: visible patches (B, K, D), positions already added -> their summary u (B, D)."""
+    """A: a transformer whose output at u0 summarises the visible patches.
+
+    Args:
+        width: D.
+        layers: number of blocks.
+        heads: see `PostNormBlock`; the same for `feed_forward` and `dropout`.
+    """
 
     def __init__(
         self, width: int, layers: int, heads: int, feed_forward: int, dropout: float
@@ -74,10 +85,11 @@ class AttentionPooling(nn.Module):
         )
 
     def forward(self, visible: Tensor) -> Tensor:
+        """Visible patches (B, K, D), with their positions added -> u (B, D)."""
         first = self.u0.to(visible.dtype).expand(len(visible), 1, -1)
         sequence = torch.cat([first, visible], dim=1)
         for block in self.blocks[:-1]:
             sequence = block(sequence)
-        # Of the last block only u is used: the other places' queries and MLP would be thrown away.
+        # Only u is used of the last block: the other tokens' queries and MLP would be wasted.
         u: Tensor = self.blocks[-1](sequence, first_only=True)
         return u[:, 0]

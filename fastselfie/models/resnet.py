@@ -1,8 +1,7 @@
 """ResNet v2 (pre-activation), after He et al., "Identity mappings in deep residual networks".
 
-Parameter names are those of timm's `resnetv2_50`, so weights load there and back. The first
-three stages without a classifier are the patch network P; all four with one are the network that
-is finetuned.
+Parameter names are those of timm's `resnetv2_50`, so weights can be exchanged with it. The first
+three stages without a classifier are the patch network P. All four with one are finetuned.
 """
 
 from __future__ import annotations
@@ -22,21 +21,22 @@ Stem = Literal["imagenet", "cifar"]
 
 
 class ExecutionOptions(NamedTuple):
-    """What changes the speed and the memory of a network, not what it computes.
+    """Options that change a network's speed and memory, but not its result.
 
-    checkpointed: keep only the blocks' inputs for the backward pass. kernels: see `norm_relu` and
-    `convolution`.
+    Attributes:
+        checkpointed: keep only the blocks' inputs for the backward pass.
+        kernels: see `norm_relu` and `convolution`.
     """
 
     checkpointed: bool = False
     kernels: Impl = "auto"
 
 
-_EXPANSION = 4  # a bottleneck's output over its inner width
+_EXPANSION = 4  # a bottleneck's output width divided by its inner width
 
 
 class _Convolution(nn.Conv2d):
-    """Of stride 1 it keeps the size. No bias: a norm follows."""
+    """A convolution without bias, as a norm follows. With stride 1 it keeps the size."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, kernels: Impl) -> None:
         super().__init__(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
@@ -47,9 +47,9 @@ class _Convolution(nn.Conv2d):
 
 
 class _Stem(nn.Module):
-    """imagenet: 7x7/2 and max pool 3x3/2. cifar: 3x3/1. No norm: the first block begins with one.
+    """imagenet: 7x7/2 and max pool 3x3/2. cifar: 3x3/1. No norm: the first block starts with one.
 
-    A 32x32 patch and an 8x8 patch both leave P as 2x2.
+    P's output of a 32x32 patch (imagenet) and of an 8x8 patch (cifar) is 2x2.
     """
 
     def __init__(self, kind: Stem, width: int, kernels: Impl) -> None:
@@ -64,7 +64,7 @@ class _Stem(nn.Module):
 
 
 class _Shortcut(nn.Module):
-    """A 1x1 convolution where shape changes; a module of its own for timm's parameter name."""
+    """A 1x1 convolution where the shape changes; a module because of timm's parameter name."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, kernels: Impl) -> None:
         super().__init__()
@@ -78,7 +78,13 @@ class _Shortcut(nn.Module):
 class Bottleneck(nn.Module):
     """norm, ReLU, 1x1; norm, ReLU, 3x3; norm, ReLU, 1x1; plus the input.
 
-    Where the shape changes, the shortcut starts from the normed and activated input.
+    Where the shape changes, the shortcut takes the normalised and activated input.
+
+    Args:
+        inputs: channels.
+        outputs: channels, four times the inner width.
+        stride: of the 3x3 convolution and the shortcut.
+        kernels: see `ExecutionOptions`.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, kernels: Impl) -> None:
@@ -95,6 +101,7 @@ class Bottleneck(nn.Module):
         self.downsample = _Shortcut(inputs, outputs, stride, kernels) if changes else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
         y = norm_relu(self.norm1, x, self.kernels)
         shortcut = x if self.downsample is None else self.downsample(y)
         y = self.conv1(y)
@@ -106,7 +113,7 @@ class Bottleneck(nn.Module):
 
 @contextmanager
 def _frozen_statistics(block: nn.Module) -> Iterator[None]:
-    """Batch norm still normalises by its batch, but does not count it again."""
+    """Let batch norm normalise by its batch without updating its running statistics."""
     norms = [m for m in block.modules() if isinstance(m, (nn.BatchNorm2d, nn.SyncBatchNorm))]
     for norm in norms:
         norm.track_running_stats = False
@@ -118,7 +125,7 @@ def _frozen_statistics(block: nn.Module) -> Iterator[None]:
 
 
 def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
-    """block(x), of which only x is kept for the backward pass (Chen et al., 2016)."""
+    """Compute block(x), keeping only x for the backward pass (Chen et al., 2016)."""
     first = True
 
     def run(x: Tensor) -> Tensor:
@@ -129,21 +136,21 @@ def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
             out: Tensor = block(x)
         return out
 
-    # Reentrant: its saved input is seen by the memory estimate's hooks. P has no dropout.
+    # Reentrant: the memory estimate's hooks then see the saved input. P has no dropout.
     out: Tensor = checkpoint(run, x, use_reentrant=True, preserve_rng_state=False)
     return out
 
 
 class _Stage(nn.Module):
     def __init__(
-        self, count: int, inputs: int, outputs: int, stride: int, how: ExecutionOptions
+        self, count: int, inputs: int, outputs: int, stride: int, options: ExecutionOptions
     ) -> None:
         super().__init__()
-        self.checkpointed = how.checkpointed
+        self.checkpointed = options.checkpointed
         self.blocks = nn.Sequential(
             *(
                 Bottleneck(
-                    inputs if i == 0 else outputs, outputs, stride if i == 0 else 1, how.kernels
+                    inputs if i == 0 else outputs, outputs, stride if i == 0 else 1, options.kernels
                 )
                 for i in range(count)
             )
@@ -159,7 +166,12 @@ class _Stage(nn.Module):
 
 
 class Head(nn.Module):
-    """The classifier, a 1x1 convolution as in timm."""
+    """The last layer of a classifier, a 1x1 convolution as in timm.
+
+    Args:
+        width: D, of the features.
+        classes: outputs.
+    """
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
@@ -168,6 +180,7 @@ class Head(nn.Module):
         nn.init.zeros_(self.fc.bias)  # type: ignore[arg-type]
 
     def forward(self, pooled: Tensor) -> Tensor:
+        """(B, D) -> (B, classes)."""
         logits: Tensor = self.fc(pooled[:, :, None, None])
         return logits.flatten(1)
 
@@ -175,10 +188,13 @@ class Head(nn.Module):
 class ResNetV2(nn.Module):
     """A pre-activation ResNet of bottlenecks.
 
-    blocks: bottlenecks in each stage, 3 entries for P and 4 for the classifier. classes: of the
-    head, or None for the pooled features. end_norm: norm and ReLU before the average pooling.
-
-    forward: (B, 3, H, W) -> (B, D) or (B, classes).
+    Args:
+        blocks: bottlenecks in each stage: 3 entries for P, 4 for the classifier.
+        width: channels of the stem.
+        stem: imagenet or cifar.
+        classes: outputs; None: the pooled features.
+        options: see `ExecutionOptions`.
+        end_norm: whether a norm and a ReLU precede the average pooling.
     """
 
     def __init__(
@@ -187,16 +203,16 @@ class ResNetV2(nn.Module):
         width: int = 64,
         stem: Stem = "imagenet",
         classes: int | None = None,
-        how: ExecutionOptions = ExecutionOptions(),  # noqa: B008
+        options: ExecutionOptions = ExecutionOptions(),  # noqa: B008
         end_norm: bool = True,
     ) -> None:
         super().__init__()
-        self.kernels = how.kernels
-        self.stem = _Stem(stem, width, how.kernels)
+        self.kernels = options.kernels
+        self.stem = _Stem(stem, width, options.kernels)
         stages, inputs = [], width
         for index, count in enumerate(blocks):
             outputs = width * _EXPANSION * 2**index
-            stages.append(_Stage(count, inputs, outputs, 1 if index == 0 else 2, how))
+            stages.append(_Stage(count, inputs, outputs, 1 if index == 0 else 2, options))
             inputs = outputs
         self.stages = nn.Sequential(*stages)
         self.norm = nn.BatchNorm2d(inputs) if end_norm else None
@@ -207,22 +223,22 @@ class ResNetV2(nn.Module):
         self.head = None if classes is None else Head(inputs, classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, D): what the classifier sees."""
+        """(B, 3, H, W) -> (B, D): the input of the classifier."""
         y: Tensor = self.stages(self.stem(x))
         if self.norm is not None:
             y = norm_relu(self.norm, y, self.kernels)
         return y.mean(dim=(2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, classes), or (B, D) without classes."""
         pooled = self.features(x)
         return pooled if self.head is None else self.head(pooled)
 
     def start_from(self, patch_network: ResNetV2) -> None:
         """Copy P into the stem and the first stages; the rest keeps its initial values.
 
-        P's last norm stands where the next stage's first block begins, and is copied there
-        (batch statistics too): a pre-activation network cut in the middle has no norm of its own.
-        A P without one leaves that norm as it begins.
+        P's last norm, with its batch statistics, is copied into the first norm of the next stage,
+        which has the same place in the network. If P has none, that norm keeps its initial values.
         """
         self.stem.load_state_dict(patch_network.stem.state_dict())
         depth = len(patch_network.stages)

@@ -1,6 +1,7 @@
-"""Selfie: P on every patch, A over the visible ones, a score for each masked place (paper, 3).
+"""Selfie (paper, section 3) and the classifiers that are finetuned from its parts.
 
-And the networks that are finetuned from its parts.
+P encodes every patch, A pools the visible ones, and each masked location scores the candidates.
+B images, N patches, M of them masked, K = N - M visible, D the width.
 """
 
 from __future__ import annotations
@@ -19,10 +20,14 @@ from fastselfie.system.trace_ranges import trace_range
 
 
 class Positions(nn.Module):
-    """A vector for each of N = grid x grid locations, (N, D).
+    """A vector for each of N = grid x grid locations.
 
-    learned: one parameter vector a location. row_column: a row's plus a column's. std: of each
-    entry at the start, in both.
+    Args:
+        kind: learned: a parameter vector for each location; row_column: the sum of a vector of its
+            row and one of its column.
+        grid: patches along a side.
+        width: D.
+        std: initial standard deviation of each entry, for both kinds.
     """
 
     def __init__(self, kind: str, grid: int, width: int, std: float) -> None:
@@ -38,15 +43,16 @@ class Positions(nn.Module):
             nn.init.normal_(parameter, std=std)
 
     def vectors(self) -> Tensor | tuple[Tensor, Tensor]:
-        """The table, or rows and columns, as `distractor_score` takes them."""
+        """The table (N, D), or rows and columns (grid, D), as `distractor_score` takes them."""
         return self.table if hasattr(self, "table") else (self.rows, self.columns)
 
     def forward(self) -> Tensor:
+        """-> (N, D)."""
         return summed(self.vectors())
 
 
 class Encoded(NamedTuple):
-    """What the decoder compares: u (B, D), masked patches h (B, M, D), positions (N, D)."""
+    """The inputs of the score: u (B, D), masked patches h (B, M, D), positions (N, D)."""
 
     u: Tensor
     h: Tensor
@@ -54,10 +60,10 @@ class Encoded(NamedTuple):
 
 
 class Selfie(nn.Module):
-    """The pretraining network.
+    """The pretraining network: P, A and the positions.
 
-    forward: patches (B, N, 3, P, P), visible first and masked last, and their locations `order`
-    (B, N) int64 -> loss () and the number of right answers () int64 out of B x M.
+    Args:
+        config: sizes, initialisation and kernels.
     """
 
     def __init__(self, config: Config) -> None:
@@ -73,7 +79,12 @@ class Selfie(nn.Module):
         self.positions = _build_positions(config)
 
     def encode(self, patches: Tensor, order: Tensor) -> Encoded:
-        """Every patch through P once; the visible ones, with their positions, through A."""
+        """Encode every patch by P, and the visible ones, with their positions, by A.
+
+        Args:
+            patches: (B, N, 3, P, P), visible first and masked last.
+            order: (B, N) int64, their locations.
+        """
         b, n = order.shape
         visible = n - self.masked
         with trace_range("P"):
@@ -84,10 +95,11 @@ class Selfie(nn.Module):
             if self.encoder_positions:
                 seen = seen + positions[order[:, :visible]].to(seen.dtype)
             u = self.pooling(seen)
-        # The candidates carry no position: it would give the answer away.
+        # The candidates have no positions added: they would reveal the answer.
         return Encoded(u, h_bnd[:, visible:], positions)
 
     def forward(self, patches: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss () and the number of right answers () int64, out of B x M. Inputs: see `encode`."""
         u, h, _ = self.encode(patches, order)
         locations = order[:, -self.masked :]
         positions = self.positions.vectors()
@@ -95,18 +107,20 @@ class Selfie(nn.Module):
             return distractor_score(u, h, positions, locations, self.scale, self.kernels)
 
     def scores(self, patches: Tensor, order: Tensor) -> Tensor:
-        """(B, M, M): masked locations by candidates, for evaluation and pictures."""
+        """(B, M, M): scores of masked locations by candidates. Inputs: see `encode`."""
         u, h, positions = self.encode(patches, order)
         return distractor_scores(u, h, positions, order[:, -self.masked :], self.scale)
 
 
 class AttentionClassifier(nn.Module):
-    """P on every patch of an image, A over them all, a classifier on u.
+    """P on every patch of an image, A over all of them, and a classifier on u.
 
-    The paper's second form of finetuning, "ResNet-36 + attention pooling". Positions are added as
-    pretraining adds them to the patches that it sees.
+    This is the paper's second form of finetuning, "ResNet-36 + attention pooling". Positions are
+    added as pretraining adds them to visible patches.
 
-    forward: (B, 3, H, W) -> (B, classes).
+    Args:
+        config: sizes, initialisation and kernels.
+        classes: outputs.
     """
 
     def __init__(self, config: Config, classes: int) -> None:
@@ -114,13 +128,13 @@ class AttentionClassifier(nn.Module):
         self.grid = config.grid
         self.patch_network = build_patch_network(config)
         self.pooling = _build_pooling(config)
-        # Parameters without a gradient would make DDP wait for them.
+        # None if unused: DDP would wait for the gradient of parameters that have none.
         self.positions = _build_positions(config) if config.model.encoder_positions else None
         self.width = config.model.embedding_width
         self.head = Head(self.width, classes)
 
     def features(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> u (B, D): what the classifier sees."""
+        """(B, 3, H, W) -> u (B, D): the input of the classifier."""
         with trace_range("P"):
             h_bnd = patch_vectors(self.patch_network, images, self.grid)
         with trace_range("A"):
@@ -130,19 +144,20 @@ class AttentionClassifier(nn.Module):
         return u
 
     def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, classes)."""
         logits: Tensor = self.head(self.features(images))
         return logits
 
     def start_from(self, pretrained: Selfie) -> None:
-        """Copy P, A with its u0, and the positions; the classifier keeps its initial values."""
+        """Copy P, A with u0, and the positions; the classifier keeps its initial values."""
         self.patch_network.load_state_dict(pretrained.patch_network.state_dict())
         self.pooling.load_state_dict(pretrained.pooling.state_dict())
         if self.positions is not None:
             self.positions.load_state_dict(pretrained.positions.state_dict())
 
 
-def cut(images: Tensor, grid: int) -> Tensor:
-    """(B, 3, H, W) -> (B x N, 3, P, P), row by row, in the channels-last memory of patchify's."""
+def cut_patches(images: Tensor, grid: int) -> Tensor:
+    """(B, 3, H, W) -> (B x N, 3, P, P), row by row, in channels-last memory like `patchify`."""
     b, c, height, width = images.shape
     h, w = height // grid, width // grid
     patches = images.reshape(b, c, grid, h, grid, w).permute(0, 2, 4, 3, 5, 1)
@@ -151,14 +166,14 @@ def cut(images: Tensor, grid: int) -> Tensor:
 
 def patch_vectors(patch_network: ResNetV2, images: Tensor, grid: int) -> Tensor:
     """(B, 3, H, W) -> h (B, N, D): P of every patch, row by row."""
-    h: Tensor = patch_network(cut(images, grid))
+    h: Tensor = patch_network(cut_patches(images, grid))
     return h.view(len(images), grid**2, -1)
 
 
 class PatchConcat(nn.Module):
-    """An image as pretraining sees it: the vectors of its patches, place by place.
+    """Features of an image: the vectors of its patches by P, concatenated.
 
-    P's pooled feature of a whole image says what is in it, this also where.
+    P's pooled feature of a whole image tells what it shows; these also tell where.
     """
 
     def __init__(self, patch_network: ResNetV2, grid: int) -> None:
@@ -174,17 +189,24 @@ Classifier: TypeAlias = ResNetV2 | AttentionClassifier
 
 
 def build_patch_network(config: Config) -> ResNetV2:
-    """P: the first three stages, pooled (paper: 'the first three blocks')."""
+    """Build P: the first three stages and average pooling (paper: 'the first three blocks')."""
     model = config.model
     return ResNetV2(
-        model.blocks[:3], model.width, model.stem, how=_how(config), end_norm=model.end_norm
+        model.blocks[:3],
+        model.width,
+        model.stem,
+        options=_execution_options(config),
+        end_norm=model.end_norm,
     )
 
 
 def build_classifier(config: Config, classes: int, start: Selfie | None = None) -> Classifier:
-    """The network that is finetuned, in the form that the config says.
+    """Build the network that is finetuned, in the form of `finetune.form`.
 
-    start: where what it shares with pretraining begins; None: from scratch.
+    Args:
+        config: sizes, initialisation and kernels.
+        classes: outputs.
+        start: the pretrained network, whose weights are copied; None: all are initial.
     """
     if config.finetune.form == "attention_pooling":
         pooled = AttentionClassifier(config, classes)
@@ -192,7 +214,7 @@ def build_classifier(config: Config, classes: int, start: Selfie | None = None) 
             pooled.start_from(start)
         return pooled
     model = config.model
-    network = ResNetV2(model.blocks, model.width, model.stem, classes, _how(config))
+    network = ResNetV2(model.blocks, model.width, model.stem, classes, _execution_options(config))
     if start is not None:
         network.start_from(start.patch_network)
     return network
@@ -210,5 +232,5 @@ def _build_positions(config: Config) -> Positions:
     return Positions(model.positions, config.grid, model.embedding_width, model.position_std)
 
 
-def _how(config: Config) -> ExecutionOptions:
+def _execution_options(config: Config) -> ExecutionOptions:
     return ExecutionOptions(config.runtime.activation_checkpointing, config.runtime.kernels)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from fastselfie.report.curves import line_chart, points_of
 from fastselfie.runs.folder import RunFolder
+from fastselfie.stage_names import FINETUNED, PRETRAIN, SUPERVISED
 
 Baselines = Callable[[RunFolder], Mapping[str, float | None]]
 
@@ -63,11 +64,11 @@ class Chart:
 
 
 def _pretraining(key: str, label: str = "pretraining") -> dict[str, tuple[str, str]]:
-    return {label: ("pretrain", key)}
+    return {label: (PRETRAIN, key)}
 
 
 def _arms(key: str) -> dict[str, tuple[str, str]]:
-    return {name: (name, key) for name in ("finetuned", "supervised")}
+    return {name: (name, key) for name in (FINETUNED, SUPERVISED)}
 
 
 _STEP, _NATS = "pretraining step", "cross-entropy, nats"

@@ -8,6 +8,7 @@ from statistics import mean, median
 from fastselfie.report.charts import class_count
 from fastselfie.report.render import format_duration, format_rate
 from fastselfie.runs.folder import RunFolder
+from fastselfie.stage_names import FINETUNED, PRETRAIN, SUPERVISED
 
 _RECENT = 20  # last lines of the log, for the current value rather than the mean of days
 _MAX_WAITING = 0.1  # share of the time
@@ -40,13 +41,13 @@ def figures_of(run: RunFolder) -> list[Figure]:
     waiting = _values(run, "waiting")[-_RECENT:]
     seconds = run.summary.get("seconds")
     return [
-        _measured(run, "pretext accuracy, held out", "pretrain", "pretext_accuracy",
+        _measured(run, "pretext accuracy, held out", PRETRAIN, "pretext_accuracy",
                   f"chance {1 / run.config.masked:.1%}"),
-        _measured(run, "k-NN on P's features", "pretrain", "knn", _before(run, "knn")),
-        _measured(run, "linear probe on P's features", "pretrain", "linear_probe",
+        _measured(run, "k-NN on P's features", PRETRAIN, "knn", _before(run, "knn")),
+        _measured(run, "linear probe on P's features", PRETRAIN, "linear_probe",
                   _before(run, "linear_probe")),
-        _measured(run, "finetuned, top-1", "finetuned", "top1", _gain(run)),
-        _measured(run, "supervised from scratch, top-1", "supervised", "top1",
+        _measured(run, "finetuned, top-1", FINETUNED, "top1", _gain(run)),
+        _measured(run, "supervised from scratch, top-1", SUPERVISED, "top1",
                   f"chance {1 / classes:.1%}" if classes else ""),
         Figure("images a second, pretraining", format_rate(median(rates)) if rates else None),
         Figure("of the time waiting for data", f"{mean(waiting):.1%}" if waiting else None,
@@ -67,11 +68,11 @@ def _measured(run: RunFolder, name: str, stage: str, key: str, note: str) -> Fig
 
 
 def _values(run: RunFolder, key: str) -> list[float]:
-    return [line[key] for line in run.logs["pretrain"] if key in line]
+    return [line[key] for line in run.logs[PRETRAIN] if key in line]
 
 
 def _before(run: RunFolder, key: str) -> str:
-    first = run.first("pretrain", key)
+    first = run.first(PRETRAIN, key)
     return "" if first is None else f"random weights {first:.1%}"
 
 

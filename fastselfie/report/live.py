@@ -10,7 +10,7 @@ from types import TracebackType
 from fastselfie.config import Config
 from fastselfie.report.page import write_page
 from fastselfie.runs.folder import PAGE, read_run
-from fastselfie.system.console import say
+from fastselfie.training.disk_errors import DiskErrors
 
 _SHARE = 1 / 200  # most of the time that pages may take
 
@@ -31,7 +31,9 @@ class LivePage:
         self.config = config
         self.folder = folder
         self.is_main = is_main
-        self._refused = False
+        self._disk_errors = DiskErrors(
+            config.checkpoint.on_error, folder / PAGE, "it is not written"
+        )
         self._due = 0.0
         if is_main:
             # Takes tenths of a second, once: must not count as the cost of the first page.
@@ -74,16 +76,7 @@ class LivePage:
         if not self.is_main:
             return
         start = time.perf_counter()
-        try:
+        with self._disk_errors:
             write_page(read_run(self.folder, self.config), running)
-        except OSError as error:
-            if self.config.checkpoint.on_error == "stop":
-                raise
-            if not self._refused:
-                say(
-                    f"warning: {self.folder / PAGE}: {error.strerror}: the page is not written, "
-                    "training continues (checkpoint.on_error is continue)"
-                )
-            self._refused = True
         end = time.perf_counter()
         self._due = end + (end - start) / _SHARE

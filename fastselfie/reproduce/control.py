@@ -12,7 +12,8 @@ from pathlib import Path
 
 from fastselfie.reproduce.protocol import Protocol
 from fastselfie.reproduce.scheduler import RESULT, RUNS, Result
-from fastselfie.runs.folder import SUPERVISED, read_facts
+from fastselfie.runs.folder import read_facts
+from fastselfie.stage_names import SUPERVISED
 from fastselfie.system.console import say
 from fastselfie.system.files import write_atomically
 

@@ -22,8 +22,9 @@ from fastselfie.reproduce.statistics import summary_of
 from fastselfie.reproduce.table import write_table
 from fastselfie.reproduce.trials import TrialRunner
 from fastselfie.reproduce.workers import run_in_workers
-from fastselfie.runs.folder import PRETRAIN, read_facts
+from fastselfie.runs.folder import read_facts
 from fastselfie.runs.train import train
+from fastselfie.stage_names import PRETRAIN
 from fastselfie.system.accelerator import choose_accelerator
 from fastselfie.system.console import console, say
 from fastselfie.system.distributed import ranks_of

@@ -18,7 +18,7 @@ from fastselfie.data.dataset import Dataset
 from fastselfie.data.random import IntArray
 from fastselfie.data.splits import validation_split
 from fastselfie.errors import UserError
-from fastselfie.runs.folder import FINETUNED, SUPERVISED
+from fastselfie.stage_names import FINETUNED, SUPERVISED
 from fastselfie.training.finetune import FewLabels, labelled
 
 _MAX_BUDGET = 1000  # more is a typo: the paper's stages have 120,000 steps

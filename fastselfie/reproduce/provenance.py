@@ -12,7 +12,8 @@ from fastselfie.data.splits import keep_labels
 from fastselfie.errors import UserError
 from fastselfie.reproduce.protocol import Protocol
 from fastselfie.reproduce.scheduler import RUNS
-from fastselfie.runs.folder import PRETRAIN, read_facts
+from fastselfie.runs.folder import read_facts
+from fastselfie.stage_names import PRETRAIN
 from fastselfie.system.files import write_atomically
 from fastselfie.training.checkpoint import newest_checkpoint
 from fastselfie.training.pretrain import pretraining_stage

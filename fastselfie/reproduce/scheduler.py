@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from fastselfie.errors import UserError
 from fastselfie.reproduce.protocol import Arm, Protocol, Trial
-from fastselfie.runs.folder import PRETRAIN, SUPERVISED, read_facts
+from fastselfie.runs.folder import read_facts
+from fastselfie.stage_names import PRETRAIN, SUPERVISED
 from fastselfie.training.checkpoint import LATEST, step_paths
 
 RUNS, RESULT = "runs", "result.json"

@@ -11,7 +11,7 @@ from fastselfie.data.dataset import Dataset
 from fastselfie.reproduce.control import control_note
 from fastselfie.reproduce.protocol import Arm
 from fastselfie.reproduce.scheduler import Scheduler
-from fastselfie.runs.folder import FINETUNED, SUPERVISED
+from fastselfie.stage_names import FINETUNED, SUPERVISED
 
 Figures = dict[str, Any]
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from fastselfie.report.curves import Bars, label_share_chart
 from fastselfie.report.render import render
 from fastselfie.reproduce.statistics import Figures
-from fastselfie.runs.folder import FINETUNED, SUPERVISED
+from fastselfie.stage_names import FINETUNED, SUPERVISED
 from fastselfie.system.files import write_atomically
 
 JSON, MARKDOWN, CSV, PAGE = "table.json", "table.md", "table.csv", "table.html"

@@ -13,8 +13,9 @@ from fastselfie.errors import Diverged
 from fastselfie.models.selfie import Selfie
 from fastselfie.reproduce.protocol import Protocol, Trial
 from fastselfie.reproduce.scheduler import RESULT, RUNS, Result, drop_checkpoints
-from fastselfie.runs.folder import FINETUNED, PRETRAIN, read_facts
+from fastselfie.runs.folder import read_facts
 from fastselfie.runs.load import load_pretrained
+from fastselfie.stage_names import FINETUNED, PRETRAIN
 from fastselfie.system.accelerator import Accelerator
 from fastselfie.system.console import say
 from fastselfie.system.files import write_atomically

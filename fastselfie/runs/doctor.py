@@ -1,4 +1,4 @@
-"""What this machine has, what is missing, and the one command that mends it."""
+"""A check of this machine: what it has, what is missing, and the command that fixes it."""
 
 from __future__ import annotations
 
@@ -23,22 +23,29 @@ from fastselfie.system.accelerator import (
 )
 
 _MIB = 2**20
-# What a run does without, unless its config or its data ask for it, which then say so.
-UNASKED = ("pyarrow", "wandb", "onnx", "onnxruntime")
+# Packages that only some configs and datasets need; those say so themselves.
+ON_REQUEST = ("pyarrow", "wandb", "onnx", "onnxruntime")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor's report. state: ok, missing (optional) or bad. mend: a command."""
+    """One line of the report.
+
+    Attributes:
+        name: of what was checked.
+        state: ok, missing (optional) or bad.
+        text: what was found.
+        fix: the command that fixes it.
+    """
 
     name: str
     state: str
     text: str
-    mend: str = ""
+    fix: str = ""
 
 
 def environment(device: torch.device) -> dict[str, str]:
-    """What a result depends on, for reports and benchmark files."""
+    """Versions and hardware that a result depends on, for reports and benchmark files."""
     facts = {
         "fastselfie": __version__,
         "python": platform.python_version(),
@@ -65,7 +72,7 @@ def _gpu(device: torch.device) -> dict[str, str]:
 
 
 def _driver() -> str:
-    """Of NVIDIA, as its kernel module says it."""
+    """Version of NVIDIA's driver, from its kernel module."""
     try:
         text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
     except OSError:
@@ -75,7 +82,7 @@ def _driver() -> str:
 
 
 def examine() -> list[Finding]:
-    """Look at the machine; changes nothing."""
+    """Check the machine; changes nothing."""
     runtime = RuntimeConfig()
     device, why = choose_device(runtime)
     precision = choose_precision(runtime, device)
@@ -128,7 +135,7 @@ def _disk(folder: Path) -> Finding:
 
 
 def _shared_memory() -> Finding:
-    """DataLoader workers hand batches over in /dev/shm; containers give it 64 MiB."""
+    """Check /dev/shm: DataLoader workers pass batches there; containers limit it to 64 MiB."""
     folder = Path("/dev/shm")
     if not folder.is_dir():
         return Finding("shared memory", "ok", "not used here")
@@ -144,18 +151,18 @@ def _shared_memory() -> Finding:
     return Finding("shared memory", "ok", text)
 
 
-def _package(name: str, use: str, mend: str, module: str | None = None) -> Finding:
+def _package(name: str, use: str, fix: str, module: str | None = None) -> Finding:
     try:
         found = importlib.util.find_spec(module or name)
-    except ModuleNotFoundError:  # of the parent of a dotted module
+    except ModuleNotFoundError:  # the parent of a dotted module is missing
         found = None
     if found is None:
-        return Finding(name, "missing", f"not installed: {use}", mend)
+        return Finding(name, "missing", f"not installed: {use}", fix)
     return Finding(name, "ok", f"{_version(module or name)}: {use}")
 
 
 def _version(module: str) -> str:
-    # DALI's distribution is called after the version of CUDA that it was built for.
+    # The name of DALI's distribution ends in the CUDA version it was built for.
     name = module.replace(".", "-")
     versions = {d.name.lower(): d.version for d in importlib.metadata.distributions()}
     of_build = (version for each, version in versions.items() if each.startswith(f"{name}-"))

@@ -1,4 +1,4 @@
-"""What a run would do, printed before it does anything: `train --dry-run`."""
+"""`train --dry-run`: print what a run would do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from fastselfie.data.dataset import class_warning, open_dataset
 from fastselfie.data.loaders.backends import INSTALL, choose_loader
 from fastselfie.errors import UserError
 from fastselfie.models.selfie import Selfie
-from fastselfie.runs.doctor import UNASKED, examine
+from fastselfie.runs.doctor import ON_REQUEST, examine
+from fastselfie.stage_names import FINETUNED, stages_to_run
 from fastselfie.system.accelerator import choose_accelerator, total_memory
 from fastselfie.training.finetune import labelled
 from fastselfie.training.memory import MemoryEstimate, estimate_finetuning, estimate_pretraining
@@ -30,10 +31,15 @@ _HOW_TO_MAKE = (
 
 
 def print_plan(config: Config, out: Path, console: Console, stage: str = "all") -> None:
-    """The resolved config, sizes, counts, memory, and what is missing. Touches nothing.
+    """Print the resolved config, sizes, memory, and what is missing. Changes nothing.
 
-    stage: as for `run.train`: pretraining alone needs no labels.
+    Args:
+        config: the run's.
+        out: its folder.
+        console: where to print.
+        stage: see `train`; pretraining alone needs no labels.
     """
+    finetunes = FINETUNED in stages_to_run(stage)
     accelerator = choose_accelerator(config.runtime)
     console.print(config.to_yaml(), markup=False)
     table = Table(title=f"{config.name}: what a run would do", show_header=False)
@@ -41,7 +47,7 @@ def print_plan(config: Config, out: Path, console: Console, stage: str = "all") 
     table.add_row("precision", f"{accelerator.precision.name} ({accelerator.precision.why})")
     missing, classes = [], 1000
     try:
-        dataset = open_dataset(config.data, config.seed, labels_needed=stage != "pretrain")
+        dataset = open_dataset(config.data, config.seed, labels_needed=finetunes)
     except UserError as error:
         missing.append(f"data: {error}. {_HOW_TO_MAKE}")
     else:
@@ -54,7 +60,7 @@ def print_plan(config: Config, out: Path, console: Console, stage: str = "all") 
             table.add_row("warning", escape(dataset.warning))
         if warning := class_warning(dataset.train, config.data.train or ""):
             table.add_row("classes", escape(warning))
-        if stage != "pretrain":
+        if finetunes:
             try:
                 table.add_row("with labels", f"{len(labelled(config, dataset)):,}")
             except UserError as error:
@@ -76,7 +82,7 @@ def print_plan(config: Config, out: Path, console: Console, stage: str = "all") 
         require_wandb(config.log)
     except UserError as error:
         missing.append(str(error))
-    missing += _lacks(out, 3 * pretraining.fixed, config.data.loader)
+    missing += _missing(out, 3 * pretraining.fixed, config.data.loader)
     for line in missing:
         console.print(f"[bold]missing[/] {escape(line)}", soft_wrap=True)
     if not missing:
@@ -110,13 +116,13 @@ def _add_stage(
     )
 
 
-def _lacks(out: Path, needed: int, loader: str) -> list[str]:
-    """What the machine lacks: the doctor's findings, and room for the checkpoints."""
-    unused = (*INSTALL, *UNASKED)
+def _missing(out: Path, needed: int, loader: str) -> list[str]:
+    """List what the machine lacks: findings of `examine`, and disk space for checkpoints."""
+    unused = (*INSTALL, *ON_REQUEST)
     lines = [
-        f"{finding.name}: {finding.text}: {finding.mend}"
+        f"{finding.name}: {finding.text}: {finding.fix}"
         for finding in examine()
-        # A loader that this run does not use is not missing.
+        # A loader that this run does not use is not reported.
         if finding.state != "ok" and (finding.name not in unused or finding.name == loader)
     ]
     folder = next(p for p in (out, *out.absolute().parents) if p.is_dir())

@@ -1,4 +1,4 @@
-"""What a run's folder tells: its settings, logs and figures, and how far it is. Writes nothing."""
+"""Reading of a run's folder: settings, logs, figures and progress. It writes nothing."""
 
 from __future__ import annotations
 
@@ -11,29 +11,35 @@ from statistics import median
 from typing import Any
 
 from fastselfie.config import Config
+from fastselfie.stage_names import FINETUNED, PRETRAIN, SUPERVISED, StageName
 from fastselfie.training.checkpoint import step_paths
 from fastselfie.training.metrics_log import read_log
 
 CONFIG, SUMMARY, ENVIRONMENT, PAGE = (
     "config.yaml", "summary.json", "environment.json", "report.html",
 )  # fmt: skip
-CLASSES = "classes.json"  # their names, which a network only numbers
-STAGES = PRETRAIN, FINETUNED, SUPERVISED = "pretrain", "finetuned", "supervised"
-_RECENT = 40  # lines that tell how fast it goes
-_QUIET = 10  # of the usual time between two lines without one, it may have stopped
+CLASSES = "classes.json"  # names of the classes, which a checkpoint lacks
+_RECENT = 40  # lines of the log from which the speed is estimated
+_QUIET = 10  # usual intervals without a line, after which the run may have stopped
 _LEAST_QUIET = 60.0  # seconds
 
 
 @dataclass(frozen=True)
 class State:
-    """How far a run is.
+    """The progress of a run.
 
-    stage: the one in work, or the last. done, steps: of it. last: Unix time of the newest line of
-    the log. quiet_after: seconds without a line after which it may have stopped. seconds_left: of
-    the stage. checkpoint: the newest, by its path in the run.
+    Attributes:
+        stage: the current one, or the last.
+        done: its whole steps.
+        steps: all of its steps.
+        finished: whether the run has ended.
+        last: Unix time of the newest line of the log.
+        quiet_after: seconds without a line after which the run may have stopped.
+        seconds_left: estimate for the stage.
+        checkpoint: path of the newest one, relative to the run's folder.
     """
 
-    stage: str
+    stage: StageName
     done: int
     steps: int
     finished: bool
@@ -45,9 +51,14 @@ class State:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run as its folder holds it, whether it goes on or not.
+    """The contents of a run's folder, of a finished run or of one in training.
 
-    logs: of each of STAGES. summary, environment: empty before they are written.
+    Attributes:
+        path: the folder.
+        config: the run's.
+        logs: lines of log.jsonl of each stage.
+        summary: of summary.json; empty before it is written.
+        environment: of environment.json; empty before it is written.
     """
 
     path: Path
@@ -57,21 +68,21 @@ class RunFolder:
     environment: Mapping[str, Any]
 
     def last(self, stage: str, key: str) -> float | None:
-        """The newest number that the stage logged under `key`."""
+        """Return the newest number that the stage logged under `key`."""
         values = (line[key] for line in reversed(self.logs[stage]) if key in line)
         return next(values, None)
 
     def first(self, stage: str, key: str) -> float | None:
-        """What the stage logged under `key` at step 0, before it learned anything."""
+        """Return the number that the stage logged under `key` at step 0, before training."""
         values = (line[key] for line in self.logs[stage] if line["step"] == 0 and key in line)
         return next(values, None)
 
     def state(self) -> State:
-        """How far it is, as far as its files tell."""
-        begun = [name for name in STAGES if self.logs[name]]
-        begun_last = reversed(begun)  # where two ended at one moment, the later stage
-        stage = max(begun_last, key=lambda name: self.logs[name][-1]["time"], default=STAGES[0])
-        log, steps = self.logs[stage], self._steps(stage)
+        """Derive the run's progress from its files."""
+        begun = [name for name in StageName if self.logs[name]]
+        begun_last = reversed(begun)  # of two that ended at the same time, the later stage
+        stage = max(begun_last, key=lambda name: self.logs[name][-1]["time"], default=PRETRAIN)
+        log, steps = self.logs[stage], self.config.stage_settings(stage).steps
         done = log[-1]["step"] if log else 0
         recent = log[-_RECENT:]
         pairs = list(pairwise(recent))
@@ -90,40 +101,39 @@ class RunFolder:
             checkpoint=self._checkpoint(stage),
         )
 
-    def _steps(self, stage: str) -> int:
-        settings = self.config.pretrain if stage == "pretrain" else self.config.finetune
-        return settings.steps
-
-    def _finished(self, begun: Sequence[str]) -> bool:
-        """Whether every stage that was asked for is done, and the run said so in its summary."""
+    def _finished(self, begun: Sequence[StageName]) -> bool:
+        """Whether all requested stages are done and the summary is written."""
         asked = set(begun)
-        if "finetuned" in asked and self.config.finetune.control:
-            asked.add("supervised")
+        if FINETUNED in asked and self.config.finetune.control:
+            asked.add(SUPERVISED)
         done = all(
-            self.logs[name] and self.logs[name][-1]["step"] >= self._steps(name) for name in asked
+            self.logs[name]
+            and self.logs[name][-1]["step"] >= self.config.stage_settings(name).steps
+            for name in asked
         )
         return bool(asked) and done and "seconds" in self.summary
 
-    def _checkpoint(self, stage: str) -> str | None:
-        for name in reversed(STAGES[: STAGES.index(stage) + 1]):
+    def _checkpoint(self, stage: StageName) -> str | None:
+        stages = list(StageName)
+        for name in reversed(stages[: stages.index(stage) + 1]):
             for path in step_paths(self.path / name).values():
                 return f"{name}/{path.name}"
         return None
 
 
 def read_run(path: Path, config: Config) -> RunFolder:
-    """What lies in the folder `path` of a run by `config`; what is not there yet is empty."""
+    """Read the folder `path` of a run; what is not there yet is empty."""
     return RunFolder(
         path=path,
         config=config,
-        logs={name: _lines(path / name / "log.jsonl") for name in STAGES},
+        logs={name: _lines(path / name / "log.jsonl") for name in StageName},
         summary=read_facts(path / SUMMARY),
         environment=read_facts(path / ENVIRONMENT),
     )
 
 
 def _lines(path: Path) -> list[Mapping[str, Any]]:
-    """The log's lines that say when they are from: a folder from elsewhere may hold anything."""
+    """Read the valid lines of a log: a folder from elsewhere may hold anything."""
     numbers = int | float
     return [
         line
@@ -133,7 +143,7 @@ def _lines(path: Path) -> list[Mapping[str, Any]]:
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none, or a kill or a full disk left half of one."""
+    """Read a JSON object; empty if the file is missing or was cut short."""
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):

@@ -1,4 +1,4 @@
-"""What a run learned, taken from its folder by the commands that use it."""
+"""Loading of trained networks from a run's folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from fastselfie.config import Config
 from fastselfie.config.load import load_config
 from fastselfie.errors import UserError
 from fastselfie.models.selfie import Classifier, Selfie, build_classifier
-from fastselfie.runs.folder import CLASSES, CONFIG, FINETUNED, PRETRAIN, SUPERVISED
+from fastselfie.runs.folder import CLASSES, CONFIG
+from fastselfie.stage_names import FINETUNED, PRETRAIN, SUPERVISED, StageName
 from fastselfie.training.checkpoint import (
     Checkpoint,
     has_checkpoints,
@@ -20,27 +21,36 @@ from fastselfie.training.checkpoint import (
 )
 from fastselfie.training.metrics_log import read_log
 
-# A run's best for use first: what is meant where no stage is named.
-STAGES = (FINETUNED, SUPERVISED, PRETRAIN)
-_ANEW = "the run's `fastselfie train` writes it anew"
+# The first one with a checkpoint is used if no stage is named.
+_PREFERENCE = FINETUNED, SUPERVISED, PRETRAIN
+_REMEDY = "run the run's `fastselfie train` again to write it"
 
 
 class Trained(NamedTuple):
-    """A stage of a run as its newest good checkpoint has it. kind: the stage's name."""
+    """A trained stage of a run.
+
+    Attributes:
+        run: the run's folder.
+        config: the run's.
+        kind: the stage's name.
+        checkpoint: its newest good one.
+    """
 
     run: Path
     config: Config
-    kind: str
+    kind: StageName
     checkpoint: Checkpoint
 
     @property
     def step(self) -> int:
+        """Whole steps of training."""
         return int(self.checkpoint.state["step"])
 
     def network(self, classes: int | None = None) -> Classifier:
-        """P of pretraining, else the classifier; on the CPU, in training mode as any new network.
+        """Load P after pretraining, else the classifier; on the CPU and in training mode.
 
-        classes: how many it must tell apart; None: as many as it does.
+        Args:
+            classes: outputs that the classifier must have; None: any number.
 
         Raises:
             UserError: the weights are of another network than the config's.
@@ -53,13 +63,16 @@ class Trained(NamedTuple):
         return network
 
     def selfie(self) -> Selfie:
-        """P, A and the positions, of pretraining."""
+        """Load P, A and the positions, after pretraining. Raises UserError as `network` does."""
         return pretrained_of(self.config, self.checkpoint)
 
     def classes(self) -> list[str]:
-        """Their names in the order of the logits; none of P, which was told none.
+        """Names of the classes in the order of the logits; empty after pretraining.
 
-        Numbers, where the run is of a version that kept no names.
+        A run of an older version kept no names: then they are numbers.
+
+        Raises:
+            UserError: the file of the names is damaged, or of another number of classes.
         """
         if self.kind == PRETRAIN:
             return []
@@ -70,98 +83,104 @@ class Trained(NamedTuple):
         try:
             names: list[str] = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise UserError(f"{path}: is damaged: {_ANEW}") from error
+            raise UserError(f"{path}: is damaged: {_REMEDY}") from error
         if len(names) != count:
             raise UserError(
-                f"{path}: names {len(names)} classes, {self.checkpoint.path} tells {count} apart: "
-                f"{_ANEW}"
+                f"{path}: has {len(names)} classes, but {self.checkpoint.path} has {count}: "
+                f"{_REMEDY}"
             )
         return names
 
     def measures(self) -> dict[str, Any]:
-        """The log's last measurement up to this checkpoint, with its step; empty where none is."""
+        """The last metrics in the log up to this checkpoint, with their step; empty if none."""
         lines = read_log(self.run / self.kind / "log.jsonl")
         found = [x for x in lines if "heldout_loss" in x and x["step"] <= self.step]
         return {key: value for key, value in found[-1].items() if key != "time"} if found else {}
 
 
-def stages_of(run: Path) -> Sequence[str]:
-    """Those of `STAGES` that have checkpoints in `run`, at least one.
+def stages_of(run: Path) -> Sequence[StageName]:
+    """Find the stages that have checkpoints in `run`, in the order in which they are preferred.
 
     Raises:
         UserError: there is none.
     """
-    found = [name for name in STAGES if has_checkpoints(run / name)]
+    found = [name for name in _PREFERENCE if has_checkpoints(run / name)]
     if not found:
-        raise UserError(f"{run}: holds no checkpoint yet: `fastselfie train` makes them")
+        raise UserError(f"{run}: holds no checkpoint yet: run `fastselfie train` first")
     return found
 
 
 def open_trained(run: Path, stage: str | None = None, allow_unfinished: bool = False) -> Trained:
-    """The network that the stage left; None: finetuned, else supervised, else pretrain.
+    """Open a trained stage of a run.
 
-    allow_unfinished: take it also before its last step. Its learning rate had not come down yet,
-    so it is worth less than the same steps under a shorter schedule, and nothing in its weights
-    tells: hence only where it is asked for.
+    Args:
+        run: the run's folder.
+        stage: its name; None: finetuned, else supervised, else pretrain.
+        allow_unfinished: accept a checkpoint before the last step. Its learning rate has not
+            decayed, so it is worse than one of a shorter schedule, and nothing in it shows that.
 
     Raises:
-        UserError: not a run, no (good) checkpoint, an unfinished stage.
+        ValueError: `stage` is no stage.
+        UserError: `run` is not a run, has no good checkpoint, or the stage is not finished.
     """
     config = open_run(run)
     found = stages_of(run)
-    kind = stage or found[0]
+    kind = found[0] if stage is None else StageName(stage)
     checkpoint = newest_checkpoint(run / kind, kind)
     if checkpoint is None:
         raise UserError(
             f"{run}: holds no checkpoint of {kind}, but of {', '.join(found)}: give another --stage"
         )
     trained = Trained(run, config, kind, checkpoint)
-    steps = (config.pretrain if kind == PRETRAIN else config.finetune).steps
+    steps = config.stage_settings(kind).steps
     if trained.step < steps and not allow_unfinished:
         raise UserError(
-            f"{checkpoint.path}: {kind} is at step {trained.step} of {steps}: let `fastselfie "
-            "train` go on to its end, or take it as it is with --allow-unfinished"
+            f"{checkpoint.path}: {kind} is at step {trained.step} of {steps}: finish it by "
+            "`fastselfie train`, or use it as it is with --allow-unfinished"
         )
     return trained
 
 
 def load_pretrained(config: Config, folder: Path, whole: bool = False) -> Selfie:
-    """What a pretraining stage's folder holds to go on from: its moving average if it kept one.
+    """Load the pretrained network: its moving average if there is one.
 
-    whole: only if it reached its last step.
+    Args:
+        config: the run's.
+        folder: of the pretraining stage.
+        whole: refuse a checkpoint before the last step.
 
     Raises:
-        UserError: no good checkpoint, one of another model, or of an unfinished stage.
+        UserError: there is no good checkpoint, it is of another model, or it is not finished.
     """
     found = newest_checkpoint(folder, PRETRAIN)
     if found is None:
-        raise UserError(f"{folder}: nothing is pretrained there: run --stage pretrain or all first")
+        raise UserError(f"{folder}: has no pretrained network: run --stage pretrain or all first")
     path, state = found
     if whole and state["step"] < config.pretrain.steps:
         raise UserError(
-            f"{path}: pretraining stopped at step {state['step']} of {config.pretrain.steps}: go "
-            "on with --stage pretrain or all"
+            f"{path}: pretraining stopped at step {state['step']} of {config.pretrain.steps}: "
+            "finish it with --stage pretrain or all"
         )
     return pretrained_of(config, found)
 
 
 def pretrained_of(config: Config, found: Checkpoint) -> Selfie:
-    """P, A and the positions of a checkpoint of pretraining: their moving average if it kept one.
+    """Load the network of a pretraining checkpoint: its moving average if there is one.
 
     Raises:
-        UserError: it is of another model.
+        UserError: the checkpoint is of another model.
     """
     network = Selfie(config)
-    # A checkpoint of an earlier version knows of no average.
+    # A checkpoint of an older version has no key "average".
     load_weights(network, found.state.get("average") or found.state["model"], found.path)
     return network
 
 
 def open_run(run: Path) -> Config:
-    """The configuration of a run's folder.
+    """Load the config of a run's folder.
 
     Raises:
-        UserError: not a folder of a run.
+        UserError: `run` is not a run's folder.
     """
     if not (run / CONFIG).is_file():
         raise UserError(f"{run}: not a run: it has no {CONFIG}")

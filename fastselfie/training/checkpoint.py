@@ -1,7 +1,7 @@
-"""Checkpoints: written whole or not at all, checked when read, never a way to run code.
+"""Checkpoint files: written atomically, verified when read, and unable to run code.
 
-A file is what torch.save writes followed by the SHA-256 of that, which torch.load ignores. The
-folder of a stage holds step-0001000.pt and so on, and latest.pt, another name of the newest.
+A file is the output of torch.save followed by its SHA-256, which torch.load ignores. The folder
+of a stage holds step-0001000.pt and so on, and latest.pt, another name of the newest.
 """
 
 from __future__ import annotations
@@ -27,49 +27,59 @@ _STEP_NAME = re.compile(r"step-(\d+)\.pt")
 
 
 class Damaged(UserError):
-    """A file that cannot be used, where an older checkpoint can stand in for it.
+    """A checkpoint that cannot be used; an older one may replace it.
 
-    fault: what is wrong, with the path.
+    Args:
+        path: the file.
+        fault: what is wrong with it.
+
+    Attributes:
+        fault: the same, with the path.
     """
 
     def __init__(self, path: Path, fault: str) -> None:
-        self.path, self.what = path, fault
+        self.path, self.fault_text = path, fault
         self.fault = f"{path}: {fault}"
         super().__init__(f"{self.fault}: give another checkpoint")
 
     def __reduce__(self) -> tuple[type[Damaged], tuple[Path, str]]:
-        return Damaged, (self.path, self.what)  # on its way to other processes
+        return Damaged, (self.path, self.fault_text)  # to send it to other ranks
 
 
 class Checkpoint(NamedTuple):
-    """A state and the file that it was read from."""
+    """A checkpoint's state and the file it was read from."""
 
     path: Path
     state: dict[str, Any]
 
 
 def step_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint after `step` steps stands."""
+    """Path of the checkpoint after `step` whole steps."""
     return folder / f"step-{step:07d}.pt"
 
 
 def step_paths(folder: Path) -> dict[int, Path]:
-    """The checkpoints in `folder` by the step in their name, the newest first."""
+    """Find the checkpoints in `folder` by the step in their names, the newest first."""
     found = {int(m[1]): p for p in folder.glob("step-*.pt") if (m := _STEP_NAME.fullmatch(p.name))}
     return dict(sorted(found.items(), reverse=True))
 
 
 def has_checkpoints(folder: Path) -> bool:
-    """Whether there is any, good or not."""
+    """Whether `folder` holds any checkpoint, good or damaged."""
     return (folder / LATEST).exists() or bool(step_paths(folder))
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` (tensors, numbers, strings, lists, dicts) under `path` in one step.
+    """Write a checkpoint atomically.
 
-    Raises OSError, with the checkpoint before it untouched.
+    Args:
+        path: the file; what stood there is replaced only by a whole new file.
+        state: tensors, numbers, strings, lists and dicts.
+
+    Raises:
+        OSError: the file cannot be written.
     """
-    # Into memory first: on a full disk torch.save raises a RuntimeError that hides the reason.
+    # Through memory: on a full disk torch.save raises a RuntimeError that hides the reason.
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **state}, buffer)
     digest = hashlib.sha256(buffer.getbuffer()).digest()
@@ -79,12 +89,12 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The state in `path`, on the CPU.
+    """Read and verify a checkpoint; its tensors are on the CPU.
 
     Raises:
-        Damaged: missing, damaged in any byte, of another program, or of another step than its
-            name says.
-        UserError: of a newer format.
+        Damaged: the file is missing, any byte is damaged, it is not a checkpoint, or its step is
+            not the one in its name.
+        UserError: the file is of a newer format.
     """
     if not path.is_file():
         raise Damaged(path, "no such checkpoint")
@@ -97,7 +107,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise Damaged(path, "damaged, or not a checkpoint")
     try:
         state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a foreign file makes of torch's reader
+    except Exception as error:  # torch's reader fails on foreign files in any way
         raise Damaged(path, "not a checkpoint") from error
     if not isinstance(state, dict) or not isinstance(state.get("format"), int):
         raise Damaged(path, "not a checkpoint of fastselfie")
@@ -112,12 +122,18 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def newest_checkpoint(folder: Path, kind: str, quiet: bool = False) -> Checkpoint | None:
-    """The newest good checkpoint of stage `kind` in `folder`; None where there is none at all.
+    """Read the newest good checkpoint in `folder`.
 
-    Each damaged one that it passed over is named in a line, unless `quiet`.
+    Args:
+        folder: the stage's.
+        kind: the stage's name; checkpoints of other stages count as damaged.
+        quiet: do not warn of damaged checkpoints that are passed over.
+
+    Returns:
+        The checkpoint, or None if `folder` has none.
 
     Raises:
-        UserError: there are checkpoints, and none is good; one is of a newer format.
+        UserError: there are checkpoints, but none is good, or one is of a newer format.
     """
     if not has_checkpoints(folder):
         return None
@@ -133,11 +149,11 @@ def newest_checkpoint(folder: Path, kind: str, quiet: bool = False) -> Checkpoin
             faults.append(damaged.fault)
     if best is None:
         raise UserError(
-            f"{'; '.join(faults)}: no good checkpoint is left there: bring one back, or use "
+            f"{'; '.join(faults)}: no good checkpoint is left there: restore one, or use "
             "--resume never"
         )
     for fault in [] if quiet else faults:
-        say(f"warning: {fault}: going on from {best.path.name}, step {best.state['step']}")
+        say(f"warning: {fault}: resuming from {best.path.name}, step {best.state['step']}")
     return best
 
 
@@ -149,16 +165,14 @@ def _load_stage(path: Path, kind: str) -> dict[str, Any]:
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Put `weights`, read from `path`, into `model`.
+    """Load `weights`, which were read from `path`, into `model`.
 
     Raises:
-        UserError: they are of another model, with the first difference.
+        UserError: the weights are of another model; the message names the first difference.
     """
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         lines = str(error).splitlines()
         first = lines[1].strip() if len(lines) > 1 else lines[0]
-        raise UserError(
-            f"{path}: its weights are of another model than the config's: {first}"
-        ) from error
+        raise UserError(f"{path}: its weights do not fit the config's model: {first}") from error

@@ -1,6 +1,6 @@
-"""Checkpoints of a run, written beside training by a thread: which there are, and what may fail.
+"""Writing of checkpoints in a thread, while training goes on.
 
-A state is copied at its step; the thread serialises, hashes, syncs and renames the copy.
+The state is copied at its step; the thread serialises, hashes, syncs and renames the copy.
 """
 
 from __future__ import annotations
@@ -19,13 +19,19 @@ from fastselfie.errors import UserError
 from fastselfie.system.console import say
 from fastselfie.system.files import link_atomically
 from fastselfie.training.checkpoint import LATEST, save_checkpoint, step_path, step_paths
+from fastselfie.training.disk_errors import DiskErrors
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of one stage to `folder`, one at a time; a context manager.
+    """Writes the checkpoints of one stage, one at a time; a context manager.
 
-    written: the step of the newest. leads: whether this process writes. Leaving it waits for the
-    one in flight: the thread does not outlive the run.
+    Leaving it waits for the checkpoint in flight: the thread does not outlive the run.
+
+    Args:
+        folder: the stage's.
+        settings: which checkpoints to keep, and what an error of the disk does.
+        written: step of the newest checkpoint.
+        is_main: whether this rank writes.
     """
 
     def __init__(
@@ -39,8 +45,8 @@ class CheckpointWriter:
         self._fault: BaseException | None = None
 
     def __enter__(self) -> CheckpointWriter:
-        if self.is_main:  # another's may be in the middle of a file by now
-            for pattern in (".step-*.pt.*", f".{LATEST}.*", ".log.jsonl.*"):  # of a killed run
+        if self.is_main:  # rank 0 may be writing such a file by now
+            for pattern in (".step-*.pt.*", f".{LATEST}.*", ".log.jsonl.*"):  # left by a killed run
                 for path in self.folder.glob(pattern):
                     _delete(path)
         return self
@@ -55,27 +61,31 @@ class CheckpointWriter:
             self.wait()
         elif not isinstance(error, KeyboardInterrupt):  # a second Ctrl-C, which leaves at once
             self._join()
-            if self._fault is not None:  # the error on its way is not to be hidden by this one
+            if self._fault is not None:  # must not hide the error being raised
                 say(f"warning: {self._fault}")
 
     def save(self, state: dict[str, Any]) -> None:
-        """Begin to write `state`, whose tensors may change as soon as this returns.
+        """Start to write a checkpoint, after waiting for the one before it.
 
-        Waits for the checkpoint before it. Raises what `wait` does.
+        Args:
+            state: see `save_checkpoint`; its tensors may change as soon as this returns.
+
+        Raises:
+            UserError: see `wait`.
         """
         self.wait()
         copy, ready = _copied(state), None
         if any(value.is_cuda for value in state["model"].values()):
             ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ready.record()
-        # A daemon, so that a second Ctrl-C need not wait for a disk.
+        # A daemon, so that a second Ctrl-C need not wait for the disk.
         self._thread = threading.Thread(
             target=self._write, args=(copy, ready), name="checkpoint", daemon=True
         )
         self._thread.start()
 
     def poll(self) -> None:
-        """Raise what went wrong, if the write in flight has ended; does not wait."""
+        """Raise the error of the write in flight if it has ended. Does not wait."""
         if self._thread is not None and not self._thread.is_alive():
             self.wait()
 
@@ -83,21 +93,21 @@ class CheckpointWriter:
         """Wait for the checkpoint in flight.
 
         Raises:
-            UserError: it could not be written, under on_error: stop. The one before it is whole.
+            UserError: it could not be written and `checkpoint.on_error` is stop. The checkpoint
+                before it is intact.
         """
         self._join()
         fault, self._fault = self._fault, None
         if fault is None:
             return
-        if not isinstance(fault, OSError):
-            raise fault
-        text = f"{fault.filename or self.folder}: {fault.strerror}"
-        if self.settings.on_error == "stop":
+        try:
+            with DiskErrors(self.settings.on_error, self.folder, "this checkpoint is not written"):
+                raise fault
+        except OSError as error:
             raise UserError(
-                f"{text}: make room or check its permissions, and run the same command to go on "
-                "from the checkpoint before"
+                f"{error.filename or self.folder}: {error.strerror}: make room or check its "
+                "permissions, then run the same command to resume from the previous checkpoint"
             ) from fault
-        say(f"warning: {text}: this checkpoint is not written, checkpoint.on_error is continue")
 
     def _join(self) -> None:
         if self._thread is not None:
@@ -114,12 +124,12 @@ class CheckpointWriter:
             self.written = state["step"]
             self._delete_old(state["step"])
         except BaseException as fault:
-            self._fault = fault  # `wait` raises it where the run can answer
+            self._fault = fault  # `wait` raises it in the main thread
 
     def _delete_old(self, step: int) -> None:
-        """Keep what the settings say of the checkpoints up to `step`.
+        """Delete checkpoints up to `step` as `keep` and `keep_every` say.
 
-        One of a later step is damaged, or the run had gone on from it: it does not count.
+        Those of later steps do not count: the run resumed before them, so they are damaged.
         """
         every = self.settings.keep_every
         old = [(at, path) for at, path in step_paths(self.folder).items() if at <= step]
@@ -129,18 +139,18 @@ class CheckpointWriter:
 
 
 def _delete(path: Path) -> None:
-    """Without it, or in spite of it, what was just written is as good."""
+    """Delete an old file. A failure is harmless, so it is only a warning."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        say(f"warning: {path}: {error.strerror}: this old file stays")
+        say(f"warning: {path}: {error.strerror}: this old file is not deleted")
 
 
 def _copied(value: Any) -> Any:
-    """`value` with copies of its tensors on the host.
+    """Copy the tensors in `value` to the host.
 
-    From a GPU into pinned memory, in the stream's order: the host does not wait, and the updates
-    that follow do not touch the copy.
+    A GPU copies into pinned memory in stream order: the host does not wait, and later updates do
+    not change the copy.
     """
     if isinstance(value, Tensor):
         if value.device.type == "cpu":

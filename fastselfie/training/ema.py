@@ -1,4 +1,4 @@
-"""An exponential moving average of a network in training, kept on the device without waiting."""
+"""An exponential moving average of a network's weights, kept on the device without waiting."""
 
 from __future__ import annotations
 
@@ -9,13 +9,20 @@ from torch import Tensor, nn
 
 
 class MovingAverage:
-    """`model` follows `source`: after each step average = decay x average + (1 - decay) x source.
+    """The average of `source` over steps: average = decay x average + (1 - decay) x source.
 
-    It begins as the source is. Batch norm's running mean and variance are averaged as the weights
-    are, so that they fit them; whole numbers, its counters, are the source's.
+    It starts as a copy of the source. Batch norm's running mean and variance are averaged like the
+    weights, so that they fit them; integer buffers, its counters, are copied.
 
-    torch's AveragedModel does the same, but takes part in every step: here a step that was not
-    applied moves nothing, and which those are the device alone knows.
+    torch's AveragedModel does the same but counts every step. Here a step that was not applied does
+    not count, and only the device knows which those are.
+
+    Args:
+        source: the network in training.
+        decay: weight of the average in each step, in (0, 1).
+
+    Attributes:
+        model: the network with the averaged weights.
     """
 
     def __init__(self, source: nn.Module, decay: float) -> None:
@@ -27,7 +34,11 @@ class MovingAverage:
 
     @torch.no_grad()
     def follow(self, moved: Tensor) -> None:
-        """Take up the source's step. moved: () bool, whether there was one."""
+        """Update the average after a step.
+
+        Args:
+            moved: () bool, whether the source's weights changed.
+        """
         mine, theirs = (list(side) for side in zip(*self._averaged, strict=True))
         steps = torch._foreach_sub(theirs, mine)
         torch._foreach_mul_(steps, (1 - self.decay) * moved)

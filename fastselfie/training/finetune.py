@@ -1,13 +1,12 @@
-"""Finetuning on few labels from pretraining, and the control: the same network from scratch."""
+"""Finetuning of a pretrained network on few labels, and the control from scratch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.swa_utils import update_bn
@@ -21,19 +20,23 @@ from fastselfie.data.splits import choose_labels
 from fastselfie.errors import UserError
 from fastselfie.evaluation.metrics import classification_accuracy
 from fastselfie.models.selfie import Classifier, Selfie, build_classifier
-from fastselfie.system.accelerator import Accelerator, random_state, set_random_state, total_memory
+from fastselfie.stage_names import FINETUNED, SUPERVISED
+from fastselfie.system.accelerator import Accelerator, random_state, set_random_state
+from fastselfie.training.build import BuiltStage, build_stage
 from fastselfie.training.checkpoint import has_checkpoints
 from fastselfie.training.loop import fit
 from fastselfie.training.memory import estimate_finetuning
-from fastselfie.training.metrics_log import Show
+from fastselfie.training.metrics_log import OnLogLine
 from fastselfie.training.state import Stage
-from fastselfie.training.step import TrainStep
 
 
 class FewLabels(NamedTuple):
-    """The labelled images that one network is trained on, and those that it is measured on.
+    """The images of a finetuning.
 
-    images: a fingerprint, which its checkpoints must agree with.
+    Attributes:
+        train: labelled images to train on.
+        held_out: images to evaluate on.
+        images: fingerprint of both; the checkpoints must agree with it.
     """
 
     train: Source
@@ -42,14 +45,20 @@ class FewLabels(NamedTuple):
 
 
 def finetuning_stage(config: Config, images: str, from_p: bool) -> Stage:
-    """What a checkpoint of the finetuned network, or of the control, must agree with."""
+    """Return what the checkpoints of a finetuning must agree with.
+
+    Args:
+        config: the run's.
+        images: see `FewLabels`.
+        from_p: True: the finetuned network; False: the control, which has `finetune.scratch_lr`.
+    """
     settings = config.finetune
     own_rate = ("finetune.lr",) if settings.scratch_lr is not None else ()
     if not from_p and settings.scratch_lr is not None:
         settings = settings.model_copy(update={"lr": settings.scratch_lr})
     sections = ("seed", "data", "model", "pretrain", "finetune")
     return Stage(
-        kind="finetuned" if from_p else "supervised",
+        kind=FINETUNED if from_p else SUPERVISED,
         config=config,
         settings=settings,
         sections=sections if from_p else tuple(s for s in sections if s != "pretrain"),
@@ -59,10 +68,13 @@ def finetuning_stage(config: Config, images: str, from_p: bool) -> Stage:
 
 
 def labelled(config: Config, dataset: Dataset) -> IntArray:
-    """Indices of the training images that finetuning sees, the same for both arms.
+    """Choose the training images that finetuning sees; the control sees the same ones.
+
+    Returns:
+        Their indices, (n,) int64.
 
     Raises:
-        UserError: fewer than two classes, or too few images in one.
+        UserError: fewer than two classes, or too few images of one.
     """
     if len(dataset.train.classes) < 2:
         raise UserError(
@@ -77,41 +89,39 @@ def labelled(config: Config, dataset: Dataset) -> IntArray:
 
 
 def few_labels(config: Config, dataset: Dataset) -> FewLabels:
-    """What finetuning sees of `dataset`. Raises what `labelled` does."""
+    """Select the images of `dataset` that finetuning sees. Raises UserError as `labelled` does."""
     few = dataset.train.select(labelled(config, dataset))
     return FewLabels(few, dataset.held_out, dataset.fingerprint())
 
 
-class Finetuning(NamedTuple):
-    """A fresh network, what turns batches into its input, and the step that trains it."""
-
-    network: Classifier
-    pixels: InputTransform
-    step: TrainStep
-
-
 def build_finetuning(
     config: Config, stage: Stage, classes: int, accelerator: Accelerator, start: Selfie | None
-) -> Finetuning:
-    """The classifier on the machine's device, from `start` if there is one, and its step."""
-    torch.manual_seed(config.seed)
-    network = build_classifier(config, classes, start)
-    accelerator.place(network)
-    estimate = estimate_finetuning(config, classes, accelerator.precision)
-    memory = total_memory(accelerator.device)
-    micro_batch = estimate.micro_batch(stage.settings, memory, accelerator.ranks.world)
-    pixels = InputTransform(config, accelerator, micro_batch)
-    replica = accelerator.replica(network, config.model.sync_batch_norm)
-    forward = accelerator.compiled(replica)
+) -> BuiltStage[Classifier]:
+    """Build a finetuning stage, see `build_stage`.
 
-    def objective(batch: Batch) -> tuple[Tensor, Tensor, int]:
+    Args:
+        config: the run's.
+        stage: what `finetuning_stage` made: its settings may be the control's.
+        classes: outputs of the classifier.
+        accelerator: where and how it trains.
+        start: the pretrained network; None: the classifier starts from scratch.
+    """
+
+    def objective(
+        forward: Callable[..., Any], pixels: InputTransform, batch: Batch
+    ) -> tuple[Tensor, Tensor, int]:
         logits = forward(pixels.whole(batch)).float()
         right = (logits.argmax(dim=1) == batch.labels).sum()
         return F.cross_entropy(logits, batch.labels), right, len(batch.images)
 
-    backend = config.optimizer.backend
-    step = TrainStep(replica, objective, stage.settings, accelerator, micro_batch, backend)
-    return Finetuning(network, pixels, step)
+    return build_stage(
+        config,
+        stage.settings,
+        accelerator,
+        estimate_finetuning(config, classes, accelerator.precision),
+        lambda: build_classifier(config, classes, start),
+        objective,
+    )
 
 
 def finetune(
@@ -120,23 +130,33 @@ def finetune(
     folder: Path,
     accelerator: Accelerator,
     start: Selfie | None,
-    show: Show = lambda: None,
+    on_log_line: OnLogLine = lambda: None,
 ) -> dict[str, float]:
-    """Train the classifier on the labelled images, all of it; return the last measures.
+    """Train all layers of the classifier, from the newest checkpoint in `folder` if there is one.
 
-    start: the pretrained network, or None for the control. What that does not bring, stage 4 and
-    the head, begins alike in both. show: see `fit`.
+    Args:
+        config: the run's.
+        few: images to train and to evaluate on.
+        folder: for log.jsonl and checkpoints.
+        accelerator: where and how to train.
+        start: the pretrained network; None: the control, which starts from scratch. The layers that
+            pretraining lacks, stage 4 and the head, have the same initial weights in both.
+        on_log_line: see `fit`.
+
+    Returns:
+        The last metrics, see `classification_accuracy`.
 
     Raises:
         UserError: see `fit` and the loaders.
     """
     stage = finetuning_stage(config, few.images, from_p=start is not None)
     classes = len(few.train.classes)
-    network, pixels, step = build_finetuning(config, stage, classes, accelerator, start)
+    built = build_finetuning(config, stage, classes, accelerator, start)
+    network, pixels = built.model, built.pixels
     fresh = accelerator.ranks.broadcast_from_main(lambda: not has_checkpoints(folder))
     if start is not None and fresh and config.finetune.recalibrate:
         with accelerator.ranks.raise_together():
-            # One of its own: what it skips, training counts.
+            # A separate loader: training must count the images that it skips itself.
             seen = build_loader(few.train, config.data, config.seed, accelerator.device)
         recalibrate(network, seen, pixels, accelerator, config.finetune.recalibrate)
     with accelerator.ranks.raise_together():
@@ -147,7 +167,7 @@ def finetune(
         del step
         return classification_accuracy(network, held_out, pixels, accelerator)
 
-    return fit(stage, folder, step, train, evaluate, show=show)
+    return fit(stage, folder, built.step, train, evaluate, on_log_line=on_log_line)
 
 
 def recalibrate(
@@ -157,10 +177,17 @@ def recalibrate(
     accelerator: Accelerator,
     images: int,
 ) -> None:
-    """Take batch norm's running statistics anew: the plain mean over passes of so many images.
+    """Recompute batch norm's running statistics: a plain mean over forward passes.
 
-    They are the first that training would see, in its order and with its crops: in the order of
-    the files a pass would be of one class. Every process looks at all of them.
+    It takes the first images that training will see, with training's order and crops: in the order
+    of the files a pass might hold one class alone. Every rank processes all of them.
+
+    Args:
+        network: changed in place.
+        loader: of the training images.
+        pixels: makes the network's input.
+        accelerator: where the network is.
+        images: how many, rounded up to whole passes.
     """
     passes = -(-images // pixels.batch)
 
@@ -171,7 +198,7 @@ def recalibrate(
                     batch = next(batches)
                 yield pixels.whole(batch)
 
-    # In training mode, as it must be: A's dropout draws there, and training's draws shall not move.
+    # In training mode A's dropout takes random numbers: training must not lose them.
     state = random_state(accelerator.device)
     with accelerator.autocast():
         update_bn(inputs(), network)

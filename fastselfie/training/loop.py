@@ -1,4 +1,4 @@
-"""The training loop, once for both stages: data, step, log, evaluation, checkpoint."""
+"""The training loop of every stage: data, step, log, evaluation, checkpoint."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from fastselfie.errors import Diverged
 from fastselfie.system.console import say
 from fastselfie.system.signals import Interrupted, Pending, deferred_signals
 from fastselfie.system.trace_ranges import trace_range
-from fastselfie.training.checkpoint import LATEST, newest_checkpoint
+from fastselfie.training.checkpoint import LATEST
 from fastselfie.training.checkpoint_writer import CheckpointWriter
-from fastselfie.training.metrics_log import RunLog, Show, Window
-from fastselfie.training.nonfinite import NonFiniteStep, dump_step
-from fastselfie.training.state import Progress, Stage, checkpoint_state, go_on
+from fastselfie.training.metrics_log import OnLogLine, RunLog, Window
+from fastselfie.training.nonfinite import dump_step
+from fastselfie.training.state import Progress, Stage, checkpoint_state, resume_stage
 from fastselfie.training.step import TrainStep
 
-# Numbers to log after a step that is due for it.
+# Takes the number of whole steps done; returns the metrics to log, `heldout_loss` among them.
 Evaluate = Callable[[int], dict[str, float]]
 
 
@@ -35,27 +35,34 @@ def fit(
     loader: Loader,
     evaluate: Evaluate,
     also_at: frozenset[int] = frozenset(),
-    show: Show = lambda: None,
+    on_log_line: OnLogLine = lambda: None,
 ) -> dict[str, float]:
     """Train to the last step, from the newest good checkpoint in `folder` if there is one.
 
-    also_at: steps to evaluate after, beside every eval_every-th
-    and the last. show: called after each line of the log. Returns what `evaluate` said after the
-    last step. Of several processes each calls it, and rank 0 alone reads and writes `folder`.
+    Every rank calls it. Only rank 0 reads and writes `folder`.
+
+    Args:
+        stage: what the checkpoints must agree with, and the settings.
+        folder: for checkpoints, the log and the pictures.
+        step: updates the network.
+        loader: of the training images.
+        evaluate: measures the network.
+        also_at: steps to evaluate after, besides every `eval_every`-th and the last.
+        on_log_line: called after each line of the log.
+
+    Returns:
+        The metrics that `evaluate` returned after the last step.
 
     Raises:
         UserError: no good checkpoint is left, or it is of another experiment; a loss or gradient
             is not finite; a checkpoint cannot be written.
-        Interrupted: a signal came to any process; the step in progress was finished and saved.
+        Interrupted: a rank received a signal; the step in progress was finished and saved.
     """
     settings, ranks = stage.settings, step.accelerator.ranks
-    progress = Progress()
-    found = ranks.broadcast_from_main(lambda: newest_checkpoint(folder, stage.kind))
-    if found is not None:
-        progress = go_on(stage, step, found)
+    progress = resume_stage(stage, step, folder)
     if progress.done >= settings.steps and not progress.evaluation_pending:
         return progress.metrics
-    _say_what_differs(stage, step, loader, progress)
+    _say_how_it_trains(stage, step, loader, progress)
     consumed = progress.done * settings.batch_size
     with (
         RunLog(
@@ -66,27 +73,27 @@ def fit(
             ranks.is_main,
             progress.evaluation_pending,
             stage.config,
-            show,
+            on_log_line,
         ) as log,
         deferred_signals() as pending,
-        CheckpointWriter(folder, stage.config.checkpoint, progress.done, ranks.is_main) as saver,
+        CheckpointWriter(folder, stage.config.checkpoint, progress.done, ranks.is_main) as writer,
         closing(loader.stream(consumed, settings.batch_size, ranks)) as batches,
     ):
-        training = _Training(stage, step, loader, evaluate, also_at, progress, log, saver, pending)
+        training = _Training(stage, step, loader, evaluate, also_at, progress, log, writer, pending)
         try:
             training.run(batches)
         except Interrupted as left:
-            training.leave(128 + left.number)
+            training.save_and_leave(128 + left.number)
             raise
     return progress.metrics
 
 
 @dataclass
 class _Training:
-    """A stage between its first and its last step, and what it writes to.
+    """A stage in training, and what it writes to.
 
-    Of several processes each has one, and all call the same of its methods: those agree on every
-    mistake and signal, or one would wait for the others for ever. Rank 0's alone writes.
+    Every rank has one and calls the same methods. The ranks agree on every error and signal, or one
+    would wait for the others forever. Only rank 0 writes.
     """
 
     stage: Stage
@@ -96,12 +103,12 @@ class _Training:
     also_at: frozenset[int]
     progress: Progress
     log: RunLog
-    saver: CheckpointWriter
+    writer: CheckpointWriter
     pending: Pending
 
     def __post_init__(self) -> None:
         self.ranks = self.step.accelerator.ranks
-        # Images that every process knew to be bad before it took its part.
+        # Unreadable images that every rank knew of before it took its share.
         self._known_bad = self.loader.skipped
         self._skipped_before = self.progress.skipped
 
@@ -109,8 +116,8 @@ class _Training:
         """Train to the end.
 
         Raises:
-            Interrupted: at a whole step, or in what need not be whole: an evaluation, which is
-                owed then, or the wait for a batch.
+            Interrupted: after a whole step, while waiting for a batch, or in an evaluation, which
+                a resumed run repeats.
         """
         settings, progress = self.stage.settings, self.progress
         if progress.done == 0:
@@ -126,7 +133,7 @@ class _Training:
             done = progress.done = progress.done + 1
             if self.step.accelerator.compile and done == first:
                 say(f"{self.stage.kind}: compiled in {window.age():.0f} s")
-                window = Window(done)  # start-up is not a rate of training
+                window = Window(done)  # the time of compiling is not part of the throughput
             with trace_range("logging"):
                 self.log.advance(done)
             saves = done % settings.save_every == 0 or done == settings.steps
@@ -139,46 +146,50 @@ class _Training:
             if saves:
                 self._save()
             if done < settings.steps:
-                self._leave_together()
+                self._stop_if_signalled()
         with self.ranks.raise_together():
-            self.saver.wait()
-        self._leave_together()
+            self.writer.wait()
+        self._stop_if_signalled()
 
-    def leave(self, status: int) -> None:
-        """Save where the run is, unless that is done. status: other processes' than rank 0."""
+    def save_and_leave(self, status: int) -> None:
+        """Save the last step unless it is saved, and leave.
+
+        Args:
+            status: exit status of the ranks other than 0.
+        """
         with self.ranks.raise_together():
-            self.saver.wait()
-        if self.progress.done > self.ranks.broadcast_from_main(lambda: self.saver.written):
-            self._stop_at_offence()
+            self.writer.wait()
+        if self.progress.done > self.ranks.broadcast_from_main(lambda: self.writer.written):
+            self._stop_if_nonfinite()
             self._save()
             with self.ranks.raise_together():
-                self.saver.wait()
+                self.writer.wait()
         say(
             f"{self.stage.kind}: left after step {self.progress.done}, saved up to step "
-            f"{self.saver.written}"
+            f"{self.writer.written}"
         )
         self.ranks.leave_after_the_leader(status)
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
-        with self.ranks.raise_together(), self._abandoning():
-            self.saver.poll()
+        with self.ranks.raise_together(), self._abandonable():
+            self.writer.poll()
             batch = next(batches)
-        if self.ranks.world > 1:  # each drops other units, alike in a resumed run
+        if self.ranks.world > 1:  # dropout differs between ranks, and repeats in a resumed run
             seed, done = self.stage.config.seed, self.progress.done
             torch.manual_seed(process_seed(seed, done, self.ranks.rank))
         return batch
 
-    def _abandoning(self) -> AbstractContextManager[None]:
-        """See `Pending.abandoning`. Of several processes one must not leave the others there."""
+    def _abandonable(self) -> AbstractContextManager[None]:
+        """See `Pending.abandoning`; one of several ranks must not abandon work alone."""
         return self.pending.abandoning() if self.ranks.world == 1 else nullcontext()
 
-    def _leave_together(self) -> None:
-        """Where a signal came to any process: the same on all, after a whole step."""
+    def _stop_if_signalled(self) -> None:
+        """Raise Interrupted on every rank if any rank received a signal."""
         if number := self.ranks.largest(self.pending.number or 0):
             raise Interrupted(number)
 
     def _write_means(self, window: Window) -> None:
-        self._stop_at_offence()  # this and the reading wait for the device
+        self._stop_if_nonfinite()  # this and `read` wait for the device
         means = self.step.read()
         values = window.close(self.progress.done, self.stage.settings.batch_size)
         if means.steps:
@@ -193,7 +204,7 @@ class _Training:
             self.log.write(self.progress.done, **values)
 
     def _count_skipped(self) -> int:
-        """Images replaced since the run's first step."""
+        """Count the images that were replaced since the run's first step, on all ranks."""
         own = self.loader.skipped - self._known_bad
         self.progress.skipped = self._skipped_before + int(self.ranks.summed(own)[0])
         return self.progress.skipped
@@ -201,83 +212,73 @@ class _Training:
     def _evaluate(self) -> None:
         done = self.progress.done
         self.progress.evaluation_pending = True
-        with self._abandoning():
+        with self._abandonable():
             metrics = self.evaluate(done)
         with self.ranks.raise_together():
-            _require_finite(self.stage, done, metrics["heldout_loss"], self.saver.folder / LATEST)
+            loss, latest = metrics["heldout_loss"], self.writer.folder / LATEST
+            if not math.isfinite(loss):  # before a good checkpoint is replaced
+                hint = f"; {latest} is from before" if latest.exists() else ""
+                raise _diverged(self.stage, done, "loss", loss, hint)
         self.progress.metrics, self.progress.evaluation_pending = metrics, False
         with self.ranks.raise_together():
             self.log.write(done, **metrics)
             self.log.picture(done)
 
     def _save(self) -> None:
-        metric_accumulators = self._unread()
+        accumulators = self._metric_accumulators()
         self._count_skipped()
         with self.ranks.raise_together():
             if self.ranks.is_main:
-                self.saver.save(
-                    checkpoint_state(self.stage, self.step, self.progress, metric_accumulators)
-                )
+                state = checkpoint_state(self.stage, self.step, self.progress, accumulators)
+                self.writer.save(state)
 
-    def _unread(self) -> list[dict[str, Tensor]]:
-        """Of all processes, see `TrainStep.metric_accumulators`."""
+    def _metric_accumulators(self) -> list[dict[str, Tensor]]:
+        """Gather `TrainStep.metric_accumulators` of all ranks."""
         own = self.step.metric_accumulators()
-        if self.ranks.world > 1:  # elsewhere a tensor of a GPU would come out on the same GPU
+        if self.ranks.world > 1:  # unpickled on rank 0, it would be on the GPU of its sender
             own = {name: value.cpu() for name, value in own.items()}
         return self.ranks.gathered(own)
 
-    def _stop_at_offence(self) -> None:
-        """Refuse to go on once the guard has halted; waits for the device.
+    def _stop_if_nonfinite(self) -> None:
+        """Raise Diverged if the guard has halted. Waits for the device.
 
-        Writes what `fastselfie replay` needs. The weights are still those before the offence.
+        Writes the file that `fastselfie replay` reads. The weights are those before the step.
         """
         nonfinite_step = self.step.guard.nonfinite_step()
         if nonfinite_step is None:
             return
-        metric_accumulators = self._unread()
+        accumulators = self._metric_accumulators()
         samples = self.ranks.gathered(nonfinite_step.samples())
         with self.ranks.raise_together():
             if self.ranks.is_main:
-                state = checkpoint_state(self.stage, self.step, self.progress, metric_accumulators)
-                kept = dump_step(state, nonfinite_step, samples, self.saver.folder)
-                raise Diverged(f"{_complaint(self.stage, nonfinite_step)}; {kept}")
+                state = checkpoint_state(self.stage, self.step, self.progress, accumulators)
+                hint = dump_step(state, nonfinite_step, samples, self.writer.folder)
+                what, value = "loss", nonfinite_step.loss
+                if math.isfinite(value):
+                    what, value = "norm of the gradient", nonfinite_step.norm
+                raise _diverged(self.stage, nonfinite_step.step + 1, what, value, f"; {hint}")
 
 
-def _complaint(stage: Stage, nonfinite_step: NonFiniteStep) -> str:
-    what, value = ("loss", nonfinite_step.loss)
-    if math.isfinite(value):
-        what, value = "norm of the gradient", nonfinite_step.norm
-    section = stage.sections[-1]
-    return (
-        f"{stage.kind}: the {what} is {value} at step {nonfinite_step.step + 1}: lower "
-        f"{section}.lr ({stage.settings.lr}) or set {section}.clip_grad_norm"
+def _diverged(stage: Stage, step: int, what: str, value: float, hint: str) -> Diverged:
+    section = stage.kind.section
+    return Diverged(
+        f"{stage.kind}: the {what} is {value} at step {step}: lower {section}.lr "
+        f"({stage.settings.lr}) or set {section}.clip_grad_norm{hint}"
     )
 
 
-def _say_what_differs(stage: Stage, step: TrainStep, loader: Loader, progress: Progress) -> None:
-    """Lines about passes, which batch norm sees, and about a resumed run that is another one."""
+def _say_how_it_trains(stage: Stage, step: TrainStep, loader: Loader, progress: Progress) -> None:
+    """Say how batches are split; warn if a resumed run will differ from an uninterrupted one."""
     world, size = step.accelerator.ranks.world, stage.settings.batch_size
     if step.micro_batch < size:
         over = f" over {world} processes" if world > 1 else ""
         say(
             f"{stage.kind}: batches of {size}{over} in passes of "
-            f"{min(step.micro_batch, size // world)} images, which is what batch norm sees"
+            f"{min(step.micro_batch, size // world)} images, over which batch norm averages"
         )
     if progress.done and not loader.repeats:
         say(
             f"warning: {stage.kind}: resumed at step {progress.done}, but the random crops of "
-            f"data.loader={stage.config.data.loader} cannot be repeated: from here on the run is "
-            "not the one that would have gone on"
+            f"data.loader={stage.config.data.loader} cannot be repeated: from here on it differs "
+            "from an uninterrupted run"
         )
-
-
-def _require_finite(stage: Stage, step: int, loss: float, path: Path) -> None:
-    """Refuse to go on, and to save over a good checkpoint, once the loss is NaN or infinite."""
-    if math.isfinite(loss):
-        return
-    section = stage.sections[-1]
-    before = f"; {path} is from before" if path.exists() else ""
-    raise Diverged(
-        f"{stage.kind}: the loss is {loss} at step {step}: lower {section}.lr ({stage.settings.lr})"
-        f" or set {section}.clip_grad_norm{before}"
-    )

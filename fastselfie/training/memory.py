@@ -1,4 +1,4 @@
-"""How much memory a step takes, counted without running it, and how many images fit in a pass."""
+"""Estimates of a step's memory, without running it, and the micro-batch that fits."""
 
 from __future__ import annotations
 
@@ -15,27 +15,41 @@ from fastselfie.system.accelerator import Precision
 
 # Weights, gradients and momentum, float32 each.
 _BYTES_A_PARAMETER = 12
-# The moving average, and for a moment its way to the weights.
+# The moving average, and temporarily its distance to the weights.
 _BYTES_AVERAGED = 8
-# The rest is for the allocator's waste, the convolutions' scratch space and the data.
+# The rest is for fragmentation, the convolutions' workspace and the data.
 _USABLE = 0.6
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """parameters: of the model. fixed: bytes of weights, gradients, momentum. per_image: bytes
-    that one image's forward pass keeps for its backward pass."""
+    """Memory of a training step.
+
+    Attributes:
+        parameters: of the network.
+        fixed: bytes of weights, gradients, momentum and the moving average.
+        per_image: bytes of activations that an image's forward pass keeps for the backward pass.
+    """
 
     parameters: int
     fixed: int
     per_image: int
 
     def total(self, images: int) -> int:
+        """Bytes of a step with `images` in a forward pass."""
         return self.fixed + images * self.per_image
 
     def micro_batch(self, stage: StageConfig, memory: int, processes: int = 1) -> int:
-        """The images a forward pass of one process: as configured, else the largest divisor of its
-        part of a batch that fits."""
+        """Choose the images in a forward pass of one rank.
+
+        Args:
+            stage: its `micro_batch_size` is taken if it is set.
+            memory: of the device, bytes.
+            processes: number of ranks that share a batch.
+
+        Returns:
+            The configured number, or the largest divisor of the rank's share of a batch that fits.
+        """
         part = stage.batch_size // processes
         if stage.micro_batch_size is not None:
             return min(stage.micro_batch_size, part)
@@ -45,7 +59,7 @@ class MemoryEstimate:
 
 
 def estimate_pretraining(config: Config, precision: Precision) -> MemoryEstimate:
-    """Of the Selfie network on patches."""
+    """Estimate the memory of Selfie on patches."""
 
     def inputs(images: int) -> tuple[Tensor, ...]:
         side = config.model.patch_size
@@ -60,7 +74,7 @@ def estimate_pretraining(config: Config, precision: Precision) -> MemoryEstimate
 
 
 def estimate_finetuning(config: Config, classes: int, precision: Precision) -> MemoryEstimate:
-    """Of the classifier on whole images."""
+    """Estimate the memory of the classifier on whole images."""
 
     def inputs(images: int) -> tuple[Tensor, ...]:
         side = config.data.image_size
@@ -70,7 +84,7 @@ def estimate_finetuning(config: Config, classes: int, precision: Precision) -> M
 
 
 def plain(config: Config) -> Config:
-    """For fake tensors: they are on no GPU, and runtime.kernels: triton refuses them."""
+    """Copy `config` with the reference kernels: Triton's refuse fake tensors, which have no GPU."""
     runtime = config.runtime.model_copy(update={"kernels": "reference"})
     return config.model_copy(update={"runtime": runtime})
 
@@ -80,7 +94,7 @@ def _estimate(
     inputs: Callable[[int], tuple[Tensor, ...]],
     precision: Precision,
 ) -> MemoryEstimate:
-    """Runs the forward pass on fake tensors, which have shapes and no memory."""
+    """Run the forward pass on fake tensors, which have shapes but no memory."""
     with FakeTensorMode():
         model = build()
         parameters = sum(p.numel() for p in model.parameters())
@@ -89,7 +103,7 @@ def _estimate(
 
 
 def _saved_bytes(model: nn.Module, inputs: tuple[Tensor, ...], precision: Precision) -> int:
-    """Bytes of the distinct storages that autograd keeps for the backward pass."""
+    """Count the bytes of the distinct storages that autograd keeps for the backward pass."""
     kept: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a run says while it goes: a progress bar, log.jsonl, boards, and the rates in them."""
+"""A stage's log: log.jsonl, the progress bar, the trackers, and the throughput in them."""
 
 from __future__ import annotations
 
@@ -22,24 +22,34 @@ from rich.progress import (
 from fastselfie.config import Config
 from fastselfie.system.console import console, say
 from fastselfie.system.files import write_atomically
+from fastselfie.training.disk_errors import DiskErrors
 from fastselfie.training.trackers import open_trackers
 
-# Told that there is a new line in the log.
-Show = Callable[[], None]
+# Called after each new line of the log.
+OnLogLine = Callable[[], None]
 
-
-# What of a line stands beside the bar, which with it is 80 wide.
-_NOTED = ("loss", "accuracy", "images_per_s", "waiting", "skipped_steps", "skipped")
+# The values shown beside the progress bar; with it they fit in 80 columns.
+_BESIDE_BAR = ("loss", "accuracy", "images_per_s", "waiting", "skipped_steps", "skipped")
 
 
 class RunLog:
-    """Log of one stage, a context manager: `folder`/log.jsonl, TensorBoard, W&B, a bar.
+    """Log of one stage, a context manager: `folder`/log.jsonl, TensorBoard, W&B, a progress bar.
 
-    Opening it for a run resumed at `start` drops the lines that the run will write again: those
-    after that step and, where the evaluation of `start` is `evaluation_pending`, that one's.
-    is_main: whether this process writes; where it does not, lines go nowhere. config: the run's,
-    for W&B and for what a line means that the disk refuses; None: neither. show: called after each
-    line.
+    Opening it drops the lines that a resumed run will write again: those after step `start` and, if
+    an evaluation is pending, that of `start`.
+
+    Args:
+        folder: the stage's.
+        title: the stage's name, for the bar and the lines on the terminal.
+        steps: of the whole stage.
+        start: whole steps done.
+        is_main: whether this rank writes; the lines of the others are dropped.
+        evaluation_pending: whether the evaluation after step `start` will be repeated.
+        config: the run's, for W&B and `checkpoint.on_error`; None: no W&B, and errors stop the run.
+        on_log_line: called after each line.
+
+    Raises:
+        OSError: the log cannot be opened.
     """
 
     def __init__(
@@ -51,16 +61,16 @@ class RunLog:
         is_main: bool = True,
         evaluation_pending: bool = False,
         config: Config | None = None,
-        show: Show = lambda: None,
+        on_log_line: OnLogLine = lambda: None,
     ) -> None:
         self.path = folder / "log.jsonl" if is_main else Path(os.devnull)
         self.title = title
-        self._on_error = "stop" if config is None else config.checkpoint.on_error
-        self._show = show
-        self._refused = False
+        on_error = "stop" if config is None else config.checkpoint.on_error
+        self._disk_errors = DiskErrors(on_error, self.path, "lines are missing in it")
+        self._on_log_line = on_log_line
         if is_main:
             folder.mkdir(parents=True, exist_ok=True)
-            # What begins at 0 measures that step again too.
+            # A run that starts at 0 evaluates that step too.
             again = evaluation_pending or start == 0
             kept = [
                 line
@@ -70,7 +80,7 @@ class RunLog:
             ]
             write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
-        self._boards = open_trackers(folder, title, start, config, say) if is_main else []
+        self._trackers = open_trackers(folder, title, start, config, say) if is_main else []
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=8),
@@ -93,59 +103,49 @@ class RunLog:
         trace: TracebackType | None,
     ) -> None:
         self._progress.stop()
-        with self._bearing():
-            self._file.close()  # which writes what was refused, where there is room again
-        for board in self._boards:
-            with self._bearing():
-                board.close(failed=error is not None)
+        with self._disk_errors:
+            self._file.close()  # writes buffered lines if the disk has room again
+        for tracker in self._trackers:
+            with self._disk_errors:
+                tracker.close(failed=error is not None)
 
     def advance(self, step: int) -> None:
+        """Move the progress bar to `step`."""
         self._progress.update(self._task, completed=step)
 
     def write(self, step: int, **values: float) -> None:
-        """One line of numbers: to the file, to the boards, and beside the bar or above it."""
+        """Write one line of numbers to the file, the trackers and the terminal."""
         line = {"step": step, "time": time.time(), **values}
-        with self._bearing():
+        with self._disk_errors:
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        for board in self._boards:
-            with self._bearing():
-                board.scalars(values, step)
+        for tracker in self._trackers:
+            with self._disk_errors:
+                tracker.scalars(values, step)
         trains = "images_per_s" in values
         if trains:
-            note = " ".join(_shown(name, values[name]) for name in _NOTED if name in values)
+            note = " ".join(_shown(name, values[name]) for name in _BESIDE_BAR if name in values)
             self._progress.update(self._task, completed=step, note=note)
         if not (trains and console.is_terminal):
             said = "  ".join(_shown(name, value) for name, value in values.items())
             say(f"{self.title} step {step}  {said}")
-        self._show()
+        self._on_log_line()
 
     def picture(self, step: int) -> None:
-        """The picture of `step`, if one was taken, on the boards."""
+        """Send the picture of `step`, if one was taken, to the trackers."""
         path = picture_path(self.path.parent, step)
         if not path.exists():
             return
-        for board in self._boards:
-            with self._bearing():
-                board.picture(path, step)
-
-    @contextmanager
-    def _bearing(self) -> Iterator[None]:
-        """An error of the disk ends the run, or under continue is told once."""
-        try:
-            yield
-        except OSError as error:
-            if self._on_error == "stop":
-                raise OSError(error.errno, error.strerror, str(self.path)) from error
-            if not self._refused:
-                say(
-                    f"warning: {self.path}: {error.strerror}: lines are missing in it, "
-                    "checkpoint.on_error is continue"
-                )
-            self._refused = True
+        for tracker in self._trackers:
+            with self._disk_errors:
+                tracker.picture(path, step)
 
 
 class Window:
-    """The time between two lines of the log, and how much of it went by waiting for data."""
+    """Measures the throughput between two lines of the log, and the share spent waiting for data.
+
+    Args:
+        step: whole steps done at the start.
+    """
 
     def __init__(self, step: int) -> None:
         self._begin(step)
@@ -155,23 +155,24 @@ class Window:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
+        """Count the time of the block as waiting for data."""
         asked = time.perf_counter()
         yield
         self._waited += time.perf_counter() - asked
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What is not training, evaluation for one, does not count."""
+        """Leave the time of the block, an evaluation for example, out of the measurement."""
         asked = time.perf_counter()
         yield
         self._since += time.perf_counter() - asked
 
     def age(self) -> float:
-        """Seconds since it began."""
+        """Seconds of training since the window began."""
         return time.perf_counter() - self._since
 
     def close(self, step: int, batch_size: int) -> dict[str, float]:
-        """Images a second and the share of waiting since the last line; begins the next."""
+        """Return images/s and the share of waiting, and begin the next window."""
         spent = self.age()
         rate, waiting = (step - self._step) * batch_size / spent, self._waited / spent
         self._begin(step)
@@ -179,7 +180,7 @@ class Window:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log.jsonl; one that a kill cut short, or a disk damaged, is left out."""
+    """Read the lines of a log.jsonl, without those that are cut short or damaged."""
     if not path.exists():
         return []
     lines = []
@@ -192,12 +193,12 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def picture_path(folder: Path, step: int) -> Path:
-    """Where the picture that a stage in `folder` takes after `step` stands."""
+    """Path of the mask-prediction picture of a stage in `folder` after `step`."""
     return folder / "pictures" / f"{step:07d}.png"
 
 
 def _shown(name: str, value: float) -> str:
-    """A number in few characters: a line of the bar is 80 wide."""
+    """Format a number in few characters: a line of the progress bar has 80 columns."""
     if name == "images_per_s":
         return f"{value:,.0f} img/s" if value >= 10 else f"{value:.2g} img/s"
     if name == "waiting":

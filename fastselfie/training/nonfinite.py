@@ -1,10 +1,10 @@
-"""What becomes of a step whose loss or gradient is not finite, decided on the device.
+"""Steps whose loss or gradient is not finite, found and skipped on the device.
 
-How the weights stay unharmed without waiting for the device: the step computes a flag there, and
-the optimiser's kernel leaves weights and momentum alone where the flag says so. Once too many steps
-in a row were bad (for on_nonfinite: raise that is the first) the guard has halted: no later step is
-applied either, until the loop reads the flag and stops. So what stands on the device then is the
-state before the offence, however late it is read.
+The step computes a flag on the device, and the optimizer's kernel leaves weights and momentum as
+they are where the flag says so: nothing waits for the device. After too many such steps in a row
+(under `on_nonfinite: raise` after the first) the guard halts: no later step is applied until the
+loop reads the flag and stops. So the device still holds the state before that step, however late
+the flag is read.
 """
 
 from __future__ import annotations
@@ -23,11 +23,17 @@ from fastselfie.data.loaders import Index
 from fastselfie.system.accelerator import random_state
 from fastselfie.training.checkpoint import save_checkpoint
 
-NONFINITE = "nonfinite"  # the kind of the file that an offence leaves
+NONFINITE = "nonfinite"  # the `kind` of the file that `dump_step` writes
 
 
 class StepSnapshot(NamedTuple):
-    """What a step began from, beside the weights: its number, its samples, the random state."""
+    """What a step starts from besides the weights.
+
+    Attributes:
+        step: its number; 0 is the first.
+        samples: of this rank's share of the batch.
+        random: state of torch's generators.
+    """
 
     step: int
     samples: Index
@@ -35,7 +41,14 @@ class StepSnapshot(NamedTuple):
 
 
 class NonFiniteStep(NamedTuple):
-    """The step at which the guard halted. before: None where it was not kept."""
+    """The step at which the guard halted.
+
+    Attributes:
+        step: its number; 0 is the first.
+        loss: of the step.
+        norm: of its gradient.
+        before: what it started from; None if the flag was read too late.
+    """
 
     step: int
     loss: float
@@ -43,27 +56,33 @@ class NonFiniteStep(NamedTuple):
     before: StepSnapshot | None
 
     def samples(self) -> Index | None:
-        """Those of the step, of this process."""
+        """Samples of this rank's share of the batch; None if they are not known."""
         return None if self.before is None else self.before.samples
 
 
 class Guard:
-    """Judges every step of `model`, and puts its batch statistics back after a bad one."""
+    """Decides whether each step of a model is applied, and restores its batch statistics if not.
+
+    Args:
+        model: in training.
+        stage: how many steps in a row may be skipped.
+        device: of the model.
+    """
 
     def __init__(self, model: nn.Module, stage: StageConfig, device: torch.device) -> None:
         self.device = device
         self.limit = 1 if stage.on_nonfinite == "raise" else stage.max_skipped_in_a_row
         self.in_a_row = torch.zeros((), dtype=torch.int64, device=device)
-        self._step = torch.full((), -1, dtype=torch.int64, device=device)  # of the offence
-        self._figures = torch.zeros(2, device=device)  # its loss and norm
-        # The loop reads at least this often.
+        self._step = torch.full((), -1, dtype=torch.int64, device=device)  # at which it halted
+        self._figures = torch.zeros(2, device=device)  # loss and norm of that step
+        # Long enough: the loop reads the flag at every line of the log.
         self._recent: deque[StepSnapshot] = deque(maxlen=stage.log_every)
         self._model = model
         self._statistics: list[list[Tensor]] = []
         self._statistics_before: list[Tensor] = []
 
     def begin(self, step: int, index: Index) -> None:
-        """Remember what `step` (0 is the first) begins from."""
+        """Remember what `step` (0 is the first) starts from."""
         if not self._statistics:
             buffers = list(self._model.buffers())
             kinds = {buffer.dtype for buffer in buffers}
@@ -72,7 +91,16 @@ class Guard:
         self._statistics_before = self._flat_statistics()
 
     def judge(self, step: int, loss: Tensor, norm: Tensor) -> Tensor:
-        """() bool: whether to apply the step. norm: of the gradient."""
+        """Decide on the device whether to apply the step.
+
+        Args:
+            step: its number.
+            loss: () mean over all ranks.
+            norm: () of the gradient.
+
+        Returns:
+            () bool.
+        """
         halted = self._step >= 0
         finite = torch.isfinite(loss) & torch.isfinite(norm)
         self.in_a_row = torch.where(halted, self.in_a_row, (self.in_a_row + 1) * ~finite)
@@ -82,7 +110,7 @@ class Guard:
         return finite & ~halted
 
     def undo_statistics(self, applied: Tensor) -> None:
-        """Put the batch statistics back where the step was not `applied`: a NaN stays in them."""
+        """Restore the batch statistics, where a NaN would stay, if the step was not `applied`."""
         flat = self._flat_statistics()
         for group, before, after in zip(
             self._statistics, self._statistics_before, flat, strict=True
@@ -91,7 +119,7 @@ class Guard:
             torch._foreach_copy_(group, [k.view_as(b) for k, b in zip(kept, group, strict=True)])
 
     def nonfinite_step(self) -> NonFiniteStep | None:
-        """Where the guard halted, if it has. Waits for the device: a decision of the caller."""
+        """Return the step at which the guard halted, or None. Waits for the device."""
         step = int(self._step)
         if step < 0:
             self._recent.clear()
@@ -101,7 +129,7 @@ class Guard:
         return NonFiniteStep(step, loss, norm, before)
 
     def _flat_statistics(self) -> list[Tensor]:
-        """A copy, a tensor for each dtype: a hundred small copies would cost a launch each."""
+        """Copy them into one tensor for each dtype: small copies would cost a launch each."""
         return [torch.cat([b.flatten() for b in group]) for group in self._statistics]
 
 
@@ -111,9 +139,16 @@ def dump_step(
     samples: Sequence[Index | None],
     folder: Path,
 ) -> str:
-    """Write what the offence began from; say how to look at it.
+    """Write the file from which `fastselfie replay` repeats a step.
 
-    state: a checkpoint. samples: of all processes, unknown only if nobody read for too long.
+    Args:
+        state: a checkpoint of the weights before the step.
+        nonfinite_step: the step.
+        samples: of each rank's share of the batch; None where it is not known.
+        folder: the stage's.
+
+    Returns:
+        How to replay the step, or why that is impossible, for the error message.
     """
     path = folder / f"nonfinite-{nonfinite_step.step + 1:07d}.pt"
     kept = {**state, "kind": NONFINITE, "stage": state["kind"], "step": nonfinite_step.step}

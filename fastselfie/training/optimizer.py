@@ -1,4 +1,4 @@
-"""The optimiser: SGD with Nesterov momentum, its parameter groups and its learning rate.
+"""The optimizer: SGD with Nesterov momentum, its parameter groups and its learning rate.
 
 Paper (section 3): SGD, Nesterov momentum 0.9, cosine decay to zero after 100 warm-up steps,
 L2 weight decay 1e-4.
@@ -23,7 +23,14 @@ _DECAYED = (nn.Conv2d, nn.Linear)
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
-    """Linear from peak / warmup to peak, then a cosine that would reach zero at `steps`."""
+    """Learning rate of a step: a linear warm-up, then a cosine decay.
+
+    Args:
+        step: 0 is the first.
+        steps: of the stage; the cosine would reach zero at this step.
+        peak: the maximum rate.
+        warmup: steps of the warm-up, which starts at peak / warmup.
+    """
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)
@@ -31,9 +38,10 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Two groups by module type: weights of convolutions and linear maps decay, nothing else.
+    """Split the parameters into two groups: those with weight decay, and the rest.
 
-    The type of the owning module decides, not a substring of the name.
+    Weights of convolutions and linear layers decay. The type of the owning module decides, not a
+    substring of the name.
     """
     decayed = [m.weight for m in model.modules() if isinstance(m, _DECAYED)]
     ids = {id(p) for p in decayed}
@@ -47,11 +55,16 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
 def build_optimizer(
     model: nn.Module, stage: StageConfig, backend: str = "torch"
 ) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, in one fused kernel: torch's or NVIDIA apex's.
+    """Build SGD with Nesterov momentum in one fused kernel.
+
+    Args:
+        model: its parameters are on their device already.
+        stage: learning rate, momentum and weight decay.
+        backend: torch, or apex for NVIDIA's.
 
     Raises:
-        UserError: apex is asked for and is not there, is another package of that name, was built
-            without its CUDA code, or `model` is not on a GPU.
+        UserError: apex is not installed, is another package of that name, was built without its
+            CUDA code, or `model` is not on a GPU.
     """
     groups: Sequence[dict[str, object]] = parameter_groups(model, stage.weight_decay)
     settings = {"lr": stage.lr, "momentum": stage.momentum, "nesterov": stage.momentum > 0}
@@ -61,10 +74,10 @@ def build_optimizer(
 
 
 def begin_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Give torch's SGD its momentum, zero, before the first step.
+    """Initialise the momentum of torch's SGD to zero before the first step.
 
-    Where that step is left out (not finite, or fp16's scale too large) the buffers it makes itself
-    would stay as the memory happened to be. 0.9 x 0 + g is the g that they begin with.
+    If that step is skipped (not finite, or fp16's scale too large), the buffers that torch would
+    allocate stay uninitialised. The result is the same: 0.9 x 0 + g is torch's initial g.
     """
     if optimizer.state or not isinstance(optimizer, torch.optim.SGD):
         return
@@ -74,18 +87,18 @@ def begin_momentum(optimizer: torch.optim.Optimizer) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Restore momentum from a checkpoint that was saved under any `runtime` and `optimizer`.
+    """Load momentum from a checkpoint that was saved under any `runtime` and `optimizer` settings.
 
-    The fused kernel reads momentum in the memory order of the parameter. torch's load_state_dict
-    keeps the order that a buffer was saved in, which `runtime.channels_last` decides. It also takes
-    over the saved settings, `fused` among them, which `optimizer.backend` decides.
+    The fused kernel reads momentum in the memory format of the parameter, but torch's
+    load_state_dict keeps the format of the saved buffer, which depends on `runtime.channels_last`.
+    It also restores the saved settings, among them `fused`, which depends on `optimizer.backend`.
 
     Args:
-        optimizer: of the same model, its parameters on their device and in their layout.
-        state: what `optimizer.state_dict()` gave.
+        optimizer: of the same model, its parameters on their device and in their memory format.
+        state: the result of `optimizer.state_dict()`.
     """
     own, saved = optimizer.state_dict()["param_groups"], state["param_groups"]
-    # With the saved parameters, so that torch compares the sizes of the groups.
+    # With the saved parameters: torch compares the sizes of the groups.
     groups = [{**ours, "params": theirs["params"]} for ours, theirs in zip(own, saved, strict=True)]
     optimizer.load_state_dict({**state, "param_groups": groups})
     for parameter, buffers in optimizer.state.items():
@@ -97,15 +110,15 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
 def _apex_sgd(
     groups: Sequence[dict[str, Any]], settings: dict[str, float]
 ) -> torch.optim.Optimizer:
-    way_out = "build it from github.com/NVIDIA/apex, or set optimizer.backend=torch"
+    remedy = "build it from github.com/NVIDIA/apex, or set optimizer.backend=torch"
     spec = importlib.util.find_spec("apex")
     if spec is None:
-        raise UserError(f"optimizer.backend is apex, which is not installed: {way_out}")
+        raise UserError(f"optimizer.backend is apex, which is not installed: {remedy}")
     try:
         from apex.optimizers import FusedSGD
 
         class ApexSGD(FusedSGD):  # type: ignore[misc]
-            """Whose own zero_grad takes no argument."""
+            """FusedSGD with torch's zero_grad: its own takes no argument."""
 
             zero_grad = torch.optim.Optimizer.zero_grad
 
@@ -118,7 +131,7 @@ def _apex_sgd(
         reason = str(error).partition("\n")[0]
         raise UserError(
             f"optimizer.backend is apex, but {_found_apex(spec)} is not NVIDIA's, or was built "
-            f"without its CUDA code ({reason}): {way_out}"
+            f"without its CUDA code ({reason}): {remedy}"
         ) from error
     return sgd
 
@@ -126,6 +139,6 @@ def _apex_sgd(
 def _found_apex(spec: ModuleSpec) -> str:
     try:
         return f"the apex {importlib.metadata.version('apex')} that is installed"
-    except importlib.metadata.PackageNotFoundError:  # a folder of that name is one to Python
+    except importlib.metadata.PackageNotFoundError:  # a mere folder of that name
         places = [spec.origin] if spec.origin else list(spec.submodule_search_locations or ())
         return f"the apex in {', '.join(places)}"

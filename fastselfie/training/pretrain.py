@@ -1,11 +1,11 @@
-"""Selfie pretraining, from a set of images to a checkpoint of P, A and the positions."""
+"""Selfie pretraining: from a dataset to a checkpoint of P, A and the positions."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastselfie.config import Config
@@ -16,21 +16,22 @@ from fastselfie.evaluation.mask_picture import filled, originals
 from fastselfie.evaluation.metrics import evaluating, pretext_accuracy
 from fastselfie.evaluation.online import Monitor
 from fastselfie.models.selfie import Selfie
-from fastselfie.system.accelerator import Accelerator, total_memory
-from fastselfie.system.console import say
+from fastselfie.stage_names import PRETRAIN
+from fastselfie.system.accelerator import Accelerator
+from fastselfie.training.build import BuiltStage, build_stage
+from fastselfie.training.disk_errors import DiskErrors
 from fastselfie.training.loop import fit
 from fastselfie.training.memory import estimate_pretraining
-from fastselfie.training.metrics_log import Show, picture_path
+from fastselfie.training.metrics_log import OnLogLine, picture_path
 from fastselfie.training.state import Stage
-from fastselfie.training.step import TrainStep
 
 _PICTURED = 6  # images in the mask-prediction picture
 
 
 def pretraining_stage(config: Config, dataset: Dataset) -> Stage:
-    """What a pretraining checkpoint must agree with."""
+    """Return what pretraining's checkpoints must agree with."""
     return Stage(
-        kind="pretrain",
+        kind=PRETRAIN,
         config=config,
         settings=config.pretrain,
         sections=("seed", "data", "model", "pretrain"),
@@ -38,42 +39,19 @@ def pretraining_stage(config: Config, dataset: Dataset) -> Stage:
     )
 
 
-class Pretraining(NamedTuple):
-    """A fresh network, what turns batches into its input, and the step that trains it."""
+def build_pretraining(config: Config, accelerator: Accelerator) -> BuiltStage[Selfie]:
+    """Build the pretraining stage, see `build_stage`."""
 
-    model: Selfie
-    pixels: InputTransform
-    step: TrainStep
-
-    @property
-    def result(self) -> Selfie:
-        """What is measured and handed on: the moving average where there is one."""
-        if self.step.average is None:
-            return self.model
-        assert isinstance(self.step.average.model, Selfie)
-        return self.step.average.model
-
-
-def build_pretraining(config: Config, accelerator: Accelerator) -> Pretraining:
-    """The network as the seed draws it, on the machine's device, and its training step."""
-    settings = config.pretrain
-    torch.manual_seed(config.seed)
-    model = Selfie(config)
-    accelerator.place(model)
-    estimate = estimate_pretraining(config, accelerator.precision)
-    memory = total_memory(accelerator.device)
-    micro_batch = estimate.micro_batch(settings, memory, accelerator.ranks.world)
-    pixels = InputTransform(config, accelerator, micro_batch)
-    replica = accelerator.replica(model, config.model.sync_batch_norm)
-    forward = accelerator.compiled(replica)
-
-    def objective(batch: Batch) -> tuple[Tensor, Tensor, int]:
+    def objective(
+        forward: Callable[..., Any], pixels: InputTransform, batch: Batch
+    ) -> tuple[Tensor, Tensor, int]:
         loss, correct = forward(*pixels.patches(batch))
-        return loss, correct, len(batch.images) * model.masked
+        return loss, correct, len(batch.images) * config.masked
 
-    backend = config.optimizer.backend
-    step = TrainStep(replica, objective, settings, accelerator, micro_batch, backend, settings.ema)
-    return Pretraining(model, pixels, step)
+    settings, estimate = config.pretrain, estimate_pretraining(config, accelerator.precision)
+    return build_stage(
+        config, settings, accelerator, estimate, lambda: Selfie(config), objective, settings.ema
+    )
 
 
 def pretrain(
@@ -81,12 +59,21 @@ def pretrain(
     dataset: Dataset,
     folder: Path,
     accelerator: Accelerator,
-    show: Show = lambda: None,
+    on_log_line: OnLogLine = lambda: None,
 ) -> tuple[Selfie, dict[str, float]]:
-    """Train on all images of the training part, without labels; return it and the last measures.
+    """Pretrain on all training images, from the newest checkpoint in `folder` if there is one.
 
-    Writes log.jsonl, checkpoints and pictures/STEP.png in `folder`; goes on from the newest. The
-    labels are for `Monitor` alone. show: see `fit`.
+    The labels are only used by `Monitor`.
+
+    Args:
+        config: the run's.
+        dataset: images to train on and held-out images.
+        folder: for log.jsonl, checkpoints and pictures/STEP.png.
+        accelerator: where and how to train.
+        on_log_line: see `fit`.
+
+    Returns:
+        The network (its moving average if there is one) and the last metrics.
 
     Raises:
         UserError: see `fit` and the loaders.
@@ -108,15 +95,9 @@ def pretrain(
     def evaluate(done: int) -> dict[str, float]:
         with accelerator.ranks.raise_together():
             if done in pictured and accelerator.ranks.is_main:
-                try:
-                    _take_picture(model, held_out, pixels, accelerator, picture_path(folder, done))
-                except OSError as error:
-                    if config.checkpoint.on_error == "stop":
-                        raise
-                    say(
-                        f"warning: {picture_path(folder, done)}: {error.strerror}: the picture is "
-                        "not written, checkpoint.on_error is continue"
-                    )
+                path = picture_path(folder, done)
+                with DiskErrors(config.checkpoint.on_error, path, "the picture is not written"):
+                    _take_picture(model, held_out, pixels, accelerator, path)
         measures = pretext_accuracy(model, held_out, pixels, accelerator, settings.eval_images)
         return measures | monitor.measure(model.patch_network, done)
 
@@ -127,7 +108,7 @@ def pretrain(
         train,
         evaluate,
         also_at=pictured | monitor.steps,
-        show=show,
+        on_log_line=on_log_line,
     )
     return model, measures
 
@@ -135,7 +116,7 @@ def pretrain(
 def _take_picture(
     model: Selfie, loader: Loader, pixels: InputTransform, accelerator: Accelerator, path: Path
 ) -> None:
-    """The first held-out images as the model fills them now, and once as they are."""
+    """Save the first held-out images as the model fills them, and the originals beside it."""
     batches = loader.in_order(_PICTURED, _PICTURED)
     batch = next(batches)
     batches.close()

@@ -1,4 +1,4 @@
-"""`fastselfie replay`: the step at which a run stopped, once more, and where it is not finite."""
+"""`fastselfie replay`: repeat the step at which a run stopped, and find what is not finite."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from fastselfie.config import Config
 from fastselfie.data.dataset import Dataset, Source, open_dataset
 from fastselfie.data.loaders import Batch, Index, build_loader
 from fastselfie.errors import UserError
+from fastselfie.stage_names import FINETUNED, PRETRAIN
 from fastselfie.system.accelerator import Accelerator, choose_accelerator, set_random_state
 from fastselfie.training.checkpoint import load_checkpoint, load_weights
 from fastselfie.training.finetune import build_finetuning, few_labels, finetuning_stage
@@ -25,10 +26,16 @@ from fastselfie.training.step import TrainStep
 
 @dataclass
 class Replay:
-    """What a step did. losses, norms: of each micro-batch's loss and of the gradient after it.
+    """What happened in a step.
 
-    parameter, activation, gradient: the first whose values are not all finite, in the order of the
-    network, or None. samples: (id, epoch, name) of the batch.
+    Attributes:
+        step: its number; 1 is the first.
+        losses: of each micro-batch.
+        norms: of the gradient after each micro-batch.
+        parameter: the first one, in the order of the network, with a value that is not finite.
+        activation: the first module whose output is not finite.
+        gradient: the first parameter whose gradient is not finite.
+        samples: (id, epoch, name) of each image of the batch.
     """
 
     step: int
@@ -40,7 +47,7 @@ class Replay:
     samples: list[tuple[int, int, str]] = field(default_factory=list)
 
     def lines(self) -> Iterator[str]:
-        """For a person."""
+        """Describe the step for a person, line by line."""
         for number, (loss, norm) in enumerate(zip(self.losses, self.norms, strict=True)):
             yield f"micro-batch {number}: loss {loss:.6g}, norm of the gradient so far {norm:.6g}"
         for sample, epoch, name in self.samples:
@@ -49,11 +56,11 @@ class Replay:
             yield f"first {what} that is not finite: {getattr(self, what) or 'none'}"
 
     def summary(self) -> dict[str, Any]:
-        """For a program: JSON has no NaN, so figures that are not finite are text."""
+        """Describe the step for a program. JSON has no NaN: such numbers are text."""
         return {
             "step": self.step,
-            "losses": [_plain(loss) for loss in self.losses],
-            "norms": [_plain(norm) for norm in self.norms],
+            "losses": [_json_number(loss) for loss in self.losses],
+            "norms": [_json_number(norm) for norm in self.norms],
             "parameter": self.parameter,
             "activation": self.activation,
             "gradient": self.gradient,
@@ -62,20 +69,23 @@ class Replay:
 
 
 def replay_step(path: Path) -> Replay:
-    """Run the step that `path` describes from the very state that it began from.
+    """Repeat the step in `path` from the state that it started from, without updating the weights.
 
-    Not compiled, so that every activation can be looked at. The weights are not updated. Of several
-    processes' batch one process runs it all: batch norm sees other parts, dropout drops others.
+    The network is not compiled, so that every activation can be checked. One process runs the whole
+    batch: if several ranks shared it, batch norm and dropout differ from the run's.
+
+    Args:
+        path: a nonfinite-STEP.pt, see `dump_step`.
 
     Raises:
-        UserError: another file, or its images are not there as they were.
+        UserError: `path` is another file, or the run's images have changed.
     """
     record = load_checkpoint(path)
     if record.get("kind") != NONFINITE or "samples" not in record:
         raise UserError(f"{path}: holds no step to run again: give a nonfinite-STEP.pt")
     config = _uncompiled(Config.model_validate_json(record["config"]))
     accelerator = choose_accelerator(config.runtime)
-    pretrains = record["stage"] == "pretrain"
+    pretrains = record["stage"] == PRETRAIN
     dataset = open_dataset(config.data, config.seed, labels_needed=not pretrains)
     if dataset.fingerprint() != record["images"]:
         raise UserError(f"{path}: its images ({config.data.train}) are not those of the run now")
@@ -101,18 +111,18 @@ def _uncompiled(config: Config) -> Config:
 def _build(
     kind: str, config: Config, dataset: Dataset, accelerator: Accelerator
 ) -> tuple[TrainStep, Source]:
-    """The step of a stage, and the images it trains on."""
-    if kind == "pretrain":
+    """Build the step of a stage; also return the images it trains on."""
+    if kind == PRETRAIN:
         return build_pretraining(config, accelerator).step, dataset.train
     few = few_labels(config, dataset)
-    stage = finetuning_stage(config, few.images, from_p=kind == "finetuned")
+    stage = finetuning_stage(config, few.images, from_p=kind == FINETUNED)
     built = build_finetuning(config, stage, len(few.train.classes), accelerator, None)
     return built.step, few.train
 
 
 def _run(step: TrainStep, batch: Batch, micro_batch: int, found: Replay) -> None:
-    """As TrainStep does, with a look at everything on the way."""
-    found.parameter = _first_bad(step.model)
+    """Run forward and backward as TrainStep does, and record everything."""
+    found.parameter = _first_nonfinite(step.model)
     with _watched(step.model, found):
         for part in batch.split(micro_batch):
             share = len(part.images) / len(batch.images)
@@ -122,10 +132,10 @@ def _run(step: TrainStep, batch: Batch, micro_batch: int, found: Replay) -> None
             found.losses.append(float(loss.detach()))
             gradients = [p.grad for p in step.model.parameters() if p.grad is not None]
             found.norms.append(float(nn.utils.get_total_norm(gradients)))
-    found.gradient = _first_bad(step.model, gradients=True)
+    found.gradient = _first_nonfinite(step.model, gradients=True)
 
 
-def _first_bad(model: nn.Module, gradients: bool = False) -> str | None:
+def _first_nonfinite(model: nn.Module, gradients: bool = False) -> str | None:
     for name, parameter in model.named_parameters():
         values = parameter.grad if gradients else parameter
         if values is not None and not torch.isfinite(values).all():
@@ -135,17 +145,17 @@ def _first_bad(model: nn.Module, gradients: bool = False) -> str | None:
 
 @contextmanager
 def _watched(model: nn.Module, found: Replay) -> Iterator[None]:
-    """Note the first module whose output is not finite."""
+    """Record the first module whose output is not finite."""
 
     def watch(name: str) -> Any:
-        def look(module: nn.Module, inputs: Any, output: Any) -> None:
+        def check(module: nn.Module, inputs: Any, output: Any) -> None:
             del module, inputs
             outputs = output if isinstance(output, tuple) else (output,)
             tensors = [o for o in outputs if isinstance(o, Tensor) and o.is_floating_point()]
             if found.activation is None and not all(torch.isfinite(t).all() for t in tensors):
                 found.activation = name or "the loss"
 
-        return look
+        return check
 
     hooks = [m.register_forward_hook(watch(name)) for name, m in model.named_modules()]
     try:
@@ -155,5 +165,5 @@ def _watched(model: nn.Module, found: Replay) -> Iterator[None]:
             hook.remove()
 
 
-def _plain(value: float) -> float | str:
+def _json_number(value: float) -> float | str:
     return value if abs(value) < float("inf") else str(value)

@@ -1,4 +1,4 @@
-"""A stage of a run and how far it is: what a checkpoint holds of it, and going on from one."""
+"""A stage's identity and progress, and how a checkpoint saves and restores them."""
 
 from __future__ import annotations
 
@@ -12,23 +12,28 @@ from torch import Tensor
 
 from fastselfie.config import Config, StageConfig, differing_keys
 from fastselfie.errors import UserError
+from fastselfie.stage_names import StageName
 from fastselfie.system.accelerator import random_state, set_random_state
 from fastselfie.system.console import say
-from fastselfie.training.checkpoint import Checkpoint, load_weights
+from fastselfie.training.checkpoint import Checkpoint, load_weights, newest_checkpoint
 from fastselfie.training.optimizer import load_optimizer
 from fastselfie.training.step import TrainStep
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What makes one stage of a run, and what its checkpoint must agree with.
+    """What identifies a stage of a run: its checkpoints must agree with it.
 
-    kind: pretrain, finetuned or supervised. settings: those of the stage. sections: of the config,
-    whose keys must not change over a resume, but for `unused` ones. images: the dataset's
-    fingerprint.
+    Attributes:
+        kind: the stage's name.
+        config: the run's.
+        settings: the stage's; for the control they may differ from the config's section.
+        sections: sections of the config whose keys must not change when a run is resumed.
+        images: fingerprint of the dataset.
+        unused: keys in `sections` that the stage does not read, which may change.
     """
 
-    kind: str
+    kind: StageName
     config: Config
     settings: StageConfig
     sections: Sequence[str]
@@ -36,10 +41,14 @@ class Stage:
     unused: Sequence[str] = ()
 
     def check(self, state: dict[str, Any], path: Path) -> None:
-        """Whether `state`, of this stage and read from `path`, is of this very experiment.
+        """Check that a checkpoint is of this experiment.
+
+        Args:
+            state: a checkpoint of this stage.
+            path: the file it was read from.
 
         Raises:
-            UserError: another config or set of images, with what differs.
+            UserError: its config or images are others; the message says what differs.
         """
         way_out = "set them back, or use --resume never or another --out"
         old, new = json.loads(state["config"]), self.config.model_dump(mode="json")
@@ -54,10 +63,13 @@ class Stage:
 
 @dataclass
 class Progress:
-    """How far a stage is.
+    """The progress of a stage.
 
-    done: whole steps. metrics: of the last evaluation. owed: the one due now is not finished.
-    skipped: images that data.on_error: skip replaced in those steps, of all processes.
+    Attributes:
+        done: whole steps.
+        metrics: of the last evaluation.
+        evaluation_pending: whether the evaluation after step `done` is due and not finished.
+        skipped: images that `data.on_error: skip` replaced in those steps, on all ranks.
     """
 
     done: int = 0
@@ -66,22 +78,32 @@ class Progress:
     skipped: int = 0
 
 
-def go_on(stage: Stage, step: TrainStep, found: Checkpoint) -> Progress:
-    """Check and restore a checkpoint, which all processes have from rank 0. Raises as `check`."""
-    with step.accelerator.ranks.raise_together():
+def resume_stage(stage: Stage, step: TrainStep, folder: Path) -> Progress:
+    """Restore the newest good checkpoint in `folder` if there is one; return the progress.
+
+    Every rank calls it, and rank 0 reads the file. A changed number of ranks or precision is said.
+
+    Raises:
+        UserError: see `newest_checkpoint`, `Stage.check` and `restore`.
+    """
+    ranks = step.accelerator.ranks
+    found = ranks.broadcast_from_main(lambda: newest_checkpoint(folder, stage.kind))
+    if found is None:
+        return Progress()
+    with ranks.raise_together():
         stage.check(found.state, found.path)
         progress = restore(step, found)
-    before, world = found.state["processes"], step.accelerator.ranks.world
+    before, world = found.state["processes"], ranks.world
     if before != world:
         say(
-            f"{stage.kind}: was trained by {before} processes, goes on with {world}: in the same "
-            "order of samples, but batch norm and dropout see them in other parts"
+            f"{stage.kind}: was trained by {before} processes, resumes with {world}: the order of "
+            "samples is the same, but batch norm and dropout see other parts of a batch"
         )
     before, now = found.state["precision"], step.accelerator.precision.name
     if before != now:
         say(
-            f"warning: {stage.kind}: was trained in {before}, goes on in {now} "
-            f"({step.accelerator.precision.why}): runtime.precision={before} goes on as it was"
+            f"warning: {stage.kind}: was trained in {before}, resumes in {now} "
+            f"({step.accelerator.precision.why}): set runtime.precision={before} to keep it"
         )
     return progress
 
@@ -92,9 +114,16 @@ def checkpoint_state(
     progress: Progress,
     metric_accumulators: Sequence[Mapping[str, Tensor]],
 ) -> dict[str, Any]:
-    """A checkpoint. unread: every process's, see `TrainStep.metric_accumulators`."""
+    """Collect the state that a checkpoint holds.
+
+    Args:
+        stage: which stage it is of.
+        step: has the network, the optimizer and the scaler.
+        progress: how far the stage is.
+        metric_accumulators: `TrainStep.metric_accumulators` of every rank.
+    """
     return {
-        "kind": stage.kind,
+        "kind": stage.kind.value,  # a plain string: weights_only loads no enum
         "images": stage.images,
         "step": progress.done,
         "micro_batch": step.micro_batch,
@@ -114,11 +143,11 @@ def checkpoint_state(
 
 
 def restore(step: TrainStep, found: Checkpoint) -> Progress:
-    """Put a state into the step: weights, optimiser, scaler and torch's own random state.
+    """Load a checkpoint into `step`: weights, optimizer, scaler, torch's random state.
 
     Raises:
-        UserError: the weights are of another model, or the checkpoint's micro-batches do not go
-            with the CUDA graphs of this machine.
+        UserError: the weights are of another model, or the checkpoint's micro-batches cannot be
+            used with CUDA graphs on this machine.
     """
     state, ranks = found.state, step.accelerator.ranks
     step.accelerator.check_micro_batch(state["micro_batch"], step.stage.batch_size // ranks.world)
@@ -126,10 +155,10 @@ def restore(step: TrainStep, found: Checkpoint) -> Progress:
     if step.average is not None:
         load_weights(step.average.model, state["average"], found.path)
     load_optimizer(step.optimizer, state["optimizer"])
-    if state["scaler"] and step.scaler.is_enabled():  # empty where it was saved without fp16
+    if state["scaler"] and step.scaler.is_enabled():  # empty unless it was saved in fp16
         step.scaler.load_state_dict(state["scaler"])
     step.micro_batch = state["micro_batch"]
-    step.go_on_from(state["unread"])
+    step.load_metric_accumulators(state["unread"])
     set_random_state(state["random"], step.accelerator.device)
-    skipped = state.get("skipped", 0)  # which older checkpoints do not have
+    skipped = state.get("skipped", 0)  # older checkpoints lack it
     return Progress(state["step"], state["metrics"], state["owed"], skipped)

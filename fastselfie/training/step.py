@@ -1,7 +1,7 @@
-"""One training step, the same for pretraining and finetuning. No I/O, and no wait for the device.
+"""One training step, the same for every stage. It does no I/O and never waits for the device.
 
-uint8 batch -> patchify -> model -> loss -> backward -> update, in micro-batches whose gradients
-add up. What a log line needs is summed on the device and read only when asked for.
+uint8 batch -> patchify -> model -> loss -> backward -> update, in micro-batches whose gradients are
+summed. Metrics are summed on the device and read only when the log needs them.
 """
 
 from __future__ import annotations
@@ -23,19 +23,24 @@ from fastselfie.training.ema import MovingAverage
 from fastselfie.training.nonfinite import Guard
 from fastselfie.training.optimizer import begin_momentum, build_optimizer, learning_rate
 
-# fp16's smallest normal number, 30 halvings below the first scale: under it a loss of 1 loses bits,
-# and a gradient that is still infinite is above 65,504 x 2^14, or NaN at every scale.
+# fp16's smallest normal number, 30 halvings below the initial scale. At a lower scale a loss of 1
+# loses bits, and a gradient that is still infinite exceeds 65,504 x 2^14 or is NaN at any scale.
 _LEAST_SCALE = 2.0**-14
 
-# (loss, right answers, answers) of a micro-batch: the loss a mean over it.
+# Takes a micro-batch; returns its mean loss (), its right answers () and the number of answers.
 Objective = Callable[[Batch], tuple[Tensor, Tensor, int]]
 
 
 class Means(NamedTuple):
-    """Over the `steps` since the last reading, of all processes.
+    """Metrics of the steps since the last `TrainStep.read`, over all ranks.
 
-    loss, accuracy: 0 where no step was applied. skipped: steps left out because they were not
-    finite. norm, largest_norm: of the gradient before it is clipped; NaN where they are not known.
+    Attributes:
+        loss: mean; 0 if no step was applied.
+        accuracy: share of right answers; 0 if no step was applied.
+        steps: steps that were applied.
+        skipped: steps that were not applied because the loss or gradient was not finite.
+        norm: mean norm of the gradient before clipping; NaN if unknown, as in fp16.
+        largest_norm: the largest such norm; NaN if unknown.
     """
 
     loss: float
@@ -47,10 +52,13 @@ class Means(NamedTuple):
 
 
 class Update(NamedTuple):
-    """What came of a step's gradients, all on the device.
+    """Result of applying one step's gradients (tensors on the device).
 
-    applied: () bool, whether the guard let them. moved: () bool, whether the weights did: fp16's
-    scaler leaves them where it lowers its scale. norm: () of the gradients, NaN where not known.
+    Attributes:
+        applied: () bool, whether the guard accepted the step.
+        moved: () bool, whether the weights changed: fp16's scaler skips the update when it lowers
+            its scale.
+        norm: () norm of the gradients; NaN if unknown.
     """
 
     applied: Tensor
@@ -59,11 +67,19 @@ class Update(NamedTuple):
 
 
 class TrainStep:
-    """Updates a model by `objective`, which runs it forward on a batch.
+    """Updates a model: `step(number, batch)`, where number 0 is the first step.
 
-    replica: the model, or what `Accelerator.replica` made of it. A batch is this process's part.
-    micro_batch: images a forward pass. The loss of a step is the mean over its micro-batches.
-    backend: whose SGD, see `build_optimizer`. decay: of the moving average; None: there is none.
+    Args:
+        replica: the model, or the replica that `Accelerator.replica` made of it.
+        objective: runs the model forward. The loss of a step is the mean over its micro-batches.
+        stage: the stage's settings.
+        accelerator: device, precision and ranks. A batch is this rank's share.
+        micro_batch: images in a forward pass.
+        backend: whose SGD, see `build_optimizer`.
+        decay: of the moving average of the weights; None: there is none.
+
+    Raises:
+        UserError: `micro_batch` cannot be used with CUDA graphs, or see `build_optimizer`.
     """
 
     def __init__(
@@ -77,11 +93,11 @@ class TrainStep:
         decay: float | None = None,
     ) -> None:
         accelerator.check_micro_batch(micro_batch, stage.batch_size // accelerator.ranks.world)
-        # How several processes hold their gradients back until the last pass.
-        self._unsent: Callable[[], AbstractContextManager[None]] = nullcontext
+        # Entered in all micro-batches but the last: DDP then does not exchange gradients.
+        self._no_sync: Callable[[], AbstractContextManager[None]] = nullcontext
         self.model = replica
         if isinstance(replica, DistributedDataParallel):
-            self._unsent, self.model = replica.no_sync, replica.module
+            self._no_sync, self.model = replica.no_sync, replica.module
         self.objective = objective
         self.stage = stage
         self.accelerator = accelerator
@@ -102,7 +118,7 @@ class TrainStep:
         self.guard.begin(step, batch.index)
         loss, correct, answers = self._gradients(batch.shrunk(self.stage.image_size_at(step)))
         with trace_range("optimiser"):
-            # Of all processes: they must judge alike.
+            # The mean over all ranks, so that all reach the same verdict.
             seen = self.accelerator.ranks.mean_on_device(loss)
             if self.scaler.is_enabled():
                 applied, moved, norm = self._update_scaled(step, seen)
@@ -123,13 +139,13 @@ class TrainStep:
         totals["largest_norm"] = torch.maximum(totals["largest_norm"], norm)
 
     def read(self) -> Means:
-        """The means since the last call. Waits for the device: a decision of the caller.
+        """Return the means since the last call and reset them. Waits for the device.
 
-        All processes read together.
+        Every rank calls it.
         """
         ranks, totals = self.accelerator.ranks, {k: float(v) for k, v in self._totals.items()}
         loss, correct, answers = ranks.summed(*(totals[k] for k in ("loss", "correct", "answers")))
-        steps, skipped = int(totals["steps"]), int(totals["skipped"])  # the same on all
+        steps, skipped = int(totals["steps"]), int(totals["skipped"])  # equal on all ranks
         self._clear()
         return Means(
             loss / max(1, ranks.world * steps),
@@ -141,11 +157,15 @@ class TrainStep:
         )
 
     def metric_accumulators(self) -> dict[str, Tensor]:
-        """What the next reading begins from; a resumed run goes on with it."""
+        """Sums since the last `read`, by name, as a checkpoint saves them for a resumed run."""
         return {**self._totals, "in_a_row": self.guard.in_a_row}
 
-    def go_on_from(self, metric_accumulators: Sequence[Mapping[str, Tensor]]) -> None:
-        """Continue the sums of every process, also of another number of processes."""
+    def load_metric_accumulators(self, metric_accumulators: Sequence[Mapping[str, Tensor]]) -> None:
+        """Restore the sums of a checkpoint.
+
+        Args:
+            metric_accumulators: of every rank; their number may differ from today's.
+        """
         ranks = self.accelerator.ranks
         own = dict(metric_accumulators[min(ranks.rank, len(metric_accumulators) - 1)])
         if len(metric_accumulators) != ranks.world:
@@ -155,14 +175,14 @@ class TrainStep:
                 own[name] = total if ranks.is_main else torch.zeros_like(total)
         own = {name: value.to(self.accelerator.device) for name, value in own.items()}
         self.guard.in_a_row = own.pop("in_a_row")
-        for name in ("norm", "largest_norm"):  # older checkpoints do not have those of their steps
+        for name in ("norm", "largest_norm"):  # older checkpoints lack them
             own.setdefault(name, torch.where(own["steps"] > 0, math.nan, 0.0))
         self._totals = own
 
     def _gradients(self, batch: Batch) -> tuple[Tensor, Tensor, int]:
-        """Those of the batch's mean loss, left in the parameters; loss, right answers, answers."""
+        """Add up the gradients of the batch's mean loss; return loss, right answers, answers."""
         losses, rights, total = [], [], 0
-        for part in self._passes(batch):
+        for part in self._micro_batches(batch):
             share = len(part.images) / len(batch.images)
             with trace_range("forward"), self.accelerator.autocast():
                 loss, correct, answers = self.objective(part)
@@ -174,14 +194,14 @@ class TrainStep:
         return torch.stack(losses).sum(), torch.stack(rights).sum(), total
 
     def _update(self, step: int, loss: Tensor) -> Update:
-        """Apply the gradients if the guard lets them."""
+        """Apply the gradients if the guard accepts the step."""
         norm = nn.utils.get_total_norm(self._all_gradients())
         if self.stage.clip_grad_norm is not None:
             parameters = self.model.parameters()
             nn.utils.clip_grads_with_norm_(parameters, self.stage.clip_grad_norm, norm)
         applied = self.guard.judge(step, loss, norm)
         if getattr(self.optimizer, "_step_supports_amp_scaling", False):
-            # The fused kernel's own switch: where it is 1, weights and momentum stay as they are.
+            # The fused kernel reads this flag: where it is 1, weights and momentum do not change.
             self.optimizer.found_inf = (~applied).float()  # type: ignore[attr-defined]
             self.optimizer.step()
         elif applied:  # apex has no such switch: this waits for the device
@@ -189,11 +209,11 @@ class TrainStep:
         return Update(applied, applied, norm)
 
     def _update_scaled(self, step: int, loss: Tensor) -> Update:
-        """The same for fp16, whose scaler looks for infinite gradients itself.
+        """Apply the gradients in fp16, where the scaler looks for infinite ones itself.
 
-        Those are no offence until the scale is spent: they tell it to lower it. It takes the
-        guard's word as one. The norm is NaN, unknown: the gradients are scaled, and unscaled in the
-        optimiser's kernel.
+        It answers them by lowering its scale, so they are only an error at the lowest scale. A step
+        that the guard rejects is passed on to the scaler as an infinite gradient. The norm is NaN,
+        unknown: the gradients are scaled, and only the optimizer's kernel unscales them.
         """
         before = self.scaler.scale(torch.ones_like(loss))
         norm = torch.where(before < _LEAST_SCALE, math.inf, torch.zeros_like(loss))
@@ -210,10 +230,10 @@ class TrainStep:
     def _all_gradients(self) -> list[Tensor]:
         return [p.grad for p in self.model.parameters() if p.grad is not None]
 
-    def _passes(self, batch: Batch) -> Iterator[Batch]:
-        """The micro-batches. Only with the last one do gradients travel, summed up until then."""
+    def _micro_batches(self, batch: Batch) -> Iterator[Batch]:
+        """Yield the micro-batches. Ranks exchange their gradients only after the last one."""
         *first, last = batch.split(self.micro_batch)
-        with self._unsent():
+        with self._no_sync():
             yield from first
         yield last
 

@@ -1,6 +1,6 @@
-"""Where a run's curves and pictures are watched: TensorBoard and Weights & Biases.
+"""Experiment trackers: TensorBoard and Weights & Biases.
 
-log.jsonl has every number; a board only shows them.
+log.jsonl has every number; a tracker only shows them.
 """
 
 from __future__ import annotations
@@ -23,31 +23,36 @@ WANDB_ID = "wandb-id.txt"
 
 
 class Tracker(Protocol):
-    """Shows what one stage logs."""
+    """Shows the numbers and pictures of one stage."""
 
-    def scalars(self, values: Mapping[str, float], step: int) -> None: ...
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Record numbers by their names."""
 
     def picture(self, path: Path, step: int) -> None:
-        """An image file."""
+        """Record an image file."""
 
     def close(self, failed: bool) -> None:
-        """The stage is over; failed: by an error or a signal."""
+        """End the stage; `failed` if an error or a signal ended it."""
 
 
 class TensorBoard:
-    """Event files in `folder`, of a run that goes on at `start`.
+    """Writes event files to `folder`, see `Tracker`.
 
-    Its thread writes; what the disk refuses is raised, as OSError, with the next call.
+    A thread writes them: an OSError is raised by the next call.
+
+    Args:
+        folder: for the event files.
+        start: whole steps done; events of later steps are dropped.
 
     Raises:
-        ImportError: it is not installed.
+        ImportError: TensorBoard is not installed.
     """
 
     def __init__(self, folder: Path, start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._hook = threading.excepthook
-        threading.excepthook = self._without_a_traceback
+        threading.excepthook = self._silence_disk_errors
         self._writer = SummaryWriter(str(folder), purge_step=start + 1)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
@@ -65,18 +70,23 @@ class TensorBoard:
         finally:
             threading.excepthook = self._hook
 
-    def _without_a_traceback(self, fault: threading.ExceptHookArgs) -> None:
-        """The writer's thread raises a full disk a second time, to nobody."""
+    def _silence_disk_errors(self, fault: threading.ExceptHookArgs) -> None:
+        """Drop an OSError of the writer's thread: the next call raises it as well."""
         writers = type(fault.thread).__module__.startswith("tensorboard.")
         if not (writers and issubclass(fault.exc_type, OSError)):
             self._hook(fault)
 
 
 class Wandb:
-    """A run of W&B for one stage, grouped with the run's other stages; goes on under its id.
+    """A W&B run of one stage, grouped with the run's other stages, see `Tracker`.
 
-    The id stands in `folder`. The first thing that fails is told by `say`, and the rest is left
-    undone.
+    The first error is a warning; after it nothing more is sent.
+
+    Args:
+        folder: keeps the W&B id, under which a resumed stage continues.
+        stage: the stage's name.
+        config: the run's.
+        say: prints the run's URL and the warning.
     """
 
     def __init__(
@@ -84,7 +94,7 @@ class Wandb:
     ) -> None:
         self._say = say
         self._run: Any = None
-        with self._bearing():
+        with self._tolerate_errors():
             import wandb
 
             self._picture = wandb.Image
@@ -101,50 +111,50 @@ class Wandb:
                 mode=config.log.wandb,
                 dir=str(folder),
                 config=config.model_dump(mode="json"),
-                # Its own lines would break the progress bar.
+                # W&B's own lines would break the progress bar.
                 settings=wandb.Settings(silent=True, console="off"),
             )
         if self._run is not None and self._run.url:
             say(f"{stage}: {self._run.url}")
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        with self._bearing():
+        with self._tolerate_errors():
             if self._run is not None:
                 self._run.log(dict(values), step=step)
 
     def picture(self, path: Path, step: int) -> None:
-        with self._bearing():
+        with self._tolerate_errors():
             if self._run is not None:
                 self._run.log({"mask_prediction": self._picture(str(path))}, step=step)
 
     def close(self, failed: bool) -> None:
-        with self._bearing():
+        with self._tolerate_errors():
             if self._run is not None:
                 self._run.finish(exit_code=int(failed))
 
     @contextmanager
-    def _bearing(self) -> Iterator[None]:
+    def _tolerate_errors(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # of a network or a server, of any kind
+        except Exception as error:  # a network or a server can fail in any way
             self._run = None
             lines = str(error).splitlines() or [""]
             self._say(
-                f"warning: log.wandb: {type(error).__name__}: {lines[0]}: W&B gets no more of this "
-                "stage, log.jsonl does"
+                f"warning: log.wandb: {type(error).__name__}: {lines[0]}: W&B gets nothing more of "
+                "this stage, log.jsonl does"
             )
 
 
 def require_wandb(settings: LogConfig) -> None:
-    """Whether wandb is there if it is asked for.
+    """Check that wandb is installed if `settings` asks for it.
 
     Raises:
-        UserError: it is not.
+        UserError: it is not installed.
     """
     if settings.wandb == "off":
         return
     try:
-        # Its own folder of that name, of earlier runs, imports too, as a package of nothing.
+        # `import wandb` alone would find the folder wandb/ that earlier runs left here.
         from wandb import init  # noqa: F401
     except ImportError as error:
         raise UserError(
@@ -156,10 +166,18 @@ def require_wandb(settings: LogConfig) -> None:
 def open_trackers(
     folder: Path, stage: str, start: int, config: Config | None, say: Callable[[str], None]
 ) -> list[Tracker]:
-    """TensorBoard where it is installed, and W&B where `config` asks for it."""
-    boards: list[Tracker] = []
+    """Open TensorBoard if it is installed, and W&B if `config` asks for it.
+
+    Args:
+        folder: the stage's.
+        stage: its name.
+        start: whole steps done.
+        config: the run's; None: no W&B.
+        say: see `Wandb`.
+    """
+    trackers: list[Tracker] = []
     with suppress(ImportError):
-        boards.append(TensorBoard(folder / "tensorboard", start))
+        trackers.append(TensorBoard(folder / "tensorboard", start))
     if config is not None and config.log.wandb != "off":
-        boards.append(Wandb(folder, stage, config, say))
-    return boards
+        trackers.append(Wandb(folder, stage, config, say))
+    return trackers

@@ -10,6 +10,8 @@ from conftest import refused
     ("arguments", "words"),
     [
         (["trian"], ["'trian'", "'train'", "see fastselfie --help"]),
+        (["train", "tiny", "--stage", "x"], ["'--stage'", "'x'", "pretrain, finetuned or all"]),
+        (["predict", "runs/x", "a.png", "--stage", "x"], ["'--stage'", "finetuned, supervised"]),
         (["export"], ["'run'", "see fastselfie export --help"]),
         (["export", "x", "--format", "foo", "--out", "y"], ["--format", "foo", "safetensors"]),
         (["export", "x", "--out", "y"], ["--format"]),

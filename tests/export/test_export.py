@@ -212,7 +212,8 @@ def test_runs_that_are_none(cli, tiny_run, tmp_path):
     write_atomically(empty / "config.yaml", (tiny_run / "config.yaml").read_bytes())
     refused(export(empty), "holds no checkpoint yet")
     shutil.copytree(tiny_run / "pretrain", empty / "pretrain")
-    refused(export(empty, "--stage", "finetuned"), "no checkpoint of finetuned, but of pretrain")
+    for name in ("finetuned", "finetune"):
+        refused(export(empty, "--stage", name), "no checkpoint of finetuned, but of pretrain")
 
 
 def test_a_run_that_kept_no_names_numbers_its_classes(tiny_run, tmp_path):

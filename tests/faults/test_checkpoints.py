@@ -85,7 +85,7 @@ def test_damage_falls_back_to_the_newest_that_is_good(stage, capsys, seed):
     assert torch.equal(found.state["model"]["w"], torch.full((3000,), 4.0 - hit))
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
     assert len(said) == hit + 1
-    assert all(f"going on from step-000000{4 - hit}.pt" in line for line in said)
+    assert all(f"resuming from step-000000{4 - hit}.pt" in line for line in said)
     for name in ("latest.pt", *(f"step-000000{s}.pt" for s in range(4, 4 - hit, -1))):
         assert any(f"{stage / name}: damaged" in line for line in said)
 
@@ -112,7 +112,7 @@ def test_swapped_names_are_caught(stage, capsys):
     os.rename(stage / "aside", stage / "step-0000002.pt")
     assert newest_checkpoint(stage, "pretrain").state["step"] == 3
     said = capsys.readouterr().err
-    assert "step-0000004.pt: holds step 2, not the one in its name: going on from" in said
+    assert "step-0000004.pt: holds step 2, not the one in its name: resuming from" in said
 
 
 def test_a_checkpoint_of_another_stage_is_caught(stage, capsys):
@@ -203,7 +203,10 @@ def test_an_old_checkpoint_that_cannot_be_deleted_does_not_spoil_the_new_one(
     monkeypatch.setattr(Path, "unlink", refuse)
     write(tmp_path, [1, 2], keep=1)
     assert load_checkpoint(tmp_path / "latest.pt")["step"] == 2
-    assert "step-0000001.pt: Operation not permitted: this old file" in capsys.readouterr().err
+    assert (
+        "step-0000001.pt: Operation not permitted: this old file is not deleted"
+        in capsys.readouterr().err
+    )
 
 
 def test_the_state_is_that_of_its_step(tmp_path, monkeypatch):
@@ -258,7 +261,7 @@ def test_a_run_goes_on_from_before_the_damage_to_the_same_end(
     with pytest.raises(UserError, match=r"step-0000003\.pt: was trained with another config"):
         pretrain(other, dataset, tmp_path, accelerator)
     again, measured = pretrain(config, dataset, tmp_path, accelerator)
-    assert "going on from step-0000003.pt, step 3" in capsys.readouterr().err
+    assert "resuming from step-0000003.pt, step 3" in capsys.readouterr().err
     assert measured == final
     for name, value in network.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name

@@ -177,7 +177,7 @@ class _WeightGradients(TorchDispatchMode):
 @pytest.mark.parametrize("impl", ["auto", "reference"])
 def test_no_weight_gradient_of_a_network_is_planned_for_several_threads(impl, precision, parts):
     """With several, oneDNN's threads may spin at barriers: the control sees torch's do so."""
-    net = ResNetV2([1, 1, 1], 16, "cifar", how=ExecutionOptions(kernels=impl)).to(
+    net = ResNetV2([1, 1, 1], 16, "cifar", options=ExecutionOptions(kernels=impl)).to(
         memory_format=torch.channels_last
     )
     x = torch.randn(6, 3, 8, 8).to(memory_format=torch.channels_last)

@@ -12,7 +12,7 @@ from fastselfie.config.load import load_config
 from fastselfie.data.random import patch_orders
 from fastselfie.kernels.reference import patchify
 from fastselfie.models.resnet import ResNetV2
-from fastselfie.models.selfie import Positions, Selfie, build_classifier, cut
+from fastselfie.models.selfie import Positions, Selfie, build_classifier, cut_patches
 
 
 def millions(module):
@@ -136,7 +136,7 @@ def test_an_image_is_cut_as_patchify_cuts_it():
     rest = torch.zeros(3), torch.ones(3), torch.float64
     expected = patchify(images, flip, torch.arange(49).expand(3, -1), 4, *rest)
     whole = patchify(images, flip, torch.zeros(3, 1, dtype=torch.int64), 28, *rest)[:, 0]
-    assert torch.equal(cut(whole, 7), expected.flatten(0, 1))
+    assert torch.equal(cut_patches(whole, 7), expected.flatten(0, 1))
 
 
 @pytest.mark.parametrize("positions", [True, False])
@@ -147,7 +147,7 @@ def test_the_second_form_sees_what_pretraining_would_with_nothing_masked(positio
     images = torch.randn(3, 3, 32, 32)
     pretrained.masked = 0
     order = torch.randperm(16).expand(3, -1)
-    patches = cut(images, 4).view(3, 16, 3, 8, 8)[:, order[0]]
+    patches = cut_patches(images, 4).view(3, 16, 3, 8, 8)[:, order[0]]
     u = pretrained.encode(patches, order).u
     # Float32 sums of some hundred terms, in the order of the patches.
     torch.testing.assert_close(classifier.features(images), u, rtol=1e-4, atol=1e-5)

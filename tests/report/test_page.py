@@ -18,7 +18,8 @@ from fastselfie.report.figures import figures_of, findings_of
 from fastselfie.report.live import LivePage
 from fastselfie.report.page import run_page, write_page
 from fastselfie.report.render import format_duration
-from fastselfie.runs.folder import STAGES, read_run
+from fastselfie.runs.folder import read_run
+from fastselfie.stage_names import StageName
 from fastselfie.training.metrics_log import read_log
 
 
@@ -258,7 +259,7 @@ def test_each_line_of_each_stage_asks_for_a_page(
     monkeypatch.setattr(live, "_SHARE", float("inf"))
     out = tmp_path / "run"
     assert cli("train", tiny_yaml, f"data.train={image_folder}", "--out", out).status == 0
-    lines = [(name, line["step"], True, False) for name in STAGES
+    lines = [(name, line["step"], True, False) for name in StageName
              for line in read_log(out / name / "log.jsonl")]  # fmt: skip
     assert written == [*lines, ("supervised", 2, False, True)]
     assert json.loads((out / "environment.json").read_text())["device"] == "cpu"

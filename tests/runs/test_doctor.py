@@ -32,8 +32,8 @@ def test_without_an_extra_it_gives_the_command(monkeypatch, hidden):
     monkeypatch.setattr(doctor.importlib.util, "find_spec", find)
     found = {finding.name: finding for finding in doctor.examine()}
     assert found["dali"].state == found["ffcv"].state == "missing"
-    assert "fastselfie[dali]" in found["dali"].mend
-    assert "libturbojpeg0-dev" in found["ffcv"].mend
+    assert "fastselfie[dali]" in found["dali"].fix
+    assert "libturbojpeg0-dev" in found["ffcv"].fix
 
 
 NVRM = """NVRM version: NVIDIA UNIX {kind}x86_64 Kernel Module  {version}  Release Build
@@ -81,5 +81,5 @@ def test_a_gpu_is_told_with_what_drives_it(monkeypatch, text, driver):
 def test_a_run_lacks_only_the_loader_that_it_uses(monkeypatch, tmp_path):
     findings = [Finding("ffcv", "missing", "not installed", "pip"), Finding("gpu", "bad", "x", "y")]
     monkeypatch.setattr(plan, "examine", lambda: findings)
-    assert [line[:4] for line in plan._lacks(tmp_path, 0, "auto")] == ["gpu:"]
-    assert [line[:4] for line in plan._lacks(tmp_path, 0, "ffcv")] == ["ffcv", "gpu:"]
+    assert [line[:4] for line in plan._missing(tmp_path, 0, "auto")] == ["gpu:"]
+    assert [line[:4] for line in plan._missing(tmp_path, 0, "ffcv")] == ["ffcv", "gpu:"]

@@ -131,9 +131,9 @@ def test_a_summary_that_was_cut_short_is_written_again(trained, cli, tiny_yaml, 
 
 def test_stages_one_by_one(cli, tiny_yaml, image_folder, tmp_path):
     command = ("train", tiny_yaml, f"data.train={image_folder}", "--out", tmp_path / "run")
-    early = cli(*command, "--stage", "finetune")
+    early = cli(*command, "--stage", "finetuned")
     assert early.status == 2
-    assert "nothing is pretrained there" in early.err
+    assert "has no pretrained network" in early.err
     assert cli(*command, "--stage", "pretrain").status == 0
     figures = json.loads(cli(*command, "--stage", "finetune").out)
     assert {"pretext_accuracy", "finetuned_accuracy", "supervised_accuracy"} <= set(figures)
@@ -219,7 +219,7 @@ def test_a_checkpoint_of_another_model_is_refused(trained, cli, tiny_yaml, image
     save_checkpoint(path, state)
     result = cli("train", tiny_yaml, f"data.train={image_folder}", "--out", out)
     assert result.status == 2
-    assert "pretrain/latest.pt: its weights are of another model" in result.err
+    assert "pretrain/latest.pt: its weights do not fit" in result.err
 
 
 def test_a_damaged_checkpoint_is_named(trained, cli, tiny_yaml, image_folder):

@@ -257,7 +257,7 @@ def test_a_signal_to_one_process_ends_all_at_the_same_step(tmp_path, yaml_of):
     # With another number of processes: the same samples, and it is said.
     (again,) = start("whole", "train", path, "--stage", "pretrain", "--out", out, world=1)
     assert again[0] == 0, again[2]
-    assert "was trained by 2 processes, goes on with 1" in again[2]
+    assert "was trained by 2 processes, resumes with 1" in again[2]
     assert [x["step"] for x in read_log(out / "pretrain" / "log.jsonl")][-1] == 6
 
 
@@ -291,14 +291,15 @@ def test_a_bad_image_of_one_process_ends_all_in_one_line(tmp_path, yaml_of, imag
 )
 def test_what_processes_cannot_share_is_said_before_the_start(sections, named):
     from fastselfie.runs.train import _check_processes
+    from fastselfie.stage_names import stages_to_run
 
     config = tiny_config(**sections)
     accelerator = choose_accelerator(config.runtime, Ranks(world=2))
     with pytest.raises(UserError, match=named):
-        _check_processes(config, "all", accelerator)
+        _check_processes(config, stages_to_run("all"), accelerator)
     _check_processes(
         config,
-        "finetune" if "pretrain" in sections else "all",
+        stages_to_run("finetune" if "pretrain" in sections else "all"),
         choose_accelerator(config.runtime, Ranks(world=1 + ("pretrain" in sections))),
     )
 

@@ -107,5 +107,5 @@ def test_other_files_and_newer_formats_are_refused(tmp_path):
 
 
 def test_weights_of_another_model_are_named(tmp_path):
-    with pytest.raises(UserError, match=r"a\.pt: its weights are of another model.*size mismatch"):
+    with pytest.raises(UserError, match=r"a\.pt: its weights do not fit.*size mismatch"):
         load_weights(torch.nn.Linear(2, 3), torch.nn.Linear(2, 4).state_dict(), tmp_path / "a.pt")

@@ -134,8 +134,8 @@ def test_a_disk_that_is_full_is_told_once_and_without_a_traceback(tmp_path, caps
     outside = threading.excepthook
     config = tiny_config(checkpoint={"on_error": "continue"})
     with RunLog(tmp_path, "t", 10, 0, config=config) as log:
-        (board,) = log._boards
-        writer = board._writer._get_file_writer().event_writer._async_writer
+        (tracker,) = log._trackers
+        writer = tracker._writer._get_file_writer().event_writer._async_writer
         writer.flush()
         monkeypatch.setattr(writer._writer, "write", refused)
         log.write(1, loss=1.0)

@@ -151,7 +151,7 @@ def test_another_precision_is_named_when_a_run_goes_on(image_folder, tmp_path, a
     half = choose_accelerator(RuntimeConfig(device="cpu", precision="bf16"))
     run(image_folder, tmp_path / "out", half)
     said = capsys.readouterr().err.replace("\n", " ")
-    assert "was trained in fp32, goes on in bf16" in said
+    assert "was trained in fp32, resumes in bf16" in said
     assert "runtime.precision=fp32" in said
 
 

@@ -439,7 +439,7 @@ def test_pretraining_takes_held_out_images_of_other_classes(tmp_path, cli, tiny_
     assert "missing data" not in planned.out
     result = cli(*command, "--stage", "pretrain", "pretrain.knn_every=2")
     assert result.status == 0
-    assert "no k-NN or linear probe on the way: the held-out images have no labels" in result.err
+    assert "no k-NN or linear probe: the held-out images have no labels" in result.err
     figures = json.loads(result.out)
     assert "pretext_accuracy" in figures
     assert "knn" not in figures
