@@ -6,4 +6,4 @@ Shape legend, used in names everywhere: B images, N patches an image, M masked, 
 visible, D width, H W C pixels, P patch side.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -12,6 +12,7 @@ import torch
 import yaml
 from conftest import REPOSITORY, picture
 
+from fastselfie import __version__
 from fastselfie.training import checkpoint_writer as saver
 from fastselfie.training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -380,7 +381,7 @@ def test_doctor_and_version(cli):
     assert result.status == 0
     for words in ("torch", "device", "disk", "shared memory", "matplotlib"):
         assert words in result.out
-    assert cli("--version").out.strip() == "0.1.0"
+    assert cli("--version").out.strip() == __version__
 
 
 def test_waiting_threads_leave_their_core_to_others(cli, monkeypatch):
