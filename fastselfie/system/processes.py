@@ -1,4 +1,4 @@
-"""A function over many tasks in worker processes, results in order, and an end that is one."""
+"""Map a function over tasks in worker processes, with results in order and a clean shutdown."""
 
 from __future__ import annotations
 
@@ -20,29 +20,34 @@ from fastselfie.errors import UserError
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-_AHEAD = 3  # tasks a worker that are begun or waiting: bounds the memory
+_TASKS_PER_WORKER = 3  # at most, begun or waiting: bounds the memory
 
 
 def map_in_order(
     work: Callable[[Task], Result], tasks: Iterable[Task], workers: int
 ) -> Generator[Result]:
-    """Yield work(task) of every task, in order, done in `workers` processes.
+    """Yield work(task) of every task, in order, computed by `workers` processes.
 
-    `work`, tasks and results travel pickled; tasks are drawn as they are needed. Workers ignore
-    Ctrl-C, and end with this process however it ends. Spawned, not forked: a fork would inherit
-    the locks of this process's threads and of its files.
+    Workers ignore Ctrl-C, and exit when this process does. They are spawned, not forked: a fork
+    would inherit the locks of this process's threads and files.
 
-    Not a pool of the standard library's: of a killed worker multiprocessing's never hears, and
-    concurrent.futures' waits for ever where it dies while others start. Here each has a pipe of
-    its own, which the system closes.
+    Pools of the standard library do not survive a killed worker: multiprocessing.Pool never notices
+    it, and concurrent.futures may hang if it dies while others start. Here each worker has a pipe
+    of its own, which the system closes.
+
+    Args:
+        work: The function, which must be picklable, as are tasks and results.
+        tasks: Consumed as needed.
+        workers: Number of processes.
 
     Raises:
-        UserError: a worker was killed.
+        UserError: A worker was killed.
+        RuntimeError: `work` raised an exception; the message has its traceback.
     """
     context = multiprocessing.get_context("spawn")
     links: list[Connection[Any, Any]] = []
     processes = []
-    resource_tracker.ensure_running()  # or the first start does, and unblocks Ctrl-C after it
+    resource_tracker.ensure_running()  # else the first start runs it and unblocks Ctrl-C
     try:
         with _uninterrupted():
             for _ in range(workers):
@@ -51,24 +56,24 @@ def map_in_order(
                 process = context.Process(target=_serve, args=(work, theirs), daemon=True)
                 process.start()
                 processes.append(process)
-                theirs.close()  # a copy of ours would keep the pipe open after the worker's end
+                theirs.close()  # our copy would keep the pipe open when the worker has ended
         pending: deque[Connection[Any, Any]] = deque()
         for number, task in enumerate(tasks):
             link = links[number % workers]
             link.send(task)
             pending.append(link)
-            if len(pending) == _AHEAD * workers:
+            if len(pending) == _TASKS_PER_WORKER * workers:
                 yield _result(pending.popleft())
         while pending:
             yield _result(pending.popleft())
     except (EOFError, ConnectionError) as error:
         raise UserError(
-            "a worker process was killed, perhaps for lack of memory: run the same command to go "
-            "on, with fewer --workers"
+            "a worker process was killed, perhaps for lack of memory: run the same command with "
+            "fewer --workers to resume"
         ) from error
     finally:
         for link in links:
-            link.close()  # which ends its worker
+            link.close()  # ends its worker
         for process in processes:
             process.join()
 
@@ -81,7 +86,7 @@ def _result(link: Connection[Any, Any]) -> Any:
 
 
 def _serve(work: Callable[[Any], Any], link: Connection[Any, Any]) -> None:
-    """A worker's whole life."""
+    """Run the tasks that arrive, in a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the parent answers Ctrl-C
     tasks: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(link, tasks), daemon=True).start()
@@ -98,7 +103,7 @@ def _serve(work: Callable[[Any], Any], link: Connection[Any, Any]) -> None:
 
 
 def _receive(link: Connection[Any, Any], tasks: queue.SimpleQueue[Any]) -> None:
-    """Beside the work: the parent never waits to hand a task over, and its end is noticed."""
+    """Receive tasks in a thread, so that the parent never blocks and its end is noticed."""
     try:
         while True:
             tasks.put(link.recv())
@@ -108,14 +113,14 @@ def _receive(link: Connection[Any, Any], tasks: queue.SimpleQueue[Any]) -> None:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C takes effect at the end; processes started inside have it blocked.
+    """Defer Ctrl-C to the end of the block; processes started inside have it blocked.
 
-    Otherwise one that does not ignore it yet prints a traceback, on its own or because this
-    process left in the middle of starting it. Blocking alone would not do: another thread, of a
-    numerical library, may receive the signal for this one.
+    Otherwise a worker that does not ignore it yet would print a traceback, as would one whose start
+    was interrupted. Blocking the signal here is not enough: another thread of this process, for
+    example of a numerical library, may receive it.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals are not this thread's
+        yield  # only the main thread may set handlers
         return
     seen: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, _: seen.append(number))

@@ -67,7 +67,7 @@ def test_paths_are_taken_as_they_are_written(tmp_path):
         ("name: a", ("name.first=x",), ["name", "not a section"]),
         ("name: a", ("seed",), ["key=value"]),
         ("name: a", ("seed=[1",), ["seed", "YAML"]),
-        ("name: a\nname: b", (), ["c.yaml", "'name' stands twice"]),
+        ("name: a\nname: b", (), ["c.yaml", "duplicate key 'name'"]),
         ("name: ../a", (), ["name", "pattern"]),
         ("seed: 1", (), ["'name' is missing"]),
         ("- 1", (), ["c.yaml", "mapping"]),

@@ -105,9 +105,9 @@ def test_one_is_printed_or_copied_and_nothing_overwritten(cli, elsewhere):
     mine = elsewhere / "new" / "mine.yaml"
     assert mine.read_text() == text
     mine.write_text("name: changed")
-    refused(cli("configs", "in32", "--out", mine), "mine.yaml: exists already")
+    refused(cli("configs", "in32", "--out", mine), "mine.yaml: already exists")
     assert mine.read_text() == "name: changed"
-    refused(cli("configs", "in32", "--out", elsewhere), "exists already")
+    refused(cli("configs", "in32", "--out", elsewhere), "already exists")
     refused(cli("configs", "in23", "--out", "a.yaml"), "in23: no shipped config", *NAMES)
     refused(cli("configs", "--out", "a.yaml"), "--out a.yaml: give the config to copy", *NAMES)
     assert not (elsewhere / "a.yaml").exists()
