@@ -71,8 +71,8 @@ STEPS = [
     for key in ("steps=4", "batch_size=8", "warmup_steps=1", "eval_every=2")
 ]
 TRAIN = [
-    *STEPS, "pretrain.eval_images=16", "pretrain.knn_every=0", "finetune.labels=0.5",
-    "data.train=images.beton", "data.crop=random_resized", "data.workers=2",
+    *STEPS, "pretrain.eval_images=16", "pretrain.knn_every=null", "finetune.labels=0.5",
+    "data.train=images.beton", "data.crop=resized", "data.workers=2",
 ]  # fmt: skip
 
 

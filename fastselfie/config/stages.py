@@ -81,7 +81,7 @@ class PretrainConfig(StageConfig):
     crop: Literal["resized", "pad"] | None = Field(
         None,
         description="data.crop for pretraining only; null: data.crop. On 32x32 images each choice "
-        "has a shortcut of its own, see the README",
+        "has a shortcut of its own: see docs/reproduction.md",
     )
     area: tuple[float, float] | None = Field(
         None, description="data.area for pretraining only; null: data.area"
