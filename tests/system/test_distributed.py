@@ -30,7 +30,7 @@ from fastselfie.training.metrics_log import read_log
 
 pytestmark = pytest.mark.slow
 
-SCRIPT = str(REPOSITORY / "tests" / "ranks.py")
+SCRIPT = str(REPOSITORY / "tests" / "helpers" / "ranks.py")
 WORLD = 2
 # Longer than any test takes here: whoever waits for ever is found.
 LIMIT = 120
