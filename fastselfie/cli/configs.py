@@ -1,4 +1,4 @@
-"""The command about the configs that come with the package."""
+"""The command `configs`: the configs that come with the package."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from fastselfie.cli.app import app
 
 @app.command()
 def configs(
-    name: Annotated[str | None, typer.Argument(help="Print this one, for example in224.")] = None,
+    name: Annotated[str | None, typer.Argument(help="The config to print or copy.")] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE.yaml", help="Copy it there, to be changed.")
+        Path | None,
+        typer.Option(metavar="FILE.yaml", help="Copy it to this file."),
     ] = None,
 ) -> None:
-    """List the configs that come with the package, or print or copy one.
+    """List the configs that come with the package, or print or copy one of them.
 
-    `train`, `reproduce` and `profile` take their names: fastselfie train in224.
+    `train`, `reproduce` and `profile` accept these names: fastselfie train in224.
     """
     from fastselfie.config.load import shipped_configs
     from fastselfie.errors import UserError
@@ -29,9 +30,9 @@ def configs(
         _list(found)
         return
     if name is None:
-        raise UserError(f"--out {out}: give the config to copy too, one of {', '.join(found)}")
+        raise UserError(f"--out {out}: name the config to copy, one of {', '.join(found)}")
     if name not in found:
-        raise UserError(f"{name}: no shipped config of that name: give one of {', '.join(found)}")
+        raise UserError(f"{name}: not a shipped config: choose one of {', '.join(found)}")
     text = found[name].read_text(encoding="utf-8")
     if out is None:
         typer.echo(text, nl=False)
@@ -41,8 +42,8 @@ def configs(
         with open(out, "x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError as error:
-        raise UserError(f"{out}: exists already: give another --out, or delete it") from error
-    typer.echo(f"{out}: a copy of {name}; use it with: fastselfie train {out}")
+        raise UserError(f"{out}: already exists: choose another --out, or delete it") from error
+    typer.echo(f"{out}: copied from {name}. To use it: fastselfie train {out}")
 
 
 def _list(found: dict[str, Path]) -> None:

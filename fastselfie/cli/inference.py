@@ -1,4 +1,4 @@
-"""Commands that use what was trained: export, features, predict."""
+"""Commands that use a trained network: export, features, predict."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastselfie.stage_names import StageName
 
 
 class Format(str, Enum):
-    """What `export` writes."""
+    """A file format that `export` writes."""
 
     timm = "timm"
     safetensors = "safetensors"
@@ -29,11 +29,11 @@ Stage = Annotated[
     typer.Option(
         metavar=f"[{'|'.join(StageName)}]",
         callback=checked_by(StageName),
-        help="Default: finetuned if it is there, else supervised, else pretrain.",
+        help="Default: finetuned if it exists, else supervised, else pretrain.",
     ),
 ]
 Unfinished = Annotated[
-    bool, typer.Option("--allow-unfinished", help="Also before the stage's last step.")
+    bool, typer.Option("--allow-unfinished", help="Accept a stage that is still training.")
 ]
 
 
@@ -44,18 +44,19 @@ def export(
         Format,
         typer.Option(
             "--format",
-            help="timm: a state dict for resnetv2_50; safetensors: with a model card, FILE.md; "
-            "onnx: images to logits or features, checked with onnxruntime.",
+            metavar="FORMAT",
+            help="timm: a state dict for timm's resnetv2_50. safetensors: weights and a model "
+            "card, FILE.md. onnx: from images to logits or features, checked with onnxruntime.",
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Replaced whole if it is there.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write or replace.")],
     stage: Stage = None,
     allow_unfinished: Unfinished = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a trained network for other tools; of pretraining P alone, a feature extractor.
+    """Export a trained network for other tools.
 
-    In a pipe, or with --json, the last line on standard output is JSON.
+    Of the pretraining stage only P is exported, a feature extractor.
     """
     from fastselfie import export as exporting
     from fastselfie.runs.load import open_trained
@@ -67,19 +68,21 @@ def export(
 @app.command()
 def features(
     run: Run,
-    data: Annotated[Path, typer.Option(help="A set of images of any kind that data.train takes.")],
-    out: Annotated[Path, typer.Option(metavar="FILE.npy", help="(n, D) float32, a row an image.")],
+    data: Annotated[Path, typer.Option(help="A dataset of any kind that data.train takes.")],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE.npy", help="The file to write: (n, D) float32.")
+    ],
     labels: Annotated[
-        Path | None, typer.Option(metavar="FILE.npy", help="For the set's labels: (n,) int64.")
+        Path | None, typer.Option(metavar="FILE.npy", help="Also write the labels: (n,) int64.")
     ] = None,
-    part: Annotated[Part, typer.Option(help="Of a set that has both.")] = Part.train,
+    part: Annotated[Part, typer.Option(help="Which part, if the dataset has both.")] = Part.train,
     stage: Stage = None,
     allow_unfinished: Unfinished = False,
     as_json: AsJson = False,
 ) -> None:
-    """Features of every image of a set, in its order: what the classifier, or P's pooling, gives.
+    """Write the features of every image of a dataset, in its order.
 
-    In a pipe, or with --json, the last line on standard output is JSON.
+    These are the classifier's input or, of the pretraining stage, P's pooled output.
     """
     from fastselfie.inference.features import write_features
     from fastselfie.runs.load import open_trained
@@ -94,15 +97,16 @@ def predict(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
     out: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", help="Pictures: a .png or a folder; default RUN/predictions."),
+        typer.Option(metavar="PATH", help="A .png file or a folder; default: RUN/predictions."),
     ] = None,
     stage: Stage = None,
     allow_unfinished: Unfinished = False,
     as_json: AsJson = False,
 ) -> None:
-    """The likeliest classes of images; of pretraining, pictures with their holes filled.
+    """Print the most likely classes of images.
 
-    In a pipe, or with --json, the last line on standard output is JSON.
+    Of the pretraining stage, write pictures in which the network has filled the masked patches
+    instead.
     """
     from rich.console import Console
     from rich.markup import escape

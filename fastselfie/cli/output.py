@@ -1,4 +1,4 @@
-"""How a command says what it found: a table to a person on a terminal, JSON to a program."""
+"""Print the result of a command: a table on a terminal, JSON for a program."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from fastselfie.config import Config
 
 AsJson = Annotated[
-    bool, typer.Option("--json", help="Only JSON on standard output, on a terminal too.")
+    bool,
+    typer.Option("--json", help="Print only JSON. In a pipe, the last line is JSON anyway."),
 ]
 Row = Sequence[str]
 
@@ -39,12 +40,12 @@ def print_result(
     as_json: bool,
     rows: Callable[[], Iterable[Row]] | None = None,
 ) -> None:
-    """Print what a command ends with: on a terminal a table, else one line of JSON.
+    """Print the result of a command: a table on a terminal, otherwise one line of JSON.
 
     Args:
-        figures: by their names. Texts, such as paths, are printed below the table.
-        as_json: whether JSON is asked for on a terminal too.
-        rows: makes the rows of the table; by default a row a figure.
+        figures: Results by name. Strings, such as paths, are printed below the table.
+        as_json: Print JSON on a terminal too.
+        rows: Makes the rows of the table; by default one row per figure.
     """
     if wants_json(as_json):
         typer.echo(json.dumps(figures))
@@ -58,23 +59,23 @@ def print_result(
     if lines:
         table = Table(show_header=False, show_edge=False)
         width = max(len(line) for line in lines)
-        for column in range(width):  # what a figure says may be broken, not the figure
+        for column in range(width):  # only the last column may wrap
             table.add_column(no_wrap=column < width - 1, overflow="fold")
         for line in lines:
             table.add_row(*map(escape, line + [""] * (width - len(line))))
         console.print(table)
     for name, value in figures.items():
-        if isinstance(value, str):  # whole, so that a path can be copied
+        if isinstance(value, str):  # unwrapped, so that a path can be copied
             console.print(f"{name}: {escape(value)}", soft_wrap=True)
 
 
 def wants_json(as_json: bool) -> bool:
-    """Whether a program reads the output: it is asked for, or goes into a pipe or a file."""
+    """Return whether to print JSON: on request, or if standard output is not a terminal."""
     return as_json or not sys.stdout.isatty()
 
 
 def training_rows(summary: Mapping[str, Any], config: Config) -> list[Row]:
-    """The table at the end of `train`: what a run came to."""
+    """Return the rows of the table that `train` prints at its end: name, value, explanation."""
     from fastselfie.report.render import format_duration, format_rate
 
     settings = config.finetune
@@ -101,7 +102,7 @@ def training_rows(summary: Mapping[str, Any], config: Config) -> list[Row]:
 
 
 def _rows(figures: Mapping[str, Any]) -> Iterable[Row]:
-    """A line a number; figures of figures with both names."""
+    """Yield one row per number; a number in a nested mapping has the names of both levels."""
     for name, value in figures.items():
         if isinstance(value, Mapping):
             for inner, figure in value.items():

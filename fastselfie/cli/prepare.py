@@ -1,4 +1,4 @@
-"""Commands that make dataset files: prepare, join."""
+"""Commands that make .beton files: prepare, join."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from fastselfie.errors import UserError
 
 
 class Subsampling(str, Enum):
-    """What `prepare` does with the chroma of JPEGs."""
+    """The chroma subsampling of the JPEGs that `prepare` writes."""
 
     keep = "keep"
     half = "420"
 
 
 class OnError(str, Enum):
-    """What `prepare` does with an image that cannot be read."""
+    """What `prepare` does with an unreadable image."""
 
     stop = "raise"
     skip = "skip"
 
 
 class Part(str, Enum):
-    """Which part of a set `prepare` takes."""
+    """A part of a dataset."""
 
     train = "train"
     test = "test"
@@ -40,58 +40,63 @@ def prepare(
     source: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[SOURCE]",
-            help="Image folder (sub-folders are classes, or none), CIFAR, ImageNet 32x32 or IDX "
-            "folder, WebDataset .tar, Hugging Face .parquet (or a folder of those), or a .beton.",
+            metavar="SOURCE",
+            help="An image folder (one sub-folder per class, or loose images); a folder of CIFAR, "
+            "ImageNet 32x32 or IDX files; a WebDataset .tar or Hugging Face .parquet, or a folder "
+            "of those; or a .beton file.",
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE.beton", help="The file to make.")
+        Path | None, typer.Option(metavar="FILE.beton", help="The file to write.")
     ] = None,
     check: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Verify a .beton file instead.")
+        Path | None, typer.Option(metavar="FILE", help="Check an existing .beton file instead.")
     ] = None,
-    part: Annotated[Part, typer.Option(help="Of a source that has both.")] = Part.train,
+    part: Annotated[Part, typer.Option(help="Which part, if the source has both.")] = Part.train,
     max_side: Annotated[
-        int | None, typer.Option(help="Pixels; larger images are made smaller.")
+        int | None, typer.Option(help="Shrink images whose longer side exceeds this, in pixels.")
     ] = None,
     quality: Annotated[
         int | None,
-        typer.Option(help="Encode every image anew. Default: keep JPEGs without loss, 95 else."),
+        typer.Option(
+            help="Re-encode every image. Default: JPEGs stay lossless, others are encoded at 95."
+        ),
     ] = None,
     subsampling: Annotated[
-        Subsampling, typer.Option(help="420: encode images with more chroma anew.")
+        Subsampling, typer.Option(help="420: re-encode images that have more chroma.")
     ] = Subsampling.keep,
     apply_orientation: Annotated[
-        bool, typer.Option("--apply-orientation", help="Turn images as EXIF says.")
+        bool, typer.Option("--apply-orientation", help="Rotate images as EXIF says.")
     ] = False,
     on_error: Annotated[
-        OnError, typer.Option(help="skip: leave unreadable images out, list them beside the file.")
+        OnError,
+        typer.Option(help="skip: leave out unreadable images, list them beside FILE."),
     ] = OnError.stop,
-    workers: Annotated[int | None, typer.Option(help="Processes; default one a core.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; default: one per core.")] = None,
     page_size: Annotated[
-        int | None, typer.Option(help="Bytes, a power of two; the largest image that fits.")
+        int | None, typer.Option(help="Bytes, a power of two; an image must fit in one page.")
     ] = None,
     shard: Annotated[
-        str | None, typer.Option(metavar="K/N", help="Only the K-th of N parts; then `join`.")
+        str | None,
+        typer.Option(metavar="K/N", help="Write only shard K of N; `join` merges them."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Turn a set of images into one .beton file, which the fast loaders read; goes on by itself.
+    """Convert a dataset to a .beton file, which the fast loaders read.
 
-    JPEGs keep every coefficient unless an option asks for another size or quality. In a pipe, or
-    with --json, the last line on standard output is JSON.
+    JPEGs are transcoded without loss unless an option changes the pixels. If interrupted, run the
+    same command to resume.
     """
     from fastselfie.data.conversion import prepare as preparing
     from fastselfie.data.conversion.encode import Recoding
 
     if check is not None:
         if source is not None or out is not None:
-            raise UserError(f"--check {check}: verifies one file, leave out SOURCE and --out")
+            raise UserError(f"--check {check}: checks one file: remove SOURCE and --out")
         _check_beton(check)
         return
     if source is None or out is None:
-        raise UserError("prepare: give SOURCE and --out FILE.beton, or --check FILE")
+        raise UserError("prepare: pass SOURCE and --out FILE.beton, or --check FILE")
     recoding = Recoding(max_side, quality, subsampling.value, apply_orientation)
     options = preparing.Options(recoding, part.value, workers, on_error.value)
     if page_size is not None:
@@ -104,19 +109,19 @@ def prepare(
 def _parse_shard(text: str) -> tuple[int, int]:
     shard, slash, shards = text.partition("/")
     if not (slash and shard.isdecimal() and shards.isdecimal()):
-        raise UserError(f"--shard {text}: give K/N, the K-th of N parts")
+        raise UserError(f"--shard {text}: pass K/N, shard K of N, for example 1/4")
     return int(shard), int(shards)
 
 
 @app.command()
 def join(
-    parts: Annotated[list[Path], typer.Argument(help="All files of `prepare --shard K/N`.")],
-    out: Annotated[Path, typer.Option(metavar="FILE.beton", help="The file to make.")],
+    parts: Annotated[list[Path], typer.Argument(help="All N files of `prepare --shard K/N`.")],
+    out: Annotated[Path, typer.Option(metavar="FILE.beton", help="The file to write.")],
     as_json: AsJson = False,
 ) -> None:
-    """Join the parts that several machines prepared: the file that one would have made.
+    """Merge the shards that several machines prepared.
 
-    In a pipe, or with --json, the last line on standard output is JSON.
+    The file is the same as one machine would have written.
     """
     from fastselfie.data.conversion.merge import merge_shards
 
@@ -131,5 +136,5 @@ def _check_beton(path: Path) -> None:
         typer.echo(line)
         problems += 1
     if problems:
-        raise UserError(f"{path}: {problems} problems found: copy or prepare it again")
+        raise UserError(f"{path}: {problems} problems found: copy it or prepare it again")
     typer.echo(f"{path}: no problem found")

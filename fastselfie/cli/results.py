@@ -1,4 +1,4 @@
-"""Commands about what was trained, and about the machine: evaluate, report, doctor."""
+"""Commands that inspect a run or the machine: evaluate, report, doctor."""
 
 from __future__ import annotations
 
@@ -19,10 +19,7 @@ def evaluate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Top-1 and top-5 of the finetuned networks; k-NN and linear probe of P's features.
-
-    In a pipe, or with --json, the last line on standard output is JSON.
-    """
+    """Measure a run: accuracy of its classifiers, k-NN and linear probe of P's features."""
     from fastselfie.inference.evaluate_run import measure_run
 
     measures = measure_run(run, data)
@@ -42,20 +39,23 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="A run's folder, or several to compare.")],
     out: Annotated[
         Path | None,
-        typer.Option(help="The page; default RUN/report.html, of several runs compare.html."),
+        typer.Option(help="The page; default: RUN/report.html, or compare.html for several runs."),
     ] = None,
     serve: Annotated[
-        bool, typer.Option("--serve", help="Show it live to this machine's browser instead.")
+        bool, typer.Option("--serve", help="Serve a live page on this machine instead.")
     ] = False,
     port: Annotated[
-        int, typer.Option(min=0, max=65_535, help="With --serve: of 127.0.0.1; 0: any.")
+        int,
+        typer.Option(
+            metavar="PORT",
+            min=0,
+            max=65_535,
+            help="With --serve; 0: a free port.",
+        ),
     ] = 8000,
     as_json: AsJson = False,
 ) -> None:
-    """Write a run's page anew from what its folder holds, or a page that compares several runs.
-
-    In a pipe, or with --json, the last line on standard output is JSON.
-    """
+    """Regenerate a run's HTML report, or compare several runs."""
     from fastselfie.errors import UserError
     from fastselfie.report import serve as server
     from fastselfie.report.compare import compare_page
@@ -72,20 +72,20 @@ def report(
 
     if serve:
         if out is not None:
-            raise UserError("--serve writes no file: leave --out away, or --serve")
-        page(REFRESH)  # a folder that is no run is a mistake of now, not of the first look
+            raise UserError("--serve writes no file: remove --out or --serve")
+        page(REFRESH)  # fail now, not at the first request, if a folder is not a run
         server.serve(lambda: page(server.REFRESH), port)
         return
     path = out or (runs[0] / PAGE if len(runs) == 1 else Path("compare.html"))
     if path.is_dir():
-        raise UserError(f"{path}: is a folder: give --out a file in it")
+        raise UserError(f"{path}: is a folder: pass a file name to --out")
     write_atomically(path, page(REFRESH))
     print_result({"report": str(path)}, as_json)
 
 
 @app.command()
 def doctor() -> None:
-    """What this machine has, what is missing, and the command that mends it."""
+    """Check this machine: what it has, what is missing and how to install it."""
     from rich.console import Console
     from rich.table import Table
 
@@ -93,7 +93,7 @@ def doctor() -> None:
 
     findings = examine()
     table = Table(show_edge=False)
-    for column in ("what", "state", "found", "mend it with"):
+    for column in ("item", "state", "found", "fix"):
         table.add_column(column, overflow="fold")
     colours = {"ok": "green", "missing": "yellow", "bad": "red"}
     for finding in findings:

@@ -14,16 +14,19 @@ from fastselfie.cli.output import AsJson, checked_by, print_result, training_row
 from fastselfie.stage_names import stages_to_run
 
 ConfigFile = Annotated[
-    str, typer.Argument(help="A YAML file, or a name that `fastselfie configs` lists, as in224.")
+    str,
+    typer.Argument(help="A YAML file, or a name from `fastselfie configs`, for example in224."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Override config keys, for example pretrain.lr=0.2."),
 ]
 
 
 @app.command()
 def train(
     config: ConfigFile,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[key=value]...", help="Replace values.")
-    ] = None,
+    overrides: Overrides = None,
     stage: Annotated[
         str,
         typer.Option(
@@ -33,17 +36,18 @@ def train(
         ),
     ] = "all",
     resume: Annotated[
-        str, typer.Option(help="auto: go on from --out; never: anew; or a run or checkpoint.")
+        str,
+        typer.Option(help="auto: resume the run in --out; never: start over; or a path."),
     ] = "auto",
-    out: Annotated[Path | None, typer.Option(help="The run's folder; default runs/NAME.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder; default: runs/NAME.")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would be done; touch nothing.")
+        bool, typer.Option("--dry-run", help="Print the plan; write nothing.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Pretrain, then finetune and train the control, as CONFIG says; goes on by itself.
+    """Pretrain, then finetune and train the supervised control.
 
-    In a pipe, or with --json, the last line on standard output is JSON with the run's figures.
+    If interrupted, run the same command to resume.
     """
     from fastselfie.config.load import load_config
 
@@ -65,53 +69,53 @@ def train(
         summary = run.train(settings, stage, resume, folder, LivePage)
     except Interrupted as left:
         raise typer.Exit(128 + left.number) from None
-    if summary is not None:  # as it is where another process leads
+    if summary is not None:  # None on every rank but 0
         print_result(summary, as_json, lambda: training_rows(summary, settings))
 
 
 @app.command()
 def reproduce(
     config: ConfigFile,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[key=value]...", help="Replace values.")
-    ] = None,
+    overrides: Overrides = None,
     labels: Annotated[
-        str, typer.Option(help="Shares of the labels in percent.", metavar="5,8,20,100")
+        str, typer.Option(help="Percentages of the labels.", metavar="5,8,20,100")
     ] = "5,8,20,100",
-    seeds: Annotated[int, typer.Option(help="Last runs of each arm and share.")] = 5,
+    seeds: Annotated[int, typer.Option(help="Final runs per arm and share of the labels.")] = 5,
     budget: Annotated[
-        float | None, typer.Option(help="Factor of the steps of both stages, for example 0.1.")
+        float | None, typer.Option(help="Scale the steps of both stages, for example 0.1.")
     ] = None,
     jobs: Annotated[
         int | None,
         typer.Option(
+            metavar="N",
             min=1,
-            help="Runs at a time, each on a GPU or with its share of the cores; default one a GPU, "
-            "else 1.",
+            help="Concurrent runs, each on one GPU or a share of the cores; default: one per "
+            "GPU, or 1.",
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The folder; default runs/NAME.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder; default: runs/NAME.")] = None,
     control: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Another reproduction that differs in pretraining alone: take its supervised "
-            "runs, which know of none.",
+            help="Reuse the supervised runs of another reproduction that differs only in "
+            "pretraining.",
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the runs and their time; touch nothing.")
+        bool, typer.Option("--dry-run", help="List the runs and their time; write nothing.")
     ] = False,
     plan: Annotated[
         str | None,
-        typer.Option(metavar="8xH100", help="With --dry-run: the time on these GPUs, on paper."),
+        typer.Option(metavar="8xH100", help="With --dry-run: estimate the time on these GPUs."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """The paper's Table 1: pretrain once, search learning rates, finetune and train the control.
+    """Reproduce the paper's Table 1.
 
-    Goes on by itself, also from a pretraining by `train --stage pretrain`. In a pipe, or with
-    --json, the last line on standard output is JSON.
+    Pretrain once, search learning rates, finetune, and train the supervised control. If
+    interrupted, run the same command to resume; the pretraining may come from
+    `train --stage pretrain`.
     """
     from rich.console import Console
 
@@ -127,7 +131,7 @@ def reproduce(
         from fastselfie.profiling.estimate import parse_target
         from fastselfie.reproduce.forecast import print_forecast
 
-        target = None if plan is None else parse_target(plan, 1)  # its cores are not asked about
+        target = None if plan is None else parse_target(plan, 1)  # cores are not used
         print_forecast(protocol, folder, jobs, control, target, Console(highlight=False))
         return
     from fastselfie.reproduce.execute import reproduce as carry_out
@@ -146,26 +150,23 @@ def reproduce(
 @app.command()
 def profile(
     config: ConfigFile,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[key=value]...", help="Replace values.")
-    ] = None,
-    steps: Annotated[int, typer.Option(help="Pretraining steps under the profiler.")] = 20,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(help="Pretraining steps to profile.")] = 20,
     out: Annotated[
-        Path | None, typer.Option(help="The report's folder; default runs/NAME/profile.")
+        Path | None, typer.Option(help="The report's folder; default: runs/NAME/profile.")
     ] = None,
     plan: Annotated[
         str | None,
-        typer.Option(metavar="8xH100", help="Estimate on paper where these GPUs would bind."),
+        typer.Option(metavar="8xH100", help="Also estimate the bottleneck on these GPUs."),
     ] = None,
     cores: Annotated[int | None, typer.Option(help="With --plan: its CPU cores.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a few real steps and report where their time goes, which part binds and what follows.
+    """Profile a few training steps: where the time goes, the bottleneck, and what to change.
 
-    Writes profile.html, profile.json and trace.json.gz. In a pipe, or with --json, the last line on
-    standard output is JSON.
+    Writes profile.html, profile.json and trace.json.gz.
     """
-    # Read where torch is loaded: its profiler's own lines say nothing to a user.
+    # Torch reads these when it is imported. They silence its profiler's own log.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from fastselfie.config.load import load_config
@@ -187,13 +188,10 @@ def profile(
 
 @app.command()
 def replay(
-    file: Annotated[Path, typer.Argument(help="A nonfinite-STEP.pt that a run left.")],
+    file: Annotated[Path, typer.Argument(help="A nonfinite-STEP.pt file of a run.")],
     as_json: AsJson = False,
 ) -> None:
-    """Run the step again at which a run stopped because it was not finite, and say where it broke.
-
-    In a pipe, or with --json, the last line on standard output is JSON.
-    """
+    """Repeat the step at which a run stopped on a NaN or infinity, and find where it began."""
     from fastselfie.training.replay import replay_step
 
     found = replay_step(file)
@@ -207,4 +205,4 @@ def _refuse_json(as_json: bool) -> None:
     from fastselfie.errors import UserError
 
     if as_json:
-        raise UserError("--json: a dry run has no figures to print as JSON: leave one of them out")
+        raise UserError("--json: a dry run has no JSON result: remove --json or --dry-run")

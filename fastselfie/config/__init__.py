@@ -1,4 +1,7 @@
-"""The configuration: typed, frozen, every key documented once, in the file of its section."""
+"""The configuration: typed and frozen, one file per section.
+
+Each key is documented once, in the `description` of its field. May import: errors.
+"""
 
 from __future__ import annotations
 
@@ -37,12 +40,14 @@ __all__ = [
 
 
 class Config(Section):
-    """One experiment."""
+    """The configuration of one experiment."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
-        ..., description="the run's folder is runs/NAME", json_schema_extra=FREE
+        ...,
+        description="name of the experiment; the default folder is runs/NAME",
+        json_schema_extra=FREE,
     )
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="seeds every draw")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="seed of all random draws")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     pretrain: PretrainConfig = PretrainConfig()
@@ -55,9 +60,9 @@ class Config(Section):
 
     @property
     def pretraining_data(self) -> DataConfig:
-        """`data`, as pretraining crops it to train; it is measured by `data` itself."""
-        own = {key: getattr(self.pretrain, key) for key in ("crop", "area", "pad_mode")}
-        changes = {key: value for key, value in own.items() if value is not None}
+        """`data` with the crop that pretraining trains on. Pretraining is evaluated with `data`."""
+        overrides = {key: getattr(self.pretrain, key) for key in ("crop", "area", "pad_mode")}
+        changes = {key: value for key, value in overrides.items() if value is not None}
         return self.data.model_copy(update=changes)
 
     def stage_settings(self, stage: StageName) -> StageConfig:
@@ -66,65 +71,70 @@ class Config(Section):
 
     @property
     def grid(self) -> int:
-        """Patches along a side."""
+        """Number of patches along a side."""
         return self.data.image_size // self.model.patch_size
 
     @property
     def patches(self) -> int:
-        """N, patches an image."""
+        """N, the number of patches per image."""
         return self.grid**2
 
     @property
     def masked(self) -> int:
-        """M = floor(mask_fraction x N)."""
+        """M = floor(mask_fraction x N), the number of masked patches."""
         return math.floor(self.model.mask_fraction * self.patches)
 
     @model_validator(mode="after")
     def _check(self) -> Config:
         if self.data.image_size % self.model.patch_size:
             raise ValueError(
-                f"data.image_size is {self.data.image_size}: it must be a multiple of "
+                f"data.image_size is {self.data.image_size}: must be a multiple of "
                 f"model.patch_size = {self.model.patch_size}"
             )
         if self.masked < 2:
             raise ValueError(
-                f"model.mask_fraction is {self.model.mask_fraction}: it masks {self.masked} of "
-                f"{self.patches} patches, and a task needs at least 2"
+                f"model.mask_fraction is {self.model.mask_fraction}: masks {self.masked} of "
+                f"{self.patches} patches, but at least 2 are needed: increase it"
             )
         area = self.pretraining_data.area
         if not 0 < area[0] <= area[1] <= 1:
-            raise ValueError(f"pretrain.area is {list(area)}: it must rise within (0, 1]")
+            raise ValueError(f"pretrain.area is {list(area)}: must be [least, most] within (0, 1]")
         if self.data.loader == "resident" and self.pretraining_data.crop != "pad":
-            raise ValueError("data.loader is resident, which needs pretrain.crop: pad")
+            raise ValueError("data.loader is resident, which supports only pretrain.crop: pad")
         self._check_sizes("pretrain", self.pretrain, of_patches=True)
         of_patches = self.finetune.form == "attention_pooling"
         self._check_sizes("finetune", self.finetune, of_patches)
         return self
 
     def _check_sizes(self, name: str, stage: StageConfig, of_patches: bool) -> None:
-        """Whether images can be as small as the stage's `progressive` says."""
+        """Check that the image sizes in the stage's `progressive` are possible."""
         sizes, stride = stage.progressive, self.model.stride
-        # Patches keep their number and a pixel at P's end; a whole image halves evenly.
+        # The number of patches is constant, and each needs one position of P's output map. A whole
+        # image must be halved evenly.
         least, unit = (self.grid * stride, self.grid) if of_patches else (2 * stride, 2 * stride)
         rising = all(a < b for a, b in pairwise((*sizes, self.data.image_size)))
         if not rising or any(size % unit or size < least for size in sizes):
             raise ValueError(
-                f"{name}.progressive is {list(sizes)}: it must rise, below data.image_size = "
-                f"{self.data.image_size}, in multiples of {unit} from {least} on"
+                f"{name}.progressive is {list(sizes)}: must increase, in multiples of {unit}, from "
+                f"at least {least} to below data.image_size = {self.data.image_size}"
             )
         if sizes and self.runtime.compile != "off":
             raise ValueError(
-                f"{name}.progressive is {list(sizes)}, but a compiled step is of one size: set "
-                "runtime.compile=off"
+                f"{name}.progressive is {list(sizes)}, but a compiled step takes only one size: "
+                "set runtime.compile=off"
             )
 
     def to_yaml(self) -> str:
-        """The whole configuration, defaults included, as a file that `load_config` reads."""
+        """Return all keys, including defaults, as YAML that `load_config` reads."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
 def leaves(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, bool]]:
-    """(dotted key, free to change on resume) of every section and value."""
+    """Yield every section and value of a configuration.
+
+    Yields:
+        The dotted key, and whether a resumed run may change its value.
+    """
     for name, field in section.model_fields.items():
         extra = field.json_schema_extra
         free = isinstance(extra, dict) and extra.get("resume") == FREE_TO_CHANGE
@@ -140,12 +150,17 @@ def differing_keys(
     sections: Sequence[str],
     unused: Sequence[str] = (),
 ) -> list[str]:
-    """Dotted keys in `sections` whose values differ and that make another experiment.
+    """Return the keys in `sections` whose change makes a different experiment.
 
-    unused: keys there that this experiment does not look at.
+    Args:
+        old: `Config.model_dump(mode="json")`, possibly of an older version: a key that it lacks had
+            the effect of today's default.
+        new: The same of the present configuration.
+        sections: Top-level sections to compare.
+        unused: Dotted keys that this experiment does not use.
 
-    Both mappings are `Config.model_dump(mode="json")`. `old` may come from an older version: a key
-    that it lacks had the effect of today's default.
+    Returns:
+        One string per key: "key (old value -> new value)".
     """
     defaults = Config(name="any").model_dump(mode="json")
 

@@ -1,4 +1,4 @@
-"""What every section of the configuration is made of."""
+"""The base class and the types of all sections of the configuration."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-# A value that a resumed run may change without becoming another experiment.
+# Marks a key that a resumed run may change: it remains the same experiment.
 FREE_TO_CHANGE = "changes nothing that is learned"
 FREE: dict[str, Any] = {"resume": FREE_TO_CHANGE}
 
@@ -15,7 +15,7 @@ Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
 class Section(BaseModel):
-    """A frozen part of the configuration; an unknown key or another type is an error."""
+    """A frozen section of the configuration. Unknown keys and wrong types are errors."""
 
     # Strict: "3" is not 3. Values are validated as JSON, where a list may become a tuple.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)

@@ -1,6 +1,6 @@
-"""From a YAML file and `key=value` overrides to one frozen `Config`.
+"""Load a `Config` from a YAML file and `key=value` overrides.
 
-An unknown key or a wrong type is a `UserError` of one line that names the key, where it was
+An unknown key or a wrong type raises a `UserError` of one line that names the key, where it was
 written and the nearest valid name.
 """
 
@@ -21,14 +21,14 @@ from fastselfie.errors import UserError
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader with two traps removed: 1e-4 is a number, and a key stands once."""
+    """PyYAML's safe loader with two changes: 1e-4 is a number, and duplicate keys are errors."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
                 line = node.start_mark.line + 1
-                raise yaml.YAMLError(f"key '{key}' stands twice in the section at line {line}")
+                raise yaml.YAMLError(f"duplicate key '{key}' in the section at line {line}")
         return super().construct_mapping(node, deep)
 
 
@@ -39,27 +39,35 @@ _Loader.add_implicit_resolver(
 )
 
 
-_MOST_VALUES = 10_000  # a config has about a hundred
+_MAX_VALUES = 10_000  # a config has about a hundred
 
 
 def parse_yaml(text: str, origin: str) -> Any:
-    """Parse YAML with the safe loader; a fault is a `UserError` that names `origin`."""
+    """Parse YAML.
+
+    Args:
+        text: One YAML document.
+        origin: Where it comes from, for error messages.
+
+    Raises:
+        UserError: The text is not valid YAML, or its aliases expand to too many values.
+    """
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
-        if node is not None and _size(node, {}) > _MOST_VALUES:
-            raise yaml.YAMLError(f"its aliases stand for more than {_MOST_VALUES:,} values")
+        if node is not None and _size(node, {}) > _MAX_VALUES:
+            raise yaml.YAMLError(f"its aliases expand to more than {_MAX_VALUES:,} values")
         return None if node is None else loader.construct_document(node)
     except RecursionError as error:
         raise UserError(f"{origin}: not valid YAML: nested too deeply") from error
-    except (yaml.YAMLError, ValueError) as error:  # a date that there is not is a ValueError
+    except (yaml.YAMLError, ValueError) as error:  # an impossible date is a ValueError
         raise UserError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:
-    """Values in `node` with each alias written out, which some lines can make billions."""
+    """Count the values in `node` with aliases expanded: a few lines can make billions."""
     if id(node) not in known:
-        known[id(node)] = _MOST_VALUES + 1  # found again inside itself, it has no end
+        known[id(node)] = _MAX_VALUES + 1  # for a node that contains itself
         inner: list[yaml.Node] = []
         if isinstance(node, yaml.MappingNode):
             inner = [part for pair in node.value for part in pair]
@@ -70,41 +78,42 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
 
 
 def shipped_configs() -> dict[str, Path]:
-    """The configs that come with the package, by their names."""
+    """Return the paths of the configs that come with the package, by name."""
     folder = Path(__file__).parent.parent / "configs"
     return dict(sorted((path.stem, path) for path in folder.glob("*.yaml")))
 
 
 def find_config(config: str | Path) -> Path:
-    """The file that `config` means: a path, else a name of a shipped config.
+    """Return the path of a config.
 
-    A file of that name here, with or without .yaml, comes before a shipped one.
+    Args:
+        config: A path, with or without .yaml, or the name of a shipped config. An existing file
+            takes precedence over a shipped config.
 
     Raises:
-        UserError: neither, with the names of those that are shipped.
+        UserError: `config` is neither. The message lists the shipped configs.
     """
     shipped = shipped_configs()
     for path in (Path(config), Path(f"{config}.yaml"), shipped.get(str(config))):
         if path is not None and path.is_file():
             return path
     path = Path(config)
-    if path.exists():  # a folder, which reading it will say
+    if path.exists():  # a folder: reading it raises the error
         return path
     raise UserError(
-        f"{path}: no such file, and no shipped config of that name: give a YAML file or one of "
-        f"{', '.join(shipped)}"
+        f"{path}: no such file or shipped config: pass a YAML file or one of {', '.join(shipped)}"
     )
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a config, apply `key=value` overrides, validate.
+    """Read a config, apply `key=value` overrides and validate the result.
 
     Args:
-        path: a YAML file, or the name of a shipped config, see `find_config`.
-        overrides: from the command line.
+        path: A YAML file or the name of a shipped config; see `find_config`.
+        overrides: Strings such as "pretrain.lr=0.2".
 
     Raises:
-        UserError: no such file, broken YAML, an unknown key, a value of the wrong type.
+        UserError: A missing file, invalid YAML, an unknown key or an invalid value.
     """
     path = find_config(path)
     try:
@@ -114,14 +123,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"{path}: cannot read the config: {reason}") from error
     values = parse_yaml(text, str(path))
     if not isinstance(values, dict):
-        raise UserError(
-            f"{path}: a config is a mapping of keys, see `fastselfie configs quickstart`"
-        )
+        raise UserError(f"{path}: a config must be a mapping: see `fastselfie configs quickstart`")
     overridden = [_apply(values, override) for override in overrides]
     try:
         return Config.model_validate_json(json.dumps(values, default=str))
     except TypeError as error:
-        raise UserError(f"{path}: a key that is not text: {error}") from error
+        raise UserError(f"{path}: a key is not a string: {error}") from error
     except ValidationError as error:
         raise UserError(_one_line(error, path, overridden)) from None
 
@@ -130,27 +137,27 @@ _TEXTS = frozenset({"name", "data.train", "data.test"})
 
 
 def _apply(values: dict[str, Any], override: str) -> str:
-    """Set the dotted key of `key=value` in the nested `values`; return the key."""
+    """Apply one `key=value` override to the nested `values` and return its dotted key."""
     key, equals, text = override.partition("=")
     key = key.strip()
     if not equals or not key:
-        raise UserError(f"'{override}' is not key=value, for example pretrain.steps=1000")
+        raise UserError(f"'{override}': not KEY=VALUE, for example pretrain.steps=1000")
     *sections, last = key.split(".")
     for section in sections:
-        if values.get(section) is None:  # absent, or written without keys
+        if values.get(section) is None:  # absent or empty
             values[section] = {}
         values = values[section]
         if not isinstance(values, dict):
-            raise UserError(f"{key}: '{section}' is a value, not a section (command line)")
-    # A path may hold what YAML gives a meaning to: ' #', ': ', or nothing but digits.
+            raise UserError(f"{key} (command line): '{section}' is a value, not a section")
+    # Not parsed as YAML: a path may contain ' #' or ': ', or consist of digits.
     values[last] = text if key in _TEXTS and text != "null" else parse_yaml(text, key)
     return key
 
 
 def _one_line(error: ValidationError, path: Path, overridden: Sequence[str]) -> str:
-    """The first fault as one line; `extra_forbidden` gets the nearest valid name."""
+    """Return the first fault as one line; for an unknown key, with the nearest valid name."""
     faults = error.errors(include_url=False)
-    # A misspelt key is the likeliest cause of whatever else is wrong: name it first.
+    # Prefer a misspelt key: it may be the cause of the other faults.
     fault = min(faults, key=lambda f: f["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in fault["loc"])
     from_line = any(key == o or key.startswith(o + ".") for o in overridden)
@@ -159,7 +166,7 @@ def _one_line(error: ValidationError, path: Path, overridden: Sequence[str]) -> 
         nearest = _nearest(key)
         text = f"unknown key '{key}' ({origin}): did you mean '{nearest}'?"
     elif fault["type"] == "missing":
-        text = f"{origin}: the key '{key}' is missing"
+        text = f"{origin}: missing key '{key}'"
     elif fault["type"] == "value_error":
         text = f"{origin}: {'.'.join([key, '']) if key in ('pretrain', 'finetune') else ''}"
         text += fault["msg"].removeprefix("Value error, ")
@@ -173,7 +180,7 @@ def _lower(text: str) -> str:
 
 
 def _nearest(key: str) -> str:
-    """The valid key most like `key`: the same section first, then the same name anywhere."""
+    """Return the most similar valid key: first in the same section, then by the same name."""
     known = [name for name, _ in leaves(Config)]
     section, _, name = key.rpartition(".")
     siblings = [k for k in known if k.rpartition(".")[0] == section]

@@ -1,4 +1,4 @@
-"""How the machine is used: nothing here is part of what is learned."""
+"""The sections `runtime`, `checkpoint`, `log` and `optimizer`: execution, not the method."""
 
 from __future__ import annotations
 
@@ -10,95 +10,98 @@ from fastselfie.config.base import PositiveInt, Section
 
 
 def _off(value: object) -> object:
-    """YAML 1.1 reads a bare `off` as false."""
+    """Undo YAML 1.1, which reads a bare `off` as false."""
     return "off" if value is False else value
 
 
 class RuntimeConfig(Section):
-    """How the machine is used. Nothing here changes what is computed, only how fast."""
+    """Execution options. They change the speed, and results only by rounding."""
 
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if one is seen")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: a GPU if torch sees one"
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
-        description="of the matrix work; auto: bf16 on sm_80 and newer and on CPUs with AMX or "
-        "AVX-512 instructions for it, fp16 with a scaler on older GPUs, else fp32",
+        description="dtype of matrix products; auto: bf16 on GPUs from sm_80 and on CPUs with AMX "
+        "or AVX-512 instructions for bf16, fp16 with a scaler on older GPUs, otherwise fp32",
     )
     channels_last: bool = Field(True, description="NHWC memory format of the convolutions")
     compile: Annotated[Literal["off", "default", "max-autotune"], BeforeValidator(_off)] = Field(
         "off",
-        description="torch.compile of the training step's network: minutes at the first start, "
-        "seconds afterwards, from its cache",
+        description="mode of torch.compile for the network; takes minutes at the first start, and "
+        "seconds later, from its cache",
     )
     cuda_graphs: bool = Field(
-        False, description="replay the compiled network as CUDA graphs; not with micro-batches"
+        False, description="run the compiled network as CUDA graphs; not with micro-batches"
     )
     activation_checkpointing: bool = Field(
-        False, description="keep only each block's input of P, and compute the block again backward"
+        False,
+        description="store only the input of each block of P, and recompute the block backward",
     )
     threads: PositiveInt | None = Field(
         None,
-        description="CPU threads of torch in each process; null: its choice, or with several "
-        "processes on a machine as many as share its cores",
+        description="CPU threads of torch per process; null: torch's default or, with several "
+        "ranks on a machine, this rank's share of the cores",
     )
     bf16_gradients: bool = Field(
         False,
-        description="processes send each other their gradients in bf16, half of float32's bytes",
+        description="send gradients between ranks in bf16, half the bytes of float32",
     )
     timeout: PositiveInt = Field(
         1800,
-        description="seconds that a process of several waits for the others before it fails. "
-        "Longer than the slowest start, evaluation and checkpoint",
+        description="seconds that a rank waits for the others before it fails; must be longer than "
+        "the slowest start, evaluation or checkpoint",
     )
     kernels: Literal["auto", "reference", "triton"] = Field(
         "auto",
-        description="auto: the fused ones: Triton for the distractor score and patchify on a GPU "
-        "where it is installed; on a CPU C++ for patchify and batch norm with ReLU, and matrix "
-        "products for weight gradients in bf16; reference: plain torch; triton: an error where it "
-        "does not run",
+        description="auto: fused kernels: on a GPU Triton, if installed, for the distractor score "
+        "and patchify; on a CPU C++ for patchify and batch norm with ReLU, and weight gradients "
+        "without barriers between threads. reference: plain torch. triton: an error if Triton "
+        "cannot run",
     )
 
     @model_validator(mode="after")
     def _check(self) -> RuntimeConfig:
         if self.cuda_graphs and self.compile == "off":
-            raise ValueError("runtime.cuda_graphs is true, which needs runtime.compile: default")
+            raise ValueError("runtime.cuda_graphs is true, which needs runtime.compile=default")
         if self.activation_checkpointing and self.compile != "off":
             raise ValueError(
-                "runtime.activation_checkpointing is true, which runtime.compile does not go with: "
-                "set one of them off"
+                "runtime.activation_checkpointing is true, but does not work with runtime.compile: "
+                "turn one of them off"
             )
         return self
 
 
 class CheckpointConfig(Section):
-    """Which checkpoints of a stage stay on the disk, and what a full disk means."""
+    """Which checkpoints of a stage to keep, and what to do if the disk is full."""
 
     keep: PositiveInt = Field(
-        2, description="the newest so many; one more while a new one is written"
+        2, description="number of newest checkpoints to keep; one more while one is written"
     )
     keep_every: PositiveInt | None = Field(
-        None, description="and those of every so many steps, which nothing deletes; null: none"
+        None, description="also keep the checkpoint of every so many steps forever; null: none"
     )
     on_error: Literal["stop", "continue"] = Field(
         "stop",
-        description="a checkpoint, log line, picture or page that cannot be written (a full or "
-        "read-only disk): stop ends the run; continue says so in a line and trains on",
+        description="if a checkpoint, log line, picture or page cannot be written (a full or "
+        "read-only disk): stop ends the run; continue prints a line and trains on",
     )
 
 
 class LogConfig(Section):
-    """Where the log goes beside log.jsonl and TensorBoard's files."""
+    """Where to log, besides log.jsonl and TensorBoard."""
 
     wandb: Annotated[Literal["off", "online", "offline"], BeforeValidator(_off)] = Field(
         "off",
-        description="Weights & Biases (pip install 'fastselfie[wandb]'), a run a stage; offline: "
-        "into the stage's folder, for `wandb sync`. What fails there never stops a run",
+        description="Weights & Biases (pip install 'fastselfie[wandb]'), one run per stage; "
+        "offline: into the stage's folder, for `wandb sync`. Its errors never stop a run",
     )
-    wandb_project: str = Field("fastselfie", description="the project that the runs are put in")
+    wandb_project: str = Field("fastselfie", description="the project of these runs")
 
 
 class OptimizerConfig(Section):
-    """Whose implementation of SGD."""
+    """The implementation of SGD."""
 
     backend: Literal["torch", "apex"] = Field(
-        "torch", description="torch: its fused SGD; apex: that of NVIDIA's apex, GPU only"
+        "torch", description="torch: torch's fused SGD; apex: NVIDIA apex's, GPU only"
     )

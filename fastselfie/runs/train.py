@@ -27,9 +27,10 @@ from fastselfie.runs.summary import write_summary
 from fastselfie.stage_names import FINETUNED, PRETRAIN, SUPERVISED, StageName, stages_to_run
 from fastselfie.system.accelerator import Accelerator, choose_accelerator
 from fastselfie.system.console import console, say
-from fastselfie.system.distributed import Ranks, init_distributed, restarted
+from fastselfie.system.distributed import Ranks
 from fastselfie.system.files import write_atomically
 from fastselfie.system.lock import LOCK, exclusive_lock
+from fastselfie.system.rendezvous import init_distributed, restarted
 from fastselfie.training.checkpoint import (
     LATEST,
     has_checkpoints,

@@ -1,4 +1,4 @@
-"""What the trainer needs of the machine: devices, processes, files, locks and signals.
+"""Access to the machine: devices, distributed training, processes, files, locks and signals.
 
 May import: config, kernels, errors.
 """

@@ -1,4 +1,4 @@
-"""Which device and precision a run uses, and why: said aloud at the start of every run."""
+"""The device and precision of a run, and the reasons, which every run prints at its start."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ from fastselfie.errors import UserError
 from fastselfie.kernels.impl import unavailable
 from fastselfie.system.distributed import ALONE, Ranks, mean_in_order, ranks_of
 
-# What ONEDNN_MAX_CPU_ISA may limit oneDNN to that has no products of bf16 (oneDNN, "CPU Dispatcher
-# Control").
+# Values of ONEDNN_MAX_CPU_ISA without bf16 matrix products (oneDNN, "CPU Dispatcher Control").
 _ISAS_WITHOUT_BF16 = {
     "SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI",
 }  # fmt: skip
-# torch.compile's modes that replay CUDA graphs, with their outputs in the graphs' own memory.
-_GRAPHED = ("reduce-overhead", "max-autotune")
+# Modes of torch.compile with CUDA graphs, whose outputs lie in the graphs' own memory.
+_CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")
 
 
 @dataclass(frozen=True)
 class Precision:
-    """The dtype of the matrix work. Parameters, statistics and losses stay float32.
+    """The dtype of matrix products. Parameters, statistics and losses stay float32.
 
-    name: fp32, bf16 or fp16. why: for the person who reads the log.
+    Attributes:
+        name: fp32, bf16 or fp16.
+        why: The reason for it, for the log.
     """
 
     name: str
@@ -41,22 +42,31 @@ class Precision:
 
     @property
     def dtype(self) -> torch.dtype:
+        """The torch dtype."""
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.name]
 
     @property
     def scaled(self) -> bool:
-        """Whether gradients need a scaler: fp16's smallest normal number is 6e-5."""
+        """Whether gradients need a scaler, as in fp16: its smallest normal number is 6e-5."""
         return self.name == "fp16"
 
     def autocast(self, device: torch.device) -> torch.autocast:
+        """Return the autocast context for `device`; it does nothing for fp32."""
         return torch.autocast(device.type, self.dtype, enabled=self.name != "fp32")
 
 
 @dataclass(frozen=True)
 class Accelerator:
-    """Where a run computes. why: the reason for the device. compile: torch.compile's mode.
+    """The device of a run and how it computes there.
 
-    ranks: this process among those that train together. bf16_gradients: what these send.
+    Attributes:
+        device: The device.
+        why: The reason for it, for the log.
+        precision: The dtype of matrix products.
+        channels_last: Whether convolutions use the NHWC memory format.
+        compile: Mode of torch.compile, or None for eager execution.
+        ranks: The position of this process in distributed training.
+        bf16_gradients: Whether ranks send each other gradients in bf16.
     """
 
     device: torch.device
@@ -68,18 +78,24 @@ class Accelerator:
     bf16_gradients: bool = False
 
     def place(self, model: nn.Module) -> None:
-        """Move `model` to the device, its convolutions in the configured memory format."""
+        """Move `model` to the device and to the configured memory format."""
         model.to(self.device)
         if self.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def replica(self, model: nn.Module, sync_batch_norm: bool) -> nn.Module:
-        """`model`, placed already, as one of the processes' replicas: backward passes leave in each
-        the mean of their gradients. The model itself where there is one process.
+        """Wrap `model` for distributed training.
 
-        sync_batch_norm: turn its batch norms into those that see all processes' images. Batch
-        statistics are not sent at every pass: training does not read them, and rank 0's are given
-        to all before a measurement.
+        Backward passes average the gradients over the ranks. Running statistics are not sent at
+        every pass: training does not read them, and `Ranks.broadcast_buffers` sends those of rank 0
+        before an evaluation.
+
+        Args:
+            model: The network, after `place`.
+            sync_batch_norm: Compute batch statistics over the images of all ranks.
+
+        Returns:
+            The wrapped model, or `model` itself if there is one rank.
         """
         if self.ranks.world == 1:
             return model
@@ -88,13 +104,13 @@ class Accelerator:
         on_gpu = self.device.type == "cuda"
         index = [self.device.index] if on_gpu else None
         with warnings.catch_warnings():
-            # torch 2.13 renamed broadcast_buffers; older ones know no other name.
+            # torch 2.13 renamed broadcast_buffers; older versions have only this name.
             warnings.simplefilter("ignore", FutureWarning)
             replica = DistributedDataParallel(
                 model, device_ids=index, broadcast_buffers=False, gradient_as_bucket_view=True
             )
         if not on_gpu:
-            # Without annotations, which DDP compares with classes, not with their names.
+            # A lambda, since DDP compares annotations with classes, and ours are strings.
             replica.register_comm_hook(
                 None, lambda _, bucket: mean_in_order(bucket.buffer(), self.bf16_gradients)
             )
@@ -103,39 +119,42 @@ class Accelerator:
         return replica
 
     def compiled(self, model: nn.Module) -> Callable[..., Any]:
-        """What trains in place of `model`, whose weights it shares; compiled at its first call."""
+        """Return `model`, or a compiled module that shares its weights, as configured."""
         return model if self.compile is None else torch.compile(model, mode=self.compile)
 
     def autocast(self) -> torch.autocast:
+        """Return the autocast context of this device and precision."""
         return self.precision.autocast(self.device)
 
     def check_micro_batch(self, micro_batch: int, batch: int) -> None:
-        """Whether `batch` images of this process may go in passes of `micro_batch`.
+        """Check that this rank can split `batch` images into passes of `micro_batch`.
 
         Raises:
-            UserError: the second pass would replay a CUDA graph over the first one's gradients.
+            UserError: With CUDA graphs, the second pass would overwrite the gradients of the first.
         """
-        if self.compile in _GRAPHED and micro_batch < batch:
+        if self.compile in _CUDA_GRAPH_MODES and micro_batch < batch:
             raise UserError(
-                f"runtime.cuda_graphs is true, which takes no micro-batches, but {batch} images go "
-                f"in passes of {micro_batch}: set batch_size to that, or runtime.cuda_graphs=false"
+                f"runtime.cuda_graphs does not work with micro-batches, but {batch} images run in "
+                f"passes of {micro_batch}: set batch_size to that, or runtime.cuda_graphs=false"
             )
 
 
 def choose_accelerator(runtime: RuntimeConfig, ranks: Ranks = ALONE) -> Accelerator:
-    """As the config says or, on auto, as the machine is. Sets torch's CPU threads.
+    """Choose the device and precision, and set torch's number of CPU threads.
 
-    ranks: those that `join` found, where processes train together.
+    Args:
+        runtime: The configuration; "auto" chooses by the machine.
+        ranks: The result of `init_distributed` in distributed training.
 
     Raises:
-        UserError: the machine has not what is asked for.
+        UserError: The machine does not support the configuration.
     """
     device, why = choose_device(runtime, ranks.local_rank)
     if runtime.kernels == "triton" and (reason := unavailable(device)):
         raise UserError(f"runtime.kernels: {reason}")
     if runtime.threads is not None:
         torch.set_num_threads(runtime.threads)
-    elif ranks.world > 1:  # torchrun's choice is one
+    elif ranks.world > 1:  # torchrun sets one
         torch.set_num_threads(usable_cores())
     precision = choose_precision(runtime, device)
     compiling = choose_compile(runtime, device)
@@ -151,10 +170,17 @@ def choose_accelerator(runtime: RuntimeConfig, ranks: Ranks = ALONE) -> Accelera
 
 
 def choose_device(runtime: RuntimeConfig, local_rank: int = 0) -> tuple[torch.device, str]:
-    """The device and the reason. local_rank: among this machine's processes, a GPU for each.
+    """Choose the device.
+
+    Args:
+        runtime: The configuration.
+        local_rank: The rank on this machine; each has one GPU.
+
+    Returns:
+        The device and the reason for it.
 
     Raises:
-        UserError: a GPU is asked for where torch sees none, or too few.
+        UserError: torch sees no GPU or too few.
     """
     if runtime.device == "cpu":
         return torch.device("cpu"), "runtime.device: cpu"
@@ -174,10 +200,13 @@ def choose_device(runtime: RuntimeConfig, local_rank: int = 0) -> tuple[torch.de
 
 
 def choose_precision(runtime: RuntimeConfig, device: torch.device) -> Precision:
-    """What the config says, else the fastest that trains as fp32 does.
+    """Choose the precision: as configured, or the fastest one that trains as well as fp32.
 
-    On a GPU bf16 from sm_80 on, fp16 with a scaler below; on a CPU bf16 where it has instructions
-    for it, torch can tell and ONEDNN_MAX_CPU_ISA allows them, else fp32.
+    On a GPU this is bf16 from sm_80, and fp16 with a scaler on older ones. On a CPU it is bf16 if
+    torch reports bf16 instructions and ONEDNN_MAX_CPU_ISA allows them, otherwise fp32.
+
+    Raises:
+        UserError: fp16 on a CPU.
     """
     if runtime.precision != "auto":
         if device.type == "cpu" and runtime.precision == "fp16":
@@ -187,7 +216,7 @@ def choose_precision(runtime: RuntimeConfig, device: torch.device) -> Precision:
         major, minor = torch.cuda.get_device_capability(device)
         name = "bf16" if major >= 8 else "fp16"
         return Precision(name, f"sm_{major}{minor}")
-    # Emulated, bf16 is slower than fp32. Older torch does not say what a CPU has.
+    # Emulated bf16 is slower than fp32. Older versions of torch do not report CPU capabilities.
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
     if limit in _ISAS_WITHOUT_BF16:
         return Precision("fp32", f"oneDNN is limited to {limit}, without bf16 instructions")
@@ -199,10 +228,10 @@ def choose_precision(runtime: RuntimeConfig, device: torch.device) -> Precision:
 
 
 def choose_compile(runtime: RuntimeConfig, device: torch.device) -> str | None:
-    """The mode for torch.compile, None where it is off.
+    """Return the mode for torch.compile, or None if it is off.
 
     Raises:
-        UserError: CUDA graphs without a GPU; no compiler for what it generates.
+        UserError: CUDA graphs without a GPU, or no C++ compiler.
     """
     if runtime.cuda_graphs and device.type != "cuda":
         raise UserError("runtime.cuda_graphs is true, which needs a GPU: set it to false")
@@ -220,7 +249,7 @@ def choose_compile(runtime: RuntimeConfig, device: torch.device) -> str | None:
 
 
 def usable_cores() -> int:
-    """This process's share of the cores: a container makes them fewer, torchrun's others too."""
+    """Return the CPU cores that this process may use, divided by the number of local ranks."""
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:
@@ -229,10 +258,10 @@ def usable_cores() -> int:
 
 
 def total_memory(device: torch.device) -> int:
-    """Bytes that this process may have of the device's memory.
+    """Return this process's share of the device's memory, in bytes.
 
-    Its share of a GPU's where there are more processes than GPUs; on a CPU of what the machine or
-    the cgroup allows.
+    The processes on a GPU share it. On a CPU, the local ranks share the memory of the machine or
+    the limit of the cgroup.
     """
     processes = ranks_of(os.environ).local_world
     if device.type == "cuda":
@@ -250,7 +279,7 @@ def total_memory(device: torch.device) -> int:
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """Torch's own generators, of the host and of `device`: dropout draws from them."""
+    """Return the state of torch's generators on the host and on `device`, which dropout uses."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -258,7 +287,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Put back what `random_state` gave, on this machine or one without its GPU."""
+    """Restore the result of `random_state`, also on a machine without a GPU."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,4 +1,4 @@
-"""What a person watches in the terminal: lines on standard error."""
+"""Messages for the user, on standard error."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ console = Console(stderr=True, highlight=False)
 
 
 def say(text: str) -> None:
-    """A line for the person who watches, as it is: in a terminal wrapped at words, else whole."""
+    """Print one line, without markup; only a terminal wraps it."""
     console.print(escape(text), soft_wrap=not console.is_terminal)
 
 
 @functools.cache
 def say_once(text: str) -> None:
-    """Print a line, however often a set is opened."""
+    """Print one line once per process, for messages that every opening of a dataset repeats."""
     say(text)

@@ -1,49 +1,43 @@
-"""Many processes that train one network: who they are, and the few things they tell each other.
+"""The ranks of distributed training and their collectives.
 
-torchrun starts them and says in the environment who is who. Rank 0 leads: it alone writes and
-speaks. What is agreed on travels between the hosts (gloo), so no agreement waits for a GPU;
-gradients travel between the devices (NCCL, or gloo on CPUs). On one process nothing is sent.
+torchrun starts the processes and describes them in the environment. Only rank 0 writes and prints.
+Decisions are exchanged between hosts (gloo), so none waits for a GPU; gradients are exchanged
+between devices (NCCL, or gloo on CPUs). With one process nothing is sent.
 """
 
 from __future__ import annotations
 
 import atexit
-import ctypes
 import gc
-import importlib
 import os
-import signal
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
-from types import FrameType
 from typing import Any, TypeVar
-from uuid import uuid4
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
 
-from fastselfie.config import RuntimeConfig
 from fastselfie.errors import UserError
 
 Value = TypeVar("Value")
-
-_PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 _SINGLE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """One process among `world`. local_rank, local_world: among those of its machine.
+    """This process among those that train together.
 
-    Every process must call the same collectives in the same order.
+    All ranks must call the same collectives in the same order.
+
+    Attributes:
+        rank: Number of this process.
+        world: Number of processes.
+        local_rank: Number of this process among those of its machine.
+        local_world: Number of processes on this machine.
     """
 
     rank: int = 0
@@ -53,28 +47,32 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes and speaks for all."""
+        """Whether this is rank 0, which writes and prints for all."""
         return self.rank == 0
 
     def share_of(self, batch_size: int, key: str) -> int:
-        """Images of each batch that a process takes.
+        """Return this rank's number of images in each batch.
+
+        Args:
+            batch_size: Images per batch, over all ranks.
+            key: The config key of the batch size, for the error message.
 
         Raises:
-            UserError: they cannot all take as many; `key` is where the batch size is from.
+            UserError: The number of ranks does not divide the batch size.
         """
         if batch_size % self.world:
             raise UserError(
-                f"{key} is {batch_size}: {self.world} processes must divide it: start another "
-                "number of them, or set another size"
+                f"{key} is {batch_size}: not a multiple of the {self.world} ranks: set another "
+                "size, or start another number of processes"
             )
         return batch_size // self.world
 
     def summed(self, *numbers: float) -> tuple[float, ...]:
-        """Each number, summed over the processes; whole ones are exact below 2^53."""
+        """Return the sum of each number over all ranks. Integers are exact below 2^53."""
         return tuple(self._reduced(numbers, dist.ReduceOp.SUM))
 
     def mean_on_device(self, value: Tensor) -> Tensor:
-        """The processes' mean of `value`; the host does not wait for it."""
+        """Return the mean of `value` over all ranks, without a host synchronization."""
         if self.world == 1:
             return value
         total = value.clone()
@@ -82,7 +80,7 @@ class Ranks:
         return total / self.world
 
     def gathered(self, value: Value) -> list[Value]:
-        """Every process's value, by rank."""
+        """Return the values of all ranks, in order of rank."""
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
@@ -90,47 +88,53 @@ class Ranks:
         return values
 
     def largest(self, number: int) -> int:
-        """The largest of all processes' numbers."""
+        """Return the maximum of `number` over all ranks."""
         return int(self._reduced((number,), dist.ReduceOp.MAX)[0])
 
     def broadcast_from_main(self, read: Callable[[], Value]) -> Value:
-        """What `read` returns on rank 0, alike on all: only rank 0 need see the run's folder.
+        """Call `read` on rank 0 and return its result on all ranks.
+
+        So only rank 0 needs access to the run's folder.
 
         Raises:
-            UserError: see `raise_together`.
+            UserError: `read` raised it; see `raise_together`.
         """
-        told: list[Any] = [None]
+        values: list[Any] = [None]
         with self.raise_together():
             if self.is_main:
-                told = [read()]
+                values = [read()]
         if self.world > 1:
-            dist.broadcast_object_list(told, src=0, device=torch.device("cpu"))
-        value: Value = told[0]
+            dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+        value: Value = values[0]
         return value
 
-    def require_same(self, text: str, complaint: str) -> None:
-        """Make sure that all processes hold the same `text`.
+    def require_same(self, text: str, message: str) -> None:
+        """Check that `text` is the same on all ranks.
 
         Raises:
-            UserError: `complaint`, where one holds another.
+            UserError: It is not. `message` is the error message.
         """
-        leaders = self.broadcast_from_main(lambda: text)
+        text_of_main = self.broadcast_from_main(lambda: text)
         with self.raise_together():
-            if text != leaders:
-                raise UserError(complaint)
+            if text != text_of_main:
+                raise UserError(message)
 
     def broadcast_buffers(self, model: nn.Module) -> None:
-        """Give every process rank 0's buffers: the batch statistics that a network is judged by."""
+        """Send the buffers of rank 0, such as running statistics, to all ranks."""
         if self.world > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, src=0)
 
     @contextmanager
     def raise_together(self) -> Iterator[None]:
-        """A mistake of the user's on one process inside ends them all, where else they would wait.
+        """If any rank raises UserError or OSError in the block, end all ranks.
 
-        Inside stands no collective: a process that fails would miss it. Rank 0 raises the mistake,
-        its own or the first of another's; the others leave with status 2 after it, in silence.
+        Otherwise the others would wait for it. The block must not contain collectives, since a rank
+        that fails would miss them.
+
+        Raises:
+            UserError: On rank 0: its own error or the first of another rank; OSError alike. The
+                other ranks exit after it with status 2, without output.
         """
         fault: Exception | None = None
         try:
@@ -144,23 +148,23 @@ class Ranks:
         faults: list[Exception | None] = [None] * self.world
         dist.all_gather_object(faults, fault)
         if self.is_main:
-            _leave_without_the_others()
+            _skip_process_group_shutdown()
             raise fault or next(error for error in faults if error is not None)
-        self.leave_after_the_leader(2)
+        self.exit_after_main(2)
 
-    def leave_after_the_leader(self, status: int) -> None:
-        """Called by all at one place: the others leave with `status` once rank 0 is gone.
+    def exit_after_main(self, status: int) -> None:
+        """Wait until rank 0 has ended, then exit with `status`; on rank 0 return at once.
 
-        torchrun ends every process once one has left with an error, and rank 0 may still have a
-        line to say or a file to write.
+        All ranks must call it together. torchrun ends all processes once one exits with an error,
+        and rank 0 may still have to print a message or write a file.
         """
         if self.is_main:
-            _leave_without_the_others()
+            _skip_process_group_shutdown()
             return
-        with suppress(RuntimeError):  # which is how the end of its connection is told
+        with suppress(RuntimeError):  # raised when rank 0 closes the connection
             dist.all_reduce(torch.zeros(1))
-        # Not by way of the interpreter's end: gloo, cut off in the middle, now and then aborts
-        # there. Worker processes see the end of their pipes.
+        # Skip the interpreter's shutdown, where an interrupted gloo sometimes aborts. Worker
+        # processes end when their pipes close.
         os._exit(status)
 
     def _reduced(self, numbers: tuple[float, ...], how: Any) -> list[float]:
@@ -176,12 +180,18 @@ ALONE = Ranks()
 
 
 def mean_in_order(mine: Tensor, bf16: bool) -> torch.futures.Future[Tensor]:
-    """For DDP on CPUs: the mean of all processes' `mine`, gradients, added up from rank 0 on.
+    """Average gradients over the ranks, adding them in order of rank, for DDP on CPUs.
 
-    bf16: they are sent so; the sum has their own precision.
+    gloo's own all-reduce adds in another order in each part of a bucket, and DDP rebuilds its
+    buckets after the first step. With three or more ranks, a resumed run would differ in the last
+    bits.
 
-    gloo's own sum starts elsewhere in each part of a bucket, and DDP lays its buckets out anew
-    after its first step: from three processes on a resumed run would differ in the last bits.
+    Args:
+        mine: The gradients of this rank.
+        bf16: Send them in bf16. The sum has their own precision.
+
+    Returns:
+        A future of the mean.
     """
     own = mine.bfloat16() if bf16 else mine
     parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
@@ -197,121 +207,38 @@ def mean_in_order(mine: Tensor, bf16: bool) -> torch.futures.Future[Tensor]:
 
 
 def ranks_of(environment: Mapping[str, str]) -> Ranks:
-    """As torchrun says there; a single process where it says nothing.
+    """Read the ranks from the environment variables of torchrun.
+
+    Args:
+        environment: For example os.environ. Without torchrun's variables there is one rank.
 
     Raises:
-        UserError: what stands there makes no sense.
+        UserError: The variables are invalid.
     """
     found = {name: environment.get(name, default) for name, default in _SINGLE.items()}
     if not all(text.isdigit() for text in found.values()):
-        said = ", ".join(f"{name}={text}" for name, text in found.items())
-        raise UserError(f"{said}: not as torchrun sets them: unset them, or use torchrun")
+        values = ", ".join(f"{name}={text}" for name, text in found.items())
+        raise UserError(f"{values}: not numbers as torchrun sets them: unset them, or use torchrun")
     ranks = Ranks(*(int(text) for text in found.values()))
     if ranks.rank >= ranks.world:
         raise UserError(f"RANK={ranks.rank}: must be below WORLD_SIZE={ranks.world}")
     return ranks
 
 
-def _leave_without_the_others() -> None:
-    """Where they wait for this process's end, NCCL's orderly one would wait for them."""
+def _skip_process_group_shutdown() -> None:
+    """Skip NCCL's shutdown at exit: it would wait for ranks that wait for this process to end."""
     if dist.is_initialized() and "nccl" in dist.get_backend_config():
-        atexit.unregister(_part)
+        atexit.unregister(destroy_process_group)
 
 
-def _part() -> None:
-    """Leave the group and wait for gloo's threads: they may still have a tensor to let go of, and
-    one that does so while the interpreter ends aborts the process (pytorch PR 179291)."""
-    # What holds the group beyond its last use: DDP's networks, by a circle or by the traceback of
-    # the error that ended the process.
+def destroy_process_group() -> None:
+    """Destroy the process group at exit, and wait for gloo's threads.
+
+    A thread that frees a tensor during the interpreter's shutdown aborts the process (pytorch PR
+    179291).
+    """
+    # DDP networks may keep the group alive, by a reference cycle or the traceback of an error.
     for name in ("last_exc", "last_value", "last_traceback"):
         vars(sys).pop(name, None)
     gc.collect()
     dist.destroy_process_group()
-
-
-def restarted() -> bool:
-    """Whether torchrun started this process again, after one of its group was lost."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
-
-
-def init_distributed(runtime: RuntimeConfig) -> Ranks:
-    """Meet the other processes; they part when this one ends.
-
-    Raises:
-        UserError: the environment is incomplete; the others do not come in time.
-    """
-    ranks = ranks_of(os.environ)
-    if ranks.world == 1:
-        return ranks
-    for name in ("MASTER_ADDR", "MASTER_PORT"):
-        if name not in os.environ:
-            raise UserError(f"WORLD_SIZE={ranks.world}, but {name} is not set: use torchrun")
-    # Its functions keep the group that is there at their import as a default, for ever; DDP imports
-    # it, and gloo's threads would outlive `_part`.
-    importlib.import_module("torch.distributed.nn")
-    gpus = runtime.device != "cpu" and torch.cuda.is_available() and dist.is_nccl_available()
-    limit = timedelta(seconds=runtime.timeout)
-    try:
-        store, _, _ = next(rendezvous("env://", ranks.rank, ranks.world, timeout=limit))
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if gpus else "gloo",
-            store=_meet(store, ranks, runtime.timeout),
-            rank=ranks.rank,
-            world_size=ranks.world,
-            timeout=limit,
-        )
-    except dist.DistError as error:
-        reason = str(error).splitlines()[0]
-        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise UserError(
-            f"rank {ranks.rank} of {ranks.world}: the others cannot be met at {where} ({reason}): "
-            "check that all are started, and runtime.timeout"
-        ) from error
-    # At the very end: the others take the end of the connection for that of this process.
-    atexit.register(_part)
-    _leave_with_torchrun()
-    return ranks
-
-
-def _leave_with_torchrun() -> None:
-    """Where torchrun itself is killed, nobody else would end what it started: then take a SIGTERM.
-
-    By way of another signal: Linux sends it once for each of torchrun's threads, and a second
-    SIGTERM would end the process without a checkpoint.
-    """
-    if "TORCHELASTIC_RUN_ID" not in os.environ or sys.platform != "linux":
-        return
-
-    left = False
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        nonlocal left
-        del number, frame
-        if not left:  # one more may come while this one is handled
-            left = True
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    signal.signal(signal.SIGRTMIN, leave)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGRTMIN))
-
-
-def _meet(store: Store, ranks: Ranks, timeout: float) -> Store:
-    """A part of `store` for the processes of this start alone.
-
-    torchrun keeps its store over a restart, and gloo takes the addresses that the dead left there
-    for those of the living: both wait for ever. So each process has a name that is new, and rank 0
-    answers to names until all that live have heard its own.
-    """
-    mine, deadline = uuid4().hex, time.monotonic() + timeout
-    store.set(f"process/{ranks.rank}", mine)
-    if not ranks.is_main:
-        leader = store.get(f"leader/{mine}").decode()
-        store.set(f"met/{leader}/{ranks.rank}", "")
-        return PrefixStore(leader, store)
-    for rank in range(1, ranks.world):
-        while not store.check([f"met/{mine}/{rank}"]):
-            if time.monotonic() > deadline:
-                raise dist.DistStoreError(f"rank {rank} did not answer")
-            store.set(f"leader/{store.get(f'process/{rank}').decode()}", mine)
-            time.sleep(0.01)
-    return PrefixStore(mine, store)

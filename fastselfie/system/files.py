@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic writes: a file appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ from types import TracebackType
 
 
 class NewFile:
-    """A file that is called `path` once it is whole: a context manager.
+    """A context manager that writes a file atomically.
 
-    Until then it has a temporary name. At the end it is synced and renamed, then the folder is
-    synced, so a kill, a full disk or an error inside the block leaves what stood under `path`
-    untouched. Raises OSError with `path` in it.
+    Data goes to a temporary file. At the end it is synced and renamed to `path`, then the folder is
+    synced. After a kill, a full disk or an exception inside the block, `path` is unchanged.
+
+    Args:
+        path: The file to write or replace. Missing folders are created.
+
+    Raises:
+        OSError: Writing failed. Its file name is `path`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -23,11 +28,12 @@ class NewFile:
         self._temporary = temporary_name(path)
         with self._naming():
             path.parent.mkdir(parents=True, exist_ok=True)
-            if path.is_dir():  # rename would say so, but after the work is done
+            if path.is_dir():  # os.replace would fail too, but only at the end
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             self._file = open(self._temporary, "wb")  # noqa: SIM115 - closed by __exit__
 
     def write(self, data: bytes | memoryview) -> None:
+        """Append `data`."""
         with self._naming():
             self._file.write(data)
 
@@ -48,9 +54,9 @@ class NewFile:
                     self._file.close()
                     os.replace(self._temporary, self.path)
         finally:
-            with suppress(OSError):  # closing writes what is not wanted any more
+            with suppress(OSError):  # closing flushes data that is discarded anyway
                 self._file.close()
-            self._temporary.unlink(missing_ok=True)  # renamed it is not there
+            self._temporary.unlink(missing_ok=True)  # missing after the rename
         if kind is None:
             _sync(self.path.parent)
 
@@ -63,15 +69,20 @@ class NewFile:
 
 
 def write_atomically(path: Path, data: bytes | memoryview | str) -> None:
-    """Write `data` (text as UTF-8) under `path` in one step, see `NewFile`. Raises OSError."""
+    """Write `data` (text as UTF-8) to `path` atomically; see `NewFile`.
+
+    Raises:
+        OSError: Writing failed.
+    """
     with NewFile(path) as file:
         file.write(data.encode() if isinstance(data, str) else data)
 
 
 def link_atomically(path: Path, target: Path) -> None:
-    """Make `path` another name of the file `target`, in one step and without writing it again.
+    """Make `path` a hard link to `target` atomically, or a copy if the file system has no links.
 
-    Where the file system has no hard links it becomes a copy. Raises OSError.
+    Raises:
+        OSError: Linking and copying failed.
     """
     temporary = temporary_name(path)
     temporary.unlink(missing_ok=True)
@@ -83,17 +94,17 @@ def link_atomically(path: Path, target: Path) -> None:
     try:
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)  # rename does nothing where both name one file already
+        temporary.unlink(missing_ok=True)  # os.replace keeps it if both are the same file
     _sync(path.parent)
 
 
 def temporary_name(path: Path) -> Path:
-    """What `path` is called until it is whole."""
+    """Return the name that `path` has until it is complete."""
     return path.with_name(f".{path.name}.{os.getpid()}")
 
 
 def _sync(folder: Path) -> None:
-    """Make the names in `folder` durable."""
+    """Sync the entries of `folder` to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

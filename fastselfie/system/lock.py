@@ -1,4 +1,4 @@
-"""A folder that one command at a time works in, held by a lock that a kill releases."""
+"""A lock on a folder, so that one command at a time works in it. A kill releases it."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ _held: set[Path] = set()
 
 @contextmanager
 def exclusive_lock(folder: Path) -> Iterator[None]:
-    """Hold `folder`, which is made where it is missing, against other processes.
+    """Lock `folder`, and create it if it is missing.
 
-    Inside another holding by this process it does nothing: a command may call another.
+    The lock is reentrant in this process, so a command may call another.
 
     Raises:
-        UserError: another process holds it; the folder cannot be made.
+        UserError: Another process holds the lock, or the folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"{folder}: cannot be made ({error.strerror}): give another --out"
+            f"{folder}: cannot be created ({error.strerror}): choose another --out"
         ) from error
     whole = folder.resolve()
     if whole in _held:
         yield
         return
     with open(whole / LOCK, "a+", encoding="ascii") as file:
-        _lock(file, folder, 0)  # all of it: the helpers of a killed command hold their bytes still
+        _lock(file, folder, 0)  # all bytes: helpers of a killed command may still hold theirs
         with suppress(OSError):
             fcntl.lockf(file, fcntl.LOCK_UN, 0, 1)
         file.truncate(0)
@@ -51,10 +51,16 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def helping_in(folder: Path, number: int) -> Iterator[None]:
-    """Hold `folder` too, as helper `number` of the process that does: it may be killed before.
+    """Lock `folder` as a helper process of the command that holds it.
+
+    If the command is killed, its helpers keep the folder locked until they end.
+
+    Args:
+        folder: The locked folder.
+        number: A number from 0, unique among the helpers.
 
     Raises:
-        UserError: another helper of that number is at work.
+        UserError: Another helper holds this number.
     """
     with open(folder / LOCK, "r+", encoding="ascii") as file:
         _lock(file, folder, 1, 1 + number)
@@ -62,17 +68,17 @@ def helping_in(folder: Path, number: int) -> Iterator[None]:
 
 
 def _lock(file: IO[str], folder: Path, length: int, start: int = 0) -> None:
-    """Lock bytes of `file` until it is closed; length 0 is to its end and beyond.
+    """Lock `length` bytes of `file` (0: all) until it is closed.
 
-    Not flock: forked decoders would inherit it, and hold it when this process is killed.
+    Not with flock: forked decoders would inherit that lock and keep it after a kill.
     """
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
-    except (BlockingIOError, PermissionError) as error:  # either, by POSIX
+    except (BlockingIOError, PermissionError) as error:  # POSIX allows both
         file.seek(0)
         raise UserError(
-            f"{folder}: another fastselfie works there, process {file.readline().strip() or '?'}: "
-            "wait for it, or use another --out"
+            f"{folder}: in use by another fastselfie, process {file.readline().strip() or '?'}: "
+            "wait for it, or choose another --out"
         ) from error
-    except OSError:  # a file system without locks
+    except OSError:  # the file system does not support locks
         return

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SLURM's SIGUSR1, kept until the step in progress is whole."""
+"""Defer Ctrl-C, SIGTERM and SLURM's SIGUSR1 until the current step is complete."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interrupted(BaseException):
-    """The run was asked to leave, and left at a whole step. signal: which one asked."""
+    """A signal stopped the run, after a complete step.
+
+    Args:
+        number: The signal.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -20,7 +24,11 @@ class Interrupted(BaseException):
 
 
 class Pending:
-    """The signal that asked the run to leave, or None."""
+    """The signal that has arrived, if any.
+
+    Attributes:
+        number: The signal, or None.
+    """
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -28,26 +36,26 @@ class Pending:
 
     @contextmanager
     def abandoning(self) -> Iterator[None]:
-        """What is inside need not become whole: a signal, also one from before, ends it at once.
+        """Let a signal, also one that is pending, interrupt the block at once.
 
         Raises:
-            Interrupted: in the middle of what is inside, as Ctrl-C would.
+            Interrupted: Inside the block, at any point, as KeyboardInterrupt would be.
         """
-        self._abandons = True  # before the look at what is pending: none may fall between the two
+        self._abandons = True  # before the check below, so that no signal falls between them
         try:
             self.leave()
             yield
         finally:
             self._abandons = False
-        self.leave()  # an exception that a destructor swallowed
+        self.leave()  # if a destructor swallowed the exception
 
     def leave(self) -> None:
-        """Raise Interrupted where a signal asked for it."""
+        """Raise Interrupted if a signal has arrived."""
         if self.number is not None:
             raise Interrupted(self.number)
 
     def keep(self, number: int) -> None:
-        """Take note of a signal, as its handler."""
+        """Record a signal; called by its handler."""
         self.number = number
         if self._abandons:
             self._abandons = False
@@ -56,9 +64,9 @@ class Pending:
 
 @contextmanager
 def deferred_signals() -> Iterator[Pending]:
-    """The first of SIGNALS is kept in what this yields; a second one acts at once.
+    """Record the first of SIGNALS in the yielded object; a second one acts at once.
 
-    Outside the main thread, where Python takes no signals, nothing is kept.
+    Does nothing outside the main thread, where Python cannot handle signals.
     """
     pending = Pending()
     if threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""The phases of a training step, named where they happen, so that every torch trace shows them."""
+"""Named phases of a training step, which appear in torch traces."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Literal, get_args
 import torch
 from torch.profiler import record_function
 
-# waiting: for the next batch. forward: what of the objective is none of the phases inside it, and
-# all of the network where it is compiled as one.
+# waiting: for the next batch. forward: the rest of the objective beside the phases inside it, and
+# the whole network if it is compiled.
 Phase = Literal[
     "waiting",
     "copy",
@@ -26,5 +26,5 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
 def trace_range(name: Phase) -> AbstractContextManager[object]:
-    """Mark what runs inside. Microseconds where nobody profiles; nothing in compiled code."""
+    """Mark the block as `name`. Costs microseconds without a profiler; no-op in compiled code."""
     return nullcontext() if torch.compiler.is_compiling() else record_function(name)

@@ -168,7 +168,7 @@ class _Training:
             f"{self.stage.kind}: left after step {self.progress.done}, saved up to step "
             f"{self.writer.written}"
         )
-        self.ranks.leave_after_the_leader(status)
+        self.ranks.exit_after_main(status)
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
         with self.ranks.raise_together(), self._abandonable():

@@ -108,4 +108,4 @@ def test_a_dry_run_has_no_json(cli, tiny_yaml):
     for command in ("train", "reproduce"):
         done = cli(command, tiny_yaml, "--dry-run", "--json")
         assert done.status == 2
-        assert "--json: a dry run has no figures" in done.err
+        assert "--json: a dry run has no JSON result" in done.err

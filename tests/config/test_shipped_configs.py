@@ -76,7 +76,7 @@ def test_a_file_comes_before_a_shipped_config(elsewhere, tiny_yaml):
 @pytest.mark.usefixtures("elsewhere")
 @pytest.mark.parametrize("command", ["train", "reproduce", "profile"])
 def test_every_command_takes_names_and_tells_them(cli, command):
-    refused(cli(command, "in225"), "error: in225: no such file", "give a YAML file or", *NAMES)
+    refused(cli(command, "in225"), "error: in225: no such file", "pass a YAML file or", *NAMES)
     refused(cli(command, "configs/in224.yaml"), "configs/in224.yaml: no such file", *NAMES)
     refused(cli(command, "in224", "data.workers=many"), "data.workers", "many")
 
@@ -105,9 +105,9 @@ def test_one_is_printed_or_copied_and_nothing_overwritten(cli, elsewhere):
     mine = elsewhere / "new" / "mine.yaml"
     assert mine.read_text() == text
     mine.write_text("name: changed")
-    refused(cli("configs", "in32", "--out", mine), "mine.yaml: exists already")
+    refused(cli("configs", "in32", "--out", mine), "mine.yaml: already exists")
     assert mine.read_text() == "name: changed"
-    refused(cli("configs", "in32", "--out", elsewhere), "exists already")
-    refused(cli("configs", "in23", "--out", "a.yaml"), "in23: no shipped config", *NAMES)
-    refused(cli("configs", "--out", "a.yaml"), "--out a.yaml: give the config to copy", *NAMES)
+    refused(cli("configs", "in32", "--out", elsewhere), "already exists")
+    refused(cli("configs", "in23", "--out", "a.yaml"), "in23: not a shipped config", *NAMES)
+    refused(cli("configs", "--out", "a.yaml"), "--out a.yaml: name the config to copy", *NAMES)
     assert not (elsewhere / "a.yaml").exists()

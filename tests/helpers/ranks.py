@@ -30,7 +30,7 @@ from fastselfie.evaluation.metrics import classification_accuracy, pretext_accur
 from fastselfie.kernels.reference import patchify
 from fastselfie.models.selfie import Selfie, build_classifier
 from fastselfie.system.accelerator import choose_accelerator
-from fastselfie.system.distributed import init_distributed
+from fastselfie.system.rendezvous import init_distributed
 from fastselfie.training.step import TrainStep
 
 FLOAT64 = torch.float64

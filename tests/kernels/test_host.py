@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fastselfie.kernels import reference
 from fastselfie.kernels.host import (
@@ -150,3 +154,15 @@ def test_no_task_and_no_thread_are_refused():
         run_parallel(print, 0)
     with pytest.raises(ValueError, match="threads must be at least 1"):
         set_openmp_threads(0)
+
+
+def test_the_extension_runs_on_the_openmp_library_of_torch():
+    """Imported alone, without torch, which the system's library would be enough for."""
+    code = (
+        "import sys, fastselfie.kernels.host; assert 'torch' not in sys.modules;"
+        "print(*{line.split()[-1] for line in open('/proc/self/maps') if 'libgomp' in line})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == [
+        str(path) for path in Path(torch.__file__).parent.glob("lib/libgomp*.so*")
+    ]

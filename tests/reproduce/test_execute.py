@@ -163,7 +163,7 @@ def test_a_signal_ends_all_workers_saved_and_a_second_command_is_refused(setting
             refused = cli(*command, config, *LONG, "--out", out)
             assert refused.status == 2
             last = refused.err.splitlines()[-1]
-            assert last.startswith(f"error: {out}: another fastselfie works there, process ")
+            assert last.startswith(f"error: {out}: in use by another fastselfie, process ")
             assert str(process.pid) in last
         workers = children_of(process.pid)
         process.send_signal(signal.SIGINT)

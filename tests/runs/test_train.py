@@ -12,6 +12,7 @@ import torch
 import yaml
 from conftest import REPOSITORY, picture
 
+from fastselfie import __version__
 from fastselfie.training import checkpoint_writer as saver
 from fastselfie.training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -299,7 +300,7 @@ def test_an_out_that_cannot_be_a_folder_is_named(cli, tiny_yaml, image_folder, t
     out = tmp_path / "taken" if kind == "file" else tmp_path / "taken" / "run"
     result = cli("train", tiny_yaml, f"data.train={image_folder}", "--out", out)
     assert result.status == 2
-    assert "give another --out" in result.err
+    assert "choose another --out" in result.err
 
 
 def test_brackets_in_a_path_are_shown_as_they_are(cli, tiny_yaml, image_folder, tmp_path):
@@ -323,7 +324,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(
     out = tmp_path / "run"
     result = cli("train", tiny_yaml, f"data.train={image_folder}", "--out", out)
     assert result.status == 2
-    assert re.search(r"step-0000004\.pt: No space left on device: make room", result.err)
+    assert re.search(r"step-0000004\.pt: No space left on device: free some space", result.err)
     assert load_checkpoint(out / "pretrain" / "latest.pt")["step"] == 2
 
 
@@ -380,7 +381,7 @@ def test_doctor_and_version(cli):
     assert result.status == 0
     for words in ("torch", "device", "disk", "shared memory", "matplotlib"):
         assert words in result.out
-    assert cli("--version").out.strip() == "0.1.0"
+    assert cli("--version").out.strip() == __version__
 
 
 def test_waiting_threads_leave_their_core_to_others(cli, monkeypatch):

@@ -22,7 +22,8 @@ from fastselfie.data.loaders import SampleStream, build_loader
 from fastselfie.data.random import process_seed
 from fastselfie.errors import UserError
 from fastselfie.system.accelerator import choose_accelerator, total_memory, usable_cores
-from fastselfie.system.distributed import Ranks, init_distributed, ranks_of
+from fastselfie.system.distributed import Ranks, ranks_of
+from fastselfie.system.rendezvous import init_distributed
 from fastselfie.training.checkpoint import load_checkpoint
 from fastselfie.training.memory import MemoryEstimate
 from fastselfie.training.metrics_log import read_log
@@ -217,10 +218,10 @@ def test_the_end_of_torchrun_is_told_once():
     """Linux tells it for each of torchrun's threads, some of them while the first is handled."""
     script = """
 import signal
-from fastselfie.system.distributed import _leave_with_torchrun
+from fastselfie.system.rendezvous import _terminate_with_torchrun
 told = []
 signal.signal(signal.SIGTERM, lambda *_: told.append(1))
-_leave_with_torchrun()
+_terminate_with_torchrun()
 handler = signal.getsignal(signal.SIGRTMIN)
 for _ in range(3):
     handler(signal.SIGRTMIN, None)
@@ -284,7 +285,10 @@ def test_a_bad_image_of_one_process_ends_all_in_one_line(tmp_path, yaml_of, imag
 @pytest.mark.parametrize(
     ("sections", "named"),
     [
-        ({"pretrain": {"batch_size": 9}}, "pretrain.batch_size is 9: 2 processes must divide it"),
+        (
+            {"pretrain": {"batch_size": 9}},
+            "pretrain.batch_size is 9: not a multiple",
+        ),
         ({"pretrain": {"batch_size": 12, "micro_batch_size": 4}}, "micro_batch_size is 4: it must"),
         ({"model": {"sync_batch_norm": True}}, "model.sync_batch_norm is true"),
     ],

@@ -67,7 +67,7 @@ def test_parts_that_make_no_whole_are_refused(folder, tmp_path, parts, cli):
         assert named in result.err.replace("\n", " ")
         assert len(result.err.splitlines()) == 1
         assert not out.exists()
-    for text, named in (("3", "give K/N"), ("4/3", "K from 1 to N"), ("1/99", "only 40 images")):
+    for text, named in (("3", "pass K/N"), ("4/3", "K from 1 to N"), ("1/99", "only 40 images")):
         result = cli("prepare", folder, "--out", out, "--shard", text)
         assert (result.status, named in result.err) == (2, True)
 

@@ -175,7 +175,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path, large, delay):
     time.sleep(delay)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=60) == 130
-    assert errors_of(out) == "interrupted: run the same command to go on\n"
+    assert errors_of(out) == "interrupted: run the same command to resume\n"
 
 
 def test_an_unreadable_image_stops_or_is_skipped_and_listed(cli, folder, tmp_path):
@@ -241,8 +241,8 @@ def test_an_image_larger_than_a_page_is_named_or_skipped(cli, tmp_path):
         (["--out", "x.beton", "--max-side", 0], "--max-side 0: give 1 to 65535"),
         (["--out", "x.beton", "--workers", 0], "--workers 0: give at least 1"),
         (["--out", "x.beton", "--part", "test"], "holds no test images"),
-        ([], "give SOURCE and --out"),
-        (["--check", "x.beton"], "leave out SOURCE"),
+        ([], "pass SOURCE and --out"),
+        (["--check", "x.beton"], "remove SOURCE"),
     ],
 )
 def test_mistakes_are_one_line(cli, folder, monkeypatch, tmp_path, options, words):
@@ -356,4 +356,4 @@ def test_check_names_what_is_wrong(cli, folder, tmp_path, damage):
     assert result.status == 2
     assert result.out.startswith(f"{out}: ")
     assert ("sample 5" in result.out) == (damage == "image")
-    assert result.err == f"error: {out}: 1 problems found: copy or prepare it again\n"
+    assert result.err == f"error: {out}: 1 problems found: copy it or prepare it again\n"
