@@ -8,11 +8,11 @@ from typing import Any, Literal, NamedTuple
 
 from PIL import Image
 
-from fastselfie.data.sources.base import (
+from fastselfie.data.sources.base import Source
+from fastselfie.data.sources.decode import (
     JPEG_START,
     MAX_PIXELS,
     MAX_SHRUNK_PIXELS,
-    Source,
     is_unsupported,
     open_image,
     open_lazily,
@@ -89,7 +89,7 @@ def encode(data: bytes, name: str, recoding: Recoding) -> Stored:
     and encoded once, gray as gray.
     """
     if not data:
-        raise UserError(f"{name}: unreadable image (it is empty): mend or remove it")
+        raise UserError(f"{name}: unreadable image (it is empty): fix or remove it")
     if not data.startswith(JPEG_START):
         return _encode_pixels(data, name, recoding, None)
     try:
@@ -101,7 +101,7 @@ def encode(data: bytes, name: str, recoding: Recoding) -> Stored:
         # Damaged, or merely of a kind that is Pillow's to read.
         if not isinstance(error, JpegError) or not is_unsupported(error):
             reason = str(error) or "it takes too much memory"
-            raise UserError(f"{name}: unreadable image ({reason}): mend or remove it") from error
+            raise UserError(f"{name}: unreadable image ({reason}): fix or remove it") from error
         header = None
     return _encode_pixels(data, name, recoding, header)
 

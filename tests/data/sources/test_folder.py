@@ -48,7 +48,7 @@ def test_a_loop_of_links_ends_and_is_said(tmp_path, capsys, target):
     save(root / "y" / "2.png")
     (root / "y" / "back").symlink_to(root / target)
     assert count(opened(root)) == {"x": 1, "y": 1}
-    assert "1 file left out, first: y/back" in capsys.readouterr().err
+    assert "1 file ignored, first: y/back" in capsys.readouterr().err
 
 
 def test_two_folders_linked_to_each_other_end(tmp_path):
@@ -91,14 +91,14 @@ def test_what_is_left_out_is_counted_once(tmp_path, capsys):
         (tmp_path / name).write_bytes(b"x")
     for _ in range(2):
         assert len(opened(tmp_path)) == 2
-    assert capsys.readouterr().err == f"{tmp_path}: 4 files left out, first: b.tar.gz\n"
+    assert capsys.readouterr().err == f"{tmp_path}: 4 files ignored, first: b.tar.gz\n"
 
 
 @pytest.mark.parametrize("name", ["a/1.heic", "a/1"])
 def test_a_set_of_nothing_but_what_is_left_out_names_it(tmp_path, name):
     (tmp_path / "a").mkdir()
     (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(UserError, match=f"no images, .*1 file left out, first: {name}"):
+    with pytest.raises(UserError, match=f"no images, .*1 file ignored, first: {name}"):
         opened(tmp_path)
 
 
@@ -143,7 +143,7 @@ def test_folders_beside_those_of_the_parts_are_counted(tmp_path, capsys):
         if label != "empty":
             save(tmp_path / label / "1.png")
     assert list(opened(tmp_path).classes) == ["freight", "metro"]
-    words = "2 folders of images beside its parts (train) left out, first: bus"
+    words = "2 folders of images beside its parts (train) ignored, first: bus"
     assert f"{tmp_path}: {words}\n" in capsys.readouterr().err
 
 
@@ -199,7 +199,7 @@ def test_a_pipe_is_no_image(tmp_path, capsys, linked):
         (tmp_path / "pipe").rename(tmp_path / ".pipe")
         (tmp_path / "a" / "pipe.jpg").symlink_to(tmp_path / ".pipe")
     assert count(opened(tmp_path)) == {"a": 1, "b": 1}
-    assert capsys.readouterr().err == f"{tmp_path}: 1 file left out, first: a/pipe.jpg\n"
+    assert capsys.readouterr().err == f"{tmp_path}: 1 file ignored, first: a/pipe.jpg\n"
 
 
 def test_a_set_that_lies_deeper_is_named(tmp_path, cli):

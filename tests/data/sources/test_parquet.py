@@ -225,7 +225,7 @@ def test_masks_beside_the_images_are_left_out_and_said(tmp_path, capsys):
     path = write_columns(tmp_path / "a.parquet", features, **columns)
     assert same(read(path).image(0), 4)
     assert capsys.readouterr().err == (
-        f"{path}: column image is read, other images left out: annotation\n"
+        f"{path}: column image is read, other image columns ignored: annotation\n"
     )
 
 
@@ -233,7 +233,7 @@ def test_columns_that_are_not_labels_are_said(tmp_path, capsys):
     path = write_columns(tmp_path / "a.parquet", image=hf_images(1), target=[3], caption=["x"])
     assert read(path).classes == ("images",)
     assert "no column of labels" in (said := capsys.readouterr().err)
-    assert "left out are target, caption" in said
+    assert "ignored: target, caption" in said
 
 
 @pytest.mark.parametrize(

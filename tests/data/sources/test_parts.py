@@ -16,7 +16,7 @@ from conftest import jpeg_bytes, picture, tiny_config, write_beton, write_idx
 from fastselfie.data.beton import reader as beton
 from fastselfie.data.beton.reader import BetonReader
 from fastselfie.data.dataset import open_dataset, open_part
-from fastselfie.data.sources.base import BetonSource
+from fastselfie.data.sources.beton import BetonSource
 from fastselfie.errors import UserError
 
 
@@ -227,7 +227,7 @@ def test_a_link_to_no_part_is_said(tmp_path, capsys):
     tree(tmp_path, "train", ["a", "b"], 10)
     (tmp_path / "val").symlink_to(tmp_path / "gone")
     assert dataset(tmp_path).split == f"10% of {tmp_path}"
-    words = f"{tmp_path / 'val'}: a link to no folder, so the set has no such part: mend the link\n"
+    words = f"{tmp_path / 'val'}: a link to no folder, so the set has no such part: fix the link\n"
     assert capsys.readouterr().err == words
 
 
@@ -237,7 +237,7 @@ def test_files_beside_the_parts_are_counted(tmp_path, capsys):
         save(tmp_path / "x.png")
         (tmp_path / "x.png").rename(tmp_path / name)
     dataset(tmp_path, held_out=0.5)
-    assert capsys.readouterr().err == f"{tmp_path}: 1 file left out, first: sample.png\n"
+    assert capsys.readouterr().err == f"{tmp_path}: 1 file ignored, first: sample.png\n"
 
 
 def test_a_part_inside_a_folder_of_its_name_is_explained(tmp_path):
@@ -261,7 +261,7 @@ def test_shards_in_folders_beside_shards_are_counted(tmp_path, capsys, kind, pla
         else:
             write_parquet(path, [0, 1], ["a", "b"])
     assert len(open_part(tmp_path, "train")[0]) == 2
-    words = f"{tmp_path / place}: 2 files left out, first: more/1.{kind}\n"
+    words = f"{tmp_path / place}: 2 files ignored, first: more/1.{kind}\n"
     assert capsys.readouterr().err == words
 
 
@@ -278,7 +278,7 @@ def test_images_beside_shards_are_counted(tmp_path, capsys, place):
     write_tar(tmp_path / "0.tar", [0, 1])
     tree(tmp_path, place, [], 3 if place else 1)
     assert len(open_part(tmp_path, "train")[0]) == 2
-    words = "3 files left out, first: a/0.png" if place else "1 file left out, first: 0.png"
+    words = "3 files ignored, first: a/0.png" if place else "1 file ignored, first: 0.png"
     assert capsys.readouterr().err == f"{tmp_path}: {words}\n"
 
 
@@ -287,7 +287,7 @@ def test_a_table_of_what_is_known_of_images_is_no_set(tmp_path, capsys, place):
     pq.write_table(pa.table({"file_name": ["0.png"]}), tmp_path / "metadata.parquet")
     tree(tmp_path, place, [], 3)
     assert len(open_part(tmp_path, "train")[0]) == 3
-    words = f"{tmp_path}: 1 file left out, first: metadata.parquet\n"
+    words = f"{tmp_path}: 1 file ignored, first: metadata.parquet\n"
     assert capsys.readouterr().err == words
 
 

@@ -191,7 +191,7 @@ def test_a_key_ends_at_the_first_dot_and_what_that_leaves_out_is_said(tmp_path, 
     source = read(path)
     assert [source.name(i) for i in range(len(source))] == [f"{path}: a.png"]
     assert capsys.readouterr().err == (
-        f"{path}: 3 files left out, first: v1.0_1.png (an image is KEY.jpg and so on, and KEY ends "
+        f"{path}: 3 files ignored, first: v1.0_1.png (an image is KEY.jpg and so on, and KEY ends "
         "at the first dot of its name)\n"
     )
     read(path)
@@ -201,12 +201,12 @@ def test_a_key_ends_at_the_first_dot_and_what_that_leaves_out_is_said(tmp_path, 
 @pytest.mark.parametrize(
     ("members", "words"),
     [
-        ([("a.heic", b"1"), ("a.cls", b"1")], r"1 file left out, first: a\.heic$"),
-        ([("a.cls", b"1"), ("c.cls", b"1")], r"2 files left out, first: a\.cls$"),
-        ([("a.mp4", b"1"), ("README", b""), ("LICENSE", b"")], r"1 file left out, first: a\.mp4$"),
-        ([("__meta__/a.png", b"1")], r"1 file left out, first: __meta__/a\.png"),
-        ([("__index__", b"1")], r"1 file left out, first: __index__$"),
-        ([("a", b"1")], r"1 file left out, first: a$"),
+        ([("a.heic", b"1"), ("a.cls", b"1")], r"1 file ignored, first: a\.heic$"),
+        ([("a.cls", b"1"), ("c.cls", b"1")], r"2 files ignored, first: a\.cls$"),
+        ([("a.mp4", b"1"), ("README", b""), ("LICENSE", b"")], r"1 file ignored, first: a\.mp4$"),
+        ([("__meta__/a.png", b"1")], r"1 file ignored, first: __meta__/a\.png"),
+        ([("__index__", b"1")], r"1 file ignored, first: __index__$"),
+        ([("a", b"1")], r"1 file ignored, first: a$"),
     ],
 )
 def test_members_that_are_no_images_are_counted(tmp_path, capsys, members, words):
@@ -234,11 +234,11 @@ def test_what_everybody_expects_beside_images_is_not_said(tmp_path, capsys, memb
     [
         (
             [("img.0.jpg", b"1"), ("img.1.jpg", b"1")],
-            r"2 files left out, first: img\.0\.jpg \(an im",
+            r"2 files ignored, first: img\.0\.jpg \(an im",
         ),
         ([("0.left.jpg", b"1"), ("0.right.jpg", b"1")], r"first: 0\.left\.jpg \(an image is KEY"),
         ([("n01440764.tar", b"1")], r"first: n01440764\.tar: unpack the tar files in it"),
-        ([("a.heic", b"1")], r"1 file left out, first: a\.heic$"),
+        ([("a.heic", b"1")], r"1 file ignored, first: a\.heic$"),
     ],
 )
 def test_a_tar_file_without_images_tells_what_it_holds(tmp_path, members, words):

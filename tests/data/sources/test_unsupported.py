@@ -162,7 +162,7 @@ def test_a_header_of_idx_that_is_cut_and_names_that_are_no_text(tmp_path):
     write_both(tmp_path / "idx", pixels(10), np.arange(10), "train")
     images = tmp_path / "idx" / "train-images-idx3-ubyte"
     images.write_bytes(images.read_bytes()[:6])
-    with pytest.raises(UserError, match="holds 6 bytes, less than its header: fetch it again"):
+    with pytest.raises(UserError, match="holds 6 bytes, less than its header: download it again"):
         dataset(tmp_path / "idx")
     write_cifar_10(tmp_path / "cifar", names=False)
     (tmp_path / "cifar" / "batches.meta.txt").write_bytes("cat\ndog".encode("utf-16"))
