@@ -27,7 +27,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from fastselfie.data.beton.reader import BetonError, BetonReader, verify
+from fastselfie.data.beton.reader import BetonError, BetonReader
+from fastselfie.data.beton.verify import verify
 from fastselfie.data.beton.writer import DEFAULT_PAGE_SIZE, MAX_SIDE, BetonWriter
 from fastselfie.data.conversion.encode import Recoding, Stored, store
 from fastselfie.data.conversion.skip_list import SkipList

@@ -83,8 +83,7 @@ def is_parquet(path: Path) -> bool:
 def open_parquet(path: Path, part: str, beside_train: bool = False) -> ParquetSource | None:
     """Open the rows of one part. Without a label column the images have no labels.
 
-    Hugging Face's metadata in the schema says which columns hold the image and the label, and
-    names the classes. Ignored columns are reported.
+    Hugging Face's metadata names the columns and the classes. Ignored columns are reported.
 
     Args:
         path: A file, or a folder of files.
@@ -95,8 +94,8 @@ def open_parquet(path: Path, part: str, beside_train: bool = False) -> ParquetSo
         The images; None if there is no such part.
 
     Raises:
-        UserError: pyarrow is not installed, a file is damaged, the image or label column is
-            ambiguous, a label is missing, or the files differ in columns or classes.
+        UserError: A file is unreadable, its columns are ambiguous, a label is missing, or the files
+            differ in columns or classes.
     """
     files = files_of_part(_folder(path), ".parquet", part, beside_train)
     if files is None:
@@ -119,10 +118,9 @@ def open_parquet(path: Path, part: str, beside_train: bool = False) -> ParquetSo
                 "same columns"
             )
         if names and columns.classes and columns.classes != names:
-            raise UserError(
-                f"{file}: its classes are {_listed(columns.classes)}, those of {named_in} are "
-                f"{_listed(names)}: write both with the same list"
-            )
+            lists = _listed(columns.classes), _listed(names)
+            raise UserError(f"{file}: its classes are {lists[0]}, those of {named_in} are "
+                            f"{lists[1]}: write both with the same list")  # fmt: skip
         if columns.classes and not names:
             named_in, names = file, columns.classes
         for group in range(reader.num_row_groups):
