@@ -1,1 +1,1 @@
-"""Floor 0, a leaf: the fused operations of a Selfie step. Never imports fastselfie."""
+"""The fused operations of a Selfie step and their references. Never imports fastselfie."""

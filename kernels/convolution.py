@@ -1,11 +1,13 @@
 """A convolution whose weight gradient on a CPU needs no barrier between threads.
 
-The threads of oneDNN's weight gradients wait for each other by spinning, in some algorithms twice
-an image. Two threads that share a core, as beside another busy program, then burn a time slice of
-some milliseconds at every wait, and a step of tenths of a second takes tens. Which algorithm oneDNN
-takes depends on the shape, the dtype, the instruction set and the version. So here every thread
-computes the weight gradient of its own images alone, with an algorithm for one thread, and the
-parts are added. Forward passes and input gradients have no such waits.
+In oneDNN's weight gradients the threads spin at barriers, in some algorithms twice for each image.
+If two threads share a core, for example beside another busy program, each barrier costs a time
+slice of some milliseconds. A step of tenths of a second then takes tens of seconds. oneDNN's choice
+of algorithm depends on the shape, the dtype, the instruction set and the version. So here each
+thread computes the weight gradient of its own images with a single-threaded algorithm, and the
+results are added. Forward passes and input gradients have no such barriers.
+
+B images, C input and K output channels, H x W pixels, k x k the kernel.
 """
 
 from __future__ import annotations
@@ -28,20 +30,23 @@ def convolution(
 ) -> Tensor:
     """Return F.conv2d(x, weight, None, stride, padding), differentiable once.
 
-    On a CPU in bfloat16 or float32, where x is channels-last, the weight gradient is the sum of the
-    threads' parts. Under autocast each part is rounded to bfloat16 once and the parts are added in
-    float32. Elsewhere, and with impl reference, it is torch's. The two differ by rounding alone.
-    There is no Triton program, and impl triton is auto: a GPU has no such barriers.
+    For channels-last bfloat16 or float32 on a CPU the weight gradient is the sum of one partial
+    gradient for each thread. Under autocast each partial gradient is rounded to bfloat16 once, and
+    they are added in float32. In all other cases the gradient is torch's. Both differ only by
+    rounding.
 
     Args:
         x: (B, C, H, W).
         weight: (K, C, k, k).
-        stride: Of both axes.
+        stride: Stride of both axes.
         padding: Zeros on each side of both axes.
-        impl: auto, reference or triton.
+        impl: auto or reference. triton is the same as auto: a GPU has no such barriers.
+
+    Returns:
+        (B, K, H', W').
 
     Raises:
-        ValueError: an unknown impl.
+        ValueError: `impl` is unknown.
     """
     check_impl(impl)
     if impl == "reference" or not _takes(x, weight):
@@ -52,7 +57,7 @@ def convolution(
 
 def _takes(x: Tensor, weight: Tensor) -> bool:
     return (
-        # Neither traced for compilation nor fake, as in the memory estimate.
+        # Not traced by torch.compile, and not a FakeTensor of the memory estimate.
         type(x) is Tensor
         and not torch.compiler.is_compiling()
         and torch.is_grad_enabled()
@@ -68,7 +73,7 @@ def _takes(x: Tensor, weight: Tensor) -> bool:
 
 @functools.cache
 def _shares_openmp() -> bool:
-    """Whether torch runs on the OpenMP of our extension, whose threads it would not know else."""
+    """Return whether torch uses the same OpenMP library as our extension."""
     threads = torch.get_num_threads()
     set_openmp_threads(threads + 1)
     shares = torch.get_num_threads() == threads + 1
@@ -77,15 +82,15 @@ def _shares_openmp() -> bool:
 
 
 def _dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype that `x` is computed in: autocast leaves float64 as it is."""
+    """Return the dtype that `x` is computed in. Autocast does not change float64."""
     casts = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64
     return torch.get_autocast_dtype("cpu") if casts else x.dtype
 
 
 class _Convolution(torch.autograd.Function):
-    """(x, weight, stride, padding) -> y in x's dtype; the weight and its gradient keep their own.
+    """(x, weight, stride, padding) -> y in x's dtype; the weight and its gradient keep their dtype.
 
-    A strided 1x1 is one of stride 1 over the pixels that it sees.
+    A strided 1x1 convolution is computed with stride 1 on the pixels that it reads.
     """
 
     @staticmethod
@@ -122,14 +127,14 @@ class _Convolution(torch.autograd.Function):
 def _weight_gradient(
     x: Tensor, weight: Tensor, gradient: Tensor, stride: int, padding: int
 ) -> Tensor:
-    """Return the sum of each thread's part, in float32: (K, C, k, k)."""
+    """Return the sum of the threads' partial gradients: (K, C, k, k) float32."""
     count = min(torch.get_num_threads(), len(x))
     images, gradients = x.chunk(count), gradient.chunk(count)
     parts: list[Tensor] = [weight] * len(images)
 
     def task(number: int) -> None:
-        # Torch sets this thread's OpenMP up at its first use, which would overwrite our setting, so
-        # that use comes first. With more than one thread here oneDNN would wait for ever.
+        # Torch configures OpenMP at its first use in a thread, which would overwrite our setting.
+        # So use it first. With more than one thread here oneDNN would deadlock.
         torch.get_num_threads()
         set_openmp_threads(1)
         with torch.no_grad():
@@ -145,17 +150,17 @@ def _weight_gradient(
 def _part(x: Tensor, weight: Tensor, gradient: Tensor, stride: int, padding: int) -> Tensor:
     """Return the weight gradient of these images, computed by the calling thread.
 
-    oneDNN reads and writes the gradient once an image. A matrix product first copies x into a
-    matrix of k^2 values a pixel of the output and channel, which is written, read, packed and read
-    again; a 1x1 needs no copy. So the product moves fewer bytes where there are more output
-    channels than twice the pixels of the output.
+    oneDNN reads and writes the gradient once for each image. A matrix product first copies x to a
+    matrix with k^2 values for each output pixel and channel, which is written, read, packed and
+    read again; a 1x1 convolution needs no copy. So the product moves fewer bytes if there are more
+    output channels than twice the output pixels.
     """
     outputs, inputs, height, width = weight.shape
     pixels = gradient.permute(0, 2, 3, 1)
     if (height, width) != (1, 1) and outputs <= 2 * pixels.shape[1] * pixels.shape[2]:
         return _gradients(x, weight, gradient, stride, padding, of_x=False)
     x = x.permute(0, 2, 3, 1)
-    if padding:  # without any, pad would copy
+    if padding:  # F.pad copies even without padding
         x = F.pad(x, (0, 0, padding, padding, padding, padding))
     image, row, column, channel = x.stride()
     seen = x.as_strided(

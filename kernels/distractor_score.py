@@ -1,11 +1,11 @@
-"""The Selfie loss: query, scores, softmax and cross-entropy with every gradient, in one launch.
+"""The Selfie loss and all its gradients in one kernel launch: scores, softmax, cross-entropy.
 
-`reference.py` defines the operation; `impl` chooses only the speed. The Triton program is in
-distractor_score_triton.py and imported on its first use. Here, in order: the function, what it
-accepts, the operation as torch.library (and so torch.compile and CUDA graphs) sees it, and its
-gradient.
+`reference.py` defines the operation; `impl` changes only the speed. The Triton kernel is in
+distractor_score_triton.py, which is imported on first use. This module contains, in order: the
+public function, the checks of its arguments, the custom operator for torch.library (and so for
+torch.compile and CUDA graphs), and its gradient.
 
-Shapes: B images, N patches, M masked, D width, G x G = N the grid.
+Shapes: B images, N patches, M masked, D width, G x G' = N the grid.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from fastselfie.kernels.impl import Impl, check_impl, unavailable
 Positions = Tensor | tuple[Tensor, Tensor]
 
 MAX_MASKED = 64
-MAX_TABLE_ROWS = 256  # the table's scores live in registers,
-AUTO_TABLE_ROWS = 64  # and beyond this in more shared memory than every GPU has
+MAX_TABLE_ROWS = 256  # the scores of the table are held in registers
+AUTO_TABLE_ROWS = 64  # above this, some GPUs have too little shared memory
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -35,34 +35,36 @@ def distractor_score(
     scale: float,
     impl: Impl = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """The Selfie loss and how many locations were answered right; see `reference`.
+    """Compute the Selfie loss and count the correct answers; see `reference.distractor_score`.
 
-    A NaN in u, h or positions makes the loss NaN, on either path. So does, with Triton on a GPU, a
-    location outside the grid: to raise would mean to wait for the GPU. With Triton a place that
-    has a NaN among its scores is not right; reference's argmax takes the NaN for the maximum. The
-    reference fails on a GPU at a location outside the grid as torch's indexing does.
+    A NaN in u, h or positions makes the loss NaN. A location outside of the grid is an error on a
+    CPU. On a GPU it makes the loss NaN with Triton, because raising an error would wait for the
+    GPU; the reference fails like torch's indexing. With Triton a location with a NaN score is not
+    correct, but the argmax of the reference takes NaN for the maximum.
 
-    The Triton gradients are made in the forward pass and scaled in place in the backward one: a
-    second backward pass through the same graph (retain_graph) is an error. In float16 they are
-    infinite where that of an image's loss, summed over its places, is above about 500 x scale.
+    The Triton gradients are computed in the forward pass and scaled in place in the backward pass.
+    So a second backward pass through the same graph (retain_graph) is an error. In float16 they
+    are infinite if the gradient of an image's loss, summed over its locations, is above about
+    500 x scale.
 
     Args:
         u: (B, D), the summary of the visible patches.
-        h: (B, M, D), the masked patches; a view whose last dimension is dense is not copied.
-        positions: (N, D), one vector a location, or (rows (G, D), columns (G', D)), whose sum
-            is the vector of location row * G' + column.
+        h: (B, M, D), the masked patches. A view with a dense last dimension is not copied.
+        positions: (N, D), one vector for each location; or a tuple of rows (G, D) and columns
+            (G', D), where location row * G' + column has the sum of two vectors.
         locations: (B, M) int64 or int32 in [0, N), where the masked patches were.
-        scale: a factor of the scores.
-        impl: auto: Triton for tensors on a GPU where it is installed and takes the arguments,
-            else reference. Triton takes float32, bfloat16 and float16, any D, M up to 64 and 256
-            rows in the table or tables (auto: 64); on a CPU only with TRITON_INTERPRET=1.
+        scale: A factor of the scores.
+        impl: auto uses Triton for tensors on a GPU if it is installed and takes the arguments,
+            else the reference. Triton takes float32, bfloat16 and float16, any D, M up to 64, and
+            256 rows in both tables (auto: 64); on a CPU only with TRITON_INTERPRET=1.
 
     Returns:
-        loss: () float32, or wider for wider arguments. correct: () int64, out of B x M.
+        The loss, () float32, or wider for wider arguments; and the correct answers, () int64, out
+        of B x M.
 
     Raises:
-        ValueError: shapes or devices that differ, a location outside the grid (on a CPU, but not
-            while torch.compile traces), or an impl that cannot take the arguments.
+        ValueError: Shapes or devices differ, a location is outside of the grid (on a CPU, unless
+            torch.compile traces), or `impl` cannot take the arguments.
     """
     _check(u, h, positions, locations)
     check_impl(impl)
@@ -80,7 +82,7 @@ def distractor_score(
 
 
 def summed(positions: Positions) -> Tensor:
-    """(N, D): the vector of every location."""
+    """Return the vector of every location, (N, D), from one table or from rows and columns."""
     if isinstance(positions, Tensor):
         return positions
     rows, columns = positions
@@ -88,11 +90,11 @@ def summed(positions: Positions) -> Tensor:
 
 
 def table_rows(positions: Positions) -> int:
-    """Vectors in the table, or in both."""
+    """Return the number of vectors in the table, or in both tables."""
     return len(positions) if isinstance(positions, Tensor) else sum(map(len, positions))
 
 
-# --- what it accepts ------------------------------------------------------------------------------
+# --- argument checks ------------------------------------------------------------------------------
 
 
 def _check(u: Tensor, h: Tensor, positions: Positions, locations: Tensor) -> None:
@@ -117,14 +119,14 @@ def _check(u: Tensor, h: Tensor, positions: Positions, locations: Tensor) -> Non
     has_values = type(locations) is Tensor and not torch.compiler.is_compiling()
     if h.device.type == "cpu" and has_values and locations.numel():
         n = len(tables[0]) * (len(tables[1]) if len(tables) > 1 else 1)
-        places = locations.numpy()  # read without an operation that waits for a device
+        places = locations.numpy()  # NumPy: no torch operation that a device would wait for
         low, high = int(places.min()), int(places.max())
         if low < 0 or high >= n:
             raise ValueError(f"locations has {low if low < 0 else high}: N is {n}")
 
 
 def refusal(u: Tensor, h: Tensor, positions: Positions) -> str | None:
-    """Why Triton cannot take these arguments, naming the one at fault; None: it can."""
+    """Return why Triton cannot take these arguments, or None if it can."""
     tables = (positions,) if isinstance(positions, Tensor) else positions
     for name, tensor in (("u", u), ("h", h), *(("positions", t) for t in tables)):
         if tensor.dtype not in _DTYPES:
@@ -138,7 +140,7 @@ def refusal(u: Tensor, h: Tensor, positions: Positions) -> str | None:
     return unavailable(h.device)
 
 
-# --- the operation --------------------------------------------------------------------------------
+# --- custom operator ------------------------------------------------------------------------------
 
 
 @torch.library.custom_op(
@@ -156,7 +158,7 @@ def _score(
     scale: float,
     gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(loss, correct, du, dh, dtables): see `_stored` for what the gradients are multiplied by."""
+    """Return loss, correct, du, dh and dtables. `_stored` is the factor of the gradients."""
     from fastselfie.kernels import distractor_score_triton as program
 
     u, h = (x if x.stride(-1) == 1 else x.contiguous() for x in (u, h))
@@ -186,10 +188,10 @@ def _(
 
 @torch.library.custom_op("fastselfie::scale_", mutates_args=("x",))
 def _scale_(x: Tensor, factor: Tensor) -> None:
-    """x (dense) times factor () in float32, in place; a factor of 1 touches nothing.
+    """Multiply dense `x` by `factor` () in float32, in place. A factor of 1 writes nothing.
 
-    Not x.mul_(factor), which rounds the factor to x's type first: float16 ends at 65504, where a
-    gradient scaler begins.
+    x.mul_(factor) would first round the factor to x's dtype. The largest float16 is 65504, where
+    a gradient scaler begins.
     """
     from fastselfie.kernels import distractor_score_triton as program
 
@@ -197,18 +199,19 @@ def _scale_(x: Tensor, factor: Tensor) -> None:
         program.scale_(x, factor)
 
 
-# --- its gradient ---------------------------------------------------------------------------------
+# --- gradient -------------------------------------------------------------------------------------
 
 
 def _stored(u: Tensor, h: Tensor, scale: float) -> float:
-    """What the gradients of the sum over B x M are multiplied by when they are stored.
+    """Return the factor that the gradients of the sum over B x M are stored with.
 
-    1 / (B M) makes them the gradients of the mean, and the backward pass has nothing to do where
-    the incoming gradient is 1. In float16, whose normal numbers end at 6e-5, that would be too
-    small before the gradient scaler's factor comes in: there the scores' factor is replaced by one
-    of 64 to 128, room for gradients of 1e-6 to 500 per unit of scale. What is then missing is a
-    power of two, which changes no bit of a significand. A larger gradient is stored as infinite,
-    whatever the incoming one is: a scaler skips that step, and to lower its factor does not help.
+    1 / (B M) makes them the gradients of the mean. The backward pass then has nothing to do if the
+    incoming gradient is 1. In float16, whose smallest normal number is 6e-5, they would be too
+    small before the gradient scaler's factor is applied. So there the scale of the scores is
+    replaced by a factor of 64 to 128, for gradients of 1e-6 to 500 per unit of scale. The factor
+    that is then missing is a power of two, which changes no bit of a significand. A larger gradient
+    is stored as infinity, whatever the incoming gradient is: a gradient scaler skips that step, and
+    a lower loss scale does not help.
     """
     answers = h.shape[0] * h.shape[1]
     if torch.float16 not in (u.dtype, h.dtype):
@@ -220,7 +223,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     u, h, rows, columns, _locations, scale, _gradients = inputs
     _loss, correct, du, dh, dtables = output
     ctx.mark_non_differentiable(correct, du, dh, dtables)
-    ctx.set_materialize_grads(False)  # else zeros as large as du, dh and dtables, each time
+    ctx.set_materialize_grads(False)  # else torch allocates zeros for du, dh and dtables
     ctx.save_for_backward(du, dh, dtables)
     ctx.remaining = 1.0 / (h.shape[0] * h.shape[1] * _stored(u, h, scale))
     ctx.n_rows = len(rows)
@@ -229,7 +232,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _scaled(stored: Tensor, factor: Tensor) -> Tensor:
     if type(stored) is not Tensor:
-        # torch.compile traces: it fuses this with what follows, and changes no saved tensor.
+        # torch.compile traces: it fuses this with what follows, and must not change saved tensors.
         return (stored.float() * factor).to(stored.dtype)
     _scale_(stored, factor)
     return stored

@@ -1,30 +1,29 @@
-"""The Triton program of `distractor_score`: what it does with each byte, and how it is launched.
+"""The Triton kernel of `distractor_score`, and its launch.
 
-Imported only where Triton runs: on a GPU, or with TRITON_INTERPRET=1 on a CPU. The operation, its
-gradient and its errors are in distractor_score.py, its meaning is in reference.py.
+Imported only where Triton runs: on a GPU, or with TRITON_INTERPRET=1 on a CPU. distractor_score.py
+has the operator, its gradient and its errors; reference.py defines the operation.
 
-A program takes a tile of T images. With M' the power of two that holds M, the tile has c = T x M'
-candidates, each a row h_c, and everything is laid out with the candidates last:
+A program (one instance of the kernel) processes a tile of T images. M' is M rounded up to a power
+of two. The tile has c = T x M' candidates, each a row h_c. Candidates are the last axis:
 
     pass 1 over D    Q_rc = X H^T, the table of positions against every candidate; u_b . h_c
     in registers     s_jc = scale (u_b . h_c + Q[row of location (b, j), c]), where b is c's image;
-                     softmax, loss, right answers; dS and its column sums a_c;
-                     G_rc = dS scattered back to the rows of the table: the gather's adjoint
+                     softmax, loss, correct answers; dS and its column sums a_c;
+                     G_rc = dS scattered to the rows of the table, the adjoint of the gather
     pass 2 over D    dH = G^T X + a u,  dX = G H,  du_b = the sum of a_c h_c over b's candidates
 
-Positions of rows and columns are one table X of row vectors and then column vectors, of which a
-location takes two rows: so both forms are one program, and v = u + position is never made. h and X
-are read twice, the second time from cache where they fit; scores and probabilities stay in
-registers. dX is one partial table a program, added up by the caller: no atomics, so the same bits
-every time, on a GPU of any size.
+Row and column positions are one table X: row vectors, then column vectors. A location reads two of
+its rows. So both forms of positions are one kernel, and v = u + position is never stored. h and X
+are read twice, the second time from cache if they fit; scores and probabilities stay in registers.
+Each program writes a partial dX, and the caller adds them. Without atomics the result has the same
+bits every time, on a GPU of any size.
 
-Letters in names: i image of the tile, j masked place, k candidate of an image, c candidate of the
-tile, r row of X, d column of D.
+Suffixes of names: i image of the tile, j masked location, k candidate of an image, c candidate of
+the tile, r row of X, d column of D.
 """
 
 from __future__ import annotations
 
-import os
 from typing import NamedTuple
 
 import torch
@@ -32,74 +31,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastselfie.kernels.products_triton import add_product, add_product_for, rounded
+
 WARPS = 8
-SCALED_BLOCK = 8192  # numbers that a program scales
+SCALED_BLOCK = 8192  # values that a program scales
 
-_INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
-
-
-# --- products in float32 --------------------------------------------------------------------------
-
-
-@triton.jit
-def _rounded(x, to: tl.constexpr):
-    """A float32 x in the type `to`, to nearest even."""
-    if _INTERPRETED and to == tl.bfloat16:  # Triton 3.9's interpreter cuts the low bits off
-        bits = x.to(tl.int32, bitcast=True)
-        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
-        x = bits.to(tl.float32, bitcast=True)
-    return x.to(to)
-
-
-@triton.jit
-def _dot(x, y, sum_xy):
-    if _INTERPRETED:  # whose product of two bfloat16 is that of their bits; the values are the same
-        x, y = x.to(tl.float32), y.to(tl.float32)
-    return tl.dot(x, y, sum_xy, input_precision="tf32x3")
-
-
-@triton.jit
-def _add_product(x, y, sum_xy):
-    """sum_xy + x y for a float32 x and a y as it was loaded, x kept to its last bit.
-
-    y in half precision is exact, and a float32 is the sum of three bfloat16 (3 x 8 bits; of three
-    float16 to 2^-25): three products on tensor cores, the smallest first, summed in float32.
-    """
-    if y.dtype == tl.float32:
-        sum_xy = _dot(x, y, sum_xy)
-    else:
-        high = _rounded(x, y.dtype)
-        rest = x - high.to(tl.float32)
-        middle = _rounded(rest, y.dtype)
-        low = _rounded(rest - middle.to(tl.float32), y.dtype)
-        sum_xy = _dot(low, y, sum_xy)
-        sum_xy = _dot(middle, y, sum_xy)
-        sum_xy = _dot(high, y, sum_xy)
-    return sum_xy
-
-
-@triton.jit
-def _add_product_for(x, y, sum_xy, half: tl.constexpr):
-    """sum_xy + x y for float32 x and y and a sum that is to be rounded to the type `half`.
-
-    Two halves of each, but for the product of the small ones: 2^-16 beside bfloat16's 2^-8.
-    """
-    if half == tl.float32:
-        sum_xy = _dot(x, y, sum_xy)
-    else:
-        x_high, y_high = _rounded(x, half), _rounded(y, half)
-        sum_xy = _dot(_rounded(x - x_high.to(tl.float32), half), y_high, sum_xy)
-        sum_xy = _dot(x_high, _rounded(y - y_high.to(tl.float32), half), sum_xy)
-        sum_xy = _dot(x_high, y_high, sum_xy)
-    return sum_xy
-
-
-# --- what is read, and how it is spread -----------------------------------------------------------
+# --- loads and broadcasts -------------------------------------------------------------------------
 
 
 @triton.jit
 def _table(rows, columns, n_rows, n_columns, r, d, D):
-    """X (R, C) in float32: row vectors, then column vectors, then zeros."""
+    """Load X (R, C) as float32: row vectors, then column vectors, then zeros."""
     inside = (d < D)[None, :]
     at = r[:, None] * D + d[None, :]
     x_rd = tl.load(rows + at, mask=(r < n_rows)[:, None] & inside, other=0.0).to(tl.float32)
@@ -109,7 +51,7 @@ def _table(rows, columns, n_rows, n_columns, r, d, D):
 
 @triton.jit
 def _chunks(h_c, real_c, u_i, real_i, d, D):
-    """(h (T * MP, C), u (T, C)) as they are in memory, zeros where there is nothing."""
+    """Load h (T * MP, C) and u (T, C) without conversion, with zeros outside of the arrays."""
     inside = (d < D)[None, :]
     h_cd = tl.load(h_c[:, None] + d[None, :], mask=real_c[:, None] & inside, other=0.0)
     u_id = tl.load(u_i[:, None] + d[None, :], mask=real_i[:, None] & inside, other=0.0)
@@ -118,21 +60,21 @@ def _chunks(h_c, real_c, u_i, real_i, d, D):
 
 @triton.jit
 def _for_candidates(x_id, T: tl.constexpr, MP: tl.constexpr, C: tl.constexpr):
-    """(T, C), each image's row repeated for its candidates: (T * MP, C)."""
+    """Repeat each image's row for its candidates: (T, C) -> (T * MP, C)."""
     return tl.reshape(tl.broadcast_to(x_id[:, None, :], (T, MP, C)), (T * MP, C))
 
 
 @triton.jit
 def _over_candidates(x_ji, T: tl.constexpr, MP: tl.constexpr):
-    """(MP, T), each image's column repeated for its candidates: (MP, T * MP)."""
+    """Repeat each image's column for its candidates: (MP, T) -> (MP, T * MP)."""
     return tl.reshape(tl.broadcast_to(x_ji[:, :, None], (MP, T, MP)), (MP, T * MP))
 
 
 @triton.jit
 def _rows_of(location_ji, n_rows, n_columns, T: tl.constexpr, MP: tl.constexpr):
-    """(whether a location is in the grid (MP, T), the rows of X that it takes (MP, T * MP), twice).
+    """Return whether each location is in the grid (MP, T), and its two rows of X (MP, T * MP) each.
 
-    The second row is only meant where there are column vectors.
+    The second row is valid only if there are column vectors.
     """
     across = tl.maximum(n_columns, 1)
     inside_ji = (location_ji >= 0) & (location_ji < n_rows * across)
@@ -147,14 +89,14 @@ def _rows_of(location_ji, n_rows, n_columns, T: tl.constexpr, MP: tl.constexpr):
 
 @triton.jit
 def _cross_entropy(s_jik, j, k, M):
-    """(loss (MP, T), whether j is right (MP, T), the loss by the scores (MP, T, MP))."""
-    s_jik = tl.where(k < M, s_jik, float("-inf"))  # and k = 0 is always real
+    """Return loss (MP, T), whether j is correct (MP, T), and d loss / d scores (MP, T, MP)."""
+    s_jik = tl.where(k < M, s_jik, float("-inf"))  # k = 0 always exists
     top_ji = tl.max(s_jik, 2)
     e_jik = tl.exp(s_jik - top_ji[:, :, None])
     total_ji = tl.sum(e_jik, 2)
     target_ji = tl.sum(tl.where(k == j, s_jik, 0.0), 2)
     loss_ji = tl.log(total_ji) - (target_ji - top_ji)
-    # argmax takes the first maximum. No comparison with NaN holds, so NaN is never right.
+    # argmax takes the first maximum. Comparisons with NaN are false, so NaN is never correct.
     below = tl.where(k < j, s_jik < target_ji[:, :, None], s_jik <= target_ji[:, :, None])
     right_ji = tl.sum(tl.where(below | (k >= M), 0, 1), 2) == 0
     return loss_ji, right_ji, e_jik / total_ji[:, :, None] - tl.where(k == j, 1.0, 0.0)
@@ -162,9 +104,9 @@ def _cross_entropy(s_jik, j, k, M):
 
 @triton.jit
 def _scatter(ds_jc, first_jc, second_jc, j, r, M, n_columns):
-    """G (R, c): dS of each masked place added to the rows of X that the place takes.
+    """Return G (R, c): dS of each masked location, added to the rows of X that it reads.
 
-    One place after the other, because two may take the same row.
+    The loop is sequential, because two locations may read the same row.
     """
     g_rc = tl.zeros((r.shape[0], ds_jc.shape[1]), tl.float32)
     for place in range(M):
@@ -185,15 +127,15 @@ def score_tile(
     n_rows, n_columns, scale, mean, stored,
     T: tl.constexpr, MP: tl.constexpr, R: tl.constexpr, C: tl.constexpr, GRADIENTS: tl.constexpr,
 ):  # fmt: skip
-    """One tile's share of the loss, of the right answers and of every gradient.
+    """Compute one tile's share of the loss, of the correct answers and of every gradient.
 
-    Read: u (B, D), h (B, M, D) and locations (B, M) with their strides, rows (n_rows, D), columns
-    (n_columns, D); n_columns is 0 where rows is the whole table. Written, dense: du (B, D), dh
-    (B, M, D), dtables (programs, n_rows + n_columns, D), losses and rights (programs,). The loss
-    is multiplied by mean, the gradients by stored.
+    Reads u (B, D), h (B, M, D) and locations (B, M) by their strides, and the dense tables rows
+    (n_rows, D) and columns (n_columns, D); n_columns is 0 if rows is the whole table. Writes dense
+    du (B, D), dh (B, M, D), dtables (programs, n_rows + n_columns, D), losses and rights
+    (programs,). The loss is multiplied by mean, the gradients by stored.
     """
     tile = tl.program_id(0)
-    # 64 bits: B x M x D passes 2^31 at sizes that fit in memory.
+    # 64 bits: B x M x D may exceed 2^31.
     i = tile.to(tl.int64) * T + tl.arange(0, T)
     c = tl.arange(0, T * MP)
     b_c, k_c = tile.to(tl.int64) * T + c // MP, c % MP
@@ -209,7 +151,7 @@ def score_tile(
         h_cd, u_id = _chunks(h_c, real_c, u_i, real_i, d, D)
         x_rd = _table(rows, columns, n_rows, n_columns, r, d, D)
         own_c += tl.sum(_for_candidates(u_id.to(tl.float32), T, MP, C) * h_cd.to(tl.float32), 1)
-        q_rc = _add_product(x_rd, tl.trans(h_cd), q_rc)
+        q_rc = add_product(x_rd, tl.trans(h_cd), q_rc)
 
     real_ji = (j < M)[:, None] & real_i[None, :]
     at_ji = i[None, :] * location_stride_b + j[:, None] * location_stride_m
@@ -218,7 +160,7 @@ def score_tile(
     s_jc = own_c[None, :] + tl.gather(q_rc, first_jc, 0)
     if n_columns > 0:
         s_jc += tl.gather(q_rc, second_jc, 0)
-    # The guard: a location outside the grid makes the loss NaN, not a wrong number.
+    # A location outside of the grid makes the loss NaN, not a wrong number.
     s_jik = tl.reshape(s_jc * scale, (MP, T, MP))
     s_jik = tl.where(inside_ji[:, :, None], s_jik, float("nan"))
     k = tl.arange(0, MP)[None, None, :]
@@ -240,33 +182,38 @@ def score_tile(
             h_cd, u_id = _chunks(h_c, real_c, u_i, real_i, d, D)
             x_rd = _table(rows, columns, n_rows, n_columns, r, d, D)
             dh_cd = a_c[:, None] * _for_candidates(u_id.to(tl.float32), T, MP, C)
-            dh_cd = _add_product_for(tl.trans(g_rc), x_rd, dh_cd, h_cd.dtype) * factor
+            dh_cd = add_product_for(tl.trans(g_rc), x_rd, dh_cd, h_cd.dtype) * factor
             dh_at = dh_c[:, None] + d[None, :]
-            tl.store(dh_at, _rounded(dh_cd, h_cd.dtype), mask=real_c[:, None] & inside)
+            tl.store(dh_at, rounded(dh_cd, h_cd.dtype), mask=real_c[:, None] & inside)
             du_id = tl.sum(tl.reshape(a_c[:, None] * h_cd.to(tl.float32), (T, MP, C)), 1) * factor
             du_at = du + i[:, None] * D + d[None, :]
-            tl.store(du_at, _rounded(du_id, u_id.dtype), mask=real_i[:, None] & inside)
-            dx_rd = _add_product(g_rc, h_cd, tl.zeros((R, C), tl.float32)) * factor
+            tl.store(du_at, rounded(du_id, u_id.dtype), mask=real_i[:, None] & inside)
+            dx_rd = add_product(g_rc, h_cd, tl.zeros((R, C), tl.float32)) * factor
             tl.store(dtable_r[:, None] + d[None, :], dx_rd, mask=(r < n)[:, None] & inside)
 
 
 @triton.jit
 def scale_block(x, factor, n, BLOCK: tl.constexpr):
-    """x (n,) times factor (1,) in float32, in place. A factor of 1 touches nothing."""
+    """Multiply x (n,) by factor (1,) in float32, in place. A factor of 1 writes nothing."""
     by = tl.load(factor)
     if by != 1.0:
         at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         value = tl.load(x + at, mask=at < n)
-        tl.store(x + at, _rounded(value.to(tl.float32) * by, value.dtype), mask=at < n)
+        tl.store(x + at, rounded(value.to(tl.float32) * by, value.dtype), mask=at < n)
 
 
-# --- the launch -----------------------------------------------------------------------------------
+# --- launch ---------------------------------------------------------------------------------------
 
 
 class Tile(NamedTuple):
-    """What a program is compiled for: T images, M', R rows of the table, C of D.
+    """Sizes that the kernel is compiled for.
 
-    stages: chunks of h in shared memory, the one in use and those on their way.
+    Attributes:
+        images: T.
+        places: M', masked locations rounded up to a power of two.
+        rows: R, rows of the table, rounded up.
+        width: C, the columns of D in a chunk.
+        stages: Chunks of h in shared memory: the one in use and those being loaded.
     """
 
     images: int
@@ -277,18 +224,21 @@ class Tile(NamedTuple):
 
 
 def tile_of(images: int, masked: int, table_rows: int, width: int, item_bytes: int) -> Tile:
-    """As many images as registers hold: the table is then read the least often.
+    """Choose as many images as fit in registers, so that the table is read the fewest times.
 
-    At 8 warps a thread has 32 float32 of an array of 8,192 entries; Q (R x T M') and the scores
-    (M' x T M') are the largest that live through a pass, and float32 items take twice as many.
+    With 8 warps a thread holds 32 float32 of an array of 8,192 entries. Q (R x T M') and the scores
+    (M' x T M') are the largest arrays that are alive during a pass. float32 items need twice as
+    many registers.
+
+    Args: B, M, the rows of both tables, D, and the bytes of an item of h.
     """
     places = triton.next_power_of_2(masked)
-    rows = max(16, triton.next_power_of_2(table_rows))  # 16: the least that tensor cores take
+    rows = max(16, triton.next_power_of_2(table_rows))  # 16: the minimum for tensor cores
     entries = 8192 if item_bytes == 2 else 4096
     candidates = max(places, 16, min(entries // 32, entries // max(rows, places)))
-    # No more images than there are.
+    # Not more images than the batch has.
     candidates = min(candidates, max(16, places * triton.next_power_of_2(images)))
-    small = rows < 64  # beyond, shared memory is what runs out: consumer GPUs have 99 KiB
+    small = rows < 64  # above, shared memory is the limit: consumer GPUs have 99 KiB
     chunk = 32 if small and width > 16 else 16
     return Tile(candidates // places, places, rows, chunk, 3 if small else 2)
 
@@ -303,11 +253,21 @@ def score(
     stored: float,
     gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(loss (), correct (), du, dh, dtables (n_rows + n_columns, D) float32).
+    """Launch the kernel on arguments that `distractor_score` has checked.
 
-    Gradients are those of the sum over places and images times `stored`; empty where they are not
-    asked for. Arguments are as `distractor_score` has checked them; the last dimension of u and h
-    is dense.
+    Args:
+        u: (B, D), dense in its last dimension.
+        h: (B, M, D), dense in its last dimension.
+        rows: (G, D), dense; or the whole table (N, D).
+        columns: (G', D), dense; or None.
+        locations: (B, M).
+        scale: Factor of the scores.
+        stored: Factor of the gradients.
+        gradients: Whether to compute the gradients.
+
+    Returns:
+        The loss (), the correct answers (), and du, dh and dtables (n_rows + n_columns, D) float32:
+        the gradients of the loss summed over locations and images, or empty.
     """
     (b, m, d), n_rows = h.shape, len(rows)
     n_columns = 0 if columns is None else len(columns)
@@ -333,7 +293,7 @@ def score(
 
 
 def scale_(x: Tensor, factor: Tensor) -> None:
-    """x (dense) times factor (), in place."""
+    """Multiply dense `x` by `factor` () in place."""
     scale_block[(triton.cdiv(x.numel(), SCALED_BLOCK),)](
         x, factor, x.numel(), BLOCK=SCALED_BLOCK, num_warps=WARPS
     )

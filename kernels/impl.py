@@ -1,4 +1,4 @@
-"""Which implementation of a fused operation runs: `impl` chooses only the speed."""
+"""Chooses the implementation of a fused operation. `impl` changes only the speed."""
 
 from __future__ import annotations
 
@@ -14,19 +14,23 @@ _CAPABILITY = 8  # older GPUs have too little shared memory for the distractor s
 
 
 def check_impl(impl: str) -> None:
-    """Raises ValueError: a misspelt one would be another, silently."""
+    """Check the name of an implementation.
+
+    Raises:
+        ValueError: It is none of `Impl`.
+    """
     if impl not in get_args(Impl):
         raise ValueError(f"impl is {impl!r}: one of {', '.join(get_args(Impl))}")
 
 
 def unavailable(device: torch.device) -> str | None:
-    """Why Triton does not run there, in one line; None: it does."""
+    """Return one line that says why Triton cannot run on `device`, or None if it can."""
     if importlib.util.find_spec("triton") is None:
         return "impl is triton, which is not installed: pip install 'fastselfie[triton]'"
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return (
             f"impl is triton, but the tensors are on {device}: Triton needs a GPU, or "
-            "TRITON_INTERPRET=1 before the start to be interpreted"
+            "TRITON_INTERPRET=1 before the start to run in its interpreter"
         )
     if device.type == "cuda" and (
         torch.version.hip or torch.cuda.get_device_properties(device).major < _CAPABILITY

@@ -1,7 +1,7 @@
-"""Batch norm and ReLU in one pass for training on a CPU: C++, see kernels/host/norm_relu.cpp.
+"""Fused batch norm and ReLU for training on a CPU, in C++ (kernels/host/norm_relu.cpp).
 
-On a GPU torch.compile fuses the two with what is around them; eager torch on a CPU does not, and
-reads and writes the activations thirteen times where eight do.
+Eager torch reads and writes the activations 13 times; the fused kernel does 8 times. On a GPU
+torch.compile fuses the two with their neighbours.
 """
 
 from __future__ import annotations
@@ -17,15 +17,22 @@ from fastselfie.kernels.impl import Impl, check_impl
 
 
 def norm_relu(norm: nn.BatchNorm2d, x: Tensor, impl: Impl = "auto") -> Tensor:
-    """relu(norm(x)), whose running statistics it updates as the module does.
+    """Return relu(norm(x)), and update the running statistics as the module does.
 
-    x: (B, C, H, W). One fused kernel where x is float32 or bfloat16, channels-last and on a CPU and
-    the norm is in training and has float32 weights; else, and with impl reference, the two
-    operations. The results differ by rounding alone. There is no Triton program, and impl triton is
-    auto: for a GPU torch.compile makes one.
+    The fused kernel is used on a CPU for channels-last float32 or bfloat16, if the norm is in
+    training mode and has float32 weights. Otherwise the two operations run separately. The results
+    differ only by rounding.
+
+    Args:
+        norm: The batch norm.
+        x: (B, C, H, W).
+        impl: auto or reference. triton is the same as auto: on a GPU torch.compile fuses the two.
+
+    Returns:
+        (B, C, H, W), in x's dtype.
 
     Raises:
-        ValueError: an unknown impl.
+        ValueError: `impl` is unknown.
     """
     check_impl(impl)
     if impl == "reference" or not _fuses(norm, x):
@@ -33,13 +40,13 @@ def norm_relu(norm: nn.BatchNorm2d, x: Tensor, impl: Impl = "auto") -> Tensor:
     y: Tensor
     y, mean, variance = _NormReLU.apply(x, norm.weight, norm.bias, norm.eps)  # type: ignore[no-untyped-call]
     if norm.track_running_stats:
-        _count(norm, mean, variance, x.numel() // x.shape[1])
+        _update_statistics(norm, mean, variance, x.numel() // x.shape[1])
     return y
 
 
 def _fuses(norm: nn.BatchNorm2d, x: Tensor) -> bool:
     return (
-        # Neither traced for compilation nor fake, as in the memory estimate.
+        # Not traced by torch.compile, and not a FakeTensor of the memory estimate.
         type(x) is Tensor
         and not torch.compiler.is_compiling()
         and type(norm) is nn.BatchNorm2d
@@ -49,11 +56,11 @@ def _fuses(norm: nn.BatchNorm2d, x: Tensor) -> bool:
         and norm.affine
         and norm.weight.dtype == torch.float32
         and x.is_contiguous(memory_format=torch.channels_last)
-        and x.numel() > x.shape[1]  # of one value there is no variance: the module says so
+        and x.numel() > x.shape[1]  # one value has no variance: the module raises the error
     )
 
 
-def _count(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) -> None:
+def _update_statistics(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) -> None:
     assert norm.running_mean is not None
     assert norm.running_var is not None
     assert norm.num_batches_tracked is not None
@@ -102,7 +109,7 @@ class _NormReLU(torch.autograd.Function):
 
 
 def _array(tensor: Tensor) -> Any:
-    """A view for numpy, bfloat16 as its bits; activations as a matrix of pixels by channels."""
+    """Return a NumPy view: bfloat16 as uint16, activations as a matrix of pixels by channels."""
     tensor = tensor.detach()
     if tensor.dim() == 4:
         tensor = tensor.permute(0, 2, 3, 1).flatten(0, 2)

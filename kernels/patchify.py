@@ -1,7 +1,8 @@
-"""uint8 images -> normalised, flipped, ordered patches, channels-last, in one pass.
+"""Turns uint8 images into normalised, flipped, ordered patches in one pass.
 
-`fastselfie.kernels.reference.patchify` defines it. The C++ of kernels/host equals that to the bit,
-the Triton program of patchify_triton.py but for the rounding of a fused multiply-add.
+`fastselfie.kernels.reference.patchify` defines the operation. The C++ in kernels/host is equal to
+it bit for bit; the Triton kernel in patchify_triton.py differs by the rounding of a fused
+multiply-add.
 """
 
 from __future__ import annotations
@@ -23,17 +24,30 @@ def patchify(
     dtype: torch.dtype = torch.float32,
     impl: Impl = "auto",
 ) -> Tensor:
-    """As `reference.patchify`: (B, H, W, C) uint8 -> (B, N, C, P, P) in `dtype`, channels-last.
+    """Normalise, flip, cut into patches and put them in order; see `reference.patchify`.
 
-    impl: chooses only the speed. auto: Triton on a GPU where it is installed, on a CPU the C++ for
-    three channels and float32 or bfloat16, else reference. triton: float32, bfloat16 and float16;
-    on a CPU only with TRITON_INTERPRET=1.
+    On a GPU, a location in `order` outside of the grid is not checked, because reading it would
+    wait for the GPU. Triton then makes a NaN patch, and so a NaN loss; the reference fails like
+    torch's indexing.
+
+    Args:
+        images: (B, H, W, C) uint8.
+        flip: (B,) bool, which images to mirror horizontally before they are cut.
+        order: (B, N) int64, the location in the grid that each patch is taken from.
+        patch: P, in pixels; divides H and W.
+        mean: (C,) floats, in units of 0..1.
+        std: (C,) floats, in units of 0..1.
+        dtype: Of the result.
+        impl: auto uses Triton on a GPU if installed; on a CPU the C++ for three channels and
+            float32 or bfloat16; else the reference. triton takes float32, bfloat16 and float16,
+            on a CPU only with TRITON_INTERPRET=1. reference is plain torch.
+
+    Returns:
+        (B, N, C, P, P) in `dtype`, each patch channels-last in memory.
 
     Raises:
-        ValueError: types, shapes or devices are others than `reference.patchify` says; P does not
-            divide H and W; Triton is asked for where it does not run; a place of `order` is outside
-            of the grid. To read places on a GPU would mean to wait for it: there the patch is NaN
-            with Triton, as is the loss then, and reference fails as torch's indexing does.
+        ValueError: An argument has a wrong dtype, shape or device, P does not divide H and W, a
+            location is outside of the grid (on a CPU), or Triton is not available.
     """
     check_impl(impl)
     _check(images, flip, order, patch, mean, std)
@@ -83,7 +97,7 @@ def _kind(tensor: Tensor) -> str:
 
 
 def _refusal(images: Tensor, dtype: torch.dtype) -> str | None:
-    """Why Triton cannot make these patches; None: it can."""
+    """Return why Triton cannot make these patches, or None if it can."""
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"dtype is {dtype}: impl triton takes float32, bfloat16 and float16"
     return unavailable(images.device)
@@ -98,7 +112,7 @@ def _on_host(
     images: Tensor, flip: Tensor, order: Tensor, patch: int, mean: Tensor, std: Tensor,
     dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
-    """(B, N, P, P, 3)."""
+    """Run the C++: (B, N, P, P, 3)."""
     scale, offset = reference.scale_and_offset(mean, std, torch.float32)
     out = torch.empty(*order.shape, patch, patch, 3, dtype=dtype)
     numbers = out if dtype == torch.float32 else out.view(torch.uint16)

@@ -1,4 +1,4 @@
-"""The Triton program of patchify: see patchify.py; reference.py says what it computes."""
+"""The Triton kernel of `patchify` (patchify.py); reference.py defines what it computes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 WARPS = 4
-BLOCK = 1024  # numbers a program makes at a time: the largest patch of the paper has 3,072
+BLOCK = 1024  # values computed at a time; the paper's largest patch has 3,072
 
 
 @triton.jit
@@ -17,10 +17,10 @@ def patch(
     height, width, side, places, channels,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One patch: out (B, N, P, P, C) from images (B, H, W, C), order (B, N), all dense.
+    """Make one patch of out (B, N, P, P, C) from images (B, H, W, C) and order (B, N), all dense.
 
-    Neighbouring threads read and write neighbouring bytes. A place outside of the grid makes NaN,
-    which reaches the loss: to raise would mean to wait for the GPU.
+    Neighbouring threads read and write neighbouring bytes. A location outside of the grid makes
+    NaN, which reaches the loss; to raise an error would wait for the GPU.
     """
     item = tl.program_id(0).to(tl.int64)
     image = item // places
@@ -48,7 +48,20 @@ def patchify(
     images: Tensor, flip: Tensor, order: Tensor, side: int, scale: Tensor, offset: Tensor,
     dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
-    """(B, H, W, C) uint8 -> (B, N, P, P, C) in `dtype`; scale and offset (C,) float32."""
+    """Launch the kernel.
+
+    Args:
+        images: (B, H, W, C) uint8.
+        flip: (B,) bool.
+        order: (B, N) int64.
+        side: P.
+        scale: (C,) float32, the factor of a level 0..255.
+        offset: (C,) float32, added after scaling.
+        dtype: Of the result.
+
+    Returns:
+        (B, N, P, P, C) in `dtype`, dense.
+    """
     _, height, width, channels = images.shape
     b, n = order.shape
     out = torch.empty(b, n, side, side, channels, dtype=dtype, device=images.device)

@@ -1,7 +1,7 @@
-"""Every fused operation in plain torch or numpy: what the fast paths are tested against.
+"""References in plain torch or NumPy that define every fused operation.
 
-Right in float64 as in float32. Shapes: B images, N patches, M masked, K = N - M visible,
-D width, H W C pixels, P patch side.
+The fast paths are tested against them. They are accurate in float64 too. Shapes: B images,
+N patches, M masked, K = N - M visible, D width, H W C pixels, P patch side.
 """
 
 from __future__ import annotations
@@ -27,15 +27,17 @@ def patchify(
 ) -> Tensor:
     """Normalise, flip, cut into patches and put them in order.
 
-    With `patch` equal to H and an order of zeros this is the normalisation of whole images.
+    With `patch` equal to H and W and an order of zeros, this normalises whole images.
 
     Args:
         images: (B, H, W, C) uint8.
         flip: (B,) bool, which images to mirror horizontally before they are cut.
         order: (B, N) int64, the location that each output patch is taken from, numbered row by
-            row over the grid; need not name every location.
-        patch: P, which divides H and W.
-        mean, std: (C,) in units of 0..1.
+            row over the grid. It may leave out and repeat locations.
+        patch: P, in pixels; divides H and W.
+        mean: (C,) floats, in units of 0..1.
+        std: (C,) floats, in units of 0..1.
+        dtype: Of the result.
 
     Returns:
         (B, N, C, P, P) in `dtype`, each patch channels-last in memory.
@@ -51,31 +53,40 @@ def patchify(
     cut = mirrored.view(b, rows, patch, columns, patch, c).transpose(2, 3)
     patches = cut.reshape(b, rows * columns, patch, patch, c)
     ordered = patches[torch.arange(b, device=images.device)[:, None], order]
-    # float32 before the cast: half precision cannot hold 255 levels / std exactly.
+    # Compute in float32: half precision cannot hold 255 levels / std exactly.
     working = torch.promote_types(dtype, torch.float32)
     scale, offset = (v.to(images.device) for v in scale_and_offset(mean, std, working))
     return (ordered.to(working) * scale + offset).to(dtype).permute(0, 1, 4, 2, 3)
 
 
 def scale_and_offset(mean: Tensor, std: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """What a level 0..255 is multiplied by, and what is added then: (C,) each."""
+    """Return the factor of a level 0..255 and the offset added to the product: (C,) each.
+
+    Args:
+        mean: (C,) floats, in units of 0..1.
+        std: (C,) floats, in units of 0..1.
+        dtype: Of the results.
+    """
     return 1.0 / (255.0 * std.to(dtype)), -mean.to(dtype) / std.to(dtype)
 
 
 def distractor_scores(
     u: Tensor, h: Tensor, positions: Tensor, locations: Tensor, scale: float
 ) -> Tensor:
-    """s_jk = scale * (u + position(j)) . h_k: how well candidate k fits masked location j.
+    """Return s_jk = scale * (u + position(j)) . h_k, the score of candidate k at location j.
 
     Args:
         u: (B, D), the summary of the visible patches.
-        h: (B, M, D), the masked patches; h_k belongs to location k. No position is added.
-        positions: (N, D), one vector a location.
+        h: (B, M, D), the masked patches; h_k belongs to location k. No position is added to it.
+        positions: (N, D), one vector for each location.
         locations: (B, M) int64, where the masked patches were.
-        scale: a factor, for example 1 / sqrt(D).
+        scale: A factor, for example 1 / sqrt(D).
 
     Returns:
         (B, M, M), locations by candidates, float32 or wider.
+
+    Raises:
+        ValueError: The widths D differ.
     """
     if u.shape[-1] != h.shape[-1] or positions.shape[-1] != h.shape[-1]:
         raise ValueError(
@@ -89,15 +100,20 @@ def distractor_scores(
 def distractor_score(
     u: Tensor, h: Tensor, positions: Tensor, locations: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """The Selfie loss and how many locations were answered right.
+    """Compute the Selfie loss (arXiv 1906.02940, section 2), and count the correct answers.
 
-    Independent softmaxes over the candidates of each location, cross-entropy with the candidate
-    that was there (k = j), the mean over locations and images (paper, section 2).
+    Each masked location has a softmax over the candidates. The loss is the cross-entropy with the
+    candidate that was there (k = j), averaged over locations and images.
 
-    Arguments as in `distractor_scores`.
+    Args:
+        u: As in `distractor_scores`.
+        h: As in `distractor_scores`.
+        positions: As in `distractor_scores`.
+        locations: As in `distractor_scores`.
+        scale: As in `distractor_scores`.
 
     Returns:
-        loss: () float32 or wider. correct: () int64, out of B x M.
+        The loss, () float32 or wider; and the correct answers, () int64, out of B x M.
     """
     with torch.autocast(h.device.type, enabled=False):
         scores_bmm = distractor_scores(u, h, positions, locations, scale)
@@ -109,9 +125,14 @@ def distractor_score(
 
 
 def philox4x32(counter: tuple[WordArray, ...], key: tuple[int, int]) -> tuple[WordArray, ...]:
-    """Philox4x32-10: four uint32 words (held in uint64) a counter.
+    """Apply Philox4x32-10 (Salmon et al., SC 2011) to counters.
 
-    counter: four broadcastable uint64 arrays with values below 2^32. key: two uint32.
+    Args:
+        counter: Four broadcastable uint64 arrays with values below 2^32.
+        key: Two values below 2^32.
+
+    Returns:
+        Four uint64 arrays with values below 2^32.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -133,7 +154,18 @@ def philox4x32(counter: tuple[WordArray, ...], key: tuple[int, int]) -> tuple[Wo
 def uniform(
     seed: int, purpose: int, epochs: IntArray, samples: IntArray, count: int
 ) -> npt.NDArray[np.float64]:
-    """`count` numbers in [0, 1) for each of (B,) samples, (B, count): see kernels/host."""
+    """Draw `count` numbers in [0, 1) for each sample, as `fastselfie.kernels.host.uniform` does.
+
+    Args:
+        seed: First half of the key, below 2^32.
+        purpose: Second half of the key, below 2^32.
+        epochs: (B,) int64.
+        samples: (B,) int64 ids below 2^32.
+        count: Numbers for each sample.
+
+    Returns:
+        (B, count) float64.
+    """
     blocks = np.arange(-(-count // 4), dtype=np.uint64)[None]
     sample, epoch = samples.astype(np.uint64)[:, None], epochs.astype(np.uint64)[:, None]
     counter = np.broadcast_arrays(sample, epoch, blocks, np.uint64(0))

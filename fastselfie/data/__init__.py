@@ -1,4 +1,4 @@
-"""From files on disk to batches of pixels: sources, the .beton format, loaders and their order.
+"""Data loading, from files to batches of pixels: sources, the .beton format, loaders.
 
 May import: system, config, kernels.
 """

@@ -1,4 +1,4 @@
-"""The images that a run trains on and those that are held out."""
+"""Opens the training images and the held-out images of a run."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from fastselfie.data.random import IntArray, Purpose, uniform
 from fastselfie.data.sources.base import (
     UNLABELLED,
     ArraySource,
-    BetonSource,
     FolderSource,
     NoSource,
     Source,
-    decode_image,
     is_labelled,
     relabelled,
 )
-from fastselfie.data.sources.formats import numbered_as, open_held_out, open_part
+from fastselfie.data.sources.beton import BetonSource
+from fastselfie.data.sources.decode import decode_image
+from fastselfie.data.sources.parts import align_labels, open_held_out, open_part
 from fastselfie.data.sources.shards import named_as_parts
 from fastselfie.errors import UserError
 
@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 _SYNTHETIC_IMAGES, _SYNTHETIC_CLASSES = 50_000, 10
-# Names of folders that tell what their files are, not what is in the pictures.
+# Folder names that describe the type of the files, not the content of the pictures.
 _ROLES = frozenset({
     "annotations", "image", "images", "img", "imgs", "jpegimages", "labels", "masks",
     "segmentationclass", "trimaps",
@@ -53,10 +53,16 @@ _ROLES = frozenset({
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training part and a held-out part. `split` says where the second came from.
+    """Training images and held-out images.
 
-    Their classes are the same, but for pretraining with held-out images that have no labels of the
-    training classes. held_out_is_train: data.test names the images of data.train again.
+    Both have the same classes. The exception is pretraining with held-out images that have no
+    labels of the training classes.
+
+    Attributes:
+        train: The training images.
+        held_out: The held-out images.
+        split: Where the held-out images come from, for messages.
+        held_out_is_train: Whether data.test names the same images as data.train.
     """
 
     train: Source
@@ -66,23 +72,23 @@ class Dataset:
 
     @property
     def warning(self) -> str:
-        """What must be said beside figures of the held-out images; empty where nothing must."""
+        """A warning to print beside results on the held-out images; "" if there is none."""
         if not self.held_out_is_train:
             return ""
         return (
-            f"{self.split}: the held-out images are the training images, so no figure tells of "
-            "others: give other images, or data.test=null to hold out a share"
+            f"{self.split}: the held-out images are the training images, so the results say "
+            "nothing about other images: pass other images, or data.test=null to hold out a share"
         )
 
     @property
     def comparable(self) -> bool:
-        """Whether the labels of the held-out images are of the training classes."""
+        """Whether both parts have the same classes."""
         return list(self.train.classes) == list(self.held_out.classes)
 
     def fingerprint(self) -> str:
-        """Of both parts' classes, labels and order: what a resumed run must find again.
+        """Return a hash of both parts' classes, labels and order, which a resumed run compares.
 
-        The same for a folder and for the .beton file prepared from it.
+        A folder and the .beton file prepared from it have the same fingerprint.
         """
         digest = hashlib.sha256()
         for source in (self.train, self.held_out):
@@ -92,19 +98,20 @@ class Dataset:
 
 
 def open_dataset(data: DataConfig, seed: int = 0, labels_needed: bool = True) -> Dataset:
-    """The training and the held-out images that `data` names.
+    """Open the training images and the held-out images that `data` names.
 
-    Held out are, in this order: data.test; the part beside data.train's training part that has
-    labels of the same classes; data.held_out of each class. The held-out images need not show every
-    class. Where the training images have no labels, those of the held-out images are dropped.
+    The held-out images are the first of these that exists: data.test; the held-out part of
+    data.train that has labels of the training classes; the share data.held_out of each class. They
+    need not show every class. If the training images have no labels, the labels of the held-out
+    images are dropped.
 
     Args:
-        data: says where the images are.
-        seed: of the images that are held out or kept by data.limit.
-        labels_needed: whether held-out images without labels of the training classes are refused.
+        data: Says where the images are.
+        seed: Chooses the images that are held out or kept by data.limit.
+        labels_needed: Whether held-out images without labels of the training classes are refused.
 
     Raises:
-        UserError: a missing or empty folder, other classes in the held-out part, a broken file.
+        UserError: A path is missing, empty or damaged, or the held-out part has other classes.
     """
     if data.loader == "synthetic":
         labels = np.arange(_SYNTHETIC_IMAGES, dtype=np.int64) % _SYNTHETIC_CLASSES
@@ -112,12 +119,12 @@ def open_dataset(data: DataConfig, seed: int = 0, labels_needed: bool = True) ->
         return _limited_dataset(Dataset(noise, noise, "synthetic"), data.limit, seed)
     if data.train is None:
         raise UserError(
-            "data.train is not set: give an image folder (one sub-folder a class), for example "
-            "data.train=DIR, or data.loader=synthetic"
+            "data.train is not set: pass an image folder with one sub-folder for each class, for "
+            "example data.train=DIR, or data.loader=synthetic"
         )
-    train, same = _required(data.train, "train"), False
+    train, same = _open_required(data.train, "train"), False
     if data.test is not None:
-        held_out, split = _required(data.test, "test", train.classes), data.test
+        held_out, split = _open_required(data.test, "test", train.classes), data.test
         same = _is_same(data.train, data.test)
     else:
         beside = open_held_out(expanded(data.train), train.classes)
@@ -129,24 +136,24 @@ def open_dataset(data: DataConfig, seed: int = 0, labels_needed: bool = True) ->
                 split += f": its {beside.name} part has no labels"
         else:
             held_out, split = beside.source, f"the {beside.name} part of {data.train}"
-            if beside.passed:
-                split += f" (no labels of the training classes in: {', '.join(beside.passed)})"
-    held_out = _agreed(train, held_out, split, labels_needed)
+            if beside.rejected:
+                split += f" (no labels of the training classes in: {', '.join(beside.rejected)})"
+    held_out = _align_held_out(train, held_out, split, labels_needed)
     return _limited_dataset(Dataset(train, held_out, split, same), data.limit, seed)
 
 
-def _agreed(train: Source, held_out: Source, split: str, labels_needed: bool) -> Source:
-    """The held-out images with labels that are numbers of the training classes."""
+def _align_held_out(train: Source, held_out: Source, split: str, labels_needed: bool) -> Source:
+    """Return the held-out images with labels that are indices into the training classes."""
     if not is_labelled(train):
         return relabelled(held_out, np.zeros(len(held_out), dtype=np.int64), train.classes)
-    agreed = numbered_as(held_out, train.classes)
-    if agreed is not None:
-        return agreed
+    aligned = align_labels(held_out, train.classes)
+    if aligned is not None:
+        return aligned
     if not labels_needed:
         return held_out
     if not is_labelled(held_out):
         raise UserError(
-            f"{split}: its images have no labels, which measuring needs: give other images as "
+            f"{split}: its images have no labels, which the evaluation needs: pass other images as "
             "data.test, data.test=null to hold out a share of the training images, or --stage "
             "pretrain"
         )
@@ -155,7 +162,7 @@ def _agreed(train: Source, held_out: Source, split: str, labels_needed: bool) ->
     if len(train.classes) == 1 and named_as_parts([*train.classes, *held_out.classes]):
         raise UserError(
             f"{split}: the only folder of each part is named as a part again "
-            f"({_some([*train.classes, *held_out.classes])}): give the inner folders as data.train "
+            f"({_some([*train.classes, *held_out.classes])}): pass the inner folders as data.train "
             "and data.test"
         )
     if not unknown:
@@ -166,40 +173,45 @@ def _agreed(train: Source, held_out: Source, split: str, labels_needed: bool) ->
         )
     raise UserError(
         f"{split}: its classes {_some(held_out.classes)} are not those of the training images, "
-        f"{_some(train.classes)}, which lack {_some(unknown)}: give other images as data.test, or "
+        f"{_some(train.classes)}, which lack {_some(unknown)}: pass other images as data.test, or "
         "rename the classes"
     )
 
 
 def class_warning(source: Source, path: str | Path) -> str:
-    """What must be said of the classes of the training images at `path`; empty where nothing must.
+    """Return a warning if the classes at `path` look like a misread folder; "" if they do not.
 
-    It tells of a folder that was read in another way than its owner thought.
+    Args:
+        source: The training images.
+        path: Where they are, for the message.
     """
     classes = list(source.classes)
     if classes == list(UNLABELLED):
-        return f"{path}: {len(source):,} images without labels, for pretraining alone"
+        return f"{path}: {len(source):,} images without labels, for pretraining only"
     if len(classes) == 1:
         return (
             f"warning: {path}: all {len(source):,} images are of one class, '{classes[0]}': if its "
-            "sub-folders are the classes, give it instead"
+            "sub-folders are the classes, pass it instead"
         )
     roles = [name for name in classes if name.lower() in _ROLES]
     if roles:
         return (
-            f"warning: {path}: {_some(roles)} are taken for classes, as any sub-folder is: give "
+            f"warning: {path}: {_some(roles)} are taken for classes, as any sub-folder is: pass "
             "the folder that holds the folders of the classes"
         )
     if named_as_parts(classes):
         return (
             f"warning: {path}: {_some(classes)} are taken for classes, but are named as parts: "
-            "rename them to train and val, or give data.train and data.test"
+            "rename them to train and val, or pass data.train and data.test"
         )
     return ""
 
 
 def _is_same(train: str, test: str) -> bool:
-    """Whether data.test is opened as the images of data.train: a set without parts is either."""
+    """Return whether data.test opens the images of data.train again.
+
+    A dataset without parts opens as either part.
+    """
     ours, theirs = (expanded(path).resolve() for path in (train, test))
     if theirs == ours / "train":
         return True
@@ -207,11 +219,11 @@ def _is_same(train: str, test: str) -> bool:
 
 
 def expanded(path: str | Path) -> Path:
-    """The path with ~ replaced; as it is, and so no such folder, where ~ names an unknown user."""
+    """Return the path with ~ replaced; unchanged if ~ names an unknown user."""
     return Path(os.path.expanduser(path))
 
 
-def _required(path: str, part: str, classes: Sequence[str] | None = None) -> Source:
+def _open_required(path: str, part: str, classes: Sequence[str] | None = None) -> Source:
     found = open_part(expanded(path), part, classes)
     if found is None:
         kind = "training" if part == "train" else part
@@ -220,9 +232,10 @@ def _required(path: str, part: str, classes: Sequence[str] | None = None) -> Sou
 
 
 def _split(labels: IntArray, fraction: float, seed: int) -> tuple[IntArray, IntArray]:
-    """(kept, held out) indices, the same share of each class.
+    """Return the indices of the kept images and of the held-out images.
 
-    A class of one image is never split, so where every class has one the share is of the whole.
+    The same share of each class is held out. If every class has too few images for that, it is a
+    share of all images.
     """
     draws = uniform(seed, 0, np.arange(len(labels), dtype=np.int64), Purpose.SPLIT, 1)[:, 0]
     taken = _lowest_of_each(draws, labels, fraction)
@@ -235,6 +248,7 @@ def _split(labels: IntArray, fraction: float, seed: int) -> tuple[IntArray, IntA
 
 
 def _lowest_of_each(draws: npt.NDArray[np.float64], labels: IntArray, fraction: float) -> IntArray:
+    """Return the sorted indices of the images with the lowest draws, a fraction of each class."""
     taken = [np.empty(0, dtype=np.int64)]
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
@@ -249,7 +263,13 @@ def _limited_dataset(dataset: Dataset, limit: int | None, seed: int) -> Dataset:
 
 
 def limited(source: Source, limit: int | None, seed: int) -> Source:
-    """`limit` images of `source` drawn by the seed, in their order; all where there are fewer."""
+    """Return `limit` random images of `source` in their order.
+
+    Args:
+        source: The images.
+        limit: How many to keep; None, or a number above len(source), keeps all.
+        seed: Chooses the images.
+    """
     if limit is None or limit >= len(source):
         return source
     draws = uniform(seed, 1, np.arange(len(source), dtype=np.int64), Purpose.SPLIT, 1)[:, 0]

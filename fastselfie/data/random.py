@@ -1,11 +1,13 @@
-"""Counter-based random draws: randomness belongs to the sample, not to the worker.
+"""Counter-based random numbers: each belongs to a sample, not to a worker.
 
-Every draw is a pure function of (seed, epoch, sample, purpose), so any number of threads,
-processes or restarts sees the same data, and loaders can be compared pixel by pixel.
+Every number is a pure function of (seed, epoch, sample, purpose). So the data do not depend on the
+number of threads or processes or on restarts, and loaders can be compared pixel by pixel.
 
 The generator is Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
-SC 2011): key = (seed, purpose), counter = (sample, epoch, block, 0). It runs in C++: in numpy the
-draws of a batch of small images took longer than the images.
+SC 2011): key = (seed, purpose), counter = (sample, epoch, block, 0). It is written in C++: for
+small images, NumPy took longer for the random numbers of a batch than for its images.
+
+B is the number of samples.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ _PURPOSES = 256  # room for purposes between the keys of one view and of the nex
 
 
 class Purpose(IntEnum):
-    """What a draw is for. Streams of different purposes are independent; values never change."""
+    """What a random number is for. Different purposes are independent; values never change."""
 
     ORDER = 0
     CROP = 1
@@ -45,10 +47,18 @@ def uniform(
     count: int,
     view: int = 0,
 ) -> FloatArray:
-    """`count` numbers in [0, 1) for each sample: (B, count) float64, 32 random bits each.
+    """Draw `count` uniform numbers in [0, 1) for each sample.
 
-    epochs: one for all, or (B,). samples: (B,) ids below 2^32. seed: below 2^32. view: of several
-    views of an image each has draws of its own.
+    Args:
+        seed: Below 2^32.
+        epochs: One epoch for all samples, or (B,) int64.
+        samples: (B,) int64 ids below 2^32.
+        purpose: What the numbers are for.
+        count: Numbers for each sample.
+        view: Number of the view. Each view of an image has draws of its own.
+
+    Returns:
+        (B, count) float64 with 32 random bits each.
     """
     samples = np.ascontiguousarray(samples, dtype=np.int64)
     epoch = np.ascontiguousarray(np.broadcast_to(np.asarray(epochs, dtype=np.int64), samples.shape))
@@ -56,13 +66,13 @@ def uniform(
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> IntArray:
-    """A permutation of range(count), the same on every process: (count,) int64."""
+    """Return a random permutation of range(count), the same on every rank: (count,) int64."""
     draws = uniform(seed, epoch, np.arange(count, dtype=np.int64), Purpose.ORDER, 1)[:, 0]
-    return np.argsort(draws, kind="stable")  # stable: 32-bit draws tie in large sets
+    return np.argsort(draws, kind="stable")  # stable: in large datasets 32-bit numbers tie
 
 
 def process_seed(seed: int, step: int, rank: int) -> int:
-    """For torch's own generators, dropout's: another one each step and process, below 2^32."""
+    """Return the seed of torch's generator (dropout) for one step and rank, below 2^32."""
     draw = uniform(seed, step, np.asarray([rank], dtype=np.int64), Purpose.PROCESS, 1)
     return int(draw[0, 0] * 2**32)
 
@@ -70,15 +80,15 @@ def process_seed(seed: int, step: int, rank: int) -> int:
 def flips(
     seed: int, epochs: int | IntArray, samples: IntArray, view: int = 0
 ) -> npt.NDArray[np.bool_]:
-    """Which samples are flipped horizontally: (B,) bool."""
+    """Choose which samples are flipped horizontally: (B,) bool."""
     return uniform(seed, epochs, samples, Purpose.FLIP, 1, view)[:, 0] < 0.5
 
 
 def patch_orders(seed: int, epochs: int | IntArray, samples: IntArray, patches: int) -> IntArray:
-    """A random order of each image's patches, (B, N) int64: visible first, masked last.
+    """Draw a random order of each image's N patches: (B, N) int64.
 
-    The first K = N - M columns are the visible locations and the last M the masked ones, so one
-    array says both which are masked and in which order the candidates stand.
+    The first K = N - M columns are the visible locations, the last M are the masked ones. So one
+    array defines both the mask and the order of the candidates.
     """
     return np.argsort(uniform(seed, epochs, samples, Purpose.MASK, patches), axis=1, kind="stable")
 
@@ -86,7 +96,7 @@ def patch_orders(seed: int, epochs: int | IntArray, samples: IntArray, patches: 
 def shifts(
     seed: int, epochs: int | IntArray, samples: IntArray, pad: int, view: int = 0
 ) -> IntArray:
-    """Offsets of the crop in the padded image, (B, 2) int64 as (y, x) in [0, 2 pad]."""
+    """Draw the crop's offsets in the padded image: (B, 2) int64, (y, x) in [0, 2 * pad]."""
     draws = uniform(seed, epochs, samples, Purpose.CROP, 2, view)
     return (draws * (2 * pad + 1)).astype(np.int64)
 
@@ -100,10 +110,22 @@ def resized_crops(
     ratio: tuple[float, float],
     view: int = 0,
 ) -> IntArray:
-    """Boxes of random resized crops, (B, 4) int64 as (left, top, width, height).
+    """Draw the boxes of random resized crops.
 
-    sizes: (B, 2) as (width, height). Drawn as in torchvision's RandomResizedCrop: area uniform,
-    log of the ratio uniform, ten tries, else the largest central box of an allowed ratio.
+    As torchvision's RandomResizedCrop: uniform area, uniform log of the aspect ratio, ten tries,
+    else the largest central box with an allowed ratio.
+
+    Args:
+        seed: As in `uniform`.
+        epochs: As in `uniform`.
+        samples: As in `uniform`.
+        sizes: (B, 2) int64 image sizes, (width, height) in pixels.
+        area: Smallest and largest area, as a fraction of the image.
+        ratio: Smallest and largest width / height.
+        view: As in `uniform`.
+
+    Returns:
+        (B, 4) int64, (left, top, width, height) in pixels.
     """
     tries = 10
     draws = uniform(seed, epochs, samples, Purpose.CROP, 4 * tries, view).reshape(-1, tries, 4)
@@ -125,7 +147,7 @@ def resized_crops(
 
 
 def _central_boxes(sizes: IntArray, ratio: tuple[float, float]) -> IntArray:
-    """The largest central box whose ratio is allowed: (B, 4) int64."""
+    """Return the largest central box with an allowed ratio: (B, 4) int64."""
     width, height = sizes[:, 0], sizes[:, 1]
     w = np.clip(np.rint(height * ratio[1]).astype(np.int64), 1, width)
     h = np.clip(np.rint(width / ratio[0]).astype(np.int64), 1, height)

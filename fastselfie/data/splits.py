@@ -1,5 +1,7 @@
-"""Class-balanced subsets of the labels, kept as index files so that every arm sees the same; and
-their splits into images to train and to validate on."""
+"""Class-balanced subsets of the labelled images, and their splits for validation.
+
+A subset is stored as an index file, so that all trainings of a comparison use the same images.
+"""
 
 from __future__ import annotations
 
@@ -20,28 +22,37 @@ def choose_labels(
     seed: int,
     classes: Sequence[str] = (),
 ) -> IntArray:
-    """Indices of the images that keep their label, sorted int64.
+    """Choose the images that keep their label, the same number in each class.
 
-    A share is floor(fraction x images / classes) of each class, at least one, and all of a class
-    that has fewer; the share 1.0 is every image. Subsets of one seed are nested: a larger one
-    holds the smaller. classes: the names of the labels, for the mistake's line.
+    Subsets of one seed are nested: a larger one contains the smaller.
+
+    Args:
+        labels: (n,) int64.
+        fraction: Share of all images: floor(fraction * images / classes) of each class, at least
+            one, or the whole class if it has fewer. 1.0 is every image.
+        per_class: Images of each class, in place of `fraction`.
+        seed: Chooses the images.
+        classes: Names of the classes, for messages.
+
+    Returns:
+        Sorted int64 indices.
 
     Raises:
-        UserError: `per_class` is asked for, and a class has fewer.
+        UserError: A class has fewer than `per_class` images.
     """
     if per_class is None and fraction == 1.0:
         return np.arange(len(labels), dtype=np.int64)
     draws = uniform(seed, 0, np.arange(len(labels), dtype=np.int64), Purpose.SUBSET, 1)[:, 0]
     present = np.unique(labels)
-    # The small number makes 0.05 x 1000 the 50 that is meant, whatever its binary fraction is.
+    # 1e-9 corrects the rounding of binary fractions: 0.05 * 1000 must give 50.
     each = per_class or max(1, int(fraction * len(labels) / len(present) + 1e-9))
     chosen = []
     for label in present:
         members = np.flatnonzero(labels == label)
         if per_class is not None and len(members) < per_class:
             raise UserError(
-                f"finetune.labels_per_class: class {_called(label, classes)} has {len(members)} "
-                f"images, fewer than the {per_class} a class asked for: lower it"
+                f"finetune.labels_per_class: class {_class_name(label, classes)} has "
+                f"{len(members)} images, fewer than the {per_class} asked for: lower it"
             )
         chosen.append(members[np.argsort(draws[members], kind="stable")[:each]])
     return np.sort(np.concatenate(chosen))
@@ -50,13 +61,20 @@ def choose_labels(
 def validation_split(
     labels: IntArray, seed: int, number: int, classes: Sequence[str] = ()
 ) -> tuple[IntArray, IntArray]:
-    """(trained on, validated on) indices of labelled images, sorted int64: of each class 90 : 10.
+    """Split labelled images 90 : 10 in each class, with at least one image of a class on each side.
 
-    At least one image of a class is in each part. number: which of ten such splits: their tenths
-    are disjoint in a class of ten images or more. classes: as for `choose_labels`.
+    Args:
+        labels: (n,) int64.
+        seed: Chooses the images.
+        number: Which of ten splits. Their validation images are disjoint in a class of ten images
+            or more.
+        classes: Names of the classes, for messages.
+
+    Returns:
+        Sorted int64 indices of the images to train on, and of those to validate on.
 
     Raises:
-        UserError: a class has one image.
+        UserError: A class has only one image.
     """
     draws = uniform(seed, 0, np.arange(len(labels), dtype=np.int64), Purpose.VALIDATION, 1)[:, 0]
     taken = []
@@ -64,9 +82,9 @@ def validation_split(
         members = np.flatnonzero(labels == label)
         if len(members) < 2:
             raise UserError(
-                f"class {_called(label, classes)} has one labelled image, and a search of the "
-                "learning rate needs one to train and one to validate on: give more --labels, or "
-                "one rate in reproduce.grid"
+                f"class {_class_name(label, classes)} has one labelled image, and a learning-rate "
+                "search needs one to train and one to validate on: pass more --labels, or one rate "
+                "in reproduce.grid"
             )
         each = max(1, len(members) // 10)
         places = (number * each + np.arange(each)) % len(members)
@@ -75,15 +93,21 @@ def validation_split(
     return np.setdiff1d(np.arange(len(labels), dtype=np.int64), validated), validated
 
 
-def _called(label: int, classes: Sequence[str]) -> str:
+def _class_name(label: int, classes: Sequence[str]) -> str:
     return f"'{classes[label]}'" if classes else str(label)
 
 
 def keep_labels(path: Path, indices: IntArray, labels: IntArray, seed: int) -> None:
-    """Write the index file that every arm of a run shares, or check the one that is there.
+    """Write the index file of a run's labelled subset, or check the one that exists.
+
+    Args:
+        path: The index file.
+        indices: Sorted indices of the chosen images.
+        labels: (n,) int64, of all images.
+        seed: The seed that `indices` were chosen with.
 
     Raises:
-        UserError: the file at `path` is of another choice.
+        UserError: The file at `path` holds another choice.
     """
     text = f"# {len(indices)} of {len(labels)} images, {len(np.unique(labels))} classes, "
     text += f"seed {seed}\n" + "".join(f"{index}\n" for index in indices)
@@ -91,6 +115,6 @@ def keep_labels(path: Path, indices: IntArray, labels: IntArray, seed: int) -> N
         write_atomically(path, text)
     elif path.read_text(encoding="ascii") != text:
         raise UserError(
-            f"{path}: is a choice of other images or of another number: remove it, or use "
+            f"{path}: was written for other images or another number of labels: remove it, or use "
             "another --out"
         )

@@ -49,6 +49,8 @@ def print_plan(config: Config, out: Path, console: Console, stage: str = "all") 
     try:
         dataset = open_dataset(config.data, config.seed, labels_needed=finetunes)
     except UserError as error:
+        if config.data.train is not None:
+            raise
         missing.append(f"data: {error}. {_HOW_TO_MAKE}")
     else:
         classes = len(dataset.train.classes)

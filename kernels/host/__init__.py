@@ -1,7 +1,7 @@
-"""What the host does for a batch in C++: draws, gathers, patches, batch norm with ReLU.
+"""C++ operations on the CPU: random numbers, gathered crops, patches, batch norm with ReLU.
 
-Draws, gathers and patches equal fastselfie.kernels.reference and numpy's indexing to the bit;
-norm_relu equals torch's two operations but for rounding.
+Random numbers, crops and patches are equal to fastselfie.kernels.reference and NumPy's indexing bit
+for bit. Batch norm with ReLU differs from torch's two operations only by rounding.
 """
 
 import ctypes

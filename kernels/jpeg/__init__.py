@@ -1,7 +1,7 @@
-"""The JPEG engine: lossless transcode, bitstream crop, decode + resize, and batches of them.
+"""The JPEG engine: lossless transcoding, bitstream crops, decoding with resizing, and batches.
 
-Boxes are ``(left, top, width, height)`` in pixels, sizes ``(height, width)`` as in array shapes.
-Anything wrong with the bytes or the box of an image is a ``JpegError`` (a ``ValueError``).
+Boxes are (left, top, width, height) in pixels. Sizes are (height, width), as in array shapes.
+An invalid image or box raises `JpegError`, a `ValueError`.
 """
 
 from fastselfie.kernels.jpeg._jpeg import (
@@ -21,7 +21,7 @@ from fastselfie.kernels.jpeg._jpeg import (
     transcode,
 )
 
-# How BatchDecoder.submit(kinds=...) is told what an item is.
+# The types of items for BatchDecoder.submit(kinds=...).
 KIND_JPEG, KIND_RAW, KIND_RAW_ZERO_PADDED, KIND_RAW_REFLECTED = range(4)
 
 __all__ = [

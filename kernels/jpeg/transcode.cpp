@@ -16,9 +16,11 @@ namespace {
 // less than the optimised tables save.
 int default_restart_mcus(const Header& header) { return std::max(1, 64 / header.mcu_width()); }
 
-int largest_divisor(int n, int at_most) {
-  int divisor = std::min(n, at_most);
-  while (n % divisor != 0) --divisor;
+// The largest number of MCUs up to `at_most` that divides a row.
+int restart_interval(const Header& header, int at_most) {
+  const int row = header.mcus_per_row();
+  int divisor = std::min(row, at_most);
+  while (row % divisor != 0) --divisor;
   return divisor;
 }
 
@@ -112,9 +114,10 @@ void add_all_blocks(CoefficientReader& libjpeg, const Header& header, Tokens& to
   }
 }
 
-// Of the whole file, read to its end. `header` gets the tables that come behind its first scan.
-Tokens read_tokens(Bytes jpeg, Header& header, int interval) {
+// Reads the whole file to its end. `header` gets the tables that follow its first scan.
+Tokens read_tokens(Bytes jpeg, Header& header, int restart_mcus) {
   require_baseline_possible(header);
+  const int interval = restart_interval(header, restart_mcus);
   Tokens tokens(interval, 2 * jpeg.size);
   if (header.is_baseline()) {
     try {
@@ -140,8 +143,7 @@ std::vector<uint8_t> transcode(Bytes jpeg, int restart_mcus) {
   Header header = parse_header(jpeg);
   if (restart_mcus == 0) restart_mcus = default_restart_mcus(header);
   if (restart_mcus < 1) throw Error("restart_mcus must be at least 1");
-  const int interval = largest_divisor(header.mcus_per_row(), restart_mcus);
-  const Tokens tokens = read_tokens(jpeg, header, interval);
+  const Tokens tokens = read_tokens(jpeg, header, restart_mcus);
   mend_labels(header);
   return write_jpeg(header, tokens);
 }
@@ -149,8 +151,7 @@ std::vector<uint8_t> transcode(Bytes jpeg, int restart_mcus) {
 void check(Bytes jpeg) {
   try {
     Header header = parse_header(jpeg);
-    const int restart_mcus = default_restart_mcus(header);
-    read_tokens(jpeg, header, largest_divisor(header.mcus_per_row(), restart_mcus));
+    read_tokens(jpeg, header, default_restart_mcus(header));
   } catch (const Unsupported&) {
     try {
       CoefficientReader(jpeg).read();

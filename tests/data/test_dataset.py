@@ -9,7 +9,7 @@ import pytest
 from conftest import picture, tiny_config, write_idx
 from PIL import Image
 
-from fastselfie.data.dataset import ArraySource, open_dataset, open_part
+from fastselfie.data.dataset import ArraySource, Source, open_dataset, open_part
 from fastselfie.errors import UserError
 
 
@@ -187,9 +187,9 @@ def test_a_wrong_folder_is_named(tmp_path, kind):
     folder = tmp_path / "data"
     words = {
         "missing": "data: no such file or folder",
-        "file": "data: not a set of images",
-        "empty": "data: no images, neither in sub-folders nor in itself: it is empty",
-        "mixed": r"has images of its own \(a.png\) beside sub-folders of images \(dog\)",
+        "file": "data: not a dataset",
+        "empty": "data: no images in it or in its sub-folders: it is empty",
+        "mixed": r"has loose images \(a.png\) beside sub-folders of images \(dog\)",
         "other_class": "its classes c are not those of the training images, a, b, which lack c",
     }[kind]
     if kind == "file":
@@ -312,5 +312,7 @@ def test_synthetic_needs_no_files():
 
 def test_an_array_is_named_by_its_number():
     source = ArraySource(np.zeros((3, 2, 2, 3), np.uint8), np.zeros(3, np.int64), ["a"], "file")
+    assert isinstance(source, Source)
+    assert not isinstance(["a.png"], Source)
     assert source.name(2) == "file, image 2"
     assert source.image(0).size == (2, 2)

@@ -21,7 +21,7 @@ def test_a_choice_is_kept_in_a_file_and_checked(tmp_path):
     assert lines[0] == "# 50 of 1000 images, 10 classes, seed 0"
     assert [int(line) for line in lines[1:]] == indices.tolist()
     keep_labels(path, indices, LABELS, 0)
-    with pytest.raises(UserError, match=r"labels\.txt: is a choice of other images"):
+    with pytest.raises(UserError, match=r"labels\.txt: was written for other images"):
         keep_labels(path, indices[1:], LABELS, 0)
 
 

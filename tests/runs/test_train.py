@@ -346,6 +346,12 @@ def test_dry_run_prints_the_plan_and_touches_nothing(cli, tiny_yaml, image_folde
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_dry_run_on_a_missing_path_is_refused(cli, tiny_yaml):
+    result = cli("train", tiny_yaml, "data.train=/no/such", "--dry-run")
+    assert (result.status, result.err.count("\n")) == (2, 1)
+    assert "/no/such: no such file or folder" in result.err
+
+
 def test_dry_run_without_data_says_how_to_make_it(cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = cli("train", REPOSITORY / "configs" / "in224.yaml", "--dry-run")

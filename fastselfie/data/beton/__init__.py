@@ -1,4 +1,4 @@
-"""The .beton file format of FFCV: a reader and a writer.
+"""FFCV's .beton file format: a reader and a writer.
 
 May import: nothing else of the data package.
 """

@@ -1,15 +1,15 @@
-"""FFCV's `.beton` dataset files, read and written with numpy alone.
+"""Reads and checks FFCV's `.beton` dataset files with NumPy alone.
 
     FILE     header | field descriptors | metadata table | data | trailer | allocation table
-    data     one allocation an image; none crosses a multiple of page_size in the file
-    trailer  ours: crc32 of every image and of the tables, and a JSON note. Stock FFCV reads the
-             allocation table from `alloc_table_ptr` to the end of the file, so nothing may follow
-             it; what stands just before it FFCV never looks at, hence the trailer's place.
+    data     one allocation for each image; none crosses a multiple of page_size in the file
+    trailer  our extension: the CRC-32 of each image and of the tables, and JSON metadata. Stock
+             FFCV reads the allocation table from `alloc_table_ptr` to the end of the file, so
+             nothing may follow it. FFCV never reads what is just before it: so the trailer is there
 
-The format is FFCV 1.0.2's, version 2, as read in its source: structures in `ffcv/types.py`, image
+The format is version 2 of FFCV 1.0.2, taken from its source: structures in `ffcv/types.py`, image
 metadata in `ffcv/fields/rgb_image.py`, writing in `ffcv/writer.py` and `ffcv/memory_allocator.py`,
 reading in `ffcv/reader.py` and `ffcv/memory_managers/`. All integers are little-endian.
-Shapes: `n` samples. Sizes and offsets are bytes from the start of the file.
+Shapes: n samples. Sizes are in bytes; offsets are bytes from the start of the file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import json
 import mmap
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,8 +32,8 @@ IMAGE_MODES = {"jpg": 0, "raw": 1}
 
 _Bytes = NDArray[np.uint8]
 
-# FFCV declares the header and the metadata row with align=True and the image's own row without:
-# the same flags here give the same padding for any order of fields.
+# FFCV declares the header and the metadata row with align=True, and the row of an image without.
+# The same flags here give the same padding for any order of fields.
 HEADER = np.dtype(
     [("version", "<u2"), ("num_fields", "<u2"), ("page_size", "<u4"), ("num_samples", "<u8"),
      ("alloc_table_ptr", "<u8")], align=True)  # fmt: skip
@@ -46,7 +46,7 @@ INT_FIELD, IMAGE_FIELD = 1, 2
 FIELD_METADATA: dict[int, DTypeLike] = {
     0: "<f8", INT_FIELD: "<i8", IMAGE_FIELD: IMAGE, 3: _SPAN, 4: "<u8", 5: _SPAN, 6: "<u8",
 }  # fmt: skip
-# Names of an int field that holds labels, the likeliest first, and of one that never does.
+# Names of int fields that hold labels, the most likely first; and names of those that never do.
 _LABEL_NAMES = (
     "label", "labels", "fine_label", "target", "targets", "class", "class_id", "class_idx", "cls",
     "category", "y",
@@ -54,8 +54,8 @@ _LABEL_NAMES = (
 _NUMBER_NAMES = ("index", "idx", "ind", "image_id", "sample_id", "sample_index")
 
 MAGIC = b"FSELFIE1"
-# Stands right before the allocation table. tables_crc is of the header, the field descriptors, the
-# metadata table, the trailer up to the crc itself and the allocation table: all but the images.
+# The footer of the trailer, right before the allocation table. tables_crc covers everything except
+# the images: header, field descriptors, metadata table, trailer up to the crc, allocation table.
 FOOTER = np.dtype(
     [("body_size", "<u8"), ("info_size", "<u8"), ("tables_crc", "<u4"), ("pad", "<u4"),
      ("magic", "S8")])  # fmt: skip
@@ -63,11 +63,11 @@ FOOTER_SUMMED = 16  # bytes of it that tables_crc covers
 
 
 class BetonError(UserError):
-    """A fault of a dataset file: one line naming the file, the sample and the way out."""
+    """A .beton file is invalid. The message names the file, the sample, and what to do."""
 
 
 def crc_of(parts: Iterable[bytes | memoryview]) -> int:
-    """crc32 of the parts one after the other."""
+    """Return the CRC-32 of the concatenated parts."""
     crc = 0
     for part in parts:
         crc = zlib.crc32(part, crc)
@@ -75,21 +75,34 @@ def crc_of(parts: Iterable[bytes | memoryview]) -> int:
 
 
 class BetonReader:
-    """The tables of a `.beton` file, checked, as arrays, and the file itself as a map.
+    """The checked tables of a `.beton` file as arrays, and the memory-mapped file.
 
-    path, page_size, num_samples, field_names  as in the file
-    image_field         the name of the field that holds the images, for FFCV's own loader
-    data      (file size,) uint8, read-only: the memory map. It is released with its last array.
-    offset, size        (n,) uint64: image i is data[offset[i]:offset[i] + size[i]]
-    mode                (n,) uint8: IMAGE_MODES, 0 JPEG, 1 raw pixels (height, width, 3)
-    width, height       (n,) uint16, pixels, as the table says; a JPEG's own header may differ
-    label               (n,) int64: of the int field that `label_fields` names alone, else all -1
-    label_fields        names of the int fields that may hold the labels: one, none, or too many
-    crc32               (n,) uint32 of each image's bytes, or None in a file not written by us
-    info                the JSON note of the writer, {} in a file not written by us
+    The constructor checks that each image is inside the file and belongs to its sample, and that
+    a raw image has width x height x 3 bytes. It does not check JPEG data: `verify` does.
 
-    Every image lies inside the file and belongs to its sample; a raw image has width x height x 3
-    bytes. JPEG bytes are not looked at here: `verify` does. Raises BetonError.
+    Args:
+        path: The file.
+
+    Attributes:
+        path: The file.
+        page_size: In bytes.
+        num_samples: n.
+        field_names: Names of all fields.
+        image_fields: Names of the image fields.
+        image_field: The image field that is read: the one called image, else the first.
+        data: (file size,) uint8, read-only: the memory map. It is released with its last array.
+        offset: (n,) uint64. Image i is data[offset[i]:offset[i] + size[i]].
+        size: (n,) uint64.
+        mode: (n,) uint8, one of IMAGE_MODES: 0 is JPEG, 1 is raw pixels (height, width, 3).
+        width: (n,) uint16, in pixels, from the table; the header of a JPEG may differ.
+        height: (n,) uint16, like `width`.
+        label: (n,) int64. All -1 unless `label_fields` has exactly one name.
+        label_fields: Names of the int fields that may hold the labels.
+        crc32: (n,) uint32 of each image's bytes; None in files of other writers.
+        info: JSON metadata of our writer; {} in files of other writers.
+
+    Raises:
+        BetonError: The file is unreadable, damaged, or no .beton file.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -97,7 +110,7 @@ class BetonReader:
         try:
             with open(self.path, "rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:  # ValueError: mmap's word for an empty file
+        except (OSError, ValueError) as error:  # mmap raises ValueError for an empty file
             reason = error.strerror if isinstance(error, OSError) else "it is empty"
             self._fail(f"cannot be read ({reason}); check the path or prepare it again", error)
         self.data: _Bytes = np.frombuffer(self._map, np.uint8)
@@ -128,10 +141,10 @@ class BetonReader:
         self.info: dict[str, Any] = {}
         data_end = self._read_trailer(metadata_end, end)
         types = [int(type_id) for type_id in fields["type_id"]]
-        images = [k for k, type_id in enumerate(types) if type_id == IMAGE_FIELD]
-        image_at = next((k for k in images if self.field_names[k] == "image"), images[0])
-        self.image_field = self.field_names[image_at]
-        image = metadata[f"f{image_at}"]
+        images = {self.field_names[k]: k for k, kind in enumerate(types) if kind == IMAGE_FIELD}
+        self.image_fields = list(images)
+        self.image_field = "image" if "image" in images else self.image_fields[0]
+        image = metadata[f"f{images[self.image_field]}"]
         self.mode: _Bytes = np.ascontiguousarray(image["mode"])
         self.width: NDArray[np.uint16] = np.ascontiguousarray(image["width"])
         self.height: NDArray[np.uint16] = np.ascontiguousarray(image["height"])
@@ -148,10 +161,20 @@ class BetonReader:
         return self.num_samples
 
     def __reduce__(self) -> tuple[type[BetonReader], tuple[Path]]:
-        return BetonReader, (self.path,)  # a worker process maps the file itself
+        return BetonReader, (self.path,)  # each worker process maps the file itself
 
     def image(self, index: int) -> _Bytes:
-        """(size,) uint8, read-only: the stored bytes of sample `index` (0 <= index < n)."""
+        """Return the stored bytes of one sample.
+
+        Args:
+            index: 0 <= index < n.
+
+        Returns:
+            (size,) uint8, a read-only view.
+
+        Raises:
+            IndexError: There is no such sample.
+        """
         if not 0 <= index < self.num_samples:
             raise IndexError(f"{self.path}: no sample {index}, it holds {self.num_samples}")
         offset = int(self.offset[index])
@@ -161,21 +184,21 @@ class BetonReader:
         raise BetonError(f"{self.path}: {what}") from cause
 
     def _table(self, dtype: np.dtype[Any], offset: int, count: int, what: str) -> NDArray[Any]:
-        """(count,) view of dtype at offset; a damaged count must not become an allocation."""
+        """Return a (count,) view of `dtype` at `offset`; fail if the file is too short for it."""
         if offset + count * dtype.itemsize > len(self.data):
             self._fail(f"is cut short or damaged (its {what} does not fit in); prepare it again")
         return np.frombuffer(self._map, dtype, count, offset)
 
     def _metadata_type(self, fields: NDArray[Any]) -> np.dtype[Any]:
-        """The metadata row's dtype, its fields called f0, f1, ...; sets field_names."""
+        """Return the dtype of a metadata row, with fields f0, f1, ...; set `field_names`."""
         self.field_names: list[str] = []
         columns: list[tuple[str, DTypeLike]] = []
         for k, field in enumerate(fields):
             name = field["name"].tobytes().split(b"\0")[0].decode("ascii", "backslashreplace")
             kind = int(field["type_id"])
             if kind not in FIELD_METADATA:
-                self._fail(f"field {name!r} has type {kind}, one that FFCV's own fields do not use;"
-                           " write the file again without it")  # fmt: skip
+                self._fail(f"field {name!r} has type {kind}, which no field of FFCV has; write the "
+                           "file again without it")  # fmt: skip
             self.field_names.append(name)
             columns.append((f"f{k}", FIELD_METADATA[kind]))
         if IMAGE_FIELD not in fields["type_id"]:
@@ -183,11 +206,11 @@ class BetonReader:
         return np.dtype(columns, align=True)
 
     def _sizes(self, allocations: NDArray[Any]) -> NDArray[np.uint64]:
-        """(n,) uint64: bytes of each image, found in the allocation table by its pointer."""
-        # An empty allocation (of a bytes field) shares its pointer with the one after it.
+        """Look up the size of each image in the allocation table by its pointer: (n,) uint64."""
+        # An empty allocation (of a bytes field) shares its pointer with the next one.
         allocations = allocations[allocations["size"] > 0]
         ptrs = np.ascontiguousarray(allocations["ptr"])
-        if not np.all(ptrs[1:] >= ptrs[:-1]):  # stock FFCV leaves them in the order of its workers
+        if not np.all(ptrs[1:] >= ptrs[:-1]):  # stock FFCV writes them in the order of its workers
             order = np.argsort(ptrs, kind="stable")
             allocations, ptrs = allocations[order], ptrs[order]
         if len(ptrs) == 0 or np.any(allocations["sample_id"] >= self.num_samples):
@@ -203,7 +226,7 @@ class BetonReader:
     def _check_images(self, start: int, end: int) -> None:
         self._check(self.mode <= 1, "its mode is neither jpg nor raw")
         self._check((self.width > 0) & (self.height > 0), "its width or height is 0")
-        # In this order nothing wraps around: size <= end, so end - size is not negative.
+        # size <= end is checked first, so that end - size cannot wrap around.
         inside = (self.size <= end) & (self.offset >= start)
         inside &= self.offset <= np.uint64(end) - np.minimum(self.size, np.uint64(end))
         self._check(inside, "its bytes lie outside the data region")
@@ -216,7 +239,7 @@ class BetonReader:
                        f"again ({int((~good).sum())} such samples)")  # fmt: skip
 
     def _read_trailer(self, metadata_end: int, end: int) -> int:
-        """Where the data ends; sets crc32 and info when the file carries our trailer."""
+        """Return where the data ends; set `crc32` and `info` if the file has our trailer."""
         if end - FOOTER.itemsize < metadata_end:
             return end
         footer = self._table(FOOTER, end - FOOTER.itemsize, 1, "trailer")[0]
@@ -237,51 +260,9 @@ class BetonReader:
 
 
 def _label_fields(names: list[str]) -> list[str]:
-    """Of int fields the one with a label's name, else all but those that number the samples."""
+    """Return the int field with a known label name, else all that do not number the samples."""
     for known in _LABEL_NAMES:
         found = [name for name in names if name.lower() == known]
         if found:
             return found[:1]
     return [name for name in names if name.lower() not in _NUMBER_NAMES]
-
-
-def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of a JPEG's frame header, or None where there is none."""
-    at = 2
-    while data[:2] == b"\xff\xd8" and at + 9 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return int.from_bytes(data[at + 7 : at + 9], "big"), int.from_bytes(
-                data[at + 5 : at + 7], "big"
-            )
-        # A fill byte stands alone; every other marker before the frame header has a length.
-        at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return None
-
-
-def verify(path: str | os.PathLike[str], samples: Iterable[int] | None = None) -> Iterator[str]:
-    """Yield one line a problem, none for a sound file; `samples` to check only some of them.
-
-    Beside the tables: each image against its checksum where the file has them, no image across a
-    page, each JPEG has a frame header of the size in the table and an end marker.
-    """
-    try:
-        reader = BetonReader(path)
-    except BetonError as error:
-        yield str(error)
-        return
-    last = reader.offset + reader.size - np.uint64(1)
-    crosses = reader.offset // np.uint64(reader.page_size) != last // np.uint64(reader.page_size)
-    for k in range(reader.num_samples) if samples is None else samples:
-        data, where = reader.image(k).tobytes(), f"{path}: sample {k}"
-        if reader.crc32 is not None and zlib.crc32(data) != reader.crc32[k]:
-            yield f"{where}: its bytes do not match their checksum; copy or prepare the file again"
-        elif reader.mode[k] == IMAGE_MODES["jpg"]:
-            size = _jpeg_size(data)
-            if size != (reader.width[k], reader.height[k]):
-                yield f"{where}: its JPEG says {size}, the table ({reader.width[k]}, " \
-                      f"{reader.height[k]}); prepare the file again"  # fmt: skip
-            elif not data.endswith(b"\xff\xd9"):
-                yield f"{where}: its JPEG has no end marker, it is cut short; prepare it again"
-        if crosses[k]:
-            yield f"{where}: crosses a page, FFCV cannot read it with os_cache=False"

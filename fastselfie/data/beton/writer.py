@@ -1,7 +1,7 @@
-"""Writes FFCV's `.beton` files in order, resumably, to the same bytes every time.
+"""Writes FFCV's `.beton` files in order, resumably, and always to the same bytes.
 
-Workers produce the images' bytes; one process appends them in order. The format and its sources
-are told in `beton.py`; the rules of the data region are those of `ffcv/memory_allocator.py`.
+Worker processes produce the bytes of the images; one process appends them in order. reader.py
+describes the format. The rules for the data region are those of `ffcv/memory_allocator.py`.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from fastselfie.data.beton.reader import (
     crc_of,
 )
 
-# FFCV's default is 8 MiB. Half an image is lost at the end of each page: 0.6% of such a set, here
-# 0.15%. FFCV reads it all the same; its process cache then holds 32 MiB at a time.
+# FFCV's default is 8 MiB. Each page wastes half an image on average: 0.6% of a file with 8 MiB
+# pages, 0.15% with 32 MiB. FFCV reads both; its process cache then holds 32 MiB at a time.
 DEFAULT_PAGE_SIZE = 32 << 20
 MAX_SIDE = 0xFFFF  # width and height are stored in 16 bits
-# The journal beside an unfinished file: a head, then one record an image.
+# The journal beside an unfinished file: a head, then one record for each image.
 JOURNAL_HEAD = np.dtype([("magic", "S8"), ("page_size", "<u8"), ("num_samples", "<u8"),
                          ("fingerprint", "V32")])  # fmt: skip
 RECORD = np.dtype(
     [("source", "<u8"), ("ptr", "<u8"), ("size", "<u8"), ("label", "<i8"), ("width", "<u2"),
      ("height", "<u2"), ("mode", "<u4"), ("crc", "<u4"), ("record_crc", "<u4")])  # fmt: skip
 FIELDS = ((IMAGE_FIELD, INT_FIELD), (b"image", b"label"))
-CHECKPOINT_BYTES = 64 << 20  # data and journal are made durable each time this much was appended
+CHECKPOINT_BYTES = 64 << 20  # data and journal are synced each time this much was appended
 
 
 def _align(offset: int, unit: int) -> int:
@@ -56,14 +56,26 @@ def _align(offset: int, unit: int) -> int:
 class BetonWriter:
     """Writes a `.beton` file of one image and one label field, in the order of `append`.
 
-    The bytes depend on what is appended and on nothing else. Until `finish`, `PATH.partial` holds
-    the data and `PATH.journal` a record of each image; killed at any moment, the same constructor
-    call goes on after the last whole image: feed it from `next_source` on.
+    The bytes depend only on what is appended. Until `finish`, `PATH.partial` holds the data and
+    `PATH.journal` a record of each image. If the process is killed at any moment, the same
+    constructor call resumes after the last complete image: append from `next_source` on.
 
-    num_samples  room to reserve; `finish(allow_fewer=True)` may leave some of it unused
-    page_size    bytes, a power of two: the largest image that fits. FFCV's writer takes 2 MiB up
-    fingerprint  what decides the bytes (source, options): a partial file of another is refused
-    Raises BetonError: the file exists, another process writes it, the partial is another's.
+    Args:
+        path: The file to write.
+        num_samples: Reserved samples; `finish(allow_fewer=True)` may leave some unused.
+        page_size: In bytes, a power of two, and the size of the largest image that fits. FFCV's own
+            writer accepts 2 MiB and more.
+        fingerprint: What the bytes depend on (source and options). A partial file with another
+            fingerprint is refused.
+
+    Attributes:
+        count: Samples appended so far.
+        next_source: The index in the source of the next image to append.
+
+    Raises:
+        BetonError: The file exists, another process writes it, or the partial file has another
+            fingerprint.
+        ValueError: `num_samples` or `page_size` is invalid.
     """
 
     def __init__(self, path: str | os.PathLike[str], num_samples: int,
@@ -76,23 +88,23 @@ class BetonWriter:
         self.num_samples, self.page_size = num_samples, page_size
         self._row = np.dtype([("f0", IMAGE), ("f1", "<i8")], align=True)
         self._metadata_start = HEADER.itemsize + 2 * FIELD.itemsize
-        # FFCV starts its data on a page. Nothing in its readers asks for that, only that no image
-        # crosses a page, so ours starts right after the tables: 8 MiB less for a small set.
+        # FFCV begins its data at a page boundary. Its readers only require that no image crosses a
+        # page. So the data begin right after the tables here, which saves 8 MiB for small files.
         self._start = _align(self._metadata_start + num_samples * self._row.itemsize, 64)
         self._end = self._start
         self._partial = self.path.with_name(self.path.name + ".partial")
         self._journal_path = self.path.with_name(self.path.name + ".journal")
         if self.path.exists():
-            if not self._partial.exists():  # killed between the renaming and the journal's end
+            if not self._partial.exists():  # killed after the rename, before deleting the journal
                 self._journal_path.unlink(missing_ok=True)
             raise BetonError(f"{self.path}: exists already; move it away or choose another name")
         self.next_source = 0
         self.count = 0
         digest = hashlib.sha256(fingerprint.encode()).digest()
         head = np.array([(MAGIC, page_size, num_samples, digest)], JOURNAL_HEAD).tobytes()
-        self._journal = open(self._journal_path, "a+b")  # noqa: SIM115, held until close
+        self._journal = open(self._journal_path, "a+b")  # noqa: SIM115, closed in close()
         try:
-            # Not flock: forked workers would inherit it, and hold it when this process is killed.
+            # Not flock: forked workers would inherit it and keep it after this process is killed.
             fcntl.lockf(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._journal.close()
@@ -102,19 +114,28 @@ class BetonWriter:
             self._data = open(self._partial, "r+b" if begun else "w+b")  # noqa: SIM115
             if not begun:
                 self._journal.truncate(0)
-            self._go_on(head)
+            self._resume(head)
         except BaseException:
             self.close()
             raise
 
     def append(self, image: bytes | NDArray[np.uint8], mode: str, width: int, height: int,
                label: int, source: int | None = None) -> None:  # fmt: skip
-        """Store one image's bytes as the next sample.
+        """Store one image as the next sample.
 
-        image  JPEG bytes (mode "jpg") or height x width x 3 uint8 pixels (mode "raw")
-        source its place in the source, rising; by default the one after the last. Where images
-               are skipped it differs from the sample's number.
-        Raises BetonError: too large for a page or for the format's 16-bit sides, or no room.
+        Args:
+            image: JPEG bytes (mode jpg), or (height, width, 3) uint8 pixels (mode raw).
+            mode: jpg or raw.
+            width: In pixels.
+            height: In pixels.
+            label: The class, or -1 for none.
+            source: Index of the image in the source, increasing; by default `next_source`. It
+                differs from the number of the sample if images are skipped.
+
+        Raises:
+            BetonError: The image is too large for a page or for 16-bit sides, its size does not
+                match, or all samples are used.
+            ValueError: `mode` is unknown.
         """
         data = image if isinstance(image, bytes) else image.tobytes()
         size = len(data)
@@ -137,7 +158,7 @@ class BetonWriter:
         record = np.array([(source, ptr, size, label, width, height, IMAGE_MODES[mode],
                             zlib.crc32(data), 0)], RECORD)  # fmt: skip
         record["record_crc"] = zlib.crc32(record.tobytes()[:-4])
-        # Nothing is written before everything is known to be good: a refused image leaves no trace.
+        # All checks come before the first write, so that a refused image leaves no trace.
         self._data.write(bytes(ptr - self._end))
         self._data.write(data)
         self._journal.write(record.tobytes())
@@ -147,11 +168,19 @@ class BetonWriter:
             self._sync()
 
     def finish(self, info: Mapping[str, Any] | None = None, *, allow_fewer: bool = False) -> None:
-        """Write the tables and give the file its name. `info`: JSON, kept for BetonReader.info."""
+        """Write the tables and rename the file to its final name.
+
+        Args:
+            info: JSON metadata, for `BetonReader.info`.
+            allow_fewer: Whether fewer than `num_samples` samples are accepted.
+
+        Raises:
+            BetonError: Too few samples were appended.
+        """
         if self.count == 0 or (self.count < self.num_samples and not allow_fewer):
             raise BetonError(f"{self.path}: {self.count} of {self.num_samples} samples appended")
         self._sync()
-        self._journal.seek(JOURNAL_HEAD.itemsize)  # opening it anew would give up the lock
+        self._journal.seek(JOURNAL_HEAD.itemsize)  # reopening it would release the lock
         records = np.frombuffer(self._journal.read(), RECORD)
         note = json.dumps(dict(info or {}), sort_keys=True).encode()
         begin = _align(self._end, 8)
@@ -173,13 +202,13 @@ class BetonWriter:
         os.fsync(self._data.fileno())
         os.replace(self._partial, self.path)
         folder = os.open(self.path.parent, os.O_RDONLY)
-        os.fsync(folder)  # the new name itself must survive a power cut
+        os.fsync(folder)  # so that the rename survives a power failure
         os.close(folder)
-        self._journal_path.unlink(missing_ok=True)  # last: a partial file without it is lost
+        self._journal_path.unlink(missing_ok=True)  # last: a partial file needs its journal
         self.close()
 
     def close(self) -> None:
-        """Stop here; unless finished, a later writer goes on from this point."""
+        """Close the files. An unfinished file can be resumed by another writer."""
         for file in (getattr(self, "_data", None), self._journal):
             if file is not None:
                 file.close()
@@ -195,7 +224,7 @@ class BetonWriter:
         raise BetonError(f"{self.path}: image {source} of the source {what}")
 
     def _front(self, records: NDArray[Any], alloc_table_ptr: int) -> bytes:
-        """Header, field descriptors and metadata table."""
+        """Return header, field descriptors and metadata table."""
         header = np.array([(VERSION, 2, self.page_size, self.count, alloc_table_ptr)], HEADER)
         fields = np.zeros(2, FIELD)
         for field, kind, name in zip(fields, *FIELDS, strict=True):
@@ -208,13 +237,13 @@ class BetonWriter:
         return header.tobytes() + fields.tobytes() + metadata.tobytes()
 
     def _sync(self) -> None:
-        """Make data, then journal durable: a durable record never lacks its data."""
+        """Sync the data, then the journal, so that a durable record always has its data."""
         for file in (self._data, self._journal):
             file.flush()
             os.fsync(file.fileno())
 
-    def _go_on(self, head: bytes) -> None:
-        """Take up a partial file after its last whole image, or begin one."""
+    def _resume(self, head: bytes) -> None:
+        """Resume a partial file after its last complete image, or begin a new one."""
         self._journal.seek(0)
         found = self._journal.read()
         if len(found) >= len(head) and found[: len(head)] != head:
@@ -230,7 +259,7 @@ class BetonWriter:
             summed = zlib.crc32(bare[at : at + RECORD.itemsize - 4])
             if summed != record_crc or ptr + size > length:
                 break
-            # What was durable at the last checkpoint needs no second look; what came later does.
+            # Only data written after the last checkpoint may be incomplete.
             if ptr > length - 2 * CHECKPOINT_BYTES:
                 self._data.seek(ptr)
                 if zlib.crc32(self._data.read(size)) != crc:
@@ -238,6 +267,6 @@ class BetonWriter:
             self._end, self.count, self.next_source = ptr + size, self.count + 1, source + 1
         self._journal.truncate(len(head) + self.count * RECORD.itemsize if self.count else 0)
         if not self.count:
-            self._journal.write(head)  # opened for appending: it goes to the end
-        self._data.truncate(self._end)  # also takes off the tables of an unlucky finish
+            self._journal.write(head)  # the file is in append mode: this goes to its end
+        self._data.truncate(self._end)  # also removes the tables of an interrupted finish
         self._data.seek(self._end)

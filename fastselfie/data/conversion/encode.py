@@ -1,4 +1,4 @@
-"""One image on its way into a .beton file: from the bytes of its file to the bytes to store."""
+"""Converts one image file to the bytes that a .beton file stores."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, Literal, NamedTuple
 
 from PIL import Image
 
-from fastselfie.data.sources.base import (
+from fastselfie.data.sources.base import Source
+from fastselfie.data.sources.decode import (
     JPEG_START,
     MAX_PIXELS,
     MAX_SHRUNK_PIXELS,
-    Source,
     is_unsupported,
     open_image,
     open_lazily,
@@ -20,14 +20,14 @@ from fastselfie.data.sources.base import (
 from fastselfie.errors import UserError
 from fastselfie.kernels.jpeg import Header, JpegError, read_header, transcode
 
-# Of what has to be encoded anew and was given no --quality: above what most photographs have.
+# JPEG quality of re-encoded images without --quality: above that of most photographs.
 DEFAULT_QUALITY = 95
-# Lossless files (PNG and so on) up to this side are stored as pixels: JPEG would cost accuracy, and
-# at 32x32 its header alone is a third of the file.
+# Lossless files (PNG and the like) up to this side are stored as pixels. JPEG would cost accuracy,
+# and at 32x32 its header alone is a third of the file.
 RAW_SIDE = 64
-_LONGEST_SIDE = 65_500  # of libjpeg's JPEG_MAX_DIMENSION
+_LONGEST_SIDE = 65_500  # JPEG_MAX_DIMENSION of libjpeg
 _FACTORS_420 = [(2, 2), (1, 1), (1, 1)]
-# What Pillow can write. Others (4:4:0, 4:1:1) are kept by writing all the chroma there is.
+# The subsamplings that Pillow can write. Others (4:4:0, 4:1:1) are written with full chroma.
 _KEPT = {tuple(_FACTORS_420): "4:2:0", ((2, 1), (1, 1), (1, 1)): "4:2:2"}
 _EXIF_ORIENTATION = 0x0112
 _TURNS = {
@@ -43,12 +43,13 @@ _TURNS = {
 
 @dataclass(frozen=True)
 class Recoding:
-    """What may change about the images. By default nothing that baseline JPEG can hold.
+    """Which lossy changes to make. By default none, as far as baseline JPEG can hold the image.
 
-    max_side           pixels: larger images are made smaller, keeping their shape
-    quality            of JPEG, 1 to 100: every image is encoded anew
-    subsampling        420: images with more chroma are encoded anew with 4:2:0
-    apply_orientation  turn images upright as their EXIF says; torchvision ignores it
+    Attributes:
+        max_side: In pixels. Larger images are shrunk; the aspect ratio stays.
+        quality: JPEG quality, 1 to 100. If given, every image is re-encoded.
+        subsampling: 420 re-encodes images with more chroma as 4:2:0; keep leaves it.
+        apply_orientation: Whether to turn images upright as EXIF says. torchvision ignores EXIF.
     """
 
     max_side: int | None = None
@@ -57,16 +58,16 @@ class Recoding:
     apply_orientation: bool = False
 
     def recodes(self) -> bool:
-        """Whether pixels may change at all."""
+        """Return whether any pixel may change, apart from the orientation."""
         return self != Recoding(apply_orientation=self.apply_orientation)
 
     def note(self) -> dict[str, Any]:
-        """For the file's note and the fingerprint."""
+        """Return the options as JSON for the file's metadata and the fingerprint."""
         return asdict(self)
 
 
 class Stored(NamedTuple):
-    """What to append: the bytes, jpg or raw, and the size in pixels."""
+    """What to append to a .beton file: the bytes, the mode (jpg or raw), and the size in pixels."""
 
     data: bytes
     mode: str
@@ -75,7 +76,11 @@ class Stored(NamedTuple):
 
 
 def store(source: Source, index: int, recoding: Recoding) -> Stored:
-    """Image `index` of `source` as it is stored. Raises UserError where it cannot be read."""
+    """Convert image `index` of `source`.
+
+    Raises:
+        UserError: It is unreadable or too large.
+    """
     data = source.encoded(index)
     if data is None:
         return _raw(source.image(index))
@@ -83,13 +88,21 @@ def store(source: Source, index: int, recoding: Recoding) -> Stored:
 
 
 def encode(data: bytes, name: str, recoding: Recoding) -> Stored:
-    """An image file's bytes as they are stored; `name` is what a UserError calls it.
+    """Convert an encoded image.
 
-    A JPEG whose pixels may stay is transcoded without loss. Everything else is decoded by Pillow
-    and encoded once, gray as gray.
+    A JPEG that needs no change is transcoded without loss. Everything else is decoded with Pillow
+    and encoded once; grayscale stays grayscale.
+
+    Args:
+        data: The content of an image file.
+        name: What a `UserError` calls the image.
+        recoding: Which changes to make.
+
+    Raises:
+        UserError: The image is unreadable or too large.
     """
     if not data:
-        raise UserError(f"{name}: unreadable image (it is empty): mend or remove it")
+        raise UserError(f"{name}: unreadable image (it is empty): fix or remove it")
     if not data.startswith(JPEG_START):
         return _encode_pixels(data, name, recoding, None)
     try:
@@ -98,10 +111,10 @@ def encode(data: bytes, name: str, recoding: Recoding) -> Stored:
             _require_storable(header.width, header.height, name)
             return _transcoded(data)
     except (JpegError, MemoryError) as error:
-        # Damaged, or merely of a kind that is Pillow's to read.
+        # Damaged, or a type of JPEG that only Pillow reads.
         if not isinstance(error, JpegError) or not is_unsupported(error):
             reason = str(error) or "it takes too much memory"
-            raise UserError(f"{name}: unreadable image ({reason}): mend or remove it") from error
+            raise UserError(f"{name}: unreadable image ({reason}): fix or remove it") from error
         header = None
     return _encode_pixels(data, name, recoding, header)
 
@@ -115,9 +128,9 @@ def _must_recode(data: bytes, header: Header, recoding: Recoding) -> bool:
 
 
 def _encode_pixels(data: bytes, name: str, recoding: Recoding, header: Header | None) -> Stored:
-    """Decode, change, encode. header: the JPEG's, None where the bytes are something else."""
+    """Decode, change and encode an image. `header` is None if it is not a JPEG."""
     limit = recoding.max_side
-    # Decoding at half size is as good as decoding whole where half is twice what is wanted.
+    # Decoding a JPEG at a reduced size loses nothing if that is still twice the final size.
     image = open_image(io.BytesIO(data), name, None if limit is None else (2 * limit, 2 * limit))
     kept = "4:4:4" if header is None else _KEPT.get(tuple(header.sampling), "4:4:4")
     file = io.BytesIO()
@@ -145,7 +158,7 @@ def _encode_pixels(data: bytes, name: str, recoding: Recoding, header: Header | 
 
 
 def _require_storable(width: int, height: int, name: str) -> None:
-    """Refuse an image that Pillow would not open again, or that no JPEG can hold."""
+    """Raise UserError if Pillow would not open the stored image, or no JPEG can hold it."""
     if max(width, height) > _LONGEST_SIDE:
         raise UserError(
             f"{name}: {width}x{height}: a JPEG holds at most {_LONGEST_SIDE:,} pixels a side: use "
@@ -178,5 +191,5 @@ def _orientation(data: bytes) -> int:
             if image.format == "TIFF":
                 return 1  # Pillow itself turns these upright
             return int(image.getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception:  # of Pillow's parser, for damaged EXIF of a sound picture: of any kind
+    except Exception:  # damaged EXIF of a good image: Pillow's parser raises any type
         return 1

@@ -1,7 +1,7 @@
-"""`fastselfie prepare`: any source of images into one .beton file, in parallel and resumably.
+"""Converts any source of images to a .beton file, in parallel and resumably: `fastselfie prepare`.
 
-Worker processes turn images into the bytes to store, a chunk of images at a time; this process
-appends them in the order of the source, so the file does not depend on how many workers there are.
+Worker processes convert chunks of images. This process appends the results in the order of the
+source, so the file does not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from fastselfie.data.beton.reader import BetonError, BetonReader, verify
+from fastselfie.data.beton.reader import BetonError, BetonReader
+from fastselfie.data.beton.verify import verify
 from fastselfie.data.beton.writer import DEFAULT_PAGE_SIZE, MAX_SIDE, BetonWriter
 from fastselfie.data.conversion.encode import Recoding, Stored, store
 from fastselfie.data.conversion.skip_list import SkipList
@@ -38,16 +39,20 @@ from fastselfie.system.accelerator import usable_cores
 from fastselfie.system.console import console, say
 from fastselfie.system.processes import map_in_order
 
-_CHUNK = 8  # images a task: enough to hide the hand-over, few enough for large photographs
+_CHUNK = 8  # images per task: enough to hide the transfer, few enough for large photographs
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to prepare. Of these `recoding`, `part` and `shard` decide the bytes, others do not.
+    """Options of `prepare`. `workers` and `on_error` do not change the bytes of an image.
 
-    shard      (K, N): only the K-th of N equal ranges of the images; see `data.conversion.merge`
-    workers    processes; None: one a core; 1: none, this process does the work
-    page_size  bytes, a power of two from 4,096 to 2**31: the largest image that fits
+    Attributes:
+        recoding: Lossy changes to the images.
+        part: The part of the dataset to convert.
+        workers: Worker processes; None for one per core; 1 to work in this process.
+        on_error: Whether an unreadable image ends the conversion or is skipped.
+        page_size: In bytes, a power of two from 4,096 to 2**31, and the size of the largest image.
+        shard: (K, N) converts only the K-th of N equal ranges of the images; see merge.py.
     """
 
     recoding: Recoding = field(default_factory=Recoding)
@@ -59,29 +64,37 @@ class Options:
 
 
 def prepare(path: Path, out: Path, options: Options) -> dict[str, Any]:
-    """Write the images of `path` to `out`, or go on writing them; return figures for a summary.
+    """Write the images of `path` to `out`, or resume writing them.
 
-    Until it is whole the file is called OUT.partial; killed at any moment, the same call goes on.
-    Skipped images are listed beside it, see `SkipList`.
+    An incomplete file is called OUT.partial. If the process is killed at any moment, the same call
+    resumes. Skipped images are listed beside the file; see `SkipList`.
+
+    Args:
+        path: A dataset in any supported format.
+        out: The .beton file to write.
+        options: How to convert.
+
+    Returns:
+        Numbers for a summary: file, images, skipped, bytes, seconds, images_per_s.
 
     Raises:
-        UserError: `out` exists or is no .beton name, nothing to read, options that do not fit, an
-            unreadable image with on_error raise, every image unreadable, too large an image.
+        UserError: `out` exists or does not end in .beton, there are no images, an option is
+            invalid, an image is unreadable or too large (unless it is skipped), or all are.
     """
     began = time.perf_counter()
-    _check(out, options)
+    _check_options(out, options)
     found = open_part(path, options.part)
     if found is None:
-        raise UserError(f"{path}: holds no {options.part} images: give another --part or source")
-    source, kind = found
+        raise UserError(f"{path}: holds no {options.part} images: pass another --part or dataset")
+    source, format_ = found
     if options.recoding.recodes() and source.encoded(0) is None:
         raise UserError(
-            f"{path}: {kind} holds pixels, which are stored as they are: leave out --max-side, "
+            f"{path}: {format_} holds pixels, which are stored unchanged: remove --max-side, "
             "--quality and --subsampling"
         )
     if warning := class_warning(source, path):
         say(warning)
-    source = _shard(source, *options.shard)
+    source = _select_shard(source, *options.shard)
     out.parent.mkdir(parents=True, exist_ok=True)
     with BetonWriter(
         out, len(source), options.page_size, fingerprint=_fingerprint(path, source, options)
@@ -90,10 +103,10 @@ def prepare(path: Path, out: Path, options: Options) -> dict[str, Any]:
         skipped = SkipList(out, resumed)
         _append_all(writer, source, options, skipped)
         if writer.count == 0:
-            raise UserError(f"{path}: not one image is readable, see {skipped.path}")
+            raise UserError(f"{path}: no image is readable, see {skipped.path}")
         note: dict[str, Any] = {
             "classes": list(source.classes),
-            "source": f"{kind} {path.resolve().name}, {options.part}",
+            "source": f"{format_} {path.resolve().name}, {options.part}",
             "options": options.recoding.note(),
             "skipped": len(source) - writer.count,
         }
@@ -112,7 +125,14 @@ def prepare(path: Path, out: Path, options: Options) -> dict[str, Any]:
 
 
 def check(path: Path) -> Iterator[str]:
-    """Yield one line a problem of a .beton file, none for a sound one, with a progress bar."""
+    """Check a .beton file with a progress bar; see `verify`.
+
+    Args:
+        path: The file.
+
+    Yields:
+        One line for each problem.
+    """
     try:
         total = len(BetonReader(path))
     except BetonError as error:
@@ -124,18 +144,18 @@ def check(path: Path) -> Iterator[str]:
 
 
 def check_out(out: Path) -> None:
-    """Whether a new set may be called `out`.
+    """Check the name of a new .beton file.
 
     Raises:
-        UserError: another file's kind of name, or there is one.
+        UserError: `out` does not end in .beton, or exists.
     """
     if out.suffix != ".beton":
-        raise UserError(f"{out}: --out must end in .beton, by which the file is known as one")
+        raise UserError(f"{out}: --out must end in .beton: the suffix identifies the format")
     if out.exists():
         raise UserError(f"{out}: exists already: move it away or choose another --out")
 
 
-def _check(out: Path, options: Options) -> None:
+def _check_options(out: Path, options: Options) -> None:
     recoding, size = options.recoding, options.page_size
     check_out(out)
     if not 4096 <= size <= 1 << 31 or size & (size - 1):
@@ -151,22 +171,22 @@ def _check(out: Path, options: Options) -> None:
         raise UserError(f"--workers {options.workers}: give at least 1")
 
 
-def _shard(source: Source, shard: int, shards: int) -> Source:
-    """The shard-th of `shards` ranges of the images; a range is not empty."""
+def _select_shard(source: Source, shard: int, shards: int) -> Source:
+    """Return one of `shards` ranges of the images, none of which is empty."""
     if shards == 1:
         return source
     count = len(source)
     if shards > count:
-        raise UserError(f"--shard {shard}/{shards}: there are only {count} images")
+        raise UserError(f"--shard {shard}/{shards}: there are only {count} images: lower N")
     return source.select(np.arange(count * (shard - 1) // shards, count * shard // shards))
 
 
 def _fingerprint(path: Path, source: Source, options: Options) -> str:
-    """What decides the bytes: the images' names and labels, and the options."""
+    """Return a hash of what the bytes depend on: names and labels of the images, and options."""
     digest = hashlib.sha256()
     prefix = str(path)
     for index in range(len(source)):
-        # Without the prefix: the set may be reached by another spelling, or have been moved.
+        # Without the prefix, because the path may be spelt in another way, or have been moved.
         digest.update(source.name(index).removeprefix(prefix).encode(errors="surrogateescape"))
         digest.update(b"\0")
     digest.update(np.ascontiguousarray(source.labels, dtype="<i8").tobytes())
@@ -185,14 +205,16 @@ def _append_all(writer: BetonWriter, source: Source, options: Options, skipped: 
                 data, mode, width, height = stored
                 writer.append(data, mode, width, height, int(source.labels[index]), index)
             elif options.on_error == "raise":
-                raise UserError(f"{stored}, or go on with --on-error skip (what is done is kept)")
+                raise UserError(
+                    f"{stored}, or resume with --on-error skip (finished images are kept)"
+                )
             else:
                 skipped.add(index, name, stored)
             bar.advance(task)
 
 
 def _fitting(stored: Stored | str, name: str, page_size: int) -> Stored | str:
-    """The same, or what is wrong where the format cannot hold the image."""
+    """Return `stored`, or an error message if the format cannot hold the image."""
     if isinstance(stored, str):
         return stored
     if max(stored.width, stored.height) > MAX_SIDE or len(stored.data) > page_size:
@@ -204,13 +226,13 @@ def _fitting(stored: Stored | str, name: str, page_size: int) -> Stored | str:
 
 
 def _store_all(source: Source, start: int, options: Options) -> Generator[tuple[int, Stored | str]]:
-    """(index, what to store or what is wrong with it) from `start` on, in order."""
+    """Yield (index, converted image or error message) in order, from `start` on."""
     workers = options.workers or usable_cores()
     chunks = (
         np.arange(first, min(first + _CHUNK, len(source)), dtype=np.int64)
         for first in range(start, len(source), _CHUNK)
     )
-    # Pixels in memory are only copied: handing them to another process would cost more.
+    # Pixels in memory are only copied: sending them to another process would cost more.
     if workers == 1 or isinstance(source, ArraySource):
         for chunk in chunks:
             results = _store_chunk(source.select(chunk), options.recoding)
@@ -219,7 +241,7 @@ def _store_all(source: Source, start: int, options: Options) -> Generator[tuple[
     tasks, numbers = tee(chunks)
     stored = map_in_order(
         partial(_store_chunk, recoding=options.recoding),
-        # A chunk is a source of its own: the whole, copied to each worker, may be large.
+        # Each task gets a source of its chunk only: the whole source may be large to copy.
         (source.select(chunk) for chunk in tasks),
         min(workers, -(-(len(source) - start) // _CHUNK)) or 1,
     )
@@ -229,10 +251,10 @@ def _store_all(source: Source, start: int, options: Options) -> Generator[tuple[
 
 
 def _store_chunk(source: Source, recoding: Recoding) -> list[Stored | str]:
-    """A fault is a value: raised, it would lose the other images."""
+    """Convert all images; an error is returned as its message, so that the others are kept."""
     results: list[Stored | str] = []
     with warnings.catch_warnings():
-        # Pillow's, of odd metadata and of large images: there may be one an image.
+        # Pillow warns of odd metadata and of large images, possibly for each image.
         warnings.simplefilter("ignore")
         for index in range(len(source)):
             try:

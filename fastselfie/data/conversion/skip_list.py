@@ -1,4 +1,4 @@
-"""The list of images that `fastselfie prepare --on-error skip` left out."""
+"""The list of images that `fastselfie prepare --on-error skip` skipped."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ from pathlib import Path
 
 
 class SkipList:
-    """FILE.skipped.txt beside FILE.beton: number in the source, path and reason, tab-separated.
+    """Writes FILE.skipped.txt beside FILE.beton, only if an image is skipped.
 
-    Opening it to go on at `next_source` drops what comes from there on, which will be tried again;
-    there is no file where nothing was skipped. A line is durable before `add` returns, so before
-    any image after it is: what was skipped is known after a kill or a power cut too.
+    A line has the image's index in the source, its path and the reason, separated by tabs. A line
+    is durable before `add` returns, and so before any later image. The list is therefore complete
+    after a kill or a power failure too.
+
+    Args:
+        out: The .beton file.
+        next_source: Where the conversion resumes. Lines from there on are dropped, because these
+            images are tried again.
     """
 
     def __init__(self, out: Path, next_source: int) -> None:
@@ -20,7 +25,7 @@ class SkipList:
         if not self.path.exists():
             return
         lines = self.path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
-        # The last is empty, or cut by a kill.
+        # The last line is empty, or incomplete after a kill.
         kept = [f"{line}\n" for line in lines[:-1] if _number(line) < next_source]
         if kept:
             aside = self.path.with_name(self.path.name + ".partial")
@@ -30,7 +35,13 @@ class SkipList:
             self.path.unlink()
 
     def add(self, index: int, name: str, reason: str) -> None:
-        """Note that image `index` of the source, called `name`, was skipped."""
+        """Add a skipped image.
+
+        Args:
+            index: Its index in the source.
+            name: Its name.
+            reason: Why it is unreadable; may begin with the name.
+        """
         reason = reason.removeprefix(f"{name}: ")
         texts = ("".join(" " if c in "\t\r\n" else c for c in text) for text in (name, reason))
         with open(self.path, "a", encoding="utf-8", errors="surrogateescape") as file:
@@ -40,15 +51,15 @@ class SkipList:
 
 
 def skip_list_of(beton: Path) -> Path:
-    """Where the list of a .beton file is, if there is one."""
+    """Return the path of a .beton file's list, which may not exist."""
     return beton.with_suffix(".skipped.txt")
 
 
 def skipped_lines(path: Path) -> Iterator[tuple[int, str, str]]:
-    """(number in the source, name, reason) of each line; none where there is no list."""
+    """Yield (index in the source, name, reason) of each line; nothing if there is no list."""
     if not path.exists():
         return
-    # Not splitlines, which takes what may stand in a name for the end of a line.
+    # Not splitlines, which also splits at characters that may be in a name.
     for line in path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")[:-1]:
         number, name, reason = line.split("\t", 2)
         yield int(number), name, reason

@@ -1,4 +1,4 @@
-"""Datasets as people have them, each behind `Source`: folders, archives and well-known files.
+"""Dataset formats (folders, archives, well-known files), each opened as a `Source`.
 
 May import: data.beton and data.random.
 """

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100, binary and Python batches (cs.toronto.edu/~kriz/cifar.html)."""
+"""Opens CIFAR-10 and CIFAR-100, binary and Python batches (cs.toronto.edu/~kriz/cifar.html)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from fastselfie.errors import UserError
 Arrays = tuple[npt.NDArray[np.uint8], IntArray]
 
 _PIXELS = 3 * 32 * 32
-# part -> the file names of each layout, and the bytes of labels before a binary record's pixels
-# (CIFAR-100 stores the coarse label before the fine one).
+# Part -> file names of CIFAR-10 and of CIFAR-100. In a binary record one label byte precedes the
+# pixels in CIFAR-10; in CIFAR-100 two: the coarse label, then the fine one.
 _BINARY = {
     "train": ([*(f"data_batch_{i}.bin" for i in range(1, 6))], ["train.bin"]),
     "test": (["test_batch.bin"], ["test.bin"]),
@@ -26,25 +26,31 @@ _PYTHON = {
     "train": ([*(f"data_batch_{i}" for i in range(1, 6))], ["train"]),
     "test": (["test_batch"], ["test"]),
 }
-
-
-# Where the names of the classes stand: the lines of a file, or a list in a pickled dictionary.
+# The class names are the lines of a text file, or a list in a pickled dictionary.
 _TEXT_NAMES = ("batches.meta.txt", "fine_label_names.txt")
 _PICKLED_NAMES = {"batches.meta": "label_names", "meta": "fine_label_names"}
 
 
 def is_cifar_folder(folder: Path) -> bool:
-    """Whether `folder` holds batches of CIFAR-10 or CIFAR-100."""
+    """Return whether `folder` holds batches of CIFAR-10 or CIFAR-100."""
     return any(
         (folder / names[0]).is_file() for names in (*_BINARY["train"], _PYTHON["train"][0])
     ) or _is_pickle(folder / "train")
 
 
 def open_cifar(folder: Path, part: str, beside_train: bool = False) -> ArraySource | None:
-    """The images of `part`, train or test, 32x32 and RGB; None if it is absent.
+    """Open the images of one part, 32x32 RGB, with the fine labels of CIFAR-100.
+
+    Args:
+        folder: Holds the batches.
+        part: train or test; CIFAR has no others.
+        beside_train: Ignored: CIFAR always has parts.
+
+    Returns:
+        The images; None if there is no such part.
 
     Raises:
-        UserError: a batch is missing, truncated, or not what it should be.
+        UserError: A batch is missing, truncated or damaged.
     """
     arrays = _read(folder, part)
     if arrays is None:
@@ -52,7 +58,7 @@ def open_cifar(folder: Path, part: str, beside_train: bool = False) -> ArraySour
     images, labels = arrays
     numbers = numbered_classes(labels, folder)
     text = next((folder / name for name in _TEXT_NAMES if (folder / name).is_file()), None)
-    names = _pickled_names(folder) if text is None else _words(text)
+    names = _pickled_names(folder) if text is None else _text_names(text)
     classes = names if len(names) >= len(numbers) else numbers
     return ArraySource(images, labels, classes, str(folder))
 
@@ -60,60 +66,63 @@ def open_cifar(folder: Path, part: str, beside_train: bool = False) -> ArraySour
 def _read(folder: Path, part: str) -> Arrays | None:
     for label_bytes, names in enumerate(_BINARY.get(part, ()), start=1):
         if (folder / names[0]).is_file():
-            return _join([_read_binary(_existing(folder / n), label_bytes) for n in names])
+            return _concatenate([_read_binary(_require(folder / n), label_bytes) for n in names])
     for names in _PYTHON.get(part, ()):
         if (folder / names[0]).is_file():
-            return _join([_read_python(_existing(folder / n)) for n in names])
+            return _concatenate([_read_python(_require(folder / n)) for n in names])
     return None
 
 
-def _words(path: Path) -> list[str]:
+def _text_names(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8").split()
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not text in UTF-8: unpack CIFAR again") from error
+        raise UserError(f"{path}: not UTF-8 text: unpack CIFAR again") from error
 
 
 def _pickled_names(folder: Path) -> list[str]:
-    """From batches.meta or meta; none where they are not there."""
+    """Read the class names from batches.meta or meta; [] without these files."""
     for file, key in _PICKLED_NAMES.items():
         path = folder / file
         if path.is_file():
             try:
                 found = load_arrays(path)[key]
                 return [n.decode() if isinstance(n, bytes) else str(n) for n in found]
-            except Exception as error:  # a broken pickle raises nearly anything
+            except Exception as error:  # a damaged pickle raises nearly any type
                 raise UserError(
-                    f"{path}: names no classes ({error}): unpack CIFAR again"
+                    f"{path}: has no class names ({error}): unpack CIFAR again"
                 ) from error
     return []
 
 
 def _is_pickle(path: Path) -> bool:
-    """Whether it is a pickle of protocol 2 or above, or of the first, which is text."""
+    """Return whether a file begins as a pickle of protocol 2 or above, or of protocol 0 (text)."""
     if not path.is_file():
         return False
     with open(path, "rb") as file:
         return file.read(1) in (b"\x80", b"(")
 
 
-def _existing(path: Path) -> Path:
+def _require(path: Path) -> Path:
     if not path.is_file():
-        raise UserError(f"{path}: missing, though its neighbours are there: unpack CIFAR again")
+        raise UserError(f"{path}: missing, but other batches are there: unpack CIFAR again")
     return path
 
 
-def _join(parts: list[Arrays]) -> Arrays:
-    planes = np.concatenate([images for images, _ in parts]).reshape(-1, 3, 32, 32)
+def _concatenate(batches: list[Arrays]) -> Arrays:
+    planes = np.concatenate([images for images, _ in batches]).reshape(-1, 3, 32, 32)
     images = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
-    return images, np.concatenate([labels for _, labels in parts])
+    return images, np.concatenate([labels for _, labels in batches])
 
 
 def _read_binary(path: Path, label_bytes: int) -> Arrays:
     data = np.frombuffer(path.read_bytes(), dtype=np.uint8)
     record = label_bytes + _PIXELS
     if len(data) == 0 or len(data) % record:
-        raise UserError(f"{path}: {len(data)} bytes are not whole records of {record}: truncated?")
+        raise UserError(
+            f"{path}: its {len(data)} bytes are no multiple of {record}, the size of a record: "
+            "unpack CIFAR again"
+        )
     records = data.reshape(-1, record)
     return records[:, label_bytes:], records[:, label_bytes - 1].astype(np.int64)
 
@@ -124,9 +133,11 @@ def _read_python(path: Path) -> Arrays:
         images = batch["data"]
         labels = batch["fine_labels"] if "fine_labels" in batch else batch["labels"]
         labels = np.asarray(labels, dtype=np.int64)
-    except Exception as error:  # a broken pickle raises nearly anything
+    except Exception as error:  # a damaged pickle raises nearly any type
         raise UserError(f"{path}: not a CIFAR batch ({error}): unpack CIFAR again") from error
     good = isinstance(images, np.ndarray) and images.dtype == np.uint8
     if not good or images.shape != (len(labels), _PIXELS):
-        raise UserError(f"{path}: its 'data' is not ({len(labels)}, {_PIXELS}) bytes")
+        raise UserError(
+            f"{path}: its 'data' is not ({len(labels)}, {_PIXELS}) bytes: unpack CIFAR again"
+        )
     return images, labels

@@ -1,4 +1,4 @@
-"""IDX files: MNIST, Fashion-MNIST, KMNIST, EMNIST and QMNIST (yann.lecun.com/exdb/mnist)."""
+"""Opens IDX files: MNIST, Fashion-MNIST, KMNIST, EMNIST, QMNIST (yann.lecun.com/exdb/mnist)."""
 
 from __future__ import annotations
 
@@ -22,44 +22,52 @@ _IMAGES = re.compile(
     r"(?P<set>.*?)(?P<part>train|t10k|test)(?P<what>-images)(?P<sep>[-.])idx3-ubyte(?P<gz>\.gz)?"
 )
 _PARTS = {"train": ("train",), "test": ("t10k", "test")}
-# The third byte of a file. QMNIST's labels are numbers of 32 bits.
-_KINDS: dict[int, np.dtype[Any]] = {0x08: np.dtype("u1"), 0x0C: np.dtype(">i4")}
+# The third byte of a file -> the type of its items. QMNIST's labels are 32-bit integers.
+_DTYPES: dict[int, np.dtype[Any]] = {0x08: np.dtype("u1"), 0x0C: np.dtype(">i4")}
 
 
 def is_idx_folder(folder: Path) -> bool:
-    """Whether `folder` holds images in IDX files, plain or gzipped."""
+    """Return whether `folder` holds images in IDX files, plain or gzipped."""
     return bool(_image_files(folder))
 
 
 def open_idx(folder: Path, part: str, beside_train: bool = False) -> ArraySource | None:
-    """The images of `part`, train or test, 32x32 and RGB; None if it is absent.
+    """Open the images of one part, 32x32 RGB.
 
-    28x28 gray images are padded with zeros to 32x32 and repeated on three channels. EMNIST's, which
-    lie on their side in its files, are set upright.
+    28x28 grayscale images are padded with zeros to 32x32 and repeated on three channels. EMNIST
+    stores its images transposed; they are transposed back.
+
+    Args:
+        folder: Holds the files.
+        part: train or test; there are no others.
+        beside_train: Ignored: the files always name a part.
+
+    Returns:
+        The images; None if there is no such part.
 
     Raises:
-        UserError: files of several sets, labels that are missing, a damaged file.
+        UserError: There are files of several datasets, labels are missing, or a file is damaged.
     """
     files = _image_files(folder)
     names = sorted({match["set"] for match in files})
     if len(names) > 1:
         held = ", ".join(name.rstrip("-._") or "MNIST" for name in names)
         raise UserError(
-            f"{folder}: holds {len(names)} sets ({held}): move the files of one to a folder of "
+            f"{folder}: holds {len(names)} datasets ({held}): move the files of one to a folder of "
             "their own"
         )
     found = [match for match in files if match["part"] in _PARTS.get(part, ())]
     if not found:
         return None
     found.sort(key=lambda match: match["gz"] is not None)  # plain before gzipped
-    image_file, emnist = _file(folder / found[0].string), names[0].startswith("emnist")
+    image_file = _find_file(folder / found[0].string)
     assert image_file is not None
-    label_file = _label_file(folder, found[0])
+    label_file = _find_label_file(folder, found[0])
     images, labels = _read_both(image_file, label_file)
     classes: Sequence[str] = numbered_classes(labels, label_file)
-    if emnist:
+    if names[0].startswith("emnist"):
         images = images.transpose(0, 2, 1)
-        labels, classes = _named(folder, names[0], labels)
+        labels, classes = _map_emnist_labels(folder, names[0], labels)
     pad = max(0, 32 - images.shape[1])
     widths = ((0, 0), (pad // 2, pad - pad // 2), (pad // 2, pad - pad // 2))
     gray = np.pad(images, widths)
@@ -67,50 +75,54 @@ def open_idx(folder: Path, part: str, beside_train: bool = False) -> ArraySource
 
 
 def read_idx(path: Path) -> npt.NDArray[Any]:
-    """The array of an IDX file of unsigned bytes or of integers of 32 bits.
+    """Read the array in an IDX file of unsigned bytes or 32-bit integers.
+
+    Args:
+        path: The file, gzipped if its suffix is .gz.
 
     Raises:
-        UserError: another file, or one that is shorter or longer than its header says.
+        UserError: It is another file, or its size does not match its header.
     """
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: cannot read it ({error}): fetch it again") from error
-    if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in _KINDS:
-        raise UserError(f"{path}: not an IDX file of bytes: fetch it again")
-    header, kind = 4 + 4 * data[3], _KINDS[data[2]]
+        raise UserError(f"{path}: cannot be read ({error}): download it again") from error
+    if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in _DTYPES:
+        raise UserError(f"{path}: not an IDX file of bytes: download it again")
+    header, dtype = 4 + 4 * data[3], _DTYPES[data[2]]
     if len(data) < header:
-        raise UserError(f"{path}: holds {len(data)} bytes, less than its header: fetch it again")
+        raise UserError(f"{path}: holds {len(data)} bytes, less than its header: download it again")
     shape = tuple(int(n) for n in np.frombuffer(data[4:header], dtype=">u4"))
-    expected = int(np.prod(shape, dtype=object)) * kind.itemsize if shape else 0
+    expected = int(np.prod(shape, dtype=object)) * dtype.itemsize if shape else 0
     if len(data) - header != expected:
         raise UserError(
             f"{path}: holds {len(data) - header} bytes after its header, which says {expected}: "
-            "fetch it again"
+            "download it again"
         )
-    return np.frombuffer(data, dtype=kind, offset=header).reshape(shape)
+    return np.frombuffer(data, dtype=dtype, offset=header).reshape(shape)
 
 
 def _image_files(folder: Path) -> list[re.Match[str]]:
     if not folder.is_dir():
         return []
-    names = sorted(path.name for path in folder.glob("*idx3-ubyte*") if _file(path) is not None)
+    paths = folder.glob("*idx3-ubyte*")
+    names = sorted(path.name for path in paths if _find_file(path) is not None)
     return [match for match in map(_IMAGES.fullmatch, names) if match]
 
 
-def _file(path: Path) -> Path | None:
-    """The file, also in a folder of its own name: so some programs unpack it."""
+def _find_file(path: Path) -> Path | None:
+    """Return the file, which some programs unpack to a folder of the same name, or None."""
     return next((found for found in (path, path / path.name) if found.is_file()), None)
 
 
-def _label_file(folder: Path, images: re.Match[str]) -> Path:
+def _find_label_file(folder: Path, images: re.Match[str]) -> Path:
     begin = images.string[: images.start("what")]
     stems = [f"{begin}-labels{sep}idx1-ubyte" for sep in (images["sep"], "-", ".")]
-    stems.append(f"{begin}-labels-idx2-int")  # QMNIST's: the class is the first of eight columns
+    stems.append(f"{begin}-labels-idx2-int")  # QMNIST: the class is the first of eight columns
     paths = [folder / f"{stem}{end}" for stem in stems for end in ("", ".gz")]
-    found = next((file for path in paths if (file := _file(path)) is not None), None)
+    found = next((file for path in paths if (file := _find_file(path)) is not None), None)
     if found is None:
-        raise UserError(f"{folder / stems[0]}: missing beside {images.string}")
+        raise UserError(f"{folder / stems[0]}: missing beside {images.string}: download it")
     return found
 
 
@@ -123,19 +135,22 @@ def _read_both(image_file: Path, label_file: Path) -> tuple[npt.NDArray[np.uint8
             f"{image_file}: shapes {images.shape} and {labels.shape} are not images and labels"
         )
     if len(images) == 0:
-        raise UserError(f"{image_file}: holds no images: fetch it again")
+        raise UserError(f"{image_file}: holds no images: download it again")
     return images.astype(np.uint8, copy=False), labels.astype(np.int64)
 
 
-def _named(folder: Path, name: str, labels: IntArray) -> tuple[IntArray, Sequence[str]]:
-    """Labels from 0 and the characters of EMNIST's classes; without its mapping, their numbers."""
+def _map_emnist_labels(folder: Path, name: str, labels: IntArray) -> tuple[IntArray, Sequence[str]]:
+    """Return EMNIST's labels from 0 up, and the characters of its classes.
+
+    Without its mapping file, the class names are the numbers in the label file.
+    """
     path = folder / f"{name}mapping.txt"
     if path.is_file():
         try:
             rows = [line.split() for line in path.read_text(encoding="ascii").splitlines() if line]
             known = {int(row[0]): chr(int(row[1])) for row in rows}
         except (ValueError, IndexError) as error:
-            raise UserError(f"{path}: not a line of LABEL CODE a class: fetch it again") from error
+            raise UserError(f"{path}: its lines are not LABEL CODE: download it again") from error
     else:
         first = 1 if "letters" in name else 0
         known = {i: str(i) for i in range(first, int(labels.max()) + 1)}
@@ -143,5 +158,7 @@ def _named(folder: Path, name: str, labels: IntArray) -> tuple[IntArray, Sequenc
     places = np.searchsorted(order, labels)
     if not np.isin(labels, order).all():
         odd = int(labels[~np.isin(labels, order)][0])
-        raise UserError(f"{folder}: {name}mapping.txt names no class of the label {odd}: fetch it")
+        raise UserError(
+            f"{folder}: {name}mapping.txt names no class of the label {odd}: download it again"
+        )
     return places.astype(np.int64), [known[number] for number in order]

@@ -1,6 +1,6 @@
-"""Downsampled ImageNet, npz or Python batches (image-net.org, arXiv 1707.08819).
+"""Opens downsampled ImageNet, npz or Python batches (image-net.org, arXiv 1707.08819).
 
-16x16 and 64x64 come in the same files. Labels there are 1 to 1000.
+The 16x16 and 64x64 versions have the same files. Labels in the files are 1 to 1000.
 """
 
 from __future__ import annotations
@@ -21,17 +21,23 @@ _CLASSES, _TRAIN_BATCHES = 1000, 10
 
 
 def is_imagenet32_folder(folder: Path) -> bool:
-    """Whether `folder` holds the batches, or the folders that the archives unpack to."""
+    """Return whether `folder` holds the batches, or the folders that the archives unpack to."""
     return any(_first(folder, part) is not None for part in ("train", "test"))
 
 
 def open_imagenet32(folder: Path, part: str, beside_train: bool = False) -> ArraySource | None:
-    """The images of `part`, train or test, SxS and RGB; None if it is absent.
+    """Open the images of one part. The class names are numbers, because the files have no names.
 
-    The files name no classes: these are numbers.
+    Args:
+        folder: Holds the batches.
+        part: train or test; there are no others.
+        beside_train: Ignored: the files always name a part.
+
+    Returns:
+        The images, RGB; None if there is no such part.
 
     Raises:
-        UserError: a batch is missing, truncated, or not what it should be.
+        UserError: A batch is missing, truncated or damaged.
     """
     first = _first(folder, part) if part in ("train", "test") else None
     if first is None:
@@ -42,9 +48,9 @@ def open_imagenet32(folder: Path, part: str, beside_train: bool = False) -> Arra
         paths = [first.with_name(name) for name in names]
     for path in paths:
         if not path.is_file():
-            raise UserError(f"{path}: missing, though its neighbours are there: unpack it again")
-    # Filled batch by batch: 3.9 GB for ImageNet 32x32, which joining at the end would double. A
-    # file of uncompressed pixels holds no more images than its size allows.
+            raise UserError(f"{path}: missing, but other batches are there: unpack it again")
+    # The array (3.9 GB for ImageNet 32x32) is filled batch by batch: to concatenate batches would
+    # double the memory. The size of a pickle, whose pixels are not compressed, bounds its images.
     labels = [_read(path, "labels") if path.suffix else None for path in paths]
     images: npt.NDArray[np.uint8] | None = None
     found, count = [], 0
@@ -93,7 +99,7 @@ def _read(path: Path, key: str) -> Any:
 def _load(path: Path) -> dict[str, Any]:
     try:
         return load_arrays(path)
-    except Exception as error:  # a broken pickle raises nearly anything
+    except Exception as error:  # a damaged pickle raises nearly any type
         raise UserError(f"{path}: not an ImageNet batch ({error}): unpack it again") from error
 
 

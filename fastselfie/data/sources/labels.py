@@ -1,4 +1,4 @@
-"""Labels of sets that number their classes and do not name them."""
+"""Class names for datasets that only number their classes."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ _MOST_CLASSES = 1 << 24
 
 
 def numbered_classes(labels: IntArray, where: object) -> list[str]:
-    """Return the names of classes that only have numbers: "0", "1" and so on.
+    """Return the class names "0", "1", ... up to the largest label.
 
     Args:
         labels: (n,) integers, n > 0.
-        where: the file or the folder, for messages.
+        where: The file or folder, for messages.
 
     Raises:
-        UserError: a label below 0, or one too large for the number of a class.
+        UserError: A label is negative or too large for a class number.
     """
-    least, most = int(labels.min()), int(labels.max())
-    if least < 0:
-        raise UserError(f"{where}: a label is {least}: number the classes from 0 up")
-    if most >= _MOST_CLASSES:
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < 0:
+        raise UserError(f"{where}: a label is {lowest}: number the classes from 0 up")
+    if highest >= _MOST_CLASSES:
         raise UserError(
-            f"{where}: its label {most} is too large for the number of a class: number the classes "
+            f"{where}: its label {highest} is too large for a class number: number the classes "
             "from 0 up"
         )
-    return [str(i) for i in range(most + 1)]
+    return [str(i) for i in range(highest + 1)]

@@ -1,7 +1,7 @@
-"""Parquet files as Hugging Face's datasets write them: an image and a label column.
+"""Opens parquet files as Hugging Face's datasets write them: an image and a label column.
 
-Needs pyarrow, imported where it is used. A row group is read when an image of it is asked for:
-good for going through a set in order, as `fastselfie prepare` does, slow in random order.
+Needs pyarrow, which is imported where it is used. A whole row group is read for one image. This is
+fast in order, as `fastselfie prepare` reads, and slow in random order.
 """
 
 from __future__ import annotations
@@ -11,27 +11,33 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from PIL import Image
 
 from fastselfie.data.random import IntArray
-from fastselfie.data.sources.base import UNLABELLED, decode_image
+from fastselfie.data.sources.base import UNLABELLED
+from fastselfie.data.sources.decode import decode_image
 from fastselfie.data.sources.parquet_columns import choose_columns, holds_integers
 from fastselfie.data.sources.shard_checks import labels_and_classes, require_whole, unread_shards
 from fastselfie.data.sources.shards import files_of, files_of_part
 from fastselfie.errors import UserError
 from fastselfie.system.console import say_once
 
-_BATCH_ROWS = 16  # of these the largest photographs fit in one of Arrow's arrays, 2 GiB
+_BATCH_ROWS = 16  # so few that the largest photographs fit in one Arrow array, 2 GiB
 
 
 @dataclass(frozen=True)
 class ParquetSource:
     """Encoded images in a column of parquet files.
 
-    place: (n, 3) int64: the file, its row group, and the row in that
+    Attributes:
+        files: Paths of the files.
+        column: Name of the image column.
+        place: (n, 3) int64: index into `files`, row group, row in the group.
+        labels: (n,) int64.
+        classes: Names of the classes.
     """
 
     files: Sequence[str]
@@ -55,10 +61,10 @@ class ParquetSource:
         value = _row_group(self.files[file], group, self.column)[row].as_py()
         data = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(data, bytes):
-            away = value.get("path") if isinstance(value, dict) else None
-            path = f", only the path {away}" if away else ""
+            link = value.get("path") if isinstance(value, dict) else None
+            path = f", only the path {link}" if link else ""
             raise UserError(
-                f"{self.name(index)}: holds no image bytes{path}: write the file with them"
+                f"{self.name(index)}: holds no image bytes{path}: write the file with image bytes"
             )
         return data
 
@@ -68,21 +74,28 @@ class ParquetSource:
 
 
 def is_parquet(path: Path) -> bool:
-    """Whether `path` is a .parquet file, or a folder of them, also one called data inside it."""
+    """Return whether `path` is a .parquet file, or a folder with some, directly or in data/."""
     if path.is_dir():
         return bool(files_of(_folder(path), ".parquet"))
     return path.suffix.lower() == ".parquet" or bool(unread_shards(path, ".parquet"))
 
 
 def open_parquet(path: Path, part: str, beside_train: bool = False) -> ParquetSource | None:
-    """The rows of `part`; None if there is no such part. Without a label column: one class.
+    """Open the rows of one part. Without a label column the images have no labels.
 
-    The note that Hugging Face's datasets leave in the schema tells which columns hold the image
-    and the label, and the names of the classes. What is left out is said.
+    Hugging Face's metadata names the columns and the classes. Ignored columns are reported.
+
+    Args:
+        path: A file, or a folder of files.
+        part: train, or one of TEST_NAMES.
+        beside_train: Whether a dataset without parts is already in use as the training part.
+
+    Returns:
+        The images; None if there is no such part.
 
     Raises:
-        UserError: pyarrow is not installed, a damaged file, no image column or several, a missing
-            label, or files that name other columns or classes.
+        UserError: A file is unreadable, its columns are ambiguous, a label is missing, or the files
+            differ in columns or classes.
     """
     files = files_of_part(_folder(path), ".parquet", part, beside_train)
     if files is None:
@@ -101,13 +114,13 @@ def open_parquet(path: Path, part: str, beside_train: bool = False) -> ParquetSo
         if first != (image, label):
             raise UserError(
                 f"{file}: its columns of images and labels are {image} and {label or 'none'}, "
-                f"those of {files[0]} are {first[0]} and {first[1] or 'none'}: write both alike"
+                f"those of {files[0]} are {first[0]} and {first[1] or 'none'}: write both with the "
+                "same columns"
             )
         if names and columns.classes and columns.classes != names:
-            raise UserError(
-                f"{file}: its classes are {_listed(columns.classes)}, those of {named_in} are "
-                f"{_listed(names)}: write both with one list"
-            )
+            lists = _listed(columns.classes), _listed(names)
+            raise UserError(f"{file}: its classes are {lists[0]}, those of {named_in} are "
+                            f"{lists[1]}: write both with the same list")  # fmt: skip
         if columns.classes and not names:
             named_in, names = file, columns.classes
         for group in range(reader.num_row_groups):
@@ -115,14 +128,14 @@ def open_parquet(path: Path, part: str, beside_train: bool = False) -> ParquetSo
             rows = np.arange(count, dtype=np.int64)
             places.append(np.stack([np.full(count, number), np.full(count, group), rows], axis=1))
         if label is not None:
-            labels.append(_labels(reader, file, label))
-        if columns.left_out:
-            say_once(f"{path}: {columns.left_out}")
+            labels.append(_read_labels(reader, file, label))
+        if columns.ignored:
+            say_once(f"{path}: {columns.ignored}")
     place = np.concatenate(places) if places else np.empty((0, 3), dtype=np.int64)
     if first is None or len(place) == 0:
         raise UserError(f"{path}: holds no rows")
-    none = np.zeros(len(place), dtype=np.int64)
-    source = ParquetSource([str(file) for file in files], first[0], place, none, UNLABELLED)
+    zeros = np.zeros(len(place), dtype=np.int64)
+    source = ParquetSource([str(file) for file in files], first[0], place, zeros, UNLABELLED)
     if not labels:
         return source
     numbers, classes = labels_and_classes(np.concatenate(labels), names, path, part, source.name)
@@ -130,7 +143,7 @@ def open_parquet(path: Path, part: str, beside_train: bool = False) -> ParquetSo
 
 
 def _folder(path: Path) -> Path:
-    """A repository of Hugging Face keeps its files in data/."""
+    """Return the folder of the files: Hugging Face repositories keep them in data/."""
     inner = path / "data"
     return inner if inner.is_dir() and not files_of(path, ".parquet") else path
 
@@ -142,32 +155,34 @@ def _open(path: str) -> Any:
         raise UserError(f"{path}: needs pyarrow: pip install 'fastselfie[parquet]'") from error
     try:
         return pq.ParquetFile(path)
-    except Exception as error:  # pyarrow's are of many kinds
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: not a parquet file ({reason}): fetch it again") from error
+    except Exception as error:  # pyarrow raises many types
+        _fail(f"{path}: not a parquet file", error)
+
+
+def _fail(what: str, error: Exception) -> NoReturn:
+    raise UserError(f"{what} ({' '.join(str(error).split())}): download it again") from error
 
 
 @functools.lru_cache(maxsize=2)
 def _row_group(path: str, group: int, column: str) -> Any:
-    """(rows,) of one column. Two are kept: a batch of images in order touches no more."""
+    """Read one column of a row group: (rows,). A batch of images in order needs at most two."""
     reader = _open(path)
     import pyarrow as pa
 
     try:
-        # In batches, since a row group may be more than one of Arrow's arrays holds.
-        # One thread: a pool of threads would not survive a fork of the data loader's workers.
+        # In batches, because a row group may be too large for one Arrow array. Without threads,
+        # because a thread pool does not survive the fork of a data-loading worker.
         batches = reader.iter_batches(
             batch_size=_BATCH_ROWS, row_groups=[group], columns=[column], use_threads=False
         )
         kind = reader.schema_arrow.field(column).type
         return pa.chunked_array([batch.column(0) for batch in batches], kind)
-    except Exception as error:  # pyarrow's are of many kinds
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: row group {group} cannot be read ({reason}): fetch it") from error
+    except Exception as error:  # pyarrow raises many types
+        _fail(f"{path}: row group {group} cannot be read", error)
 
 
-def _labels(reader: Any, file: Path, column: str) -> IntArray:
-    """(rows,) of a column of integers; -1 where there is none."""
+def _read_labels(reader: Any, file: Path, column: str) -> IntArray:
+    """Read a column of integers: (rows,) int64, -1 where a label is missing."""
     import pyarrow as pa
 
     kind = reader.schema_arrow.field(column).type
@@ -175,15 +190,14 @@ def _labels(reader: Any, file: Path, column: str) -> IntArray:
         return np.full(reader.metadata.num_rows, -1, dtype=np.int64)
     if not holds_integers(kind):
         raise UserError(
-            f"{file}: column {column} holds {kind}, no numbers of classes from 0 up: write it as "
+            f"{file}: column {column} holds {kind}, not class numbers from 0 up: write it as "
             "integers (ClassLabel of Hugging Face's datasets)"
         )
     try:
         values = reader.read(columns=[column], use_threads=False).column(0)
         numbers = values.cast(pa.int64()).fill_null(-1).to_numpy()
     except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{file}: column {column} cannot be read ({reason}): fetch it") from error
+        _fail(f"{file}: column {column} cannot be read", error)
     labels: IntArray = np.maximum(numbers, -1)
     return labels
 

@@ -1,4 +1,4 @@
-"""Which columns of a parquet file hold the images and the labels."""
+"""Chooses the columns of a parquet file that hold the images and the labels."""
 
 from __future__ import annotations
 
@@ -10,33 +10,40 @@ from typing import Any
 
 from fastselfie.errors import UserError
 
-# In lower case, the likeliest first. Names decide where several columns could be meant.
+# In lower case, the most likely first. They decide between several possible columns.
 _IMAGE_NAMES = ("image", "img", "jpg")
 _LABEL_NAMES = ("label", "labels", "fine_label", "cls")
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns that are read; label is None where there is none.
+    """The columns to read.
 
-    classes: names of the classes, () where the file names none
-    left_out: a line about columns that might have been meant too, or ""
+    Attributes:
+        image: Name of the image column.
+        label: Name of the label column, or None.
+        classes: Names of the classes; empty if the file names none.
+        ignored: A line about ignored columns that may have been meant, or "".
     """
 
     image: str
     label: str | None
     classes: Sequence[str]
-    left_out: str
+    ignored: str
 
 
 def choose_columns(file: Path, schema: Any) -> Columns:
-    """Choose from the note that Hugging Face's datasets leave in the schema, then by name and type.
+    """Choose the columns by Hugging Face's metadata in the schema, then by name and type.
+
+    Args:
+        file: The parquet file, for messages.
+        schema: Its pyarrow schema.
 
     Raises:
-        UserError: no column of images, or several columns of images or labels without a known name.
+        UserError: There is no image column, or there are several possible columns.
     """
     features = _features(schema)
-    # A name that two columns share reads neither.
+    # Columns with the same name are not read.
     types = {
         name: schema.field(name).type for name in schema.names if schema.names.count(name) == 1
     }
@@ -50,48 +57,48 @@ def choose_columns(file: Path, schema: Any) -> Columns:
     noted = [name for name in types if classes[name]]
     called = [name for name in types if name.lower() in _LABEL_NAMES]
     whole = [name for name in called if holds_integers(types[name])]
-    # Where only a column of another type is called a label, that is told of it.
+    # A column of another type is chosen only without alternatives: its type is then the error.
     label = _choose(file, "labels", _LABEL_NAMES, noted, whole or ([] if noted else called))
-    left_out = ""
+    ignored = ""
     others = [name for name in images if name != image]
     if others:
-        left_out = f"column {image} is read, other images left out: {', '.join(others)}"
+        ignored = f"column {image} is read, other image columns ignored: {', '.join(others)}"
     elif label is None and len(types) > 1:
         rest = ", ".join(name for name in types if name != image)
-        left_out = f"no column of labels ({', '.join(_LABEL_NAMES)}): left out are {rest}"
-    return Columns(image, label, classes[label] if label is not None else (), left_out)
+        ignored = f"no column of labels ({', '.join(_LABEL_NAMES)}), ignored: {rest}"
+    return Columns(image, label, classes[label] if label is not None else (), ignored)
 
 
 def holds_integers(kind: Any) -> bool:
-    """Whether a column of this type holds integers, also as a dictionary."""
+    """Return whether a column of this pyarrow type holds integers, also dictionary-encoded ones."""
     import pyarrow as pa
 
     return bool(pa.types.is_integer(_plain(kind)))
 
 
 def _choose(
-    file: Path, what: str, names: Sequence[str], noted: Sequence[str], able: Sequence[str]
+    file: Path, what: str, names: Sequence[str], noted: Sequence[str], candidates: Sequence[str]
 ) -> str | None:
-    """Choose the column that both the note and its name, or one of them, call what is looked for.
+    """Choose a column by metadata and name, else by either, else the only one of a fitting type.
 
     Args:
-        file: for messages.
-        what: is looked for, for messages.
-        names: known ones, the likeliest first.
-        noted: columns that Hugging Face's note calls so.
-        able: columns whose type allows it.
+        file: For messages.
+        what: What the column holds, for messages.
+        names: Known names, the most likely first.
+        noted: Columns that the metadata marks.
+        candidates: Columns whose type fits.
 
     Raises:
-        UserError: several columns have the same right.
+        UserError: Several columns are equally likely.
     """
-    # Of two names that differ in capitals the one without comes first.
-    named = [column for name in names for column in sorted(able, reverse=True)
+    # Lower case comes before upper case.
+    named = [column for name in names for column in sorted(candidates, reverse=True)
              if column.lower() == name]  # fmt: skip
     both = [column for column in named if column in noted]
-    found = both[:1] or ([*noted, *named] if noted else named[:1] or able)
+    found = both[:1] or ([*noted, *named] if noted else named[:1] or candidates)
     if len(found) > 1:
         raise UserError(
-            f"{file}: columns {', '.join(found)} may all hold the {what}: write the file with "
+            f"{file}: columns {', '.join(found)} may all hold the {what}: write the file with only "
             "one of them"
         )
     return found[0] if found else None
@@ -104,25 +111,25 @@ def _plain(kind: Any) -> Any:
 
 
 def _holds_images(kind: Any) -> bool:
-    """Whether the type is of bytes, or of Hugging Face's {bytes, path}."""
+    """Return whether the type is bytes, or Hugging Face's struct of bytes and path."""
     import pyarrow as pa
 
     kind = _plain(kind)
     if pa.types.is_struct(kind):
         at = kind.get_field_index("bytes")
-        # Of the type null: no row has any bytes, only a path.
+        # Null type: all rows have only a path.
         return at >= 0 and (
             _holds_images(kind.field(at).type) or pa.types.is_null(kind.field(at).type)
         )
-    # By its name: older versions of pyarrow lack a test for binary_view.
+    # Compared by name, because older versions of pyarrow have no is_binary_view.
     return not pa.types.is_nested(kind) and "binary" in str(kind)
 
 
 def _features(schema: Any) -> dict[str, Any]:
-    """What each column is, by Hugging Face's note; {} without one."""
-    note = (schema.metadata or {}).get(b"huggingface", b"{}")
+    """Return Hugging Face's description of each column; {} without metadata."""
+    metadata = (schema.metadata or {}).get(b"huggingface", b"{}")
     try:
-        features = json.loads(note)["info"]["features"]
+        features = json.loads(metadata)["info"]["features"]
     except (ValueError, KeyError, TypeError):
         return {}
     return features if isinstance(features, dict) else {}
@@ -133,7 +140,7 @@ def _is_noted(feature: Any, kind: str) -> bool:
 
 
 def _class_names(feature: Any) -> Sequence[str]:
-    """Names of a ClassLabel; () for any other feature."""
+    """Return the class names of a ClassLabel; () for any other feature."""
     if not isinstance(feature, dict) or feature.get("_type", "ClassLabel") != "ClassLabel":
         return ()
     names = feature.get("names")

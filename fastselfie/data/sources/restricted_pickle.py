@@ -1,4 +1,4 @@
-"""Pickled arrays, read without running what else a pickle may hold."""
+"""Reads pickled arrays without running the other code that a pickle may contain."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from typing import Any
 
 
 def load_arrays(path: Path) -> dict[str, Any]:
-    """The dictionary of arrays, lists and numbers pickled in a file, by Python 2 or 3.
+    """Load the pickled dictionary of arrays, lists and numbers in a file of Python 2 or 3.
 
-    Raises nearly anything for a file that is none.
+    Raises:
+        Exception: The file is no such pickle. The type can be nearly any.
     """
     batch = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
     return {k.decode() if isinstance(k, bytes) else k: v for k, v in batch.items()}
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles numpy arrays and plain containers, and refuses to name anything else.
+    """Unpickles NumPy arrays and plain containers, and refuses everything else.
 
-    A pickle runs whatever callable it names, so a data file is not to be trusted with one.
+    A pickle runs any callable that it names, so a data file must not choose freely.
     """
 
     _ALLOWED = frozenset(

@@ -1,4 +1,4 @@
-"""Checks that sets in many files share: of what shards there are, and of the labels."""
+"""Checks for datasets in shards: which shards are there, and whether the labels are valid."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from fastselfie.data.sources.labels import numbered_classes
 from fastselfie.errors import UserError
 from fastselfie.system.console import say_once
 
-# The list of classes is as long as the largest label says, so no ID may pass for a label.
-
 _COMPRESSED = r"\.(gz|bz2|xz|zstd?|lz4|lzma|lz|br|z|zip)"
 _COMPRESSED_TAR = r"\.t(gz|bz2?|xz|zst|lz)"
 _UNFINISHED = r"\.(part|partial|incomplete|crdownload|download|tmp)"
@@ -24,23 +22,23 @@ _NUMBERED = re.compile(r"(?P<stem>.*?)(?P<number>\d+)-of-(?P<total>\d+)")
 
 
 def unread_shards(path: Path, suffix: str) -> list[str]:
-    """List shards that cannot be read as they are: a line each, with the file and the way out.
+    """Return a message for each shard that cannot be read, in order of name.
 
     Args:
-        path: one file, or a folder of them.
-        suffix: what the names of readable shards end in, ".tar" or ".parquet".
+        path: One file, or a folder of files.
+        suffix: The suffix of readable shards: ".tar" or ".parquet".
     """
     names = os.listdir(path) if path.is_dir() else [path.name]
     folder = path if path.is_dir() else path.parent
     whole = f".*{re.escape(suffix)}"
     ways_out = {
         rf"{whole}{_COMPRESSED}": "is compressed: decompress it",
-        rf"{whole}{_UNFINISHED}": "is an unfinished download: fetch it whole",
+        rf"{whole}{_UNFINISHED}": "is an unfinished download: download it completely",
     }
     if suffix == ".tar":
         ways_out[f".*{_COMPRESSED_TAR}"] = "is compressed: decompress it"
     if path.is_dir():
-        ways_out[whole] = f"has its suffix in capitals: rename it to end in {suffix}"
+        ways_out[whole] = f"its suffix is not in lower case: rename it to end in {suffix}"
     return [
         f"{folder / name}: {way_out}, or move it away"
         for name in sorted(names)
@@ -51,21 +49,23 @@ def unread_shards(path: Path, suffix: str) -> list[str]:
 
 
 def require_whole(path: Path, files: Sequence[Path], suffix: str) -> None:
-    """Make sure that no shard of `path` is passed over; say where some are not there.
+    """Check that no shard is silently skipped, and report missing ones.
 
     Args:
-        path: the set.
-        files: the shards that are read. Names such as train-00000-of-00014 tell how many belong
-            together.
-        suffix: as in `unread_shards`.
+        path: The dataset.
+        files: The shards that are read. Names such as train-00000-of-00014 give the total.
+        suffix: As in `unread_shards`.
 
     Raises:
-        UserError: a shard is compressed or only half there.
+        UserError: A shard is compressed, half downloaded, or not a regular file.
     """
     unread = unread_shards(path, suffix)
     if unread:
         more = f" ({len(unread) - 1} more like it)" if len(unread) > 1 else ""
         raise UserError(unread[0] + more)
+    for file in files:
+        if file.exists() and not file.is_file():  # reading a pipe would block for ever
+            raise UserError(f"{file}: not a regular file (a pipe or a folder): move it away")
     if not path.is_dir():
         return
     found: dict[tuple[str, int], set[int]] = {}
@@ -75,7 +75,7 @@ def require_whole(path: Path, files: Sequence[Path], suffix: str) -> None:
             found.setdefault(key, set()).add(int(match["number"]))
     for (stem, total), numbers in found.items():
         if len(numbers) < total:
-            say_once(f"{path}: {total - len(numbers)} of the {total} files {stem}* are not there")
+            say_once(f"{path}: {total - len(numbers)} of the {total} files {stem}* are missing")
 
 
 def labels_and_classes(
@@ -85,39 +85,42 @@ def labels_and_classes(
     part: str,
     name_of: Callable[[int], str],
 ) -> tuple[IntArray, Sequence[str]]:
-    """Check a column of labels; return them with the names of the classes.
+    """Check a column of labels.
 
-    A held-out part whose labels are all -1 has none, as Hugging Face's datasets write test parts:
-    its classes are UNLABELLED.
+    A held-out part whose labels are all negative has no labels: Hugging Face's datasets write test
+    parts like that.
 
     Args:
-        labels: (n,) int64, n > 0; below 0 stands for none.
-        names: of the classes; empty: a class is called by its number.
-        path: the set.
+        labels: (n,) int64, n > 0. A negative label is missing.
+        names: Names of the classes; if empty, the classes are named by their numbers.
+        path: The dataset.
         part: train, or a held-out part.
-        name_of: what to call an image in a message.
+        name_of: Returns what a message calls the image of an index.
+
+    Returns:
+        The labels, and the names of the classes; zeros and UNLABELLED without labels.
 
     Raises:
-        UserError: a label is missing, of no class, or too large.
+        UserError: A label is missing, has no class, or is too large.
     """
     missing = np.flatnonzero(labels < 0)
     if len(missing) == len(labels) and part != "train":
         return np.zeros_like(labels), UNLABELLED
     if len(missing) == len(labels):
         raise UserError(
-            f"{path}: all its labels are missing (-1 or null): take it as the test part, or write "
-            "it without them to train without labels"
+            f"{path}: all its labels are missing (-1 or null): use it as the test part, or write "
+            "it without labels to train without them"
         )
     if len(missing):
         raise UserError(
             f"{name_of(int(missing[0]))}: its label is missing (-1 or null), the first of "
-            f"{len(missing):,} among {len(labels):,}: mend or remove it"
+            f"{len(missing):,} among {len(labels):,}: fix or remove it"
         )
     largest = int(labels.argmax())
     most = int(labels[largest]) + 1
     if names and most > len(names):
         raise UserError(
             f"{name_of(largest)}: its label is {most - 1}, but only {len(names)} classes are "
-            "named, from 0 up: mend it"
+            "named, from 0 up: fix it"
         )
     return labels, names or numbered_classes(labels, name_of(largest))

@@ -1,4 +1,4 @@
-"""Names of the parts of a set, and which files of a set in many files belong to which part."""
+"""Names of a dataset's parts, and which shards belong to which part."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 
 from fastselfie.errors import UserError
 
-# As torchvision, timm and Hugging Face's datasets know them. The held-out parts stand in the order
-# in which they are tried.
+# The names that torchvision, timm and Hugging Face's datasets use. Held-out parts are tried in this
+# order.
 TRAIN_NAMES = ("train", "training")
 USUAL_TEST_NAMES = ("test", "val", "valid", "validation")
 TEST_NAMES = (*USUAL_TEST_NAMES, "testing", "dev", "eval", "evaluation")
-# What the only sub-folder of a held-out part is called where the images have no labels.
+# Names of the only sub-folder of a held-out part whose images have no labels.
 NO_CLASSES = frozenset({"all", "images", "test", "unknown", "unlabeled", "unlabelled"})
 
 
 def named_as_parts(names: Sequence[str]) -> bool:
-    """Whether most of several names have a part's name as a word or at a word's beginning.
+    """Return whether most of several names contain a part's name as a word or a word's prefix.
 
-    So seg_train and seg_test, trainA and testA, train2017 and val2017 are named.
+    Examples: seg_train and seg_test, trainA and testA, train2017 and val2017.
     """
     words = [re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name) for name in names]
     parts = [any(_names_part(word.lower()) for word in each) for each in words]
@@ -32,9 +32,9 @@ def _names_part(word: str) -> bool:
 
 
 def files_of(folder: Path, suffix: str) -> list[Path]:
-    """The files of a folder whose names end in `suffix`, in order of name; no hidden ones.
+    """Return the sorted files of a folder whose names end in `suffix`, without hidden ones.
 
-    macOS keeps a file's metadata beside it under its name, as ._NAME.
+    macOS keeps the metadata of a file beside it as ._NAME.
     """
     return sorted(path for path in folder.glob(f"*{suffix}") if not path.name.startswith("."))
 
@@ -42,20 +42,22 @@ def files_of(folder: Path, suffix: str) -> list[Path]:
 def files_of_part(
     path: Path, suffix: str, part: str, beside_train: bool = False
 ) -> Sequence[Path] | None:
-    """The files of one part, in order of name; None if there is no such part.
+    """Return the sorted files of one part.
 
-    A file belongs to the part whose name is a word of its own: train-00000-of-00014.parquet,
-    imagenet-val-0003.tar. Without such words every file belongs to the part that is asked for,
-    unless it already is the training part (beside_train).
+    A file belongs to the part whose name is a word in its name: train-00000-of-00014.parquet,
+    imagenet-val-0003.tar. Without such words every file belongs to the part that is asked for.
 
     Args:
-        path: one file, or a folder of them.
-        suffix: what the names of the files end in.
+        path: One file, or a folder of files.
+        suffix: The suffix of the files.
         part: train, or one of TEST_NAMES.
-        beside_train: whether the whole of a set without parts is in use as its training part.
+        beside_train: Whether a dataset without parts is already in use as the training part.
+
+    Returns:
+        The files; None if there is no such part.
 
     Raises:
-        UserError: some files name a part and others do not.
+        UserError: Some file names contain a part and others do not.
     """
     files = files_of(path, suffix) if path.is_dir() else [path]
     parts = [_part_of(file) for file in files]
@@ -63,8 +65,8 @@ def files_of_part(
         return None if beside_train else files
     if not all(parts):
         odd = files[parts.index(None)]
-        raise UserError(f"{odd}: neither train nor test in its name, as its neighbours have: move "
-                        "it away or rename it")  # fmt: skip
+        raise UserError(f"{odd}: its name contains neither train nor test, unlike the other files: "
+                        "move it away or rename it")  # fmt: skip
     return [file for file, own in zip(files, parts, strict=True) if own == part] or None
 
 

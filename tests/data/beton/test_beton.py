@@ -16,7 +16,8 @@ from helpers.beton_files import check_equal, jpeg, make_samples, pixels, stock_r
 
 from fastselfie.data.beton import reader as beton
 from fastselfie.data.beton import writer as beton_writer
-from fastselfie.data.beton.reader import BetonError, BetonReader, verify
+from fastselfie.data.beton.reader import BetonError, BetonReader
+from fastselfie.data.beton.verify import verify
 from fastselfie.data.beton.writer import BetonWriter
 
 

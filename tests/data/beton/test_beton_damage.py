@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from helpers.beton_files import METADATA, make_samples, strip_trailer, write
 
-from fastselfie.data.beton.reader import BetonError, BetonReader, verify
+from fastselfie.data.beton.reader import BetonError, BetonReader
+from fastselfie.data.beton.verify import verify
 
 
 def tables(reader: BetonReader) -> tuple[object, ...]:

@@ -18,7 +18,8 @@ from helpers.beton_files import (
 )
 from PIL import Image
 
-from fastselfie.data.beton.reader import BetonReader, verify
+from fastselfie.data.beton.reader import BetonReader
+from fastselfie.data.beton.verify import verify
 
 pytestmark = [pytest.mark.extra, pytest.mark.slow]
 

@@ -48,7 +48,7 @@ def test_joined_parts_are_the_bytes_of_one_file(folder, tmp_path, parts, cli):
     assert [len(BetonReader(p)) for p in parts] == [13, 12, 14]
 
 
-def test_parts_that_make_no_whole_are_refused(folder, tmp_path, parts, cli):
+def test_shards_that_do_not_belong_together_are_refused(folder, tmp_path, parts, cli):
     out = tmp_path / "joined.beton"
     other = tmp_path / "other.beton"
     options = ("--shard", "2/3", "--quality", "50", "--on-error", "skip")
@@ -56,10 +56,10 @@ def test_parts_that_make_no_whole_are_refused(folder, tmp_path, parts, cli):
     whole = tmp_path / "whole.beton"
     assert cli("prepare", folder, "--out", whole, "--on-error", "skip").status == 0
     for files, named in (
-        (parts[:2], "part 3 of 3 is missing"),
-        ([*parts, parts[0]], "is part 1 again"),
+        (parts[:2], "shard 3 of 3 is missing"),
+        ([*parts, parts[0]], "is shard 1, as is"),
         ([parts[0], other, parts[2]], "another options than"),
-        ([whole], "is no part"),
+        ([whole], "is not a shard"),
         ([tmp_path / "no.beton"], "no.beton"),
     ):
         result = cli("join", *files, "--out", out)
@@ -72,7 +72,7 @@ def test_parts_that_make_no_whole_are_refused(folder, tmp_path, parts, cli):
         assert (result.status, named in result.err) == (2, True)
 
 
-def test_a_damaged_part_is_not_joined(tmp_path, parts, cli):
+def test_a_damaged_shard_is_not_merged(tmp_path, parts, cli):
     reader = BetonReader(parts[1])
     with open(parts[1], "r+b") as file:
         file.seek(int(reader.offset[3]) + 40)

@@ -212,7 +212,7 @@ def test_not_one_readable_image_is_an_error(cli, tmp_path):
     out = tmp_path / "x.beton"
     result = cli("prepare", tmp_path / "photos", "--out", out, "--on-error", "skip")
     assert result.status == 2
-    assert "not one image is readable" in result.err
+    assert "no image is readable" in result.err
     assert not out.exists()
 
 
@@ -302,7 +302,7 @@ def test_arrays_are_stored_as_pixels(cli, idx_folder, tmp_path):
         assert reader.label.tolist() == source.labels.tolist()
     refused = cli("prepare", idx_folder, "--out", tmp_path / "q.beton", "--quality", 90)
     assert refused.status == 2
-    assert "IDX holds pixels, which are stored as they are" in refused.err
+    assert "IDX holds pixels, which are stored unchanged" in refused.err
     parts = {"train": str(tmp_path / "train.beton"), "test": str(tmp_path / "test.beton")}
     found = open_dataset(tiny_config(data=parts).data)
     assert (len(found.train), len(found.held_out)) == (40, 20)

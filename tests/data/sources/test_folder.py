@@ -6,19 +6,11 @@ import os
 
 import numpy as np
 import pytest
-from conftest import picture, refused, tiny_config
+from conftest import refused, tiny_config
+from helpers.datasets import read, save
 
 from fastselfie.data.dataset import class_warning, open_dataset, open_part
 from fastselfie.errors import UserError
-
-
-def save(path, seed=0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture(seed).save(path)
-
-
-def opened(folder, part="train"):
-    return open_part(folder, part)[0]
 
 
 def count(source):
@@ -38,7 +30,7 @@ def test_links_to_folders_are_followed(tmp_path):
     for i in range(3):
         (root / "b" / f"part{i}").symlink_to(store / f"part{i}")
     (root / "c" / "linked.png").symlink_to(store / "whole" / "1.png")
-    assert count(opened(root)) == {"a": 3, "b": 4, "c": 2}
+    assert count(read(root)) == {"a": 3, "b": 4, "c": 2}
 
 
 @pytest.mark.parametrize("target", [".", "..", "y", "y/back"])
@@ -47,8 +39,8 @@ def test_a_loop_of_links_ends_and_is_said(tmp_path, capsys, target):
     save(root / "x" / "1.png")
     save(root / "y" / "2.png")
     (root / "y" / "back").symlink_to(root / target)
-    assert count(opened(root)) == {"x": 1, "y": 1}
-    assert "1 file left out, first: y/back" in capsys.readouterr().err
+    assert count(read(root)) == {"x": 1, "y": 1}
+    assert "1 file ignored, first: y/back" in capsys.readouterr().err
 
 
 def test_two_folders_linked_to_each_other_end(tmp_path):
@@ -57,20 +49,20 @@ def test_two_folders_linked_to_each_other_end(tmp_path):
         save(root / name / "1.png")
     (root / "x" / "other").symlink_to(root / "y")
     (root / "y" / "other").symlink_to(root / "x")
-    assert count(opened(root)) == {"x": 2, "y": 2}
+    assert count(read(root)) == {"x": 2, "y": 2}
 
 
 def test_a_link_to_no_image_is_named(tmp_path):
     save(tmp_path / "a" / "1.png")
     (tmp_path / "a" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     with pytest.raises(UserError, match=r"a/gone\.png"):
-        opened(tmp_path).image(1)
+        read(tmp_path).image(1)
 
 
 @pytest.mark.parametrize("suffix", ["gif", "jfif", "jpe", "jp2", "tga", "pnm", "dib", "TIFF"])
 def test_what_pillow_reads_is_taken(tmp_path, suffix):
     save(tmp_path / "a" / f"1.{suffix}", 5)
-    source = opened(tmp_path)
+    source = read(tmp_path)
     assert len(source) == 1
     assert source.image(0).size == (32, 32)
 
@@ -90,16 +82,16 @@ def test_what_is_left_out_is_counted_once(tmp_path, capsys):
     ):
         (tmp_path / name).write_bytes(b"x")
     for _ in range(2):
-        assert len(opened(tmp_path)) == 2
-    assert capsys.readouterr().err == f"{tmp_path}: 4 files left out, first: b.tar.gz\n"
+        assert len(read(tmp_path)) == 2
+    assert capsys.readouterr().err == f"{tmp_path}: 4 files ignored, first: b.tar.gz\n"
 
 
 @pytest.mark.parametrize("name", ["a/1.heic", "a/1"])
 def test_a_set_of_nothing_but_what_is_left_out_names_it(tmp_path, name):
     (tmp_path / "a").mkdir()
     (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(UserError, match=f"no images, .*1 file left out, first: {name}"):
-        opened(tmp_path)
+    with pytest.raises(UserError, match=f"no images in it .*1 file ignored, first: {name}"):
+        read(tmp_path)
 
 
 def test_a_class_of_nothing_but_what_is_left_out_names_it(tmp_path):
@@ -107,8 +99,8 @@ def test_a_class_of_nothing_but_what_is_left_out_names_it(tmp_path):
         save(tmp_path / name / "1.png")
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "1.heic").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"c: a class without images \(1 file left .* 1\.heic\)"):
-        opened(tmp_path)
+    with pytest.raises(UserError, match=r"c: a class without images \(1 file .* 1\.heic\)"):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["c.tar", "c.parquet", "train_data_batch_1.npz", "labels.csv",
@@ -128,13 +120,13 @@ def test_pictures_beside_parquet_of_hugging_face_are_no_set(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train-00000-of-00001.parquet").write_bytes(b"x")
     with pytest.raises(UserError, match="not a parquet file"):
-        opened(tmp_path)
+        read(tmp_path)
 
 
 def test_the_class_of_trains_is_no_part(tmp_path):
     for label in ("bus", "car", "train"):
         save(tmp_path / label / "1.png")
-    assert list(opened(tmp_path).classes) == ["bus", "car", "train"]
+    assert list(read(tmp_path).classes) == ["bus", "car", "train"]
 
 
 def test_folders_beside_those_of_the_parts_are_counted(tmp_path, capsys):
@@ -142,8 +134,8 @@ def test_folders_beside_those_of_the_parts_are_counted(tmp_path, capsys):
         (tmp_path / label).mkdir(parents=True)
         if label != "empty":
             save(tmp_path / label / "1.png")
-    assert list(opened(tmp_path).classes) == ["freight", "metro"]
-    words = "2 folders of images beside its parts (train) left out, first: bus"
+    assert list(read(tmp_path).classes) == ["freight", "metro"]
+    words = "2 folders of images beside its parts (train) ignored, first: bus"
     assert f"{tmp_path}: {words}\n" in capsys.readouterr().err
 
 
@@ -154,19 +146,19 @@ def test_one_class_is_said_loudly_and_no_labels_plainly(tmp_path, cli):
     assert "warning: " in said
     assert "all 1 images are of one class, 'photos'" in said
     said = cli("prepare", tmp_path / "none", "--out", tmp_path / "none.beton").err
-    assert said == f"{tmp_path / 'none'}: 1 images without labels, for pretraining alone\n"
+    assert said == f"{tmp_path / 'none'}: 1 images without labels, for pretraining only\n"
 
 
 def test_folders_that_are_no_classes_are_warned_of(tmp_path):
     for name in ("labels", "photographs"):
         save(tmp_path / name / "1.png")
-    assert "warning: " in class_warning(opened(tmp_path), tmp_path)
+    assert "warning: " in class_warning(read(tmp_path), tmp_path)
     for name in ("annotations", "images"):
         save(tmp_path / name / "1.png")
-    assert "warning: " in class_warning(opened(tmp_path), tmp_path)
+    assert "warning: " in class_warning(read(tmp_path), tmp_path)
     save(tmp_path / "other" / "cat" / "1.png")
     save(tmp_path / "other" / "dog" / "1.png")
-    assert class_warning(opened(tmp_path / "other"), tmp_path) == ""
+    assert class_warning(read(tmp_path / "other"), tmp_path) == ""
 
 
 @pytest.mark.parametrize("names", [
@@ -176,18 +168,18 @@ def test_folders_that_are_no_classes_are_warned_of(tmp_path):
 def test_classes_that_are_named_as_parts_are_warned_of(tmp_path, names):
     for name in names.split():
         save(tmp_path / name / "1.png")
-    words = "are named as parts: rename them to train and val, or give data.train and data.test"
-    assert words in class_warning(opened(tmp_path), tmp_path)
+    words = "are named as parts: rename them to train and val, or pass data.train and data.test"
+    assert words in class_warning(read(tmp_path), tmp_path)
     (tmp_path / "annotations").mkdir()
     with pytest.raises(UserError, match="or rename the folders of parts to train and val"):
-        opened(tmp_path)
+        read(tmp_path)
 
 
 @pytest.mark.parametrize("names", ["bus train", "bus car train", "contrast latest retrain"])
 def test_a_class_that_sounds_like_a_part_is_not_warned_of(tmp_path, names):
     for name in names.split():
         save(tmp_path / name / "1.png")
-    assert class_warning(opened(tmp_path), tmp_path) == ""
+    assert class_warning(read(tmp_path), tmp_path) == ""
 
 
 @pytest.mark.parametrize("linked", [False, True])
@@ -198,8 +190,8 @@ def test_a_pipe_is_no_image(tmp_path, capsys, linked):
     if linked:
         (tmp_path / "pipe").rename(tmp_path / ".pipe")
         (tmp_path / "a" / "pipe.jpg").symlink_to(tmp_path / ".pipe")
-    assert count(opened(tmp_path)) == {"a": 1, "b": 1}
-    assert capsys.readouterr().err == f"{tmp_path}: 1 file left out, first: a/pipe.jpg\n"
+    assert count(read(tmp_path)) == {"a": 1, "b": 1}
+    assert capsys.readouterr().err == f"{tmp_path}: 1 file ignored, first: a/pipe.jpg\n"
 
 
 def test_a_set_that_lies_deeper_is_named(tmp_path, cli):
@@ -228,11 +220,11 @@ def test_tiny_imagenet(tmp_path):
     assert found.held_out.labels.tolist() == [2, 0, 2, 0]
     assert os.path.basename(found.held_out.name(0)) == "val_0.JPEG"
     (tmp_path / "val" / "val_annotations.txt").write_bytes(b"\xff\xfe" + rows[0].encode())
-    with pytest.raises(UserError, match=r"val_annotations\.txt: names no class of val_"):
-        opened(tmp_path / "val", "test")
+    with pytest.raises(UserError, match=r"val_annotations\.txt: has no class for val_"):
+        read(tmp_path / "val", "test")
     (tmp_path / "val" / "val_annotations.txt").write_text(rows[0])
-    with pytest.raises(UserError, match=r"val_annotations\.txt: names no class of val_1\.JPEG"):
-        opened(tmp_path / "val", "test")
+    with pytest.raises(UserError, match=r"val_annotations\.txt: has no class for val_1\.JPEG"):
+        read(tmp_path / "val", "test")
 
 
 def test_tiny_imagenets_images_sorted_into_folders(tmp_path):
@@ -242,4 +234,4 @@ def test_tiny_imagenets_images_sorted_into_folders(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "val_annotations.txt").write_text("1.JPEG\tn01\n")
     for part in ("train", "test"):
-        assert count(opened(tmp_path, part)) == {"n01": 1, "n02": 1}
+        assert count(read(tmp_path, part)) == {"n01": 1, "n02": 1}

@@ -1,111 +1,95 @@
-"""Formats of sets that are read into memory: ImageNet 32x32."""
+"""Which format a dataset has when files of several formats are in one folder."""
 
 from __future__ import annotations
 
-import pickle
+import os
 
-import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from conftest import tiny_config
+from helpers.datasets import dataset, names, tree, write_parquet, write_shard
 
-from fastselfie.data.dataset import ArraySource, open_dataset
+from fastselfie.data.dataset import open_part
 from fastselfie.errors import UserError
 
 
-def dataset(path, **data):
-    return open_dataset(tiny_config(data={"train": str(path), **data}).data)
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+@pytest.mark.parametrize("place", ["", "train"])
+def test_shards_in_folders_beside_shards_are_counted(tmp_path, capsys, kind, place):
+    for name in ("0", "more/1", "more/deeper/2"):
+        path = tmp_path / place / f"{name}.{kind}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if kind == "tar":
+            write_shard(path, [0, 1])
+        else:
+            write_parquet(path, [0, 1], ["a", "b"])
+    assert len(open_part(tmp_path, "train")[0]) == 2
+    words = f"{tmp_path / place}: 2 files ignored, first: more/1.{kind}\n"
+    assert capsys.readouterr().err == words
 
 
-# --- ImageNet 32x32
+def test_loose_images_beside_fewer_shards_are_refused(tmp_path):
+    write_shard(tmp_path / "backup.tar", [0, 1])
+    tree(tmp_path, "", [], 3)
+    words = (
+        r"either its 3 images \(0\.png\) or its 1 \.tar files \(backup\.tar\) may be the dataset"
+    )
+    with pytest.raises(UserError, match=words):
+        open_part(tmp_path, "train")
 
 
-def imagenet_batch(seed, count):
-    random = np.random.default_rng(seed)
-    data = random.integers(0, 256, (count, 3072), dtype=np.uint8)
-    return {"data": data, "labels": 1 + (np.arange(count) * 37 + seed) % 1000}
+@pytest.mark.parametrize("place", ["", "a"])
+def test_images_beside_shards_are_counted(tmp_path, capsys, place):
+    write_shard(tmp_path / "0.tar", [0, 1])
+    tree(tmp_path, place, [], 3 if place else 1)
+    assert len(open_part(tmp_path, "train")[0]) == 2
+    words = "3 files ignored, first: a/0.png" if place else "1 file ignored, first: 0.png"
+    assert capsys.readouterr().err == f"{tmp_path}: {words}\n"
 
 
-def write_npz(path, batch):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, mean=batch["data"].mean(axis=0), **batch)
+@pytest.mark.parametrize("place", ["", "a"])
+def test_a_table_of_what_is_known_of_images_is_no_set(tmp_path, capsys, place):
+    pq.write_table(pa.table({"file_name": ["0.png"]}), tmp_path / "metadata.parquet")
+    tree(tmp_path, place, [], 3)
+    assert len(open_part(tmp_path, "train")[0]) == 3
+    words = f"{tmp_path}: 1 file ignored, first: metadata.parquet\n"
+    assert capsys.readouterr().err == words
 
 
-def write_pickle(path, batch, protocol=4, encode=str):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fields = {**batch, "labels": batch["labels"].tolist(), "mean": batch["data"].mean(axis=0)}
-    path.write_bytes(pickle.dumps({encode(k): v for k, v in fields.items()}, protocol=protocol))
+def test_archives_beside_the_parts_are_left_alone(tmp_path, cli):
+    """The root of torchvision.datasets.ImageNet."""
+    for part in ("train", "val"):
+        tree(tmp_path, part, ["n01440764", "n01443537"])
+        (tmp_path / f"ILSVRC2012_img_{part}.tar").write_bytes(bytes(10240))
+    assert names(dataset(tmp_path).train) == ["n01440764"] * 2 + ["n01443537"] * 2
 
 
-def write_imagenet(root, kind, nested=True):
-    """Ten training batches of 5, the last of 6, and 7 held-out images."""
-    suffix, write = (".npz", write_npz) if kind == "npz" else ("", write_pickle)
-    tail = "_npz" if kind == "npz" else ""
-    train, val = (root / f"Imagenet32_{p}{tail}" if nested else root for p in ("train", "val"))
-    batches = [imagenet_batch(i, 6 if i == 10 else 5) for i in range(1, 11)]
-    for i, batch in enumerate(batches, start=1):
-        write(train / f"train_data_batch_{i}{suffix}", batch)
-    write(val / f"val_data{suffix}", imagenet_batch(0, 7))
-    return batches
+@pytest.mark.parametrize("name", ["n01440764.tar", "ILSVRC2012_img_train.tar"])
+def test_imagenets_own_archives_are_no_shards(tmp_path, name):
+    write_shard(tmp_path / name, [None] * 3)
+    for path in (tmp_path, tmp_path / name):
+        with pytest.raises(UserError, match=f"{name} is one of ImageNet's archives"):
+            open_part(path, "train")
 
 
-@pytest.mark.parametrize("nested", [True, False])
-@pytest.mark.parametrize("kind", ["npz", "python"])
-def test_imagenet32(tmp_path, kind, nested):
-    batches = write_imagenet(tmp_path, kind, nested)
-    found = dataset(tmp_path)
-    assert (len(found.train), len(found.held_out)) == (51, 7)
-    assert len(found.train.classes) == 1000
-    third = batches[2]["data"].reshape(5, 3, 32, 32).transpose(0, 2, 3, 1)
-    assert np.array_equal(found.train.images[10:15], third)
-    labels = np.concatenate([batch["labels"] for batch in batches]) - 1
-    assert np.array_equal(found.train.labels, labels)
-
-
-@pytest.mark.parametrize("protocol", [2, 5])
-def test_imagenet32_in_any_pickle_protocol(tmp_path, protocol):
-    write_imagenet(tmp_path, "python", nested=False)
-    batch = imagenet_batch(1, 5)
-    write_pickle(tmp_path / "train_data_batch_1", batch, protocol)
-    assert np.array_equal(dataset(tmp_path).train.labels[:5], batch["labels"] - 1)
-
-
-@pytest.mark.parametrize("damage", ["missing", "cut", "labels", "shape", "keys"])
-@pytest.mark.parametrize("kind", ["npz", "python"])
-def test_a_damaged_imagenet32_batch_is_named(tmp_path, kind, damage):
-    write_imagenet(tmp_path, kind, nested=False)
-    suffix, write = (".npz", write_npz) if kind == "npz" else ("", write_pickle)
-    bad = tmp_path / f"train_data_batch_4{suffix}"
-    batch = imagenet_batch(4, 5)
-    if damage == "missing":
-        bad.unlink()
-    elif damage == "cut":
-        bad.write_bytes(bad.read_bytes()[: bad.stat().st_size // 2])
-    elif damage == "labels":
-        write(bad, {**batch, "labels": batch["labels"] * 0})
-    elif damage == "shape":
-        write(bad, {**batch, "data": batch["data"][:, :3000]})
-    elif kind == "npz":
-        np.savez(bad, images=batch["data"])
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_a_pipe_among_the_shards_is_refused(tmp_path, kind):
+    """To open it would block for ever."""
+    if kind == "tar":
+        write_shard(tmp_path / "a.tar", [0, 1])
     else:
-        bad.write_bytes(pickle.dumps({"images": batch["data"]}))
-    with pytest.raises(UserError, match="train_data_batch_4"):
-        dataset(tmp_path)
+        write_parquet(tmp_path / "a.parquet", [0, 1], ["a", "b"])
+    os.mkfifo(tmp_path / f"x.{kind}")
+    with pytest.raises(UserError, match=rf"/x\.{kind}: not a regular file .*: move it away$"):
+        open_part(tmp_path, "train")
 
 
-class Evil:
-    def __reduce__(self):
-        return (print, ("a data file ran this",))
-
-
-def test_an_imagenet32_pickle_is_not_run(tmp_path, capsys):
-    write_imagenet(tmp_path, "python", nested=False)
-    (tmp_path / "val_data").write_bytes(pickle.dumps({"data": Evil()}))
-    with pytest.raises(UserError, match=r"val_data: not an ImageNet batch .*print"):
-        dataset(tmp_path)
-    assert capsys.readouterr().out == ""
-
-
-def test_arrays_keep_no_file():
-    source = ArraySource(np.zeros((3, 2, 2, 3), np.uint8), np.zeros(3, np.int64), ["a"], "file")
-    assert source.encoded(0) is None
-    assert len(source.select(np.asarray([2, 0]))) == 2
+@pytest.mark.parametrize("name", ["x.beton", "x.BETON"])
+@pytest.mark.parametrize("images", [True, False])
+def test_a_folder_named_as_a_beton_file_is_refused(tmp_path, capsys, name, images):
+    (tmp_path / name).mkdir()
+    if images:
+        tree(tmp_path, name, ["a", "b"])
+    with pytest.raises(UserError, match=rf"/{name}: is a folder, but .*: rename the folder$"):
+        open_part(tmp_path / name, "train")
+    assert capsys.readouterr().err == ""

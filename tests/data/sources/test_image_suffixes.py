@@ -9,7 +9,7 @@ import pytest
 from conftest import picture
 from PIL import Image
 
-from fastselfie.data.sources.base import EXTENSIONS, decode_image
+from fastselfie.data.sources.decode import EXTENSIONS, decode_image
 
 KINDS = {
     ".apng": "PNG", ".avif": "AVIF", ".bmp": "BMP", ".dib": "DIB", ".gif": "GIF", ".ico": "ICO",

@@ -10,25 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import picture, png_bytes, tiny_config
+from helpers.datasets import dataset, png, read, same
 
-from fastselfie.data.dataset import open_dataset, open_part
+from fastselfie.data.dataset import open_part
 from fastselfie.errors import UserError
 
 
-def dataset(path, **data):
-    return open_dataset(tiny_config(data={"train": str(path), **data}).data)
-
-
-def png(seed):
-    return png_bytes(picture(seed))
-
-
-def same(image, seed):
-    return np.array_equal(np.asarray(image), np.asarray(picture(seed)))
-
-
-def write_parquet(path, seeds, labels=True, names=None, image=None, rows=4):
+def write_rows(path, seeds, labels=True, names=None, image=None, rows=4):
     path.parent.mkdir(parents=True, exist_ok=True)
     images = [image or {"bytes": png(i), "path": f"{i}.png"} for i in seeds]
     table = pa.table({"image": images, **({"label": [i % 3 for i in seeds]} if labels else {})})
@@ -41,9 +29,9 @@ def write_parquet(path, seeds, labels=True, names=None, image=None, rows=4):
 
 def test_parquet_of_hugging_face(tmp_path):
     names = ["cat", "dog", "owl"]
-    write_parquet(tmp_path / "data" / "train-00000-of-00002.parquet", range(6), names=names)
-    write_parquet(tmp_path / "data" / "train-00001-of-00002.parquet", range(6, 11), names=names)
-    write_parquet(tmp_path / "data" / "validation-00000.parquet", range(50, 53), names=names)
+    write_rows(tmp_path / "data" / "train-00000-of-00002.parquet", range(6), names=names)
+    write_rows(tmp_path / "data" / "train-00001-of-00002.parquet", range(6, 11), names=names)
+    write_rows(tmp_path / "data" / "validation-00000.parquet", range(50, 53), names=names)
     found = dataset(tmp_path)
     assert (len(found.train), len(found.held_out)) == (11, 3)
     assert found.train.classes == names
@@ -57,7 +45,7 @@ def test_parquet_of_hugging_face(tmp_path):
 
 
 def test_parquet_of_plain_bytes_without_labels(tmp_path):
-    path = write_parquet(tmp_path / "a.parquet", range(3), labels=False, image=png(5))
+    path = write_rows(tmp_path / "a.parquet", range(3), labels=False, image=png(5))
     source, kind = open_part(path, "train")
     assert (kind, source.classes, len(source)) == ("parquet", ("images",), 3)
     assert same(source.image(1), 5)
@@ -70,9 +58,9 @@ def test_parquet_of_plain_bytes_without_labels(tmp_path):
         ({"image": [[b"x"]]}, r"no column of image bytes.* among image \(list<.*binary>\)"),
         ({"id": [1]}, r"no column of image bytes"),
         ({"left": [b"x"], "right": [b"x"]}, "columns left, right may all hold the images"),
-        ({"image": [b"x"], "label": ["cat"]}, "column label holds string, no numbers of classes"),
-        ({"image": [b"x"], "label": [0.0]}, "column label holds double, no numbers of classes"),
-        ({"image": [b"x"], "label": [True]}, "column label holds bool, no numbers of classes"),
+        ({"image": [b"x"], "label": ["cat"]}, "column label holds string, not class numbers"),
+        ({"image": [b"x"], "label": [0.0]}, "column label holds double, not class numbers"),
+        ({"image": [b"x"], "label": [True]}, "column label holds bool, not class numbers"),
         ({"image": [b"x"], "label": [[0, 1]]}, "column label holds list<"),
         ({"image": [b"x"], "label": [1 << 40]}, r"row 0: its label \d+ is too large"),
         ({"image": pa.array([], pa.binary())}, "holds no rows"),
@@ -100,7 +88,7 @@ def test_a_parquet_image_that_is_only_a_path_is_named(tmp_path):
 
 
 def test_a_damaged_row_group_is_named(tmp_path):
-    path = write_parquet(tmp_path / "a.parquet", range(3))
+    path = write_rows(tmp_path / "a.parquet", range(3))
     source, _ = open_part(path, "train")
     data = bytearray(path.read_bytes())
     data[4:400] = bytes(396)
@@ -110,7 +98,7 @@ def test_a_damaged_row_group_is_named(tmp_path):
 
 
 def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
-    path = write_parquet(tmp_path / "a.parquet", range(3))
+    path = write_rows(tmp_path / "a.parquet", range(3))
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match=r"needs pyarrow: pip install 'fastselfie\[parquet\]'"):
         open_part(path, "train")
@@ -136,10 +124,6 @@ def write_columns(path, features=None, **columns):
 
 def hf_images(*seeds):
     return [{"bytes": png(i), "path": f"{i}.png"} for i in seeds]
-
-
-def read(path, part="train"):
-    return open_part(path, part)[0]
 
 
 @pytest.mark.parametrize("name", ["class", "target", "y", "Label", "coarse_label", "animal"])
@@ -225,7 +209,7 @@ def test_masks_beside_the_images_are_left_out_and_said(tmp_path, capsys):
     path = write_columns(tmp_path / "a.parquet", features, **columns)
     assert same(read(path).image(0), 4)
     assert capsys.readouterr().err == (
-        f"{path}: column image is read, other images left out: annotation\n"
+        f"{path}: column image is read, other image columns ignored: annotation\n"
     )
 
 
@@ -233,7 +217,7 @@ def test_columns_that_are_not_labels_are_said(tmp_path, capsys):
     path = write_columns(tmp_path / "a.parquet", image=hf_images(1), target=[3], caption=["x"])
     assert read(path).classes == ("images",)
     assert "no column of labels" in (said := capsys.readouterr().err)
-    assert "left out are target, caption" in said
+    assert "ignored: target, caption" in said
 
 
 @pytest.mark.parametrize(

@@ -48,8 +48,8 @@ def test_the_first_unread_shard_is_named_and_the_others_counted(tmp_path):
     [
         (["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"], ""),
         (["train-00000-of-00002-5d61.parquet", "train-00001-of-00002-99ae.parquet"], ""),
-        (["train-00001-of-00014.parquet"], "13 of the 14 files train-* are not there"),
-        (["a-1-of-2.tar", "b-0-of-1.tar"], "1 of the 2 files a-* are not there"),
+        (["train-00001-of-00014.parquet"], "13 of the 14 files train-* are missing"),
+        (["a-1-of-2.tar", "b-0-of-1.tar"], "1 of the 2 files a-* are missing"),
         (["train-0.tar", "train-7.tar"], ""),
     ],
 )

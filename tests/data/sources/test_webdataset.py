@@ -2,39 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import pickle
 import re
 import tarfile
 
 import numpy as np
 import pytest
-from conftest import picture, png_bytes, tiny_config
+from helpers.datasets import dataset, png, read, same, write_tar
 
-from fastselfie.data.dataset import open_dataset, open_part
+from fastselfie.data.dataset import open_part
 from fastselfie.errors import UserError
-
-
-def dataset(path, **data):
-    return open_dataset(tiny_config(data={"train": str(path), **data}).data)
-
-
-def png(seed):
-    return png_bytes(picture(seed))
-
-
-def same(image, seed):
-    return np.array_equal(np.asarray(image), np.asarray(picture(seed)))
-
-
-def write_tar(path, members):
-    """members: (name, bytes)"""
-    with tarfile.open(path, "w") as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
 
 
 def shard(first, count, labels=True):
@@ -72,7 +49,7 @@ def test_tar_files_named_after_parts(tmp_path):
     assert (len(found.train), len(found.held_out)) == (12, 6)
     assert same(found.held_out.image(0), 90)
     write_tar(tmp_path / "more.tar", shard(0, 1))
-    with pytest.raises(UserError, match=r"more\.tar: neither train nor test"):
+    with pytest.raises(UserError, match=r"more\.tar: its name contains neither train nor test"):
         dataset(tmp_path)
 
 
@@ -90,9 +67,9 @@ def linked(kind):
 @pytest.mark.parametrize(
     ("members", "words"),
     [
-        ([("../x.png", b"1")], r"\.\./x\.png leaves the folder"),
-        ([("/x.png", b"1")], r"/x\.png leaves the folder"),
-        ([("a/../../x.png", b"1")], "leaves the folder"),
+        ([("../x.png", b"1")], r"\.\./x\.png is outside of the folder"),
+        ([("/x.png", b"1")], r"/x\.png is outside of the folder"),
+        ([("a/../../x.png", b"1")], "is outside of the folder"),
         ([("x.png", b"1"), ("x.cls", b"cat")], r"x\.cls is not a class number"),
         ([("x.png", b"1"), ("x.cls", b"1" * 99)], r"x\.cls is not a class number"),
         ([("x.png", b"1"), ("x.jpg", b"1")], "x has two images"),
@@ -149,10 +126,6 @@ def labelled(*keys):
     ]
 
 
-def read(path, part="train"):
-    return open_part(path, part)[0]
-
-
 @pytest.mark.parametrize(
     "names",
     [
@@ -191,8 +164,8 @@ def test_a_key_ends_at_the_first_dot_and_what_that_leaves_out_is_said(tmp_path, 
     source = read(path)
     assert [source.name(i) for i in range(len(source))] == [f"{path}: a.png"]
     assert capsys.readouterr().err == (
-        f"{path}: 3 files left out, first: v1.0_1.png (an image is KEY.jpg and so on, and KEY ends "
-        "at the first dot of its name)\n"
+        f"{path}: 3 files ignored, first: v1.0_1.png (an image is KEY.jpg or the like, and KEY "
+        "ends at the first dot of its name)\n"
     )
     read(path)
     assert capsys.readouterr().err == ""
@@ -201,12 +174,12 @@ def test_a_key_ends_at_the_first_dot_and_what_that_leaves_out_is_said(tmp_path, 
 @pytest.mark.parametrize(
     ("members", "words"),
     [
-        ([("a.heic", b"1"), ("a.cls", b"1")], r"1 file left out, first: a\.heic$"),
-        ([("a.cls", b"1"), ("c.cls", b"1")], r"2 files left out, first: a\.cls$"),
-        ([("a.mp4", b"1"), ("README", b""), ("LICENSE", b"")], r"1 file left out, first: a\.mp4$"),
-        ([("__meta__/a.png", b"1")], r"1 file left out, first: __meta__/a\.png"),
-        ([("__index__", b"1")], r"1 file left out, first: __index__$"),
-        ([("a", b"1")], r"1 file left out, first: a$"),
+        ([("a.heic", b"1"), ("a.cls", b"1")], r"1 file ignored, first: a\.heic$"),
+        ([("a.cls", b"1"), ("c.cls", b"1")], r"2 files ignored, first: a\.cls$"),
+        ([("a.mp4", b"1"), ("README", b""), ("LICENSE", b"")], r"1 file ignored, first: a\.mp4$"),
+        ([("__meta__/a.png", b"1")], r"1 file ignored, first: __meta__/a\.png"),
+        ([("__index__", b"1")], r"1 file ignored, first: __index__$"),
+        ([("a", b"1")], r"1 file ignored, first: a$"),
     ],
 )
 def test_members_that_are_no_images_are_counted(tmp_path, capsys, members, words):
@@ -234,11 +207,11 @@ def test_what_everybody_expects_beside_images_is_not_said(tmp_path, capsys, memb
     [
         (
             [("img.0.jpg", b"1"), ("img.1.jpg", b"1")],
-            r"2 files left out, first: img\.0\.jpg \(an im",
+            r"2 files ignored, first: img\.0\.jpg \(an im",
         ),
         ([("0.left.jpg", b"1"), ("0.right.jpg", b"1")], r"first: 0\.left\.jpg \(an image is KEY"),
         ([("n01440764.tar", b"1")], r"first: n01440764\.tar: unpack the tar files in it"),
-        ([("a.heic", b"1")], r"1 file left out, first: a\.heic$"),
+        ([("a.heic", b"1")], r"1 file ignored, first: a\.heic$"),
     ],
 )
 def test_a_tar_file_without_images_tells_what_it_holds(tmp_path, members, words):
@@ -303,7 +276,7 @@ def test_some_missing_labels_are_counted(tmp_path):
             [("a.json", b'{"label": 3}'), ("a.cls.txt", b"3")],
             r"KEY\.cls\.txt, KEY\.json are not read",
         ),
-        ([("n1/x.png", b""), ("n2/x.png", b"")], "its 2 folders are no classes: unpack it"),
+        ([("n1/x.png", b""), ("n2/x.png", b"")], "its 2 folders are not classes: unpack it"),
     ],
 )
 def test_what_might_have_been_labels_is_said(tmp_path, capsys, members, words):
@@ -358,7 +331,7 @@ def test_a_tar_file_without_its_end_is_read_and_said(tmp_path, capsys):
     path = write_tar(tmp_path / "a.tar", labelled("a", "b"))
     path.write_bytes(path.read_bytes()[: at_the_end(path)])
     assert len(read(path)) == 2
-    assert "a.tar: a tar file without the mark of its end" in capsys.readouterr().err
+    assert "a.tar: the tar file has no end marker" in capsys.readouterr().err
 
 
 def test_an_end_of_one_block_is_one(tmp_path, capsys):

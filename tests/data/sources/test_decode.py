@@ -13,7 +13,7 @@ from helpers.deviations import EOI, HARMLESS, LOST, SOURCES, before_end, cases
 from PIL import Image, ImageFile
 
 from fastselfie.data.conversion.encode import Recoding, encode
-from fastselfie.data.sources.base import MAX_PIXELS, MAX_SHRUNK_PIXELS, decode_image, open_image
+from fastselfie.data.sources.decode import MAX_PIXELS, MAX_SHRUNK_PIXELS, decode_image, open_image
 from fastselfie.errors import UserError
 
 PHOTO = picture(3, 203, 151)
@@ -45,7 +45,7 @@ def test_train_and_prepare_see_the_pixels_of_the_sound_file(deviation, source):
 def test_train_and_prepare_refuse_the_same_files(deviation, source):
     changed = LOST[deviation][0](SOURCES[source])
     for call in (read_by_train, lambda data: encode(data, "a.jpg", Recoding())):
-        with pytest.raises(UserError, match=r"^a\.jpg: unreadable image \(.*\): mend or remove it"):
+        with pytest.raises(UserError, match=r"^a\.jpg: unreadable image \(.*\): fix or remove it"):
             call(changed)
 
 
@@ -103,7 +103,7 @@ def test_whatever_a_decoder_raises_is_its_images_failure(monkeypatch, where, err
         lambda data: encode(data, "b.png", Recoding()),
         lambda data: encode(data, "b.png", Recoding(max_side=60)),
     ):
-        with pytest.raises(UserError, match=r"^b\.png: unreadable image \(.+\): mend") as caught:
+        with pytest.raises(UserError, match=r"^b\.png: unreadable image \(.+\): fix") as caught:
             call(saved(PHOTO, "PNG"))
         said = str(caught.value)
         assert str(error).strip("'") in said

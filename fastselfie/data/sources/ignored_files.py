@@ -1,11 +1,11 @@
-"""What a set holds beside its images: counted, and said once in one line."""
+"""Counts the files of a dataset that are not read, and describes them in one line."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 
-# Of files that everybody expects beside images: texts, tables of labels, what file managers write.
+# Files that are common beside images: texts, tables of labels, files of file managers.
 _EXPECTED_SUFFIXES = frozenset({
     ".bib", ".cfg", ".cls", ".conf", ".csv", ".db", ".html", ".ini", ".json", ".jsonl", ".lnk",
     ".log", ".md", ".md5", ".pdf", ".py", ".rst", ".sh", ".sha", ".sha1", ".sha256", ".tex",
@@ -15,14 +15,14 @@ _EXPECTED_NAMES = frozenset({"icon\r", "license", "makefile", "readme", "thumbs.
 
 
 def is_expected(name: str) -> bool:
-    """Whether nobody takes a file of this name for an image: hidden, a text or a table."""
+    """Return whether a file of this name is clearly no image: hidden, a text or a table."""
     lower = name.lower()
     suffix = os.path.splitext(lower)[1]
     return name.startswith(".") or lower in _EXPECTED_NAMES or suffix in _EXPECTED_SUFFIXES
 
 
-def left_out(names: Sequence[str]) -> str:
-    """Count what is not taken and name the first; empty where there is nothing."""
+def describe_ignored(names: Sequence[str]) -> str:
+    """Return how many files are ignored and the first of them; "" if there are none."""
     if not names:
         return ""
-    return f"{len(names):,} file{'s' * (len(names) > 1)} left out, first: {names[0]}"
+    return f"{len(names):,} file{'s' * (len(names) > 1)} ignored, first: {names[0]}"

@@ -9,9 +9,10 @@ import struct
 
 import numpy as np
 import pytest
-from conftest import picture, tiny_config, write_idx
+from conftest import picture, write_idx
+from helpers.datasets import dataset
 
-from fastselfie.data.dataset import open_dataset, open_part
+from fastselfie.data.dataset import open_part
 from fastselfie.data.sources.base import ArraySource
 from fastselfie.errors import UserError
 
@@ -27,10 +28,6 @@ CIFAR_10 = [
     "ship",
     "truck",
 ]
-
-
-def dataset(folder, **data):
-    return open_dataset(tiny_config(data={"train": str(folder), **data}).data)
 
 
 def pixels(count, seed=0):
@@ -72,7 +69,7 @@ def test_mnist_inside_the_root_of_torchvision(tmp_path, place):
 def test_several_sets_in_one_root_are_named(tmp_path):
     for name in ("MNIST", "KMNIST"):
         write_both(tmp_path / name / "raw", pixels(20), np.arange(20) % 10, "train")
-    with pytest.raises(UserError, match=r"holds 2 sets: give one of KMNIST/raw, MNIST/raw"):
+    with pytest.raises(UserError, match=r"holds 2 datasets: pass one of KMNIST/raw, MNIST/raw"):
         dataset(tmp_path)
 
 
@@ -95,14 +92,14 @@ def test_a_damaged_mapping_of_emnist_is_named(tmp_path):
     write_both(tmp_path, pixels(26), np.arange(1, 27), "emnist-letters-train")
     for text in ("<html>404</html>", "1"):
         (tmp_path / "emnist-letters-mapping.txt").write_text(text)
-        with pytest.raises(UserError, match=r"letters-mapping\.txt: not a line of LABEL CODE"):
+        with pytest.raises(UserError, match=r"letters-mapping\.txt: its lines are not LABEL CODE"):
             dataset(tmp_path)
 
 
 def test_several_sets_of_emnist_in_one_folder_are_named(tmp_path):
     for name in ("digits", "letters"):
         write_both(tmp_path, pixels(9), np.arange(9), f"emnist-{name}-train")
-    with pytest.raises(UserError, match=r"holds 2 sets \(emnist-digits, emnist-letters\): move"):
+    with pytest.raises(UserError, match=r"2 datasets \(emnist-digits, emnist-letters\): move"):
         dataset(tmp_path)
 
 
@@ -162,11 +159,11 @@ def test_a_header_of_idx_that_is_cut_and_names_that_are_no_text(tmp_path):
     write_both(tmp_path / "idx", pixels(10), np.arange(10), "train")
     images = tmp_path / "idx" / "train-images-idx3-ubyte"
     images.write_bytes(images.read_bytes()[:6])
-    with pytest.raises(UserError, match="holds 6 bytes, less than its header: fetch it again"):
+    with pytest.raises(UserError, match="holds 6 bytes, less than its header: download it again"):
         dataset(tmp_path / "idx")
     write_cifar_10(tmp_path / "cifar", names=False)
     (tmp_path / "cifar" / "batches.meta.txt").write_bytes("cat\ndog".encode("utf-16"))
-    with pytest.raises(UserError, match=r"batches\.meta\.txt: not text in UTF-8"):
+    with pytest.raises(UserError, match=r"batches\.meta\.txt: not UTF-8 text"):
         dataset(tmp_path / "cifar")
 
 
@@ -180,29 +177,30 @@ def test_cifar_100_names_its_fine_classes(tmp_path):
     (tmp_path / "meta").write_bytes(pickle.dumps(note, protocol=2))
     assert list(dataset(tmp_path).train.classes) == fine
     (tmp_path / "meta").write_bytes(b"\x80 no pickle")
-    with pytest.raises(UserError, match="meta: names no classes"):
+    with pytest.raises(UserError, match="meta: has no class names"):
         dataset(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("cifar-10-python.tar.gz", "an archive is not read: unpack it"),
-        ("101_ObjectCategories.tar.gz", "an archive is not read: unpack it"),
-        ("images.tar.gz", "an archive is not read: unpack it"),
-        ("data.zip", "an archive is not read: unpack it"),
-        ("CUB_200_2011.tgz", "an archive is not read: unpack it"),
-        ("train_32x32.mat", "SVHN's MATLAB files are not read"),
-        ("stl10_binary/train_X.bin", "STL-10's binary files are not read"),
-        ("setid.mat", "MATLAB files are not read"),
-        ("camelyon_train_x.h5", "HDF5 files are not read"),
-        ("train.lmdb/data.mdb", "LMDB files are not read"),
-        ("a.tfrecord", "TFRecord files are not read"),
-        ("pathmnist.npz", "files of arrays and tables are not read"),
-        ("MNIST/processed/training.pt", "files of arrays and tables are not read"),
-        ("train.csv", "pixels in a table are not read"),
-        ("train.beton", "a .beton file is a set of its own: give its path"),
-        ("train.beton.partial", "is not whole: let `fastselfie prepare` go on"),
+        ("cifar-10-python.tar.gz", "archives are not supported: unpack it"),
+        ("101_ObjectCategories.tar.gz", "archives are not supported: unpack it"),
+        ("images.tar.gz", "archives are not supported: unpack it"),
+        ("data.zip", "archives are not supported: unpack it"),
+        ("CUB_200_2011.tgz", "archives are not supported: unpack it"),
+        ("train_32x32.mat", "SVHN's MATLAB files are not supported"),
+        ("stl10_binary/train_X.bin", "STL-10's binary files are not supported"),
+        ("setid.mat", "MATLAB files are not supported"),
+        ("camelyon_train_x.h5", "HDF5 files are not supported"),
+        ("train.lmdb/data.mdb", "LMDB files are not supported"),
+        ("a.tfrecord", "TFRecord files are not supported"),
+        ("pathmnist.npz", "files of arrays and tables are not supported"),
+        ("MNIST/processed/training.pt", "files of arrays and tables are not supported"),
+        ("train.csv", "pixels in a table are not supported"),
+        ("train.beton", "a .beton file is a dataset of its own: pass its path"),
+        ("train.BETON", "its suffix is not in lower case: rename it to end in .beton"),
+        ("train.beton.partial", "is incomplete: run the same `fastselfie prepare`"),
     ],
 )
 def test_what_is_no_set_is_called_by_its_name(tmp_path, name, words):
@@ -219,10 +217,10 @@ def test_what_is_no_set_is_called_by_its_name(tmp_path, name, words):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("train-images-idx3-ubyte.gz", "a file of a set: give the folder"),
-        ("data_batch_1", "a file of a set: give the folder"),
-        ("a.png", "is one image: give the folder"),
-        ("x", "not a set of images: give their folder"),
+        ("train-images-idx3-ubyte.gz", "one file of a dataset: pass the folder"),
+        ("data_batch_1", "one file of a dataset: pass the folder"),
+        ("a.png", "is one image: pass the folder"),
+        ("x", "not a dataset: pass a folder of images"),
     ],
 )
 def test_one_file_of_a_set_is_no_set(tmp_path, name, words):

@@ -1,4 +1,4 @@
-"""What a path holds that is no set of images as it is: called by its name, with the way out."""
+"""Explains why a path is not a supported dataset, and what to do about it."""
 
 from __future__ import annotations
 
@@ -11,42 +11,47 @@ from fastselfie.data.sources.folder import holds_images, is_image, subfolders
 from fastselfie.data.sources.shards import TEST_NAMES, TRAIN_NAMES, files_of
 from fastselfie.errors import UserError
 
-_WRITE = "write its images as files, one sub-folder a class"
-# Names of files -> what they are and what to do. The first that matches.
+_WRITE = "write the images as files, one sub-folder for each class"
+# Pattern of a file name -> what it is and what to do. The first match is used.
 _KNOWN = (
-    (r"(train|test|unlabeled)_[Xy]\.bin", f"STL-10's binary files are not read: {_WRITE}"),
-    (r"(train|test|extra)_32x32\.mat", f"SVHN's MATLAB files are not read: {_WRITE}"),
-    (r".*\.mat", f"MATLAB files are not read: {_WRITE}"),
-    (r".*\.(h5|hdf5?)", f"HDF5 files are not read: {_WRITE}"),
-    (r".*\.(mdb|lmdb)", f"LMDB files are not read: {_WRITE}"),
-    (r".*(\.tfrecords?|-\d{5}-of-\d{5})", f"TFRecord files are not read: {_WRITE}"),
+    (r"(train|test|unlabeled)_[Xy]\.bin", f"STL-10's binary files are not supported: {_WRITE}"),
+    (r"(train|test|extra)_32x32\.mat", f"SVHN's MATLAB files are not supported: {_WRITE}"),
+    (r".*\.mat", f"MATLAB files are not supported: {_WRITE}"),
+    (r".*\.(h5|hdf5?)", f"HDF5 files are not supported: {_WRITE}"),
+    (r".*\.(mdb|lmdb)", f"LMDB files are not supported: {_WRITE}"),
+    (r".*(\.tfrecords?|-\d{5}-of-\d{5})", f"TFRecord files are not supported: {_WRITE}"),
     (r".*\.(rec|npz|npy|pkl|pickle|pt|pth|arrow|feather)",
-     f"files of arrays and tables are not read but for those in docs/data.md: {_WRITE}"),
-    (r".*\.beton\.(partial|journal)", "is not whole: let `fastselfie prepare` go on with it"),
-    (r".*\.beton", "a .beton file is a set of its own: give its path"),
-    (r".*\.(tar\.\w+|tgz|tbz2?|txz|zip|7z|rar)", "an archive is not read: unpack it, and give the "
-     "folder that comes out"),
+     f"files of arrays and tables are not supported, except those in docs/data.md: {_WRITE}"),
+    (r".*\.beton\.(partial|journal)", "is incomplete: run the same `fastselfie prepare` again"),
+    (r".*\.beton", "a .beton file is a dataset of its own: pass its path"),
+    (r"(?i:.*\.beton)", "its suffix is not in lower case: rename it to end in .beton"),
+    (r".*\.(tar\.\w+|tgz|tbz2?|txz|zip|7z|rar)", "archives are not supported: unpack it, and pass "
+     "the folder"),
     (r".*idx[123]-(ubyte|int)(\.gz)?|(data|test)_batch(_\d)?(\.bin)?|(train|val)_data(_batch_\d+)?",
-     "a file of a set: give the folder that it is in"),
-    (r".*\.(gz|bz2|xz|zst)", "a compressed file is not read: decompress it"),
-    (r".*\.(csv|tsv)", f"pixels in a table are not read: {_WRITE}"),
+     "one file of a dataset: pass the folder that it is in"),
+    (r".*\.(gz|bz2|xz|zst)", "compressed files are not supported: decompress it"),
+    (r".*\.(csv|tsv)", f"pixels in a table are not supported: {_WRITE}"),
 )  # fmt: skip
-# Archives of whole sets, which are no compressed shards.
+# Archives of whole datasets, which are not compressed shards.
 _ARCHIVES = re.compile(
     r"(cifar-100?-|(101|256)_ObjectCategories|caltech|stl10|food-101|CUB_200"
     r"|imagenet(te|woof)|tiny-imagenet|dtd-|ILSVRC2012_devkit|102flowers).*\.(tar\.\w+|tgz)"
     r"|(images|annotations)\.(tar\.\w+|tgz)"
 )
-_DEPTH = 3  # folders from the path down that are searched
+_DEPTH = 3  # levels of folders below the path that are searched
 
 
 def explain(path: Path) -> str:
-    """Why a file, or a folder without images, is no set of images; empty if it is just empty."""
+    """Explain why a file, or a folder without images, is not a dataset.
+
+    Returns:
+        The reason and what to do; "" for a folder without known files.
+    """
     if not path.is_dir():
         if is_image(path.name):
-            return "is one image: give the folder of its set"
+            return "is one image: pass the folder that it is in"
         reason = (why for pattern, why in _KNOWN if re.fullmatch(pattern, path.name))
-        unknown = "not a set of images: give their folder, or a .beton, .tar or .parquet file"
+        unknown = "not a dataset: pass a folder of images, or a .beton, .tar or .parquet file"
         return next(reason, unknown)
     names = [
         str((folder / entry.name).relative_to(path))
@@ -61,8 +66,8 @@ def explain(path: Path) -> str:
     return ""
 
 
-def parts_inside(path: Path) -> Path | None:
-    """The first folder from `path` down that holds folders of images of several parts."""
+def find_parts_inside(path: Path) -> Path | None:
+    """Return the first folder, from `path` down, with image folders of several parts, or None."""
     for folder in _down(path, _DEPTH):
         names = {name.lower(): folder / name for name in subfolders(folder)}
         train = any(holds_images(names[name]) for name in TRAIN_NAMES if name in names)
@@ -72,20 +77,20 @@ def parts_inside(path: Path) -> Path | None:
 
 
 def are_known_archives(path: Path) -> bool:
-    """Whether the only tar files are compressed ones of well-known sets."""
+    """Return whether the only tar files are the compressed archives of well-known datasets."""
     names = [path.name] if path.is_file() else os.listdir(path)
     archives = any(_ARCHIVES.fullmatch(name) for name in names)
     return archives and not any(name.endswith(".tar") for name in names)
 
 
 def refuse_imagenet_archives(path: Path) -> None:
-    """Raise UserError where tar files are ImageNet's own: a class each, or those in one."""
+    """Raise UserError if a tar file is one of ImageNet's own: of one class, or of all of them."""
     names = [path.name] if path.is_file() else [file.name for file in files_of(path, ".tar")]
     for name in sorted(names):
         if re.fullmatch(r"n\d{8}\.tar|ILSVRC2012_img_train.*\.tar", name):
             raise UserError(
-                f"{path}: {name} is of ImageNet's archives, whose classes are the names of tar "
-                "files: unpack each to a folder of its name, as docs/data.md says"
+                f"{path}: {name} is one of ImageNet's archives, where the name of a tar file is "
+                "the class: unpack each to a folder of its name, see docs/data.md"
             )
 
 
