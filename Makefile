@@ -4,6 +4,7 @@
 #   make test                  lint, types, every test, and a sample of the campaign of faults
 #   make check                 lint, types and the quick tests that need no extra: some minutes
 #   make lint                  ruff, mypy and import-linter alone
+#   make docs                  the site of README.md and docs/, in build/site
 #   make aarch64               the C++ engine on aarch64, under an emulator: the same bytes
 #   make dist                  sdist and wheel in dist/, installed and used without a compiler
 #   make bench DATA=PHOTOS     every throughput table; the peers: see benchmarks/README.md
@@ -21,7 +22,7 @@ FASHION_FILES := train-images-idx3-ubyte.gz train-labels-idx1-ubyte.gz \
   t10k-images-idx3-ubyte.gz t10k-labels-idx1-ubyte.gz
 FASHION_SHA256 := 14410854cf7a289477dcfc7df3f8ec24741e281cdcc425ede0d9a748ca630214
 
-.PHONY: quickstart test check lint bench aarch64 dist clean system
+.PHONY: quickstart test check lint docs bench aarch64 dist clean system
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.run $(if $(DATA),,$(FASHION)/.complete)
@@ -41,6 +42,10 @@ lint: $(VENV)/.check
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Builds without the network. The variable hides a notice of the theme's about its successor.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The tests' packages have FFCV and DALI in them; SPDL loads the system's FFmpeg.
 bench: $(VENV)/.dev
@@ -127,10 +132,14 @@ $(VENV)/.check: $(VENV)/.run
 	$(BIN)/python -m pip install -q -c constraints.txt setuptools wheel $(call EXTRAS,dev)
 	@touch $@
 
-# The tests run FFCV and DALI for real. FFCV is built with the setuptools that is installed; its own
+$(VENV)/.docs: $(VENV)/.run
+	$(BIN)/python -m pip install -q -c constraints.txt $(call EXTRAS,docs)
+	@touch $@
+
+# The tests run FFCV and DALI for real, and build the site. FFCV is built with the setuptools that is installed; its own
 # metadata asks for an OpenCV with a window system.
 $(VENV)/.dev: $(VENV)/.check | system
-	$(BIN)/python -m pip install -q -c constraints.txt $(call EXTRAS,export ffcv dali)
+	$(BIN)/python -m pip install -q -c constraints.txt $(call EXTRAS,export ffcv dali docs)
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps --no-build-isolation ffcv
 	@touch $@
 

@@ -181,7 +181,7 @@ def dali_mixed() -> dict[str, Any]:
                                  [f"data.train={beton}", f"data.loader={loader}"])  # fmt: skip
             source = open_dataset(config.data, config.seed).train
             made = build_loader(source, config.data, config.seed, torch.device("cuda"))
-            with closing(made.train(0, 16)) as stream:
+            with closing(made.stream(0, 16)) as stream:
                 batches[loader] = torch.cat([b.images.cpu() for b in islice(stream, 2)]).double()
     squares = (batches["native"] - batches["dali"]).square().mean(dim=(1, 2, 3))
     least = float((10 * torch.log10(255**2 / squares.clamp_min(1e-9))).min())
@@ -248,7 +248,7 @@ def _training(config: Config) -> tuple[Callable[[int], None], Any]:
     step = build_pretraining(config, accelerator).step
     source = open_dataset(config.data, config.seed).train
     loader = build_loader(source, config.data, config.seed, accelerator.device)
-    batches = loader.train(0, config.pretrain.batch_size, config.patches)
+    batches = loader.stream(0, config.pretrain.batch_size)
     number = iter(range(10**9))
 
     def take(count: int) -> None:

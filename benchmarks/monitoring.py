@@ -106,7 +106,7 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     train = build_loader(dataset.train, config.data, config.seed, accelerator.device)
     monitor = Monitor(config, dataset, pixels, accelerator)
     took: dict[str, list[Spent]] = {"step": [], "extract": [], "knn": [], "probe": []}
-    with closing(train.train(0, settings.batch_size, config.patches)) as batches:
+    with closing(train.stream(0, settings.batch_size)) as batches:
 
         def steps() -> None:
             for number in range(case.steps):

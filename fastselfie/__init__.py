@@ -1,4 +1,7 @@
-"""FastSelfie: a high-throughput trainer for Selfie (arXiv 1906.02940).
+"""FastSelfie: a high-throughput trainer for Selfie (arXiv 1906.02940), and its loader as a library.
+
+The names in `__all__` are the public API. They are imported on use, so `import fastselfie` alone
+loads neither torch nor numpy.
 
 The folders and what each may import: docs/architecture.md, held by import-linter.
 
@@ -6,4 +9,57 @@ Shape legend, used in names everywhere: B images, N patches an image, M masked, 
 visible, D width, H W C pixels, P patch side.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastselfie.config.load import load_config
+    from fastselfie.data.dataset import open_dataset
+    from fastselfie.data.loaders import Loader, View
+    from fastselfie.errors import UserError
+    from fastselfie.kernels.distractor_score import distractor_score
+    from fastselfie.kernels.patchify import patchify
+    from fastselfie.models.resnet import ResNetV2
+    from fastselfie.models.selfie import Selfie
+    from fastselfie.runs.load import open_trained as load_run
+
 __version__ = "0.2.0"
+
+__all__ = [
+    "Loader",
+    "ResNetV2",
+    "Selfie",
+    "UserError",
+    "View",
+    "distractor_score",
+    "load_config",
+    "load_run",
+    "open_dataset",
+    "patchify",
+]
+
+_MODULES = {
+    "Loader": "data.loaders",
+    "ResNetV2": "models.resnet",
+    "Selfie": "models.selfie",
+    "UserError": "errors",
+    "View": "data.loaders",
+    "distractor_score": "kernels.distractor_score",
+    "load_config": "config.load",
+    "load_run": "runs.load",
+    "open_dataset": "data.dataset",
+    "patchify": "kernels.patchify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'fastselfie' has no attribute {name!r}")
+    module = import_module(f"fastselfie.{_MODULES[name]}")
+    return getattr(module, "open_trained" if name == "load_run" else name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -15,6 +15,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+import runpy
 import shlex
 import shutil
 import signal
@@ -39,8 +40,9 @@ PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 KINDS = ("sh", "python", "yaml", "console", "text")
 # Each wants root, a network, a cluster, a GPU, minutes, or a person who ends it.
 NOT_RUN = (
-    "make ", ". .venv/bin/activate", "pip install ", "sudo apt-get install ", "git clone ",
-    "wget ", "sbatch ", "python benchmarks/", "benchmarks/", "fastselfie report runs/in224 --serve",
+    "make ", "python3 -m venv ", ". .venv/bin/activate", "pip install ", "sudo apt-get install ",
+    "git clone ", "wget ", "sbatch ", "python benchmarks/", "benchmarks/",
+    "fastselfie report runs/in224 --serve",
 )  # fmt: skip
 LIMIT = 300  # seconds for a command: only what hangs takes them
 
@@ -176,6 +178,38 @@ def test_links_lead_somewhere(page):
         text = text.replace(block.text, "")
     named = re.findall(r"\]\((?!https?:)([^)#]+)", text)
     assert [name for name in named if not (page.parent / name).exists()] == []
+
+
+def test_the_command_line_page_is_current():
+    page = runpy.run_path(str(REPOSITORY / "docs" / "make_cli.py"))
+    assert page["PAGE"].read_text(encoding="utf-8") == page["cli_page"](), "python docs/make_cli.py"
+
+
+@pytest.mark.extra
+def test_the_site_builds_and_its_links_lead_somewhere(tmp_path):
+    site = tmp_path / "site"
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    dead = []
+    for page in site.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        if page.name != "404.html":  # its links are absolute
+            named = re.findall(r"(?:href|src)=\"(?!https?:|data:|#)([^\"#?]+)", text)
+            dead += [(page, name) for name in named if not (page.parent / name).exists()]
+    assert dead == []
+    loaded = {
+        found
+        for page in site.rglob("*.html")
+        for found in re.findall(
+            r"(?:src|rel=.stylesheet. href)=\"(https?:[^\"]+)", page.read_text()
+        )
+    }
+    assert loaded == set(), "the site loads these from the network"
 
 
 def test_every_page_is_in_the_list():

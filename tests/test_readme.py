@@ -1,11 +1,13 @@
-"""The README says what the result files say, and names only files and commands that exist."""
+"""The tables of the README and of docs/ are current; the README names only what exists."""
 
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 
+import pytest
 from conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -15,6 +17,27 @@ def test_the_tables_are_those_of_the_results():
     command = [sys.executable, "benchmarks/readme.py", "--check"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/benchmarks.md"])
+def test_a_changed_number_is_found(page, tmp_path):
+    for name in ("README.md", "docs", "benchmarks", "fastselfie", "kernels", "configs"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    top = page.split("/")[0]
+    (tmp_path / top).unlink()
+    copy = shutil.copytree if (REPOSITORY / top).is_dir() else shutil.copy
+    copy(REPOSITORY / top, tmp_path / top)
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    assert "| 5,623 (" in text
+    (tmp_path / page).write_text(text.replace("| 5,623 (", "| 9,999 ("), encoding="utf-8")
+    command = [sys.executable, "benchmarks/readme.py", "--check"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"{page} differs from benchmarks/results")
+
+
+def test_the_readme_is_one_page():
+    assert len(README.splitlines()) <= 150
 
 
 def test_links_and_configs_exist():

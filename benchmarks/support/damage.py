@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fastselfie.data.beton.reader import BetonReader
-from fastselfie.data.loaders.base import SampleStream
+from fastselfie.data.loaders import SampleStream
 from fastselfie.errors import UserError
 from fastselfie.training.checkpoint import LATEST, load_checkpoint, newest_checkpoint, step_paths
 from support.slim_run import SlimRun, result_of, stage_folder, straight_run, weights_digest

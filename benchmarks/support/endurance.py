@@ -43,7 +43,7 @@ def _grown(config: Config, epochs: int, early: bool) -> dict[str, Any]:
     sizes, threads = [], []
     consumed = 0
     for epoch in range(epochs):
-        with closing(loader.train(consumed, batch, config.patches)) as batches:
+        with closing(loader.stream(consumed, batch)) as batches:
             for _ in range(1 if early else -(-len(loader) // batch)):
                 next(batches)
                 consumed += batch
@@ -85,7 +85,7 @@ def saving_cost(config_path: Path, folder: Path, rounds: int) -> dict[str, Any]:
     stalls, alone, steps, done = [], [], [], 0
     folder.mkdir(parents=True)
     with (
-        closing(loader.train(0, settings.batch_size, config.patches)) as batches,
+        closing(loader.stream(0, settings.batch_size)) as batches,
         CheckpointWriter(folder, config.checkpoint, 0) as saver,
     ):
         for number in range(-1, 2 * rounds):  # the first warms up

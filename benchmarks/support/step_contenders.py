@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastselfie.config import Config
 from fastselfie.config.load import load_config
 from fastselfie.data.dataset import open_dataset
-from fastselfie.data.loaders import Batch, SyntheticLoader
+from fastselfie.data.inputs import draw_masks
+from fastselfie.data.loaders import Batch, build_loader
 from fastselfie.models.selfie import Selfie
 from fastselfie.system.accelerator import Accelerator, choose_accelerator
 from fastselfie.training.optimizer import learning_rate
@@ -57,7 +58,7 @@ def _straightforward(config: Config) -> Callable[[], None]:
         for group in optimizer.param_groups:
             group["lr"] = rate
         images = normalised(batch.images, batch.flip, mean, std)
-        loss = model(images, batch.order)
+        loss = model(images, draw_masks(batch, config.seed, config.patches))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -68,8 +69,9 @@ def _straightforward(config: Config) -> Callable[[], None]:
 
 def _batches(config: Config, device: torch.device) -> Any:
     source = open_dataset(config.data, config.seed).train
-    loader = SyntheticLoader(source, config.data, config.seed, device)
-    return loader.train(0, config.pretrain.batch_size, config.patches)
+    data = config.data.model_copy(update={"loader": "synthetic"})
+    loader = build_loader(source, data, config.seed, device)
+    return loader.stream(0, config.pretrain.batch_size)
 
 
 def shape_of(config: Config) -> Shape:
@@ -128,7 +130,8 @@ def _one_batch(path: str, overrides: list[str]) -> tuple[float, dict[str, float]
         names = their_names(model.state_dict(), theirs)
         theirs.load_state_dict({names[name]: value for name, value in model.state_dict().items()})
         mean, std = (torch.tensor(v, device=device) for v in (config.data.mean, config.data.std))
-        plain = theirs(normalised(batch.images, batch.flip, mean, std), batch.order)
+        order = draw_masks(batch, config.seed, config.patches)
+        plain = theirs(normalised(batch.images, batch.flip, mean, std), order)
     losses = {"ours": ours, "ours in fp32": in_fp32, BASELINE: plain}
     flops = counter.get_total_flops() / len(batch.images)
     return flops, {name: float(loss.detach()) for name, loss in losses.items()}
@@ -140,7 +143,7 @@ def _loss(config: Config) -> tuple[Tensor, Selfie, Batch]:
     pretraining = build_pretraining(config, accelerator)
     batch: Batch = next(_batches(config, accelerator.device))
     with accelerator.autocast():
-        loss, _ = pretraining.model(pretraining.pixels.patches(batch), batch.order)
+        loss, _ = pretraining.model(*pretraining.pixels.patches(batch))
     return loss, pretraining.model, batch
 
 

@@ -101,8 +101,7 @@ def find_config(config: str | Path) -> Path:
     if path.exists():  # a folder: reading it raises the error
         return path
     raise UserError(
-        f"{path}: no such file or shipped config: pass a YAML file or one of "
-        f"{', '.join(shipped)}"
+        f"{path}: no such file or shipped config: pass a YAML file or one of {', '.join(shipped)}"
     )
 
 

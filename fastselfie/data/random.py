@@ -21,6 +21,9 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
 
+_PURPOSES = 256  # room for purposes between the keys of one view and of the next
+
+
 class Purpose(IntEnum):
     """What a draw is for. Streams of different purposes are independent; values never change."""
 
@@ -35,15 +38,21 @@ class Purpose(IntEnum):
 
 
 def uniform(
-    seed: int, epochs: int | IntArray, samples: IntArray, purpose: Purpose, count: int
+    seed: int,
+    epochs: int | IntArray,
+    samples: IntArray,
+    purpose: Purpose,
+    count: int,
+    view: int = 0,
 ) -> FloatArray:
     """`count` numbers in [0, 1) for each sample: (B, count) float64, 32 random bits each.
 
-    epochs: one for all, or (B,). samples: (B,) ids below 2^32. seed: below 2^32.
+    epochs: one for all, or (B,). samples: (B,) ids below 2^32. seed: below 2^32. view: of several
+    views of an image each has draws of its own.
     """
     samples = np.ascontiguousarray(samples, dtype=np.int64)
     epoch = np.ascontiguousarray(np.broadcast_to(np.asarray(epochs, dtype=np.int64), samples.shape))
-    return host.uniform(seed, int(purpose), epoch, samples, count)
+    return host.uniform(seed, int(purpose) + _PURPOSES * view, epoch, samples, count)
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> IntArray:
@@ -58,9 +67,11 @@ def process_seed(seed: int, step: int, rank: int) -> int:
     return int(draw[0, 0] * 2**32)
 
 
-def flips(seed: int, epochs: int | IntArray, samples: IntArray) -> npt.NDArray[np.bool_]:
+def flips(
+    seed: int, epochs: int | IntArray, samples: IntArray, view: int = 0
+) -> npt.NDArray[np.bool_]:
     """Which samples are flipped horizontally: (B,) bool."""
-    return uniform(seed, epochs, samples, Purpose.FLIP, 1)[:, 0] < 0.5
+    return uniform(seed, epochs, samples, Purpose.FLIP, 1, view)[:, 0] < 0.5
 
 
 def patch_orders(seed: int, epochs: int | IntArray, samples: IntArray, patches: int) -> IntArray:
@@ -72,9 +83,12 @@ def patch_orders(seed: int, epochs: int | IntArray, samples: IntArray, patches: 
     return np.argsort(uniform(seed, epochs, samples, Purpose.MASK, patches), axis=1, kind="stable")
 
 
-def shifts(seed: int, epochs: int | IntArray, samples: IntArray, pad: int) -> IntArray:
+def shifts(
+    seed: int, epochs: int | IntArray, samples: IntArray, pad: int, view: int = 0
+) -> IntArray:
     """Offsets of the crop in the padded image, (B, 2) int64 as (y, x) in [0, 2 pad]."""
-    return (uniform(seed, epochs, samples, Purpose.CROP, 2) * (2 * pad + 1)).astype(np.int64)
+    draws = uniform(seed, epochs, samples, Purpose.CROP, 2, view)
+    return (draws * (2 * pad + 1)).astype(np.int64)
 
 
 def resized_crops(
@@ -84,6 +98,7 @@ def resized_crops(
     sizes: IntArray,
     area: tuple[float, float],
     ratio: tuple[float, float],
+    view: int = 0,
 ) -> IntArray:
     """Boxes of random resized crops, (B, 4) int64 as (left, top, width, height).
 
@@ -91,7 +106,7 @@ def resized_crops(
     log of the ratio uniform, ten tries, else the largest central box of an allowed ratio.
     """
     tries = 10
-    draws = uniform(seed, epochs, samples, Purpose.CROP, 4 * tries).reshape(-1, tries, 4)
+    draws = uniform(seed, epochs, samples, Purpose.CROP, 4 * tries, view).reshape(-1, tries, 4)
     width, height = sizes[:, :1].astype(np.float64), sizes[:, 1:].astype(np.float64)
     target = width * height * (area[0] + draws[..., 0] * (area[1] - area[0]))
     log_low, log_high = np.log(ratio[0]), np.log(ratio[1])

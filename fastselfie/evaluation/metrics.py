@@ -33,7 +33,6 @@ def pretext_accuracy(
     loader: Loader,
     pixels: InputTransform,
     accelerator: Accelerator,
-    patches: int,
     limit: int,
     augment: bool = False,
 ) -> dict[str, float]:
@@ -48,11 +47,11 @@ def pretext_accuracy(
     with (
         ranks.raise_together(),
         evaluating(model),
-        closing(loader.evaluate(pixels.batch, patches, limit, ranks, augment)) as batches,
+        closing(loader.in_order(pixels.batch, limit, ranks, augment)) as batches,
     ):
         for batch in batches:
             with accelerator.autocast():
-                batch_loss, correct = model(pixels.patches(batch), batch.order)
+                batch_loss, correct = model(*pixels.patches(batch))
             count = len(batch.images) * model.masked
             loss += float(batch_loss) * count
             # The largest of NaNs is the first, which would pass for chance.
@@ -71,7 +70,7 @@ def classification_accuracy(
     with (
         ranks.raise_together(),
         evaluating(model),
-        closing(loader.evaluate(pixels.batch, ranks=ranks)) as batches,
+        closing(loader.in_order(pixels.batch, ranks=ranks)) as batches,
     ):
         for batch in batches:
             with accelerator.autocast():
@@ -81,5 +80,5 @@ def classification_accuracy(
             top1 += int(best[:, 0].sum())
             top5 += int(best.sum())
     loss, top1, top5 = ranks.summed(loss, top1, top5)
-    count = len(loader)
+    count = len(loader.source)
     return {"heldout_loss": loss / count, "top1": top1 / count, "top5": top5 / count}

@@ -27,7 +27,7 @@ def feature_batches(
     accelerator: Accelerator,
 ) -> Generator[tuple[Tensor, Tensor]]:
     """Features of images (B, D) float32 and their labels (B,), batch by batch in order."""
-    with evaluating(network), closing(loader.evaluate(pixels.batch)) as batches:
+    with evaluating(network), closing(loader.in_order(pixels.batch)) as batches:
         for batch in batches:
             with accelerator.autocast():
                 features = network.features(pixels.whole(batch)).float()
@@ -70,7 +70,7 @@ def pixel_features(loader: Loader, pixels: InputTransform) -> tuple[Tensor, Tens
     Images of more than 32 x 32 are averaged down to that: of 224 x 224 ones 10,000 take 6 GB.
     """
     features, labels = [], []
-    with torch.inference_mode(), closing(loader.evaluate(pixels.batch)) as batches:
+    with torch.inference_mode(), closing(loader.in_order(pixels.batch)) as batches:
         for batch in batches:
             images = pixels.whole(batch, torch.float32)
             if images.shape[-1] > _THUMBNAIL:

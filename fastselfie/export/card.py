@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fastselfie import __version__
 from fastselfie.config import DataConfig
-from fastselfie.data.loaders.crops import CENTRE
+from fastselfie.data.loaders.crops import CENTER
 from fastselfie.models.resnet import ResNetV2
 from fastselfie.models.selfie import Classifier
 from fastselfie.runs.folder import FINETUNED, PRETRAIN, SUMMARY, read_facts
@@ -41,7 +41,7 @@ def about(trained: Trained) -> dict[str, str]:
 def input_of(data: DataConfig) -> str:
     """How an image becomes the network's input."""
     side = data.image_size
-    share = CENTRE if data.crop == "resized" else 1.0
+    share = CENTER if data.crop == "resized" else 1.0
     square = "the central square" if share == 1 else f"a central square of {share:g} its side"
     return (
         f"float32 (batch, 3, {side}, {side}): RGB; of the image's short side {square}, resized to "

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from fastselfie.data.loaders import Batch, FolderLoader
+from fastselfie.data.loaders import Batch, build_loader
 from fastselfie.data.sources.base import UNLABELLED, FolderSource
 from fastselfie.errors import UserError
 from fastselfie.evaluation.mask_picture import beside, filled, originals
@@ -103,11 +103,12 @@ def fill_holes(trained: Trained, images: Sequence[Path], out: Path | None) -> li
     pixels = measuring_pixels(config, accelerator)
     found: list[tuple[Filled, Image.Image]] = []
     with evaluating(model):
-        for batch in _batches(trained, images, accelerator, pixels.batch, config.patches):
+        for batch in _batches(trained, images, accelerator, pixels.batch):
             with accelerator.autocast():
-                scores = model.scores(pixels.patches(batch), batch.order)
+                patches, places = pixels.patches(batch)
+                scores = model.scores(patches, places)
             chosen = scores.argmax(dim=-1).cpu().numpy()
-            arrays = (batch.images.cpu().numpy(), batch.order.cpu().numpy(), chosen)
+            arrays = (batch.images.cpu().numpy(), places.cpu().numpy(), chosen)
             for image, order, choice in zip(*(np.split(a, len(a)) for a in arrays), strict=True):
                 after = filled(image, order, choice, config.model.patch_size, _SIDE)
                 right = int((choice[0] == np.arange(config.masked)).sum())
@@ -144,14 +145,16 @@ def predict(
 
 
 def _batches(
-    trained: Trained, images: Sequence[Path], accelerator: Accelerator, size: int, patches: int = 1
+    trained: Trained, images: Sequence[Path], accelerator: Accelerator, size: int
 ) -> Iterator[Batch]:
     """The images as an evaluation sees them: a set's loader over these files."""
-    data = trained.config.data.model_copy(update={"workers": 0, "on_error": "raise"})
+    data = trained.config.data.model_copy(
+        update={"loader": "folder", "workers": 0, "on_error": "raise"}
+    )
     labels = np.zeros(len(images), dtype=np.int64)
     source = FolderSource([str(path) for path in images], labels, UNLABELLED)
-    loader = FolderLoader(source, data, trained.config.seed, accelerator.device)
-    with closing(loader.evaluate(size, patches)) as batches:
+    loader = build_loader(source, data, trained.config.seed, accelerator.device)
+    with closing(loader.in_order(size)) as batches:
         yield from batches
 
 

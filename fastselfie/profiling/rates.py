@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from fastselfie.config import Config
 from fastselfie.data.dataset import Source
-from fastselfie.data.loaders import Batch, Loader, SyntheticLoader
+from fastselfie.data.loaders import Batch, Loader, build_loader
 from fastselfie.system.accelerator import usable_cores
 from fastselfie.training.step import TrainStep
 
@@ -73,13 +73,14 @@ def measure_rates(
 ) -> Throughput:
     """Alternating rounds of at least `seconds`, after one that warms up. loader: of `source`."""
     batch_size = config.pretrain.batch_size
-    noise = SyntheticLoader(source, config.data, config.seed, step.accelerator.device)
+    synthetic_data = config.data.model_copy(update={"loader": "synthetic"})
+    noise = build_loader(source, synthetic_data, config.seed, step.accelerator.device)
     on_cpu = step.accelerator.device.type == "cpu"
     rates = Throughput([], [], [], [], [], usable_cores() if on_cpu else None)
     with (
-        closing(loader.train(0, batch_size, config.patches)) as loaded,
-        closing(noise.train(0, batch_size, config.patches)) as synthetic,
-        closing(loader.train(0, batch_size, config.patches)) as trained,
+        closing(loader.stream(0, batch_size)) as loaded,
+        closing(noise.stream(0, batch_size)) as synthetic,
+        closing(loader.stream(0, batch_size)) as trained,
     ):
         for number in range(rounds + 1):
             alone = _round(loaded, None, seconds)

@@ -23,7 +23,6 @@ from fastselfie.config import Config
 from fastselfie.data.beton.reader import IMAGE_MODES
 from fastselfie.data.dataset import BetonSource, Source, open_dataset
 from fastselfie.data.loaders import Batch, build_loader, choose_loader
-from fastselfie.data.loaders.base import decoder_count
 from fastselfie.errors import UserError
 from fastselfie.profiling.advice import Facts, advise
 from fastselfie.profiling.estimate import ASSUMED, Target, estimate
@@ -70,7 +69,7 @@ def profile_config(config: Config, steps: int, out: Path, target: Target | None)
     say(f"measuring loader, step and both together, {_ROUNDS} rounds each")
     rates = measure_rates(config, source, loader, step, _ROUNDS, _SECONDS)
     say(f"profiling {steps} steps of {config.pretrain.batch_size} images")
-    with closing(loader.train(0, config.pretrain.batch_size, config.patches)) as batches:
+    with closing(loader.stream(0, config.pretrain.batch_size)) as batches:
         measured = _profile_steps(config, step, batches, steps)
     shares = _shares(measured.trace, accelerator.compile is not None)
     threads = decoding_threads(config, name)
@@ -112,7 +111,8 @@ def decoding_threads(config: Config, loader: str) -> int:
     """Threads or processes that decode at once on this machine; 0 where nothing is decoded."""
     if loader in ("resident", "synthetic"):
         return 0
-    return min(usable_cores(), decoder_count(config.data))
+    workers = config.data.workers
+    return usable_cores() if workers is None else min(usable_cores(), max(1, workers))
 
 
 class _Measured(NamedTuple):

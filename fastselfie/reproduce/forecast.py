@@ -18,7 +18,7 @@ from rich.table import Table
 
 from fastselfie.config import Config
 from fastselfie.data.dataset import Dataset, NoSource, open_dataset
-from fastselfie.data.loaders import SyntheticLoader
+from fastselfie.data.loaders import build_loader
 from fastselfie.errors import UserError
 from fastselfie.profiling.estimate import Target, paper_rates
 from fastselfie.report.render import shown_time
@@ -204,24 +204,23 @@ def measured_rates(
         stage = finetuning_stage(config, "", from_p=False)
         return build_finetuning(config, stage, classes, accelerator, None).step
 
-    pretraining = _rate(
-        lambda: build_pretraining(config, accelerator).step, config, classes, config.patches
-    )
+    pretraining = _rate(lambda: build_pretraining(config, accelerator).step, config, classes)
     gpus = torch.cuda.device_count() if accelerator.device.type == "cuda" else 1
     how = f"from steps of {timed} images on {accelerator.device} in {accelerator.precision.name}"
     return ForecastRates(
-        pretraining, _rate(finetuning, config, classes, 1), min(gpus, jobs or gpus), how
+        pretraining, _rate(finetuning, config, classes), min(gpus, jobs or gpus), how
     )
 
 
-def _rate(build: Callable[[], TrainStep], config: Config, classes: int, patches: int) -> float:
+def _rate(build: Callable[[], TrainStep], config: Config, classes: int) -> float:
     """Images/s of the faster of two steps, after one that warms up."""
     step = build()
     images = step.stage.batch_size
     noise = NoSource(np.arange(images, dtype=np.int64) % classes, [str(i) for i in range(classes)])
-    loader = SyntheticLoader(noise, config.data, config.seed, step.accelerator.device)
+    data = config.data.model_copy(update={"loader": "synthetic"})
+    loader = build_loader(noise, data, config.seed, step.accelerator.device)
     spent = []
-    with closing(loader.train(0, images, patches)) as batches:
+    with closing(loader.stream(0, images)) as batches:
         for number in range(3):
             batch, began = next(batches), time.perf_counter()
             step(number, batch)

@@ -65,7 +65,7 @@ def measure_features(
         )
     )
     pixels = measuring_pixels(config, accelerator, len(dataset.train.classes))
-    figures: dict[str, float] = {"bank": len(bank), "bank_places": len(placed)}
+    figures: dict[str, float] = {"bank": len(bank.source), "bank_places": len(placed.source)}
     figures |= _pretext(config, dataset, accelerator, pretrained, pixels)
     torch.manual_seed(config.seed)
     networks = {"p": pretrained.patch_network, "random": build_patch_network(config)}
@@ -99,7 +99,7 @@ def _pretext(
     for name, data, augment in ways:
         held_out = build_loader(dataset.held_out, data, config.seed, accelerator.device)
         measured = pretext_accuracy(
-            pretrained, held_out, pixels, accelerator, config.patches, len(held_out), augment
+            pretrained, held_out, pixels, accelerator, len(held_out.source), augment
         )
         figures[name] = measured["pretext_accuracy"]
     return figures

@@ -14,7 +14,7 @@ import torch
 
 from fastselfie import __version__
 from fastselfie.config import RuntimeConfig
-from fastselfie.data.loaders import INSTALL
+from fastselfie.data.loaders.backends import INSTALL
 from fastselfie.system.accelerator import (
     choose_device,
     choose_precision,

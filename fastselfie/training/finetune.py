@@ -165,7 +165,7 @@ def recalibrate(
     passes = -(-images // pixels.batch)
 
     def inputs() -> Iterator[Tensor]:
-        with closing(loader.train(0, pixels.batch)) as batches:
+        with closing(loader.stream(0, pixels.batch)) as batches:
             for _ in range(passes):
                 with accelerator.ranks.raise_together():
                     batch = next(batches)

@@ -34,13 +34,12 @@ def fit(
     step: TrainStep,
     loader: Loader,
     evaluate: Evaluate,
-    patches: int = 1,
     also_at: frozenset[int] = frozenset(),
     show: Show = lambda: None,
 ) -> dict[str, float]:
     """Train to the last step, from the newest good checkpoint in `folder` if there is one.
 
-    patches: N, or 1 for whole images. also_at: steps to evaluate after, beside every eval_every-th
+    also_at: steps to evaluate after, beside every eval_every-th
     and the last. show: called after each line of the log. Returns what `evaluate` said after the
     last step. Of several processes each calls it, and rank 0 alone reads and writes `folder`.
 
@@ -71,7 +70,7 @@ def fit(
         ) as log,
         deferred_signals() as pending,
         CheckpointWriter(folder, stage.config.checkpoint, progress.done, ranks.is_main) as saver,
-        closing(loader.train(consumed, settings.batch_size, patches, ranks)) as batches,
+        closing(loader.stream(consumed, settings.batch_size, ranks)) as batches,
     ):
         training = _Training(stage, step, loader, evaluate, also_at, progress, log, saver, pending)
         try:

@@ -68,7 +68,7 @@ def build_pretraining(config: Config, accelerator: Accelerator) -> Pretraining:
     forward = accelerator.compiled(replica)
 
     def objective(batch: Batch) -> tuple[Tensor, Tensor, int]:
-        loss, correct = forward(pixels.patches(batch), batch.order)
+        loss, correct = forward(*pixels.patches(batch))
         return loss, correct, len(batch.images) * model.masked
 
     backend = config.optimizer.backend
@@ -117,9 +117,7 @@ def pretrain(
                         f"warning: {picture_path(folder, done)}: {error.strerror}: the picture is "
                         "not written, checkpoint.on_error is continue"
                     )
-        measures = pretext_accuracy(
-            model, held_out, pixels, accelerator, config.patches, settings.eval_images
-        )
+        measures = pretext_accuracy(model, held_out, pixels, accelerator, settings.eval_images)
         return measures | monitor.measure(model.patch_network, done)
 
     measures = fit(
@@ -128,7 +126,6 @@ def pretrain(
         step,
         train,
         evaluate,
-        patches=config.patches,
         also_at=pictured | monitor.steps,
         show=show,
     )
@@ -139,13 +136,13 @@ def _take_picture(
     model: Selfie, loader: Loader, pixels: InputTransform, accelerator: Accelerator, path: Path
 ) -> None:
     """The first held-out images as the model fills them now, and once as they are."""
-    patches = loader.data.image_size // pixels.patch_size
-    batches = loader.evaluate(_PICTURED, patches**2, _PICTURED)
+    batches = loader.in_order(_PICTURED, _PICTURED)
     batch = next(batches)
     batches.close()
     with evaluating(model), accelerator.autocast():
-        scores = model.scores(pixels.patches(batch), batch.order)
-    images, order = batch.images.cpu().numpy(), batch.order.cpu().numpy()
+        patches, places = pixels.patches(batch)
+        scores = model.scores(patches, places)
+    images, order = batch.images.cpu().numpy(), places.cpu().numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
     chosen = scores.argmax(dim=-1).cpu().numpy()
     filled(images, order, chosen, pixels.patch_size).save(path)

@@ -79,13 +79,13 @@ def replay_step(path: Path) -> Replay:
     dataset = open_dataset(config.data, config.seed, labels_needed=not pretrains)
     if dataset.fingerprint() != record["images"]:
         raise UserError(f"{path}: its images ({config.data.train}) are not those of the run now")
-    step, source, patches = _build(record["stage"], config, dataset, accelerator)
+    step, source = _build(record["stage"], config, dataset, accelerator)
     load_weights(step.model, record["model"], path)
     data = config.pretraining_data if pretrains else config.data
     loader = build_loader(source, data, config.seed, accelerator.device)
     index = Index(record["samples"].numpy(), record["epochs"].numpy())
     side = step.stage.image_size_at(record["step"])
-    batch = loader.again(index, patches).shrunk(side)
+    batch = loader.again(index).shrunk(side)
     set_random_state(record["random"], accelerator.device)
     found = Replay(record["step"] + 1)
     found.samples = [(int(s), int(e), source.name(int(s))) for s, e in zip(*index, strict=True)]
@@ -100,14 +100,14 @@ def _uncompiled(config: Config) -> Config:
 
 def _build(
     kind: str, config: Config, dataset: Dataset, accelerator: Accelerator
-) -> tuple[TrainStep, Source, int]:
-    """The step of a stage, the images it trains on, and N or 1."""
+) -> tuple[TrainStep, Source]:
+    """The step of a stage, and the images it trains on."""
     if kind == "pretrain":
-        return build_pretraining(config, accelerator).step, dataset.train, config.patches
+        return build_pretraining(config, accelerator).step, dataset.train
     few = few_labels(config, dataset)
     stage = finetuning_stage(config, few.images, from_p=kind == "finetuned")
     built = build_finetuning(config, stage, len(few.train.classes), accelerator, None)
-    return built.step, few.train, 1
+    return built.step, few.train
 
 
 def _run(step: TrainStep, batch: Batch, micro_batch: int, found: Replay) -> None:

@@ -8,7 +8,7 @@ import torch
 from conftest import tiny_config
 
 from fastselfie.data.dataset import open_dataset
-from fastselfie.data.inputs import InputTransform
+from fastselfie.data.inputs import InputTransform, draw_masks
 from fastselfie.data.loaders import build_loader
 from fastselfie.evaluation.knn import _nearest, knn_accuracy
 from fastselfie.evaluation.metrics import (
@@ -31,15 +31,15 @@ def setting(image_folder, accelerator):
 def test_pretext_accuracy_is_the_share_of_places_answered_right(setting, accelerator):
     config, loader, pixels = setting
     model = Selfie(config)
-    measured = pretext_accuracy(model, loader, pixels, accelerator, config.patches, limit=10)
+    measured = pretext_accuracy(model, loader, pixels, accelerator, limit=10)
     assert model.training
     right = 0
     model.eval()
-    for batch in loader.evaluate(1, config.patches, limit=10):
-        best = model.scores(pixels.patches(batch), batch.order)[0].argmax(dim=1)
+    for batch in loader.in_order(1, limit=10):
+        best = model.scores(*pixels.patches(batch))[0].argmax(dim=1)
         right += sum(int(chosen) == place for place, chosen in enumerate(best))
     assert measured["pretext_accuracy"] == right / 40
-    again = pretext_accuracy(model, loader, pixels, accelerator, config.patches, limit=10)
+    again = pretext_accuracy(model, loader, pixels, accelerator, limit=10)
     assert again == measured
 
 
@@ -62,7 +62,7 @@ def test_features_are_in_the_order_of_the_images(setting, accelerator):
     assert features.shape == (16, 64)
     assert labels.tolist() == [0] * 8 + [1] * 8
     with evaluating(network):
-        for batch in loader.evaluate(1, limit=3):
+        for batch in loader.in_order(1, limit=3):
             one, row = network.features(pixels.whole(batch)), int(batch.index.samples[0])
             assert torch.allclose(one[0], features[row], rtol=1e-4, atol=1e-5)
 
@@ -74,7 +74,7 @@ def test_patches_side_by_side_are_p_of_each_place(setting, accelerator):
     features, _ = extract_features(places, loader, pixels, accelerator)
     assert features.shape == (16, config.patches * network.width)
     with evaluating(network):
-        batch = next(loader.evaluate(1, limit=1))
+        batch = next(loader.in_order(1, limit=1))
         whole, row = pixels.whole(batch), int(batch.index.samples[0])
         for place in range(config.patches):
             y, x = side * (place // grid), side * (place % grid)
@@ -86,18 +86,20 @@ def test_patches_side_by_side_are_p_of_each_place(setting, accelerator):
 def test_augmented_they_are_measured_as_training_shows_them_first(image_folder, accelerator):
     config = tiny_config(data={"train": str(image_folder), "pad_mode": "zero"})
     loader = build_loader(open_dataset(config.data).train, config.data, 0, accelerator.device)
-    (measured,) = loader.evaluate(16, config.patches, augment=True)
-    trained = next(loader.train(0, 16, config.patches))
+    (measured,) = loader.in_order(16, augment=True)
+    trained = next(loader.stream(0, 16))
     of_sample = {int(s): i for i, s in enumerate(trained.index.samples)}
     rows = [of_sample[int(s)] for s in measured.index.samples]
-    for name in ("images", "flip", "order", "labels"):
+    for name in ("images", "flip", "labels"):
         assert torch.equal(getattr(measured, name), getattr(trained, name)[rows]), name
-    (plain,) = loader.evaluate(16, config.patches)
+    (plain,) = loader.in_order(16)
     assert not torch.equal(measured.images, plain.images)
-    assert torch.equal(measured.order, plain.order)
+    orders = [draw_masks(batch, 0, 16) for batch in (measured, plain)]
+    assert torch.equal(*orders)
+    assert torch.equal(orders[0], draw_masks(trained, 0, 16)[rows])
     model, pixels = Selfie(config), InputTransform(config, accelerator, batch=7)
     found = [
-        pretext_accuracy(model, loader, pixels, accelerator, config.patches, 16, augment)
+        pretext_accuracy(model, loader, pixels, accelerator, 16, augment)
         for augment in (False, True)
     ]
     assert found[0]["heldout_loss"] != found[1]["heldout_loss"]

@@ -74,9 +74,9 @@ def test_it_measures_p_on_a_part_of_the_images(image_folder, accelerator):
     )
     dataset, pixels = open_dataset(config.data), InputTransform(config, accelerator, batch=4)
     watch = Monitor(config, dataset, pixels, accelerator)
-    assert (len(watch.bank), len(watch.queries)) == (11, 5)
+    assert (len(watch.bank.source), len(watch.queries.source)) == (11, 5)
     # Drawn, not the first: an image folder is sorted by class.
-    assert len(set(watch.queries.labels.tolist())) == 2
+    assert len(set(watch.queries.source.labels.tolist())) == 2
     network = Selfie(config).patch_network
     found = watch.measure(network, 0)
     assert network.training
@@ -116,7 +116,7 @@ def test_a_measure_that_was_left_is_made_up_for(image_folder, tmp_path, accelera
         return evaluate_features(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(monitor, "feature_worth", left)
+        patch.setattr(monitor, "evaluate_features", left)
         with pytest.raises(Interrupted):
             run(image_folder, tmp_path / "b", accelerator, **options)
     assert set(measured(tmp_path / "b")) == {0}
@@ -135,7 +135,7 @@ def test_pixels_are_compared_as_they_are_normalised(image_folder, accelerator):
     pixels.dtype = torch.bfloat16
     features, labels = pixel_features(loader, pixels)
     assert labels.tolist() == [0] * 8 + [1] * 8
-    images = torch.cat([batch.images for batch in loader.evaluate(5)]).float() / 255
+    images = torch.cat([batch.images for batch in loader.in_order(5)]).float() / 255
     expected = (images - torch.tensor(config.data.mean)) / torch.tensor(config.data.std)
     assert torch.allclose(features, expected.permute(0, 3, 1, 2).flatten(1), atol=1e-5)
     large = tiny_config(data={"train": str(image_folder), "image_size": 64})

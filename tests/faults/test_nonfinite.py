@@ -192,7 +192,7 @@ def test_replay_runs_the_very_step_again(
     assert found["step"] == 3
     assert found["parameter"] is found["activation"] is found["gradient"] is None
     loader = build_loader(dataset.train, config.data, 0, accelerator.device)
-    with closing(loader.train(12, 6, config.patches)) as batches:
+    with closing(loader.stream(12, 6)) as batches:
         assert found["samples"] == next(batches).index.samples.tolist()
     for sample in found["samples"]:
         assert dataset.train.name(sample) in result.out
@@ -238,11 +238,11 @@ def test_too_many_images_in_a_row_that_cannot_be_read_stop(image_folder, acceler
             file.write(b"gone")
     loader = build_loader(source, config.data, 0, accelerator.device)
     if not stops:
-        assert len(list(loader.evaluate(4))) == 4
+        assert len(list(loader.in_order(4))) == 4
         assert loader.skipped == 4
         return
     with pytest.raises(UserError, match=r"2\.png: unreadable.*first of 3 images in a row"):
-        list(loader.evaluate(4))
+        list(loader.in_order(4))
 
 
 @pytest.mark.parametrize(("on_nonfinite", "step"), [("raise", 31), ("skip", 33)])
@@ -261,7 +261,7 @@ def test_a_gradient_that_is_never_finite_stops_fp16_too(accelerator, on_nonfinit
     training = TrainStep(model, objective, stage, half, 8)
     index = Index(np.arange(8), np.zeros(8, dtype=np.int64))
     flat = torch.zeros(8)
-    batch = Batch(torch.zeros(8, 2, 2, 3, dtype=torch.uint8), flat, flat, flat[:, None], index)
+    batch = Batch((torch.zeros(8, 2, 2, 3, dtype=torch.uint8),), flat, (flat,), index)
     before = [p.clone() for p in model.parameters()]
     for number in range(40):
         training(number, batch)

@@ -10,7 +10,7 @@ import torch
 from conftest import jpeg_bytes, picture, textured, tiny_config, write_beton
 
 from fastselfie.data.dataset import open_dataset
-from fastselfie.data.loaders.base import Loader
+from fastselfie.data.loaders import Loader
 from fastselfie.system.signals import Interrupted
 from fastselfie.training.metrics_log import read_log
 from fastselfie.training.pretrain import pretrain

@@ -24,7 +24,7 @@ import torch
 from fastselfie.cli import main
 from fastselfie.config.load import load_config
 from fastselfie.data.dataset import open_dataset
-from fastselfie.data.inputs import InputTransform
+from fastselfie.data.inputs import InputTransform, draw_masks
 from fastselfie.data.loaders import build_loader
 from fastselfie.evaluation.metrics import classification_accuracy, pretext_accuracy
 from fastselfie.kernels.reference import patchify
@@ -45,8 +45,9 @@ def one_step(config, accelerator, micro_batch):
     sent, seen = [], {}
 
     def objective(batch):
-        patches = patchify(batch.images, batch.flip, batch.order, 8, mean, std, FLOAT64)
-        return *replica(patches, batch.order), len(batch.images) * model.masked
+        order = draw_masks(batch, 0, config.patches)
+        patches = patchify(batch.images, batch.flip, order, 8, mean, std, FLOAT64)
+        return *replica(patches, order), len(batch.images) * model.masked
 
     step = TrainStep(replica, objective, config.pretrain, accelerator, micro_batch, decay=0.5)
     gather = torch.distributed.all_gather
@@ -64,7 +65,7 @@ def one_step(config, accelerator, micro_batch):
     step.optimizer.register_step_pre_hook(keep)
     loader = build_loader(open_dataset(config.data).train, config.data, 0, accelerator.device)
     size = config.pretrain.batch_size
-    with closing(loader.train(0, size, config.patches, accelerator.ranks)) as batches:
+    with closing(loader.stream(0, size, accelerator.ranks)) as batches:
         step(0, next(batches))
     weights = torch.cat([p.detach().flatten() for p in model.parameters()])
     average = torch.cat([p.flatten() for p in step.average.model.parameters()])
@@ -82,7 +83,7 @@ def measures(config, accelerator):
     for model in (selfie, classifier):
         for buffer in model.buffers():
             buffer.add_(accelerator.ranks.rank)
-    pretext = pretext_accuracy(selfie, loader, pixels, accelerator, config.patches, limit=13)
+    pretext = pretext_accuracy(selfie, loader, pixels, accelerator, limit=13)
     return pretext, classification_accuracy(classifier, loader, pixels, accelerator)
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 # A stand-in starts in a moment: what makes the images, and what trains, is imported where used.
 from fastselfie.config.load import load_config
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 STAND_INS = ("fastselfie", "python", "torchrun", "srun", "scontrol")
 
 CLASSES = ("n01440764", "n01443537")  # tench, goldfish

@@ -32,20 +32,20 @@ def images(tiny_run):
 
 @pytest.fixture
 def evaluation(tiny_run):
-    """The run's own evaluation of its held-out set: batches by their N, and their input."""
+    """A batch of the run's own evaluation of its held-out set, and its input."""
     trained = open_trained(tiny_run, "pretrain")
     config = trained.config
     accelerator = choose_accelerator(config.runtime)
     held_out = open_dataset(config.data, config.seed).held_out
     loader = build_loader(held_out, config.data, config.seed, accelerator.device)
-    return lambda patches: next(loader.evaluate(8, patches)), InputTransform(config, accelerator, 8)
+    return next(loader.in_order(8)), InputTransform(config, accelerator, 8)
 
 
 def test_classes_are_those_of_the_evaluation(cli, tiny_run, images, evaluation):
-    batch_of, pixels = evaluation
+    batch, pixels = evaluation
     network = open_trained(tiny_run, "finetuned").network()
     with evaluating(network):
-        expected = network(pixels.whole(batch_of(1))).softmax(dim=1)
+        expected = network(pixels.whole(batch)).softmax(dim=1)
     result = cli("predict", tiny_run, *images)
     found = answers(result)
     assert [x["image"] for x in found] == [str(path) for path in images]
@@ -59,13 +59,13 @@ def test_classes_are_those_of_the_evaluation(cli, tiny_run, images, evaluation):
 
 
 def test_holes_are_those_of_the_evaluation(cli, tiny_run, images, evaluation, tmp_path):
-    batch_of, pixels = evaluation
-    batch = batch_of(16)
+    batch, pixels = evaluation
+    patches, order = pixels.patches(batch)
     model = open_trained(tiny_run, "pretrain").selfie()
     with evaluating(model):
-        chosen = model.scores(pixels.patches(batch), batch.order).argmax(dim=-1)
+        chosen = model.scores(patches, order).argmax(dim=-1)
     right = (chosen == torch.arange(4)).sum(dim=1).tolist()
-    assert np.array_equal(batch.order, rng.patch_orders(0, 0, np.arange(8), 16))
+    assert np.array_equal(order, rng.patch_orders(0, 0, np.arange(8), 16))
     # One folder's four: the other's have the same names, and so would their pictures.
     out = tmp_path / "pictures"
     found = answers(cli("predict", tiny_run, *images[:4], "--stage", "pretrain", "--out", out))
@@ -79,7 +79,7 @@ def test_holes_are_those_of_the_evaluation(cli, tiny_run, images, evaluation, tm
     assert np.array_equal(original[::14, ::14], np.asarray(Image.open(images[0])))
     # A corner of a hole's frame is white where it is right, red where not.
     corners = [picture.getpixel((side + 6 + int(h) % 4 * 112, int(h) // 4 * 112))
-               for h in batch.order[0, -4:]]  # fmt: skip
+               for h in order[0, -4:]]  # fmt: skip
     frames = [(255, 255, 255) if c == i else (230, 0, 0) for i, c in enumerate(chosen[0].tolist())]
     assert corners == frames
 

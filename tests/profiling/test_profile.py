@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from fastselfie.config.load import load_config
 from fastselfie.data.dataset import open_dataset
-from fastselfie.data.loaders import SyntheticLoader
+from fastselfie.data.loaders import build_loader
 from fastselfie.errors import UserError
 from fastselfie.models.selfie import Selfie
 from fastselfie.profiling import run
@@ -239,7 +239,8 @@ def test_the_ranges_change_nothing_that_is_learned():
     for profiling in (False, True):
         step = build_pretraining(config, accelerator).step
         source = open_dataset(config.data, 0).train
-        batches = SyntheticLoader(source, config.data, 0, accelerator.device).train(0, 8, 16)
+        data = config.data.model_copy(update={"loader": "synthetic"})
+        batches = build_loader(source, data, 0, accelerator.device).stream(0, 8)
         if profiling:
             with profile(activities=[ProfilerActivity.CPU]):
                 step(1, next(batches))

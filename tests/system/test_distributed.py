@@ -139,14 +139,14 @@ def test_the_parts_of_each_batch_are_the_batch(image_folder, accelerator, kind):
 
     def batches(ranks):
         loader = build_loader(open_dataset(data).train, data, 0, accelerator.device)
-        with closing(loader.train(12, 12, 16, ranks)) as found:
+        with closing(loader.stream(12, 12, ranks)) as found:
             return list(islice(found, 4))
 
     whole = batches(Ranks())
     for world in (2, 3):
         parts = [batches(Ranks(rank, world)) for rank in range(world)]
         for number, batch in enumerate(whole):
-            for name in ("images", "labels", "flip", "order"):
+            for name in ("images", "labels", "flip"):
                 joined = torch.cat([getattr(part[number], name) for part in parts])
                 assert torch.equal(joined, getattr(batch, name)), (name, number)
 
@@ -156,7 +156,7 @@ def test_every_image_is_measured_once(image_folder, accelerator):
     data = tiny_config(data={"train": str(image_folder)}).data
     loader = build_loader(open_dataset(data).train, data, 0, accelerator.device)
     for world, size, limit in ((1, 5, None), (2, 5, None), (3, 2, 9), (4, 10, None)):
-        parts = [loader.evaluate(size, 16, limit, Ranks(r, world)) for r in range(world)]
+        parts = [loader.in_order(size, limit, Ranks(r, world)) for r in range(world)]
         samples = [batch.index.samples for part in parts for batch in part]
         count = limit or 16
         assert sorted(np.concatenate(samples)) == [i * 16 // count for i in range(count)]

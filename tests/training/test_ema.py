@@ -119,7 +119,7 @@ def test_a_step_that_fp16s_scaler_leaves_out_does_not_move_it(accelerator):
 def batch_of(images):
     index = Index(np.arange(images), np.zeros(images, dtype=np.int64))
     pixels = torch.zeros(images, 2, 2, 3, dtype=torch.uint8)
-    return Batch(pixels, torch.zeros(images), torch.zeros(images), torch.zeros(images, 1), index)
+    return Batch((pixels,), torch.zeros(images), (torch.zeros(images),), index)
 
 
 def test_it_goes_on_where_it_was(image_folder, tmp_path, accelerator, monkeypatch):

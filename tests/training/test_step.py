@@ -28,7 +28,7 @@ def train(folder, accelerator, steps, dtype=torch.float32, **sections):
     pixels.dtype = dtype
     loader = build_loader(open_dataset(config.data).train, config.data, 0, accelerator.device)
     losses = []
-    with closing(loader.train(0, 8, config.patches)) as batches:
+    with closing(loader.stream(0, 8)) as batches:
         for number, batch in enumerate(islice(batches, steps)):
             step(number, batch)
             losses.append(step.read().loss)
@@ -56,7 +56,7 @@ def test_a_step_waits_for_nothing_but_a_reading(image_folder, accelerator, clip)
     config = tiny_config(data={"train": str(image_folder)}, pretrain={"clip_grad_norm": clip})
     step = build_pretraining(config, accelerator).step
     loader = build_loader(open_dataset(config.data).train, config.data, 0, accelerator.device)
-    batches = loader.train(0, 8, config.patches)
+    batches = loader.stream(0, 8)
     step(0, next(batches))  # the optimiser's state is made
     batch = next(batches)
     if accelerator.device.type == "cuda":
@@ -91,7 +91,7 @@ def test_the_norm_of_the_gradient_is_read_with_the_means(image_folder, accelerat
         return made
 
     monkeypatch.setattr(step, "_gradients", remember)
-    with closing(loader.train(0, 8, config.patches)) as batches:
+    with closing(loader.stream(0, 8)) as batches:
         for number, batch in enumerate(islice(batches, 4)):
             step(number, batch)
     applied = [norms[i] for i in (0, 2, 3)]
@@ -107,7 +107,7 @@ def test_an_older_checkpoint_knows_no_norms(image_folder, accelerator):
     config = tiny_config(data={"train": str(image_folder)})
     step = build_pretraining(config, accelerator).step
     loader = build_loader(open_dataset(config.data).train, config.data, 0, accelerator.device)
-    with closing(loader.train(0, 8, config.patches)) as batches:
+    with closing(loader.stream(0, 8)) as batches:
         step(0, next(batches))
         older = {k: v for k, v in step.metric_accumulators().items() if "norm" not in k}
         for begun in (True, False):

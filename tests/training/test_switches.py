@@ -130,7 +130,7 @@ def test_recalibrating_takes_the_mean_over_passes(folder, accelerator):
     pixels = InputTransform(config, accelerator, batch=5)
     weights = [p.clone() for p in network.parameters()]
     with torch.no_grad():
-        batches = loader.train(0, 5)
+        batches = loader.stream(0, 5)
         outputs = [network.stem(pixels.whole(next(batches))) for _ in range(2)]
         batches.close()
     recalibrate(network, loader, pixels, accelerator, images=6)  # two passes
@@ -177,13 +177,13 @@ def test_images_grow_in_equal_parts_of_the_steps():
 
 def test_images_are_shrunk_as_pillow_shrinks_them():
     images = torch.stack([torch.from_numpy(np.array(picture(i, 96, 96))) for i in range(65)])
-    rest = torch.arange(65), torch.zeros(65, dtype=torch.bool), torch.zeros(65, 9)
-    batch = Batch(images, *rest, Index(np.arange(65), np.zeros(65, dtype=np.int64)))
+    rest = torch.arange(65), (torch.zeros(65, dtype=torch.bool),)
+    batch = Batch((images,), *rest, Index(np.arange(65), np.zeros(65, dtype=np.int64)))
     assert batch.shrunk(None) is batch
     found = batch.shrunk(66)
     assert found.images.shape == (65, 66, 66, 3)
     assert found.labels is batch.labels
-    assert found.order is batch.order
+    assert found.flip is batch.flip
     for i in (0, 64):
         expected = Image.fromarray(images[i].numpy()).resize((66, 66), Image.Resampling.BILINEAR)
         apart = np.abs(np.asarray(expected, dtype=int) - found.images[i].numpy())
@@ -198,10 +198,10 @@ def test_small_images_are_the_same_samples_in_smaller_patches(
     seen, measured, patches = [], [], InputTransform.patches
 
     def remember(self, batch):
-        cut = patches(self, batch)
+        cut, order = patches(self, batch)
         kept = seen if torch.is_grad_enabled() else measured
-        kept.append((batch.index.samples.tolist(), batch.order, batch.flip, cut.shape[2:]))
-        return cut
+        kept.append((batch.index.samples.tolist(), order, batch.flip, cut.shape[2:]))
+        return cut, order
 
     monkeypatch.setattr(InputTransform, "patches", remember)
     for name, sizes in (("small", [16, 24]), ("whole", [])):

@@ -15,6 +15,7 @@ from conftest import REPOSITORY, picture, tiny_config
 
 from fastselfie.config import RuntimeConfig
 from fastselfie.data.dataset import open_dataset
+from fastselfie.data.inputs import draw_masks
 from fastselfie.data.loaders import build_loader
 from fastselfie.errors import UserError
 from fastselfie.evaluation.metrics import pretext_accuracy
@@ -52,13 +53,14 @@ def golden_losses(folder, accelerator):
     seen = []
 
     def objective(batch):
-        patches = patchify(batch.images, batch.flip, batch.order, 8, mean, std, torch.float64)
-        loss, correct = model(patches, batch.order)
+        order = draw_masks(batch, 0, config.patches)
+        patches = patchify(batch.images, batch.flip, order, 8, mean, std, torch.float64)
+        loss, correct = model(patches, order)
         seen.append(loss.item())
         return loss, correct, len(batch.images) * model.masked
 
     step = TrainStep(model, objective, config.pretrain, accelerator, 8)
-    with closing(loader.train(0, 8, config.patches)) as batches:
+    with closing(loader.stream(0, 8)) as batches:
         for number in range(10):
             step(number, next(batches))
     return seen
@@ -165,7 +167,7 @@ def test_micro_batches_add_up_to_the_batch(image_folder, accelerator):
     """With batch norm in eval mode the gradients are those of one large pass."""
     config = tiny_config(data={"train": str(image_folder)}, model={"dropout": 0.0})
     loader = build_loader(open_dataset(config.data).train, config.data, 0, accelerator.device)
-    with closing(loader.train(0, 12, config.patches)) as batches:
+    with closing(loader.stream(0, 12)) as batches:
         batch = next(batches)
     mean, std = torch.tensor(config.data.mean), torch.tensor(config.data.std)
     weights = []
@@ -174,8 +176,9 @@ def test_micro_batches_add_up_to_the_batch(image_folder, accelerator):
         model = Selfie(config).double().eval()
 
         def objective(part, model=model):
-            patches = patchify(part.images, part.flip, part.order, 8, mean, std, torch.float64)
-            loss, correct = model(patches, part.order)
+            order = draw_masks(part, 0, config.patches)
+            patches = patchify(part.images, part.flip, order, 8, mean, std, torch.float64)
+            loss, correct = model(patches, order)
             return loss, correct, len(part.images) * 4
 
         step = TrainStep(model, objective, config.pretrain, accelerator, micro)
@@ -197,11 +200,11 @@ def test_gradients_are_clipped_to_the_asked_norm(image_folder, accelerator):
     mean, std = torch.tensor(config.data.mean), torch.tensor(config.data.std)
 
     def objective(batch):
-        patches = patchify(batch.images, batch.flip, batch.order, 8, mean, std)
-        return *model(patches, batch.order), 1
+        order = draw_masks(batch, 0, config.patches)
+        return *model(patchify(batch.images, batch.flip, order, 8, mean, std), order), 1
 
     before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
-    with closing(loader.train(0, 8, config.patches)) as batches:
+    with closing(loader.stream(0, 8)) as batches:
         TrainStep(model, objective, config.pretrain, accelerator, 8)(0, next(batches))
     after = torch.cat([p.detach().flatten() for p in model.parameters()])
     assert (after - before).norm().item() == pytest.approx(0.01, rel=1e-3)

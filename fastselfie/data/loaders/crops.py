@@ -1,35 +1,44 @@
-"""Boxes of pixels: which part of an image a batch shows, and the reference way to read it."""
+"""Boxes of pixels: which part of an image a view shows, and the reference way to read it."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fastselfie.config import DataConfig
 from fastselfie.data import random as rng
+from fastselfie.data.loaders.batch import Index
+from fastselfie.data.loaders.view import View
 from fastselfie.data.random import IntArray
 from fastselfie.kernels.host import gather_crops
 
-# Evaluation on large images: resize the short side to size x 256 / 224, crop the centre.
-CENTRE = 224 / 256
+# `center` on large images: resize the short side to size x 256 / 224, crop the center.
+CENTER = 224 / 256
 
 
-def boxes(
-    data: DataConfig, seed: int, index: tuple[IntArray, IntArray], sizes: IntArray, augment: bool
-) -> IntArray:
-    """The box of each image that is resized to image_size: (B, 4) as (left, top, width, height).
+def boxes(view: View, number: int, seed: int, index: Index, sizes: IntArray) -> IntArray:
+    """The box of each image that is resized to view.size: (B, 4) as (left, top, width, height).
 
-    index: (samples, epochs). sizes: (B, 2) as (width, height). For crop: pad the box is the
-    whole central square; the shift comes after.
+    number: of the view, for its draws. sizes: (B, 2) as (width, height). For crop `pad` the box is
+    the whole central square; the shift comes after.
     """
     samples, epochs = index
-    if augment and data.crop == "resized":
-        return rng.resized_crops(seed, epochs, samples, sizes, data.area, data.ratio)
-    share = CENTRE if data.crop == "resized" else 1.0
+    if view.crop == "random_resized":
+        return rng.resized_crops(seed, epochs, samples, sizes, view.area, view.ratio, number)
+    share = CENTER if view.crop == "center" else 1.0
     side = np.maximum(1, np.rint(sizes.min(axis=1) * share).astype(np.int64))
     left, top = (sizes[:, 0] - side) // 2, (sizes[:, 1] - side) // 2
     return np.stack([left, top, side, side], axis=1)
+
+
+def wrong_size(view: View, size: Sequence[int] | IntArray, name: str) -> str:
+    """Why crop `none` cannot take an image of this (width, height); `name` says which it is."""
+    return (
+        f"{name}: is {size[0]} x {size[1]} pixels, and crop none takes {view.size} x {view.size}: "
+        "give another size, or crop center"
+    )
 
 
 def read_box(image: Image.Image, box: IntArray, size: int) -> npt.NDArray[np.uint8]:
@@ -48,19 +57,12 @@ def padded(images: npt.NDArray[np.uint8], pad: int, mode: str) -> npt.NDArray[np
     return np.pad(images, widths, mode="constant" if mode == "zero" else "reflect")
 
 
-def shift(
-    images: npt.NDArray[np.uint8], data: DataConfig, seed: int, index: tuple[IntArray, IntArray]
-) -> None:
-    """Pad and crop back, in place, as crop: pad asks: (B, H, W, 3). index: (samples, epochs)."""
-    pad = shift_of(data)
+def shift(images: npt.NDArray[np.uint8], view: View, number: int, seed: int, index: Index) -> None:
+    """Pad and crop back, in place, as crop `pad` asks: (B, H, W, 3)."""
+    pad = view.shift
     if not pad:
         return
     samples, epochs = index
-    whole = padded(images, pad, data.pad_mode)
+    whole = padded(images, pad, view.pad_mode)
     rows, unflipped = np.arange(len(images)), np.zeros(len(images), dtype=np.bool_)
-    gather_crops(whole, rows, rng.shifts(seed, epochs, samples, pad), unflipped, images)
-
-
-def shift_of(data: DataConfig) -> int:
-    """Pixels that crop: pad shifts by at the most, each way."""
-    return data.pad if data.crop == "pad" and data.pad_mode != "none" else 0
+    gather_crops(whole, rows, rng.shifts(seed, epochs, samples, pad, number), unflipped, images)

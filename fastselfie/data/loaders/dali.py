@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from itertools import chain
 from typing import NamedTuple
@@ -15,11 +15,12 @@ from nvidia.dali import Pipeline, fn, types
 from nvidia.dali.plugin.pytorch.torch_utils import to_torch_tensor
 from torch import Tensor
 
-from fastselfie.config import DataConfig
 from fastselfie.data.beton.reader import IMAGE_MODES
 from fastselfie.data.dataset import BetonSource, FolderSource, Source
-from fastselfie.data.loaders.base import DecodedBatch, Index, Loader, decoder_count
-from fastselfie.data.loaders.crops import boxes, shift
+from fastselfie.data.loaders.backend import Backend, BackendOptions
+from fastselfie.data.loaders.batch import DecodedBatch, Index
+from fastselfie.data.loaders.crops import boxes, shift, wrong_size
+from fastselfie.data.loaders.view import View
 from fastselfie.data.random import IntArray
 from fastselfie.errors import UserError
 from fastselfie.kernels.jpeg import JpegError, crop, read_header, transcode
@@ -53,7 +54,7 @@ class _Prepared(NamedTuple):
     failures: list[tuple[int, str]]
 
 
-class DaliLoader(Loader):
+class DaliBackend(Backend):
     """Every draw is ours, so it resumes exactly.
 
     From a .beton file DALI gets the small JPEG that kernels.jpeg.crop cuts around each box; from
@@ -64,25 +65,25 @@ class DaliLoader(Loader):
     decoder; that of a GPU ("mixed", its pixels, the copy on torch's stream) has not run yet.
     """
 
-    def __init__(self, source: Source, data: DataConfig, seed: int, device: torch.device) -> None:
-        super().__init__(len(source), data, seed, device)
-        self.source = source
-        self.threads = decoder_count(data)
-        self.on_gpu = device.type == "cuda" and data.crop == "resized"
+    def __init__(self, source: Source, views: Sequence[View], options: BackendOptions) -> None:
+        super().__init__(source, views, options)
+        self.threads = options.threads
+        self.on_gpu = self.device.type == "cuda" and views[0].crop != "pad"
 
-    def load(self, plan: Iterator[Index], augment: bool) -> Generator[DecodedBatch]:
+    def load(self, plan: Iterator[Index], views: Sequence[View]) -> Generator[DecodedBatch]:
+        (view,) = views
         first = next(plan, None)
         if first is None:
             return
         most = len(first.samples)
         with ThreadPoolExecutor(self.threads) as pool:
-            rest = (self._prepare(index, augment, pool) for index in chain([first], plan))
+            rest = (self._prepare(index, view, pool) for index in chain([first], plan))
             again: deque[_Prepared] = deque()  # comes before the rest
 
             def advance() -> _Prepared:
                 return again.popleft() if again else next(rest)
 
-            pipeline = self._pipeline(most, advance)
+            pipeline = self._pipeline(most, view.size, advance)
             while True:
                 try:
                     images = pipeline.next()
@@ -90,31 +91,34 @@ class DaliLoader(Loader):
                     return
                 except RuntimeError as error:
                     # It names no image and cannot go on: find the images, and begin anew.
-                    if not self._mark_failures(pipeline.fed):
+                    if not self._mark_failures(pipeline.fed, view.size):
                         raise error from None
                     again.extendleft(reversed(pipeline.fed))
-                    pipeline = self._pipeline(most, advance)
+                    pipeline = self._pipeline(most, view.size, advance)
                     continue
-                yield self._pixels(images, pipeline.fed.popleft(), augment)
+                yield self._pixels(images, pipeline.fed.popleft(), view)
 
-    def _pixels(self, images: Tensor, batch: _Prepared, augment: bool) -> DecodedBatch:
-        if augment and not self.on_gpu:
-            shift(images.numpy(), self.data, self.seed, batch.asked)
+    def _pixels(self, images: Tensor, batch: _Prepared, view: View) -> DecodedBatch:
+        if not self.on_gpu:
+            shift(images.numpy(), view, 0, self.seed, batch.asked)
         labels = torch.from_numpy(self.source.labels[batch.asked.samples])
-        return DecodedBatch(images, labels, batch.failures)
+        return DecodedBatch([images], labels, batch.failures)
 
-    def _pipeline(self, most: int, advance: Callable[[], _Prepared]) -> _Pipeline:
+    def _pipeline(self, most: int, size: int, advance: Callable[[], _Prepared]) -> _Pipeline:
         device = self.device if self.on_gpu else torch.device("cpu")
-        return _Pipeline(advance, most, self.data.image_size, self.threads, device)
+        return _Pipeline(advance, most, size, self.threads, device)
 
-    def _prepare(self, index: Index, augment: bool, pool: Executor) -> _Prepared:
+    def _prepare(self, index: Index, view: View, pool: Executor) -> _Prepared:
         encoded = list(pool.map(self._encoded, index.samples.tolist()))
         sizes = np.asarray([(e.width, e.height) for e in encoded], dtype=np.int64)
-        wanted = boxes(self.data, self.seed, index, sizes, augment)
+        wanted = boxes(view, 0, self.seed, index, sizes)
         items, failures = [], []
         for row, found in enumerate(pool.map(_cut, encoded, wanted)):
+            name = self.source.name(int(index.samples[row]))
             if isinstance(found, str):
-                failures.append((row, f"{self.source.name(int(index.samples[row]))}: {found}"))
+                failures.append((row, f"{name}: {found}"))
+            elif view.crop == "none" and tuple(sizes[row]) != (view.size, view.size):
+                failures.append((row, wrong_size(view, sizes[row], name)))
             items.append(_NOTHING if isinstance(found, str) else found)
         return _Prepared(index, items, failures)
 
@@ -160,11 +164,11 @@ class DaliLoader(Loader):
         size = f"{found.width}x{found.height}"
         return found._replace(failure=f"its JPEG is {size}, the table says {table[0]}x{table[1]}")
 
-    def _mark_failures(self, batches: Iterable[_Prepared]) -> bool:
+    def _mark_failures(self, batches: Iterable[_Prepared], size: int) -> bool:
         """Put a stand-in for each item that DALI cannot decode; whether there was one."""
         found = False
         for batch in batches:
-            for row in self._undecodable(batch, 0, len(batch.items)):
+            for row in self._undecodable(batch, size, 0, len(batch.items)):
                 name = self.source.name(int(batch.asked.samples[row]))
                 batch.failures.append((row, f"{name}: DALI cannot decode it: mend or remove it"))
                 batch.failures.sort()
@@ -172,16 +176,18 @@ class DaliLoader(Loader):
                 found = True
         return found
 
-    def _undecodable(self, batch: _Prepared, start: int, end: int) -> list[int]:
+    def _undecodable(self, batch: _Prepared, size: int, start: int, end: int) -> list[int]:
         """Rows in [start, end) that DALI refuses, by halving: twice a batch's time for one."""
         part = batch._replace(items=batch.items[start:end])
         try:
-            self._pipeline(end - start, iter([part]).__next__).next()
+            self._pipeline(end - start, size, iter([part]).__next__).next()
         except RuntimeError:
             if end - start == 1:
                 return [start]
             middle = (start + end) // 2
-            return self._undecodable(batch, start, middle) + self._undecodable(batch, middle, end)
+            return self._undecodable(batch, size, start, middle) + self._undecodable(
+                batch, size, middle, end
+            )
         return []
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -13,10 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastselfie.config import DataConfig
 from fastselfie.data.dataset import Source
-from fastselfie.data.loaders.base import DecodedBatch, Index, Loader, decoder_count, required_beton
-from fastselfie.data.loaders.crops import CENTRE, shift
+from fastselfie.data.loaders.backend import Backend, BackendOptions, required_beton
+from fastselfie.data.loaders.batch import DecodedBatch, Index
+from fastselfie.data.loaders.crops import CENTER, shift, wrong_size
+from fastselfie.data.loaders.view import View
+from fastselfie.errors import UserError
 
 # Importing FFCV sets torch's number of threads, to 1.
 _torch_threads = torch.get_num_threads()
@@ -41,7 +43,7 @@ _AHEAD = 3
 _compiled: list[Any] = []
 
 
-class FfcvLoader(Loader):
+class FfcvBackend(Backend):
     """FFCV as its users run it: RandomResizedCropRGBImageDecoder, CenterCropRGBImageDecoder.
 
     Order, labels, flips and masks are ours. Random resized crops are FFCV's own, drawn in compiled
@@ -53,46 +55,47 @@ class FfcvLoader(Loader):
     `fastselfie prepare --check FILE` finds such images.
     """
 
-    def __init__(self, source: Source, data: DataConfig, seed: int, device: torch.device) -> None:
-        super().__init__(len(source), data, seed, device)
-        self.source = required_beton(source, "ffcv")
+    def __init__(self, source: Source, views: Sequence[View], options: BackendOptions) -> None:
+        super().__init__(source, views, options)
+        self._file = required_beton(source, "ffcv")
         # numba refuses more threads than it counted cores.
-        self.threads = min(decoder_count(data), numba.config.NUMBA_NUM_THREADS)
-        self.repeats = data.crop != "resized"
-        self._stock: dict[bool, Any] = {}
+        self.threads = min(options.threads, numba.config.NUMBA_NUM_THREADS)
+        self.repeats = views[0].crop != "random_resized"
+        self._stock: dict[View, Any] = {}
 
-    def load(self, plan: Iterator[Index], augment: bool) -> Generator[DecodedBatch]:
+    def load(self, plan: Iterator[Index], views: Sequence[View]) -> Generator[DecodedBatch]:
+        (view,) = views
         first = next(plan, None)
         if first is None:
             return
-        stream = self._open(len(first.samples), augment)
+        stream = self._open(len(first.samples), view)
         waiting: deque[Index] = deque()
         try:
             for index in chain([first], plan):
-                stream.feed(self.source.indices[index.samples].astype(np.uint64))
+                stream.feed(self._file.indices[index.samples].astype(np.uint64))
                 waiting.append(index)
                 if len(waiting) > _AHEAD + 1:  # its queue, and the one it works at
-                    yield self._pixels(next(stream), waiting.popleft(), augment)
+                    yield self._pixels(next(stream), waiting.popleft(), view)
             while waiting:
-                yield self._pixels(next(stream), waiting.popleft(), augment)
+                yield self._pixels(next(stream), waiting.popleft(), view)
         finally:
             stream.stop()
 
-    def _open(self, batch_size: int, augment: bool) -> _Stream:
+    def _open(self, batch_size: int, view: View) -> _Stream:
         threads = torch.get_num_threads()
-        if augment not in self._stock:  # compiling takes seconds
-            self._stock[augment] = self._stock_loader(augment)
-        self._stock[augment].batch_size = batch_size  # sizes what the stream allocates
-        stream = _Stream(self._stock[augment])
+        if view not in self._stock:  # compiling takes seconds
+            self._stock[view] = self._stock_loader(view)
+        self._stock[view].batch_size = batch_size  # sizes what the stream allocates
+        stream = _Stream(self._stock[view])
         # FFCV sets torch's threads to its own, here and in the thread just started.
         stream.begun.wait()
         torch.set_num_threads(threads)
         return stream
 
-    def _stock_loader(self, augment: bool) -> Any:
-        reader = self.source.reader
+    def _stock_loader(self, view: View) -> Any:
+        reader = self._file.reader
         pipelines: dict[str, list[Any] | None] = dict.fromkeys(reader.field_names)
-        pipelines[reader.image_field] = [self._decoder(augment)]
+        pipelines[reader.image_field] = [self._decoder(view)]
         loader = StockLoader(
             str(reader.path),
             batch_size=1,
@@ -105,24 +108,27 @@ class FfcvLoader(Loader):
         _compiled.append(loader.code)
         return loader
 
-    def _decoder(self, augment: bool) -> Any:
-        data, reader = self.data, self.source.reader
-        size = (data.image_size, data.image_size)
-        if augment and data.crop == "resized":
-            return RandomResizedCropRGBImageDecoder(size, scale=data.area, ratio=data.ratio)
-        if data.crop == "resized":
-            return CenterCropRGBImageDecoder(size, ratio=CENTRE)
+    def _decoder(self, view: View) -> Any:
+        reader, size = self._file.reader, (view.size, view.size)
+        if view.crop == "random_resized":
+            return RandomResizedCropRGBImageDecoder(size, scale=view.area, ratio=view.ratio)
+        if view.crop == "center":
+            return CenterCropRGBImageDecoder(size, ratio=CENTER)
         if np.all(reader.width == size[1]) and np.all(reader.height == size[0]):
             return SimpleRGBImageDecoder()
+        if view.crop == "none":
+            other = np.flatnonzero((reader.width != size[1]) | (reader.height != size[0]))[0]
+            name = f"{reader.path}: image {other}"
+            found = (int(reader.width[other]), int(reader.height[other]))
+            raise UserError(wrong_size(view, found, name))
         return CenterCropRGBImageDecoder(size, ratio=1.0)
 
-    def _pixels(self, images: npt.NDArray[np.uint8], index: Index, augment: bool) -> DecodedBatch:
+    def _pixels(self, images: npt.NDArray[np.uint8], index: Index, view: View) -> DecodedBatch:
         # FFCV decodes a later batch into the same memory.
         images = images.copy()
-        if augment:
-            shift(images, self.data, self.seed, index)
+        shift(images, view, 0, self.seed, index)
         labels = torch.from_numpy(self.source.labels[index.samples])
-        return DecodedBatch(torch.from_numpy(images), labels)
+        return DecodedBatch([torch.from_numpy(images)], labels)
 
 
 class _Stream(EpochIterator):  # type: ignore[misc]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -12,29 +12,28 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from fastselfie.config import DataConfig
 from fastselfie.data.dataset import Source
-from fastselfie.data.loaders.base import DecodedBatch, Index, Loader
-from fastselfie.data.loaders.crops import boxes, read_box, shift
+from fastselfie.data.loaders.backend import Backend
+from fastselfie.data.loaders.batch import DecodedBatch, Index
+from fastselfie.data.loaders.crops import boxes, read_box, shift, wrong_size
+from fastselfie.data.loaders.view import View
 from fastselfie.errors import UserError
 from fastselfie.system.accelerator import usable_cores
 from fastselfie.system.signals import SIGNALS
 
 
-class FolderLoader(Loader):
+class FolderBackend(Backend):
     """Each worker process decodes whole batches; batches arrive in order."""
 
-    def __init__(self, source: Source, data: DataConfig, seed: int, device: torch.device) -> None:
-        super().__init__(len(source), data, seed, device)
-        self.source = source
-        self.workers = usable_cores() if data.workers is None else data.workers
+    takes_several_views = True
 
-    def load(self, plan: Iterator[Index], augment: bool) -> Generator[DecodedBatch]:
+    def load(self, plan: Iterator[Index], views: Sequence[View]) -> Generator[DecodedBatch]:
+        workers = self.options.workers
         loader: DataLoader[DecodedBatch] = DataLoader(
-            _Decode(self.source, self.data, self.seed, augment),
+            _Decode(self.source, views, self.seed),
             sampler=_Plan(plan),
             batch_size=None,  # an index is a whole batch already
-            num_workers=self.workers,
+            num_workers=usable_cores() if workers is None else workers,
             worker_init_fn=_quiet,
             # Its own: otherwise opening it draws from the generator that dropout uses, and a
             # resumed run would drop other units than a straight one.
@@ -51,30 +50,33 @@ class FolderLoader(Loader):
 class _Decode(TorchDataset[DecodedBatch]):
     """An index to its pixels. A fault is a value: raised in a worker, it is a traceback."""
 
-    def __init__(self, source: Source, data: DataConfig, seed: int, augment: bool) -> None:
+    def __init__(self, source: Source, views: Sequence[View], seed: int) -> None:
         self.source = source
-        self.data = data
+        self.views = views
         self.seed = seed
-        self.augment = augment
 
     def __getitem__(self, index: Index) -> DecodedBatch:
-        size = self.data.image_size
-        images = np.empty((len(index.samples), size, size, 3), dtype=np.uint8)
+        count = len(index.samples)
+        made = [np.empty((count, view.size, view.size, 3), np.uint8) for view in self.views]
         failures = []
-        for row, (sample, epoch) in enumerate(zip(*index, strict=True)):
+        for row, sample in enumerate(index.samples.tolist()):
             try:
-                image = self.source.image(int(sample))
+                image = self.source.image(sample)
             except UserError as error:
                 failures.append((row, str(error)))
                 continue
+            one = Index(index.samples[row : row + 1], index.epochs[row : row + 1])
             sizes = np.asarray([image.size], dtype=np.int64)
-            one = Index(np.asarray([sample]), np.asarray([epoch]))
-            box = boxes(self.data, self.seed, one, sizes, self.augment)[0]
-            images[row] = read_box(image, box, size)
-        if self.augment:
-            shift(images, self.data, self.seed, index)
+            for number, (view, images) in enumerate(zip(self.views, made, strict=True)):
+                if view.crop == "none" and image.size != (view.size, view.size):
+                    failures.append((row, wrong_size(view, image.size, self.source.name(sample))))
+                    break
+                box = boxes(view, number, self.seed, one, sizes)[0]
+                images[row] = read_box(image, box, view.size)
+        for number, (view, images) in enumerate(zip(self.views, made, strict=True)):
+            shift(images, view, number, self.seed, index)
         labels = torch.from_numpy(self.source.labels[index.samples])
-        return DecodedBatch(torch.from_numpy(images), labels, failures)
+        return DecodedBatch([torch.from_numpy(images) for images in made], labels, failures)
 
 
 class _Plan(Sampler[Index]):

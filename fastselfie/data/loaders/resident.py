@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,66 +10,73 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastselfie.config import DataConfig
 from fastselfie.data import random as rng
 from fastselfie.data.dataset import ArraySource, Source
-from fastselfie.data.loaders.base import DecodedBatch, Index, Loader
-from fastselfie.data.loaders.crops import boxes, padded, read_box, shift_of
+from fastselfie.data.loaders.backend import Backend, BackendOptions, flips_of
+from fastselfie.data.loaders.batch import DecodedBatch, Index, to_device
+from fastselfie.data.loaders.crops import boxes, padded, read_box
+from fastselfie.data.loaders.failures import Failures
+from fastselfie.data.loaders.view import View
 from fastselfie.data.random import IntArray
 from fastselfie.errors import UserError
 from fastselfie.kernels.host import gather_crops
 
 
-class ResidentLoader(Loader):
+class ResidentBackend(Backend):
     """Decodes and pads every image once; a batch is a gather of crops.
 
     On the host the gather is C++, and mirrors on its way; on a GPU patchify does that.
+
+    Raises:
+        ValueError: The crop is not `pad`.
     """
 
-    def __init__(self, source: Source, data: DataConfig, seed: int, device: torch.device) -> None:
-        super().__init__(len(source), data, seed, device)
-        self.pad = shift_of(data)
-        images, failures = decode_all(source, data)
+    def __init__(self, source: Source, views: Sequence[View], options: BackendOptions) -> None:
+        super().__init__(source, views, options)
+        (view,) = views
+        if view.crop != "pad":
+            raise ValueError(f"backend is resident, which takes crop pad, and crop is {view.crop}")
+        self.size, self.pad = view.size, view.shift
+        images, failures = decode_all(source, view)
         labels = source.labels
-        if failures:
-            rows = self._stand_ins(len(source), failures)
+        rows = options.failures.rows(len(source), failures)
+        if rows is not None:
             images, labels = images[rows], labels[rows]
-        self.labels = torch.from_numpy(labels).to(device)
-        whole = padded(images, self.pad, data.pad_mode) if self.pad else images
-        self.images = torch.from_numpy(np.ascontiguousarray(whole)).to(device)
+        self.labels = torch.from_numpy(labels).to(self.device)
+        whole = padded(images, self.pad, view.pad_mode) if self.pad else images
+        self.images = torch.from_numpy(np.ascontiguousarray(whole)).to(self.device)
 
-    def load(self, plan: Iterator[Index], augment: bool) -> Generator[DecodedBatch]:
+    def load(self, plan: Iterator[Index], views: Sequence[View]) -> Generator[DecodedBatch]:
+        (view,) = views
         gather = self._gather_on_host if self.device.type == "cpu" else self._gather_on_device
         for index in plan:
             offsets = np.full((len(index.samples), 2), self.pad, dtype=np.int64)
-            if augment and self.pad:
+            if view.shift:
                 offsets = rng.shifts(self.seed, index.epochs, index.samples, self.pad)
-            yield gather(index, offsets, augment)
+            yield gather(index, offsets, view)
 
-    def _gather_on_host(self, index: Index, offsets: IntArray, augment: bool) -> DecodedBatch:
-        size = self.data.image_size
-        images = np.empty((len(index.samples), size, size, 3), dtype=np.uint8)
-        flips = self._flips(index, augment)
+    def _gather_on_host(self, index: Index, offsets: IntArray, view: View) -> DecodedBatch:
+        images = np.empty((len(index.samples), self.size, self.size, 3), dtype=np.uint8)
+        flips = flips_of(view, 0, self.seed, index)
         gather_crops(self.images.numpy(), index.samples, offsets, flips, images)
         labels = self.labels[torch.from_numpy(index.samples)]
-        return DecodedBatch(torch.from_numpy(images), labels, flipped=True)
+        return DecodedBatch([torch.from_numpy(images)], labels, flipped=True)
 
-    def _gather_on_device(self, index: Index, offsets: IntArray, augment: bool) -> DecodedBatch:
-        rows = self._send(torch.from_numpy(index.samples))
-        y, x = self._send(torch.from_numpy(offsets)).unbind(1)
-        size = self.data.image_size
-        images = _windows(self.images, size)[rows, y, x].view(-1, size, size, 3)
-        return DecodedBatch(images, self.labels[rows])
+    def _gather_on_device(self, index: Index, offsets: IntArray, view: View) -> DecodedBatch:
+        del view  # its flips are done later
+        rows = to_device(torch.from_numpy(index.samples), self.device)
+        y, x = to_device(torch.from_numpy(offsets), self.device).unbind(1)
+        images = _windows(self.images, self.size)[rows, y, x].view(-1, self.size, self.size, 3)
+        return DecodedBatch([images], self.labels[rows])
 
 
-def decode_all(
-    source: Source, data: DataConfig
-) -> tuple[npt.NDArray[np.uint8], list[tuple[int, str]]]:
-    """Every image's central square at image_size, (n, size, size, 3) uint8, and the failures."""
-    size = data.image_size
+def decode_all(source: Source, view: View) -> tuple[npt.NDArray[np.uint8], Failures]:
+    """Every image's central square, (n, size, size, 3) uint8, and the failures."""
+    size = view.size
     if isinstance(source, ArraySource) and source.images.shape[1:3] == (size, size):
         return source.images, []
     images = np.empty((len(source), size, size, 3), dtype=np.uint8)
+    zeros = Index(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))
 
     def decode(i: int) -> str | None:
         try:
@@ -77,8 +84,7 @@ def decode_all(
         except UserError as error:
             return str(error)
         sizes = np.asarray([image.size], dtype=np.int64)
-        whole = (np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))
-        images[i] = read_box(image, boxes(data, 0, whole, sizes, augment=False)[0], size)
+        images[i] = read_box(image, boxes(view, 0, 0, zeros, sizes)[0], size)
         return None
 
     with ThreadPoolExecutor() as pool:

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 
 import torch
 
-from fastselfie.config import DataConfig
 from fastselfie.data.dataset import Source
-from fastselfie.data.loaders.base import DecodedBatch, Index, Loader
+from fastselfie.data.loaders.backend import Backend, BackendOptions
+from fastselfie.data.loaders.batch import DecodedBatch, Index, to_device
+from fastselfie.data.loaders.view import View
 
 _POOL = 64  # distinct images: enough that batch statistics are those of noise
 
 
-class SyntheticLoader(Loader):
+class SyntheticBackend(Backend):
     """As many images as the source has, but of noise, from a small pool on the device."""
 
-    def __init__(self, source: Source, data: DataConfig, seed: int, device: torch.device) -> None:
-        super().__init__(len(source), data, seed, device)
-        generator = torch.Generator().manual_seed(seed)
-        shape = (_POOL, data.image_size, data.image_size, 3)
+    def __init__(self, source: Source, views: Sequence[View], options: BackendOptions) -> None:
+        super().__init__(source, views, options)
+        generator = torch.Generator().manual_seed(self.seed)
+        shape = (_POOL, views[0].size, views[0].size, 3)
         pool = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-        self.pool = pool.to(device)
+        self.pool = pool.to(self.device)
         self.classes = len(source.classes)
 
-    def load(self, plan: Iterator[Index], augment: bool) -> Generator[DecodedBatch]:
-        del augment  # noise is noise
+    def load(self, plan: Iterator[Index], views: Sequence[View]) -> Generator[DecodedBatch]:
+        del views  # noise is noise
         for samples, _ in plan:
-            ids = self._send(torch.from_numpy(samples))
-            yield DecodedBatch(self.pool[ids % _POOL], ids % self.classes)
+            ids = to_device(torch.from_numpy(samples), self.device)
+            yield DecodedBatch([self.pool[ids % _POOL]], ids % self.classes)

@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,7 @@ JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _EXPLAINED = (OSError, SyntaxError, RuntimeError, ValueError)
 
 
+@runtime_checkable
 class Source(Protocol):
     """Labelled images, by number. Each is a frozen dataclass with fields `labels` and `classes`.
 

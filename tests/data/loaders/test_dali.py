@@ -94,7 +94,6 @@ def check_same(ours, reference):
         assert np.array_equal(a.index.epochs, b.index.epochs)
         assert torch.equal(a.labels, b.labels)
         assert torch.equal(a.flip, b.flip)
-        assert torch.equal(a.order, b.order)
         assert a.images.shape == b.images.shape
         for row, sample in enumerate(a.index.samples):
             assert psnr(a.images[row], b.images[row]) >= CLOSE, sample
@@ -105,21 +104,21 @@ def test_it_equals_the_folder_loader_over_three_epochs(source, request):
     path = request.getfixturevalue(source)
     ours, folder = loader(path, "dali"), loader(path, "folder")
     batches = -(-3 * len(ours) // 7)  # 7 divides neither set: batches cross the epochs' ends
-    check_same(take(ours.train(0, 7, 36), batches), take(folder.train(0, 7, 36), batches))
+    check_same(take(ours.stream(0, 7), batches), take(folder.stream(0, 7), batches))
 
 
 @pytest.mark.parametrize("source", ["beton", "mixed_folder"])
 def test_evaluation_equals_the_folder_loader_and_ends_short(source, request):
     path = request.getfixturevalue(source)
-    ours = take(loader(path, "dali").evaluate(7, 36), 99)
-    check_same(ours, take(loader(path, "folder").evaluate(7, 36), 99))
+    ours = take(loader(path, "dali").in_order(7), 99)
+    check_same(ours, take(loader(path, "folder").in_order(7), 99))
     assert len(ours[-1].images) == len(loader(path, "dali")) % 7
 
 
 @pytest.mark.parametrize("consumed", [1, 17, 36, 50])
 def test_a_run_resumes_at_any_sample(beton, consumed):
-    whole = torch.cat([b.images for b in take(loader(beton, "dali").train(0, 9), 8)])
-    rest = take(loader(beton, "dali", workers=1).train(consumed, 5), 3)
+    whole = torch.cat([b.images for b in take(loader(beton, "dali").stream(0, 9), 8)])
+    rest = take(loader(beton, "dali", workers=1).stream(consumed, 5), 3)
     assert torch.equal(torch.cat([b.images for b in rest]), whole[consumed : consumed + 15])
 
 
@@ -128,7 +127,7 @@ def test_small_raw_images_are_shifted_exactly(tmp_path, mode):
     images = [textured(i, 32, 32) for i in range(20)]
     path = write_beton(tmp_path / "raw.beton", images, [i % 2 for i in range(20)])
     data = {"crop": "pad", "image_size": 32, "pad": 4, "pad_mode": mode}
-    ours, folder = (loader(path, kind, **data).train(0, 8) for kind in ("dali", "folder"))
+    ours, folder = (loader(path, kind, **data).stream(0, 8) for kind in ("dali", "folder"))
     for a, b in zip(take(ours, 5), take(folder, 5), strict=True):
         assert torch.equal(a.images, b.images)
         assert torch.equal(a.labels, b.labels)
@@ -136,7 +135,7 @@ def test_small_raw_images_are_shifted_exactly(tmp_path, mode):
 
 def test_dali_gets_no_more_of_a_picture_than_its_box(beton):
     ours = loader(beton, "dali")
-    whole = [ours._encoded(sample) for sample in range(len(ours))]
+    whole = [ours._backend._encoded(sample) for sample in range(len(ours.source))]
     able = [e for e in whole if e.data[0] == 0xFF and read_header(e.data.data).can_crop]
     assert len(able) > 20
     for found in able:
@@ -149,16 +148,16 @@ def test_dali_gets_no_more_of_a_picture_than_its_box(beton):
 
 
 def test_batches_may_be_kept(beton):
-    kept = take(loader(beton, "dali").train(0, 9), 12)
-    again = take(loader(beton, "dali").train(0, 9), 12)
+    kept = take(loader(beton, "dali").stream(0, 9), 12)
+    again = take(loader(beton, "dali").stream(0, 9), 12)
     assert all(torch.equal(a.images, b.images) for a, b in zip(kept, again, strict=True))
 
 
 def test_an_epoch_left_early_leaves_no_thread(beton):
-    take(loader(beton, "dali").train(0, 4), 1)
+    take(loader(beton, "dali").stream(0, 4), 1)
     before = thread_count()
     for count in (1, 2, 5):
-        take(loader(beton, "dali").train(0, 4), count)
+        take(loader(beton, "dali").stream(0, 4), count)
         assert thread_count() == before
 
 
@@ -204,7 +203,7 @@ class TestDamage:
         path = self.source(tmp_path, kind, how, [self.BAD])
         name = r"b/13\.jpg: " if kind == "folder" else r"a\.beton: sample 13: "
         before = thread_count()
-        batches = self.sequence(path).evaluate(5)
+        batches = self.sequence(path).in_order(5)
         assert [next(batches).index.samples[0] for _ in range(2)] == [0, 5]
         with pytest.raises(UserError, match=name) as caught:
             next(batches)
@@ -220,8 +219,8 @@ class TestDamage:
         (tmp_path / "whole").mkdir()
         good = self.source(tmp_path / "whole", kind, how, [])
         ours = self.sequence(path, on_error="skip")
-        batches = take(ours.evaluate(5), 99)
-        reference = torch.cat([b.images for b in take(self.sequence(good).evaluate(5), 99)])
+        batches = take(ours.in_order(5), 99)
+        reference = torch.cat([b.images for b in take(self.sequence(good).in_order(5), 99)])
         shown = np.concatenate([b.index.samples for b in batches])
         assert shown.tolist() == [0, 1, 3, 3, 4, *range(5, 13), 10, 10, *range(15, 20)]
         assert ours.skipped == 3
@@ -235,7 +234,7 @@ def test_a_table_that_lies_is_a_failure(tmp_path):
             writer.append(jpeg_bytes(textured(i, 60, 50)), "jpg", 60 + 9 * (i == 2), 50, i % 2)
         writer.finish()
     with pytest.raises(UserError, match=r"sample 2: its JPEG is 60x50, the table says 69x50"):
-        take(loader(path, "dali", test=str(path)).evaluate(4), 1)
+        take(loader(path, "dali", test=str(path)).in_order(4), 1)
 
 
 def test_a_file_that_is_gone_is_one_line(mixed_folder, tmp_path):
@@ -246,7 +245,7 @@ def test_a_file_that_is_gone_is_one_line(mixed_folder, tmp_path):
     ours = loader(tmp_path, "dali", test=str(tmp_path))
     (tmp_path / "b" / "1.jpg").unlink()
     with pytest.raises(UserError, match=r"b/1\.jpg: unreadable image"):
-        take(ours.evaluate(4), 1)
+        take(ours.in_order(4), 1)
 
 
 def test_without_the_extra_one_line_says_how(beton, monkeypatch):
@@ -275,7 +274,8 @@ def test_the_same_jpegs_of_a_folder_are_damaged_as_for_pillow(tmp_path, kind, fa
     found = {}
     for loader_kind in ("dali", "folder"):
         made = loader(tmp_path, loader_kind, workers=1)
-        every = np.arange(len(made), dtype=np.int64)
-        with closing(made.load(iter([Index(every, np.zeros_like(every))]), False)) as loaded:
+        every = np.arange(len(made.source), dtype=np.int64)
+        plan, still = iter([Index(every, np.zeros_like(every))]), made.view.without_augmentation()
+        with closing(made._backend.load(plan, [still])) as loaded:
             found[loader_kind] = [row for row, _ in next(loaded).failures]
         assert found[loader_kind] == (every.tolist() if failing else [])

@@ -83,13 +83,12 @@ def check_colours(ours, batch):
 def test_order_labels_flips_and_masks_are_ours_over_three_epochs(colours):
     ours, folder = loader(colours, "ffcv", workers=2), loader(colours, "folder")
     batches = -(-3 * 36 // 7)
-    kept = take(ours.train(5, 7, 36), batches)
+    kept = take(ours.stream(5, 7), batches)
     # All are looked at after all were made: FFCV's own buffers are five batches long.
-    for a, b in zip(kept, take(folder.train(5, 7, 36), batches), strict=True):
+    for a, b in zip(kept, take(folder.stream(5, 7), batches), strict=True):
         assert np.array_equal(a.index.samples, b.index.samples)
         assert torch.equal(a.labels, b.labels)
         assert torch.equal(a.flip, b.flip)
-        assert torch.equal(a.order, b.order)
         check_colours(ours, a)
     assert torch.get_num_threads() == 1
 
@@ -97,14 +96,14 @@ def test_order_labels_flips_and_masks_are_ours_over_three_epochs(colours):
 def test_evaluation_beside_training_and_the_end_of_both(colours):
     """As in a run: the training stream waits, opened, while held-out images are read."""
     ours = loader(colours, "ffcv")
-    training = ours.train(0, 4)
+    training = ours.stream(0, 4)
     check_colours(ours, next(training))
     for count, batch_size in ((1, 7), (99, 7), (99, 36)):
-        batches = take(ours.evaluate(batch_size), count)
+        batches = take(ours.in_order(batch_size), count)
         for batch in batches:
             check_colours(ours, batch)
         check_colours(ours, next(training))
-    assert [len(b.images) for b in take(ours.evaluate(7), 99)] == [7, 7, 7, 7, 7, 1]
+    assert [len(b.images) for b in take(ours.in_order(7), 99)] == [7, 7, 7, 7, 7, 1]
     assert streams() == 1
     training.close()
     assert streams() == 0
@@ -115,7 +114,7 @@ def test_random_crops_have_the_configured_size(tmp_path):
     ramp = np.broadcast_to(np.arange(256, dtype=np.uint8)[None, :, None], (256, 256, 3))
     path = write_beton(tmp_path / "a.beton", [Image.fromarray(ramp.copy())] * 20, [0] * 20)
     area, ratio = (0.2, 0.3), (0.9, 1.1)
-    batch = take(loader(path, "ffcv", area=area, ratio=ratio).train(0, 18), 1)[0]
+    batch = take(loader(path, "ffcv", area=area, ratio=ratio).stream(0, 18), 1)[0]
     # Means of the outer columns: one output pixel inside the crop's edges.
     width = batch.images[:, :, -1, 0].float().mean(1) - batch.images[:, :, 0, 0].float().mean(1)
     width = width.numpy() * 48 / 47
@@ -130,7 +129,7 @@ def test_the_centre_crop_is_that_of_the_folder_loader(tmp_path):
     images = [picture(i, 160 + 16 * (i % 3), 192) for i in range(12)]
     path = write_beton(tmp_path / "a.beton", [jpeg_bytes(i) for i in images], [0] * 12)
     ours, folder = (loader(path, kind, test=str(path)) for kind in ("ffcv", "folder"))
-    (a,), (b,) = (take(x.evaluate(12), 1) for x in (ours, folder))
+    (a,), (b,) = (take(x.in_order(12), 1) for x in (ours, folder))
     # Area against triangle: they average a curved signal over variances s^2/12 and s^2/6 of s = 3.2
     # pixels an output pixel, so f'' s^2/24 apart; f'' <= 40 (4^2 + 5^2 + 7^2) / 160^2 = 0.14, a
     # tenth of a level. Rounding adds one.
@@ -146,7 +145,7 @@ def test_the_centre_crop_is_ffcvs_own_on_any_size(tmp_path):
     images = [textured(i, 90 + 7 * i, 80 + 11 * i) for i in range(10)]
     files = [jpeg_bytes(image, subsampling=i % 3) for i, image in enumerate(images)]
     path = write_beton(tmp_path / "a.beton", files, [0] * 10)
-    batch = take(loader(path, "ffcv", test=str(path)).evaluate(10), 1)[0]
+    batch = take(loader(path, "ffcv", test=str(path)).in_order(10), 1)[0]
     for row, data in enumerate(files):
         whole = np.asarray(Image.open(io.BytesIO(data)))
         height, width = whole.shape[:2]
@@ -162,7 +161,7 @@ def test_small_raw_images_are_shifted_exactly(tmp_path, mode):
     images = [textured(i, 32, 32) for i in range(20)]
     path = write_beton(tmp_path / "raw.beton", images, [i % 2 for i in range(20)])
     data = {"crop": "pad", "image_size": 32, "pad": 4, "pad_mode": mode}
-    ours, folder = (loader(path, kind, **data).train(3, 8) for kind in ("ffcv", "folder"))
+    ours, folder = (loader(path, kind, **data).stream(3, 8) for kind in ("ffcv", "folder"))
     for a, b in zip(take(ours, 5), take(folder, 5), strict=True):
         assert torch.equal(a.images, b.images)
         assert torch.equal(a.labels, b.labels)
@@ -201,7 +200,7 @@ def test_each_reads_the_others_file(write, mode, tmp_path):
     """Stock FFCV and the native loader on one file: order, labels, and each one's decoder."""
     path = write(tmp_path / "a.beton", mode)
     data = {"test": str(path), "crop": "pad", "pad_mode": "none"}
-    ffcv, native = (take(loader(path, k, **data).train(4, 8), 9) for k in ("ffcv", "native"))
+    ffcv, native = (take(loader(path, k, **data).stream(4, 8), 9) for k in ("ffcv", "native"))
     originals = [np.asarray(textured(k, 48, 48)) for k in range(30)]
     for a, b in zip(ffcv, native, strict=True):
         assert torch.equal(a.labels, b.labels)
@@ -223,7 +222,7 @@ def test_a_corrupt_image_trains_silently_as_documented(tmp_path):
     at = content.index(files[3])
     path = tmp_path / "bad.beton"
     path.write_bytes(content[:at] + bytes(len(files[3])) + content[at + len(files[3]) :])
-    (a,), (b,) = (take(loader(p, "ffcv", test=str(p)).evaluate(6), 1) for p in (path, good))
+    (a,), (b,) = (take(loader(p, "ffcv", test=str(p)).in_order(6), 1) for p in (path, good))
     same = [torch.equal(x, y) for x, y in zip(a.images, b.images, strict=True)]
     assert [same[i] for i in (0, 1, 2, 4, 5)] == [True] * 5
     assert not same[3]
@@ -231,10 +230,11 @@ def test_a_corrupt_image_trains_silently_as_documented(tmp_path):
 
 def test_a_fault_in_ffcvs_thread_is_raised_not_waited_for(colours):
     ours = loader(colours, "ffcv")
-    ours._stock[False] = ours._stock_loader(augment=False)
-    ours._stock[False].code = None
+    backend, still = ours._backend, ours.view.without_augmentation()
+    backend._stock[still] = backend._stock_loader(still)
+    backend._stock[still].code = None
     with pytest.raises(RuntimeError, match="FFCV's thread ended"):
-        take(ours.evaluate(6), 1)
+        take(ours.in_order(6), 1)
 
 
 def test_the_run_says_that_its_crops_cannot_be_repeated(colours):

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from fastselfie.data import random as rng
 from fastselfie.data.dataset import open_dataset
+from fastselfie.data.inputs import draw_masks
 from fastselfie.data.loaders import SampleStream, build_loader, choose_loader
 from fastselfie.errors import UserError
 
@@ -38,7 +39,6 @@ def same(a, b):
         torch.equal(a.images, b.images)
         and torch.equal(a.labels, b.labels)
         and torch.equal(a.flip, b.flip)
-        and torch.equal(a.order, b.order)
         and np.array_equal(a.index.samples, b.index.samples)
     )
 
@@ -47,7 +47,7 @@ def shown(batch):
     """The batch with its flips applied: a loader may mirror images itself, or leave it."""
     flip = batch.flip[:, None, None, None]
     images = torch.where(flip, batch.images.flip(2), batch.images)
-    return replace(batch, images=images, flip=torch.zeros_like(batch.flip))
+    return replace(batch, views=(images,), flips=(torch.zeros_like(batch.flip),))
 
 
 def test_the_stream_is_every_sample_once_an_epoch_whatever_the_batch():
@@ -63,15 +63,16 @@ def test_the_stream_is_every_sample_once_an_epoch_whatever_the_batch():
 
 @pytest.mark.parametrize("kind", ["folder", "resident", "synthetic"])
 def test_a_batch_is_what_it_says(image_folder, kind):
-    batch = take(loader(image_folder, kind).train(0, 6, patches=16), 1)[0]
+    batch = take(loader(image_folder, kind).stream(0, 6), 1)[0]
     assert batch.images.shape == (6, 32, 32, 3)
     assert batch.images.dtype == torch.uint8
     assert batch.labels.dtype == torch.int64
-    assert batch.order.shape == (6, 16)
-    assert len(np.unique(batch.order.numpy(), axis=0)) == 6
+    order = draw_masks(batch, 0, 16)
+    assert order.shape == (6, 16)
+    assert len(np.unique(order.numpy(), axis=0)) == 6
     parts = list(batch.split(4))
     assert [len(p.images) for p in parts] == [4, 2]
-    assert torch.equal(torch.cat([p.order for p in parts]), batch.order)
+    assert torch.equal(torch.cat([draw_masks(p, 0, 16) for p in parts]), order)
 
 
 @pytest.mark.parametrize("mode", ["zero", "reflect", "none"])
@@ -79,7 +80,7 @@ def test_a_batch_is_what_it_says(image_folder, kind):
 def test_resident_equals_folder_pixel_by_pixel(image_folder, mode, workers):
     resident = loader(image_folder, "resident", pad_mode=mode)
     folder = loader(image_folder, "folder", pad_mode=mode, workers=workers)
-    for a, b in zip(take(resident.train(0, 6), 8), take(folder.train(0, 6), 8), strict=True):
+    for a, b in zip(take(resident.stream(0, 6), 8), take(folder.stream(0, 6), 8), strict=True):
         assert same(shown(a), shown(b))
 
 
@@ -87,11 +88,12 @@ def test_resident_equals_folder_pixel_by_pixel(image_folder, mode, workers):
 def test_the_gathers_of_resident_for_host_and_gpu_agree(image_folder, augment):
     """Its gather there is torch's, which runs on the host as well. Nothing is mirrored by it."""
     made = loader(image_folder, "resident", pad_mode="reflect", pad=4, flip=False)
+    backend, view = made._backend, made.view if augment else made.view.without_augmentation()
     index = SampleStream(16, seed=3).take(0, 40)
     offsets = rng.shifts(3, index.epochs, index.samples, 4)
-    on_host = made._gather_on_host(index, offsets, augment)
-    on_device = made._gather_on_device(index, offsets, augment)
-    assert torch.equal(on_host.images, on_device.images)
+    on_host = backend._gather_on_host(index, offsets, view)
+    on_device = backend._gather_on_device(index, offsets, view)
+    assert torch.equal(on_host.views[0], on_device.views[0])
     assert torch.equal(on_host.labels, on_device.labels)
     assert not on_device.flipped
 
@@ -99,22 +101,22 @@ def test_the_gathers_of_resident_for_host_and_gpu_agree(image_folder, augment):
 @pytest.mark.parametrize("kind", ["folder", "resident", "synthetic"])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_resumed_stream_goes_on_exactly(image_folder, kind, workers):
-    whole = take(loader(image_folder, kind).train(0, 6), 9)  # 16 images: over three epochs
-    rest = take(loader(image_folder, kind, workers=workers).train(4 * 6, 6), 5)
+    whole = take(loader(image_folder, kind).stream(0, 6), 9)  # 16 images: over three epochs
+    rest = take(loader(image_folder, kind, workers=workers).stream(4 * 6, 6), 5)
     assert all(same(a, b) for a, b in zip(whole[4:], rest, strict=True))
 
 
 @pytest.mark.parametrize("kind", ["folder", "resident", "synthetic"])
 def test_evaluation_is_every_image_once_in_order_as_it_is(image_folder, kind):
     made = loader(image_folder, kind)
-    batches = take(made.evaluate(6, limit=16), 99)
+    batches = take(made.in_order(6, limit=16), 99)
     assert [len(b.images) for b in batches] == [6, 6, 4]
     spread = [i * len(made) // 16 for i in range(16)]  # all there are but of the synthetic ones
     assert np.concatenate([b.index.samples for b in batches]).tolist() == spread
     assert not any(b.flip.any() for b in batches)
     if kind != "synthetic":
         assert np.array_equal(batches[0].images[1].numpy(), np.asarray(picture(1)))
-    some = take(made.evaluate(6, limit=7), 99)
+    some = take(made.in_order(6, limit=7), 99)
     assert [len(b.images) for b in some] == [6, 1]
     spread = [i * len(made) // 7 for i in range(7)]
     assert np.concatenate([b.index.samples for b in some]).tolist() == spread
@@ -122,7 +124,7 @@ def test_evaluation_is_every_image_once_in_order_as_it_is(image_folder, kind):
 
 def test_the_shift_is_the_one_drawn(image_folder):
     made = loader(image_folder, "resident", pad_mode="zero", pad=4, flip=False)
-    batch = take(made.train(0, 16), 1)[0]
+    batch = take(made.stream(0, 16), 1)[0]
     samples, epochs = batch.index
     shifts = rng.shifts(3, epochs, samples, 4)
     source = open_dataset(tiny_config(data={"train": str(image_folder)}).data).train
@@ -137,7 +139,7 @@ def test_resized_crops_are_read_from_their_boxes(tmp_path):
         for i in range(4):
             picture(i, 60 + i, 50).save(tmp_path / name / f"{i}.png")
     folder = loader(tmp_path, "folder", crop="resized", held_out=0.25)
-    batch = take(folder.train(0, 6), 1)[0]
+    batch = take(folder.stream(0, 6), 1)[0]
     samples, epochs = batch.index
     for row, sample in enumerate(samples):
         image = folder.source.image(int(sample))
@@ -157,7 +159,7 @@ def test_evaluation_of_large_images_is_the_centre(tmp_path):
     folder = loader(tmp_path, "folder", crop="resized", held_out=0.5)
     image = folder.source.image(0)
     centre = image.crop((36, 4, 92, 60)).resize((32, 32), 2)  # 7/8 of the short side
-    assert np.array_equal(take(folder.evaluate(1), 1)[0].images[0].numpy(), np.asarray(centre))
+    assert np.array_equal(take(folder.in_order(1), 1)[0].images[0].numpy(), np.asarray(centre))
 
 
 @pytest.mark.parametrize("kind", ["folder", "resident"])
@@ -165,13 +167,13 @@ def test_evaluation_of_large_images_is_the_centre(tmp_path):
 def test_a_bad_image_is_one_clear_line(image_folder, kind, workers):
     (image_folder / "train" / "dog" / "5.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"dog/5\.png: unreadable image") as caught:
-        take(loader(image_folder, kind, workers=workers).train(0, 16), 1)
+        take(loader(image_folder, kind, workers=workers).stream(0, 16), 1)
     assert "\n" not in str(caught.value)
 
 
 def test_workers_end_with_an_epoch_left_early(image_folder):
     for _ in range(3):
-        take(loader(image_folder, "folder", workers=2).train(0, 2), 2)
+        take(loader(image_folder, "folder", workers=2).stream(0, 2), 2)
     gc.collect()
     assert multiprocessing.active_children() == []
 
@@ -198,7 +200,7 @@ def test_a_worker_killed_with_a_lock_in_its_hands_does_not_hang_the_end(image_fo
     before = signal.signal(signal.SIGALRM, hangs)
     signal.alarm(60)
     try:
-        take(loader(image_folder, "folder", workers=2).train(0, 2), 2)
+        take(loader(image_folder, "folder", workers=2).stream(0, 2), 2)
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
@@ -226,5 +228,5 @@ def test_resident_scales_other_sizes_down(tmp_path):
     expected = {
         picture(i, 100, 70).crop((15, 0, 85, 70)).resize((32, 32), 2).tobytes() for i in range(2)
     }
-    batch = take(loader(tmp_path, "resident", held_out=0.5).evaluate(2), 1)[0]
+    batch = take(loader(tmp_path, "resident", held_out=0.5).in_order(2), 1)[0]
     assert {image.numpy().tobytes() for image in batch.images} <= expected

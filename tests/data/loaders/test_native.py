@@ -15,7 +15,7 @@ from conftest import picture, tiny_config
 
 from fastselfie.data.beton.writer import BetonWriter
 from fastselfie.data.dataset import open_dataset
-from fastselfie.data.loaders import NativeLoader, build_loader
+from fastselfie.data.loaders import build_loader
 from fastselfie.errors import UserError
 from fastselfie.kernels import jpeg
 
@@ -69,13 +69,13 @@ def take(iterator, count):
     """Copies: the loader may fill a batch's memory again once nobody holds it."""
     with closing(iterator):
         return [
-            (b.images.clone(), b.labels, b.flip, b.order, b.index.samples.tolist())
+            (b.images.clone(), b.labels, b.flip, b.index.samples.tolist())
             for b in islice(iterator, count)
         ]
 
 
 def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a[:4], b[:4], strict=True)) and a[4] == b[4]
+    return all(torch.equal(x, y) for x, y in zip(a[:3], b[:3], strict=True)) and a[3] == b[3]
 
 
 def psnr(a, b):
@@ -90,11 +90,11 @@ def test_pixels_are_those_of_the_plain_loader(beton, augment):
     for kind in ("native", "folder"):
         made = loader(beton, kind)
         batches.append(
-            take(made.train(0, 7) if augment else made.evaluate(7), 10 if augment else 9)
+            take(made.stream(0, 7) if augment else made.in_order(7), 10 if augment else 9)
         )
     for native, plain in zip(*batches, strict=True):
-        assert all(torch.equal(x, y) for x, y in zip(native[1:4], plain[1:4], strict=True))
-        assert native[4] == plain[4]
+        assert all(torch.equal(x, y) for x, y in zip(native[1:3], plain[1:3], strict=True))
+        assert native[3] == plain[3]
         assert min(psnr(x, y) for x, y in zip(native[0], plain[0], strict=True)) > 38
 
 
@@ -102,37 +102,37 @@ def test_small_raw_images_are_exact(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
     path = write(tmp_path / "raw.beton", [(x.tobytes(), "raw", 32, 32) for x in images])
     options = {"crop": "pad", "pad": 4, "pad_mode": "reflect", "flip": False}
-    native = take(loader(path, **options).train(0, 8), 6)
+    native = take(loader(path, **options).stream(0, 8), 6)
     for kind in ("folder", "resident"):
-        plain = take(loader(path, kind, **options).train(0, 8), 6)
+        plain = take(loader(path, kind, **options).stream(0, 8), 6)
         assert all(same(a, b) for a, b in zip(native, plain, strict=True)), kind
 
 
 def test_batches_do_not_depend_on_the_threads(beton):
-    runs = [take(loader(beton, workers=threads).train(0, 7), 8) for threads in (1, 2, 4)]
+    runs = [take(loader(beton, workers=threads).stream(0, 7), 8) for threads in (1, 2, 4)]
     for other in runs[1:]:
         assert all(same(a, b) for a, b in zip(runs[0], other, strict=True))
 
 
 @pytest.mark.parametrize("start", [1, 7, 23, 24, 40])
 def test_a_resume_at_any_sample_goes_on_exactly(beton, start):
-    whole = take(loader(beton).train(0, 1), start + 9)
-    rest = take(loader(beton, workers=2).train(start, 3), 3)
+    whole = take(loader(beton).stream(0, 1), start + 9)
+    rest = take(loader(beton, workers=2).stream(start, 3), 3)
     for i, batch in enumerate(rest):
         for row in range(3):
             one = whole[start + 3 * i + row]
             assert torch.equal(batch[0][row], one[0][0])
-            assert batch[4][row] == one[4][0]
+            assert batch[3][row] == one[3][0]
 
 
 def test_evaluation_keeps_the_remainder(beton):
-    batches = take(loader(beton).evaluate(10), 99)
+    batches = take(loader(beton).in_order(10), 99)
     assert [len(b[0]) for b in batches] == [10, 10, 4]
-    assert [sample for b in batches for sample in b[4]] == list(range(COUNT))
+    assert [sample for b in batches for sample in b[3]] == list(range(COUNT))
 
 
 def test_a_batch_that_is_held_is_not_written_to(beton):
-    with closing(loader(beton).train(0, 5)) as batches:
+    with closing(loader(beton).stream(0, 5)) as batches:
         held = next(batches)
         view, before = held.images[1:3], held.images.clone()
         del held
@@ -142,7 +142,7 @@ def test_a_batch_that_is_held_is_not_written_to(beton):
 
 
 def test_memory_of_batches_is_used_again(beton):
-    with closing(loader(beton).train(0, 5)) as batches:
+    with closing(loader(beton).stream(0, 5)) as batches:
         addresses = {next(batches).images.data_ptr() for _ in range(20)}
     assert len(addresses) <= 5
 
@@ -150,13 +150,13 @@ def test_memory_of_batches_is_used_again(beton):
 def test_threads_end_with_an_epoch_left_early(beton):
     before = threading.active_count()
     for _ in range(5):
-        take(loader(beton, workers=4).train(0, 5), 2)
+        take(loader(beton, workers=4).stream(0, 5), 2)
     gc.collect()
     assert threading.active_count() == before
     with open("/proc/self/status") as status:
         threads = next(int(x.split()[1]) for x in status if x.startswith("Threads:"))
     for _ in range(5):
-        take(loader(beton, workers=4).train(0, 5), 2)
+        take(loader(beton, workers=4).stream(0, 5), 2)
     with open("/proc/self/status") as status:
         assert next(int(x.split()[1]) for x in status if x.startswith("Threads:")) <= threads
 
@@ -174,7 +174,7 @@ def damaged(tmp_path, photos):
 def test_a_resident_set_skips_damaged_images_once(damaged):
     made = loader(damaged, "resident", crop="pad", on_error="skip")
     assert made.skipped == 2
-    images = take(made.evaluate(COUNT), 1)[0][0]
+    images = take(made.in_order(COUNT), 1)[0][0]
     assert torch.equal(images[3], images[4])
     with pytest.raises(UserError, match=r"damaged\.beton: sample 3"):
         loader(damaged, "resident", crop="pad")
@@ -183,21 +183,21 @@ def test_a_resident_set_skips_damaged_images_once(damaged):
 @pytest.mark.parametrize("kind", ["native", "folder"])
 def test_a_damaged_image_is_named(damaged, kind):
     with pytest.raises(UserError, match=r"damaged\.beton: sample (3|10): ") as caught:
-        take(loader(damaged, kind).train(0, 8), 3)
+        take(loader(damaged, kind).stream(0, 8), 3)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["native", "folder"])
 def test_a_damaged_image_is_skipped_and_counted(damaged, beton, kind):
     made = loader(damaged, kind, on_error="skip")
-    batches = take(made.train(0, 8), 6)  # two epochs of 24
+    batches = take(made.stream(0, 8), 6)  # two epochs of 24
     assert made.skipped == 4
-    whole = take(loader(beton, kind).train(0, 8), 6)
+    whole = take(loader(beton, kind).stream(0, 8), 6)
     for skipped, good in zip(batches, whole, strict=True):
-        for row, sample in enumerate(good[4]):
+        for row, sample in enumerate(good[3]):
             if sample in (3, 10):
-                stand_in = good[4].index(skipped[4][row])
-                assert skipped[4][row] not in (3, 10)
+                stand_in = good[3].index(skipped[3][row])
+                assert skipped[3][row] not in (3, 10)
                 assert torch.equal(skipped[0][row], good[0][stand_in])
                 assert skipped[1][row] == good[1][stand_in]
             else:
@@ -208,14 +208,14 @@ def test_a_damaged_image_is_skipped_and_counted(damaged, beton, kind):
 def test_a_batch_of_nothing_but_damage_is_an_error(tmp_path, photos):
     path = write(tmp_path / "all.beton", [(d[:60], m, w, h) for d, m, w, h in photos if m == "jpg"])
     with pytest.raises(UserError, match=r"all\.beton: sample"):
-        take(loader(path, on_error="skip").train(0, 8), 1)
+        take(loader(path, on_error="skip").stream(0, 8), 1)
 
 
 def test_other_sources_are_refused(image_folder):
     config = tiny_config(data={"train": str(image_folder), "loader": "native"})
     with pytest.raises(UserError, match="fastselfie prepare DIR --out"):
-        NativeLoader(open_dataset(config.data).train, config.data, 0, CPU)
+        build_loader(open_dataset(config.data).train, config.data, 0, CPU)
 
 
 def test_auto_picks_native_for_a_prepared_file(beton):
-    assert isinstance(loader(beton, "auto"), NativeLoader)
+    assert loader(beton, "auto").backend_name == "native"

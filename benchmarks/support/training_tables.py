@@ -1,0 +1,64 @@
+"""Tables of what networks learned, from their result files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from support.markdown import machine, table
+
+
+def quickstart(result: dict[str, Any]) -> str:
+    """The figures of one `make quickstart`."""
+    figures, environment = result["figures"], result["environment"]
+    rows = [
+        ("pretext accuracy, held-out images", f"{figures['pretext_accuracy']:.1%}",
+         f"chance {result['chance']:.0%}"),
+        ("finetuned, top-1", f"{figures['finetuned_accuracy']:.1%}",
+         f"{result['labels']:.0%} of the labels, one run"),
+        ("supervised from scratch, top-1", f"{figures['supervised_accuracy']:.1%}",
+         "the same network, steps and labels"),
+        ("pretraining", f"{figures['images_per_s']:,.0f} images/s",
+         f"{environment['threads']} threads, {machine(environment)}"),
+        ("total time", f"{figures['seconds']:,.0f} s", ""),
+    ]  # fmt: skip
+    return "\n".join(table(["`make quickstart`", "result", "conditions"], rows))
+
+
+def accuracy(result: dict[str, Any]) -> str:
+    """Finetuned and supervised accuracy by the share of labels."""
+    columns = ["labels", "images", "n", "finetuned", "supervised", "difference (95%)"]
+    at = [result["table"]["head"].index(name) for name in columns]
+    return "\n".join(table(columns, [[row[i] for i in at] for row in result["table"]["rows"]]))
+
+
+def reproduce(results: list[dict[str, Any]]) -> str:
+    """Every reproduction that is committed, with its ablations."""
+    lines: list[str] = []
+    for result in results:
+        notes = result["notes"]
+        lines += [*_arms(result), *(f"* {note}" for note in notes)]
+        lines += [f"* {result['environment']['device']}, {machine(result['environment'])}.", ""]
+        for ablation in result["ablations"]:
+            lines += [f"With {', '.join(ablation['changes'])}:", "", *_arms(ablation)]
+            lines += [*(f"* {note}" for note in ablation["notes"] if note not in notes), ""]
+    return "\n".join(lines[:-1])
+
+
+def _arms(result: dict[str, Any]) -> list[str]:
+    """The accuracies, and what the features gave before finetuning."""
+    found, learned = (
+        table(part["head"], part["rows"]) for part in (result["table"], result["learned"])
+    )
+    return [*found, "", result["pretext"], "", *learned, ""]
+
+
+def shortcut(result: dict[str, Any]) -> str:
+    """Pretext accuracy by the crop of the training and the crop of the measurement."""
+    rows = [
+        [row["crop"], f"{row['step']:,} of {row['of_steps']:,}",
+         *(f"{value:.1%}" for value in row["accuracy"].values())]
+        for row in result["results"]
+    ]  # fmt: skip
+    first = result["results"][0]
+    head = [f"pretrained with (chance {first['chance']:.0%})", "step", *first["accuracy"]]
+    return "\n".join(table(head, rows))

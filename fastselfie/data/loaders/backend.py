@@ -1,0 +1,101 @@
+"""What a loader's backend must do: turn indices into pixels.
+
+Which samples come when, and how each is cut and mirrored, is decided outside of it, from
+counter-based draws. So all backends give the same pictures.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fastselfie.data import random as rng
+from fastselfie.data.dataset import BetonSource, Source
+from fastselfie.data.loaders.batch import DecodedBatch, Index
+from fastselfie.data.loaders.failures import FailurePolicy
+from fastselfie.data.loaders.view import View
+from fastselfie.errors import UserError
+from fastselfie.system.accelerator import usable_cores
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """What every backend is told.
+
+    Attributes:
+        seed: Of all random draws.
+        device: Where the batches go.
+        workers: Decoding threads or processes; None: one a core.
+        mirror: Whether to mirror the images where that costs nothing. Else whoever takes the
+            batch does it.
+        failures: What to do about images that cannot be decoded.
+    """
+
+    seed: int
+    device: torch.device
+    workers: int | None
+    mirror: bool
+    failures: FailurePolicy
+
+    @property
+    def threads(self) -> int:
+        """Threads that decode, at least one."""
+        return max(1, usable_cores() if self.workers is None else self.workers)
+
+
+class Backend(ABC):
+    """Reads, decodes and cuts images.
+
+    Args:
+        source: The images.
+        views: The augmented views that it will be asked for; a backend may prepare them.
+        options: See `BackendOptions`.
+
+    Attributes:
+        repeats: Whether the same samples come with the same pixels again, as a resumed run needs.
+        takes_several_views: Whether it makes several views of one read.
+    """
+
+    repeats = True
+    takes_several_views = False
+
+    def __init__(self, source: Source, views: Sequence[View], options: BackendOptions) -> None:
+        self.source = source
+        self.views = views
+        self.options = options
+        self.seed = options.seed
+        self.device = options.device
+
+    @abstractmethod
+    def load(self, plan: Iterator[Index], views: Sequence[View]) -> Generator[DecodedBatch]:
+        """Decode each index of `plan`, in order, in each of `views`.
+
+        No index of a plan is longer than its first: a backend may size its buffers by that one.
+        Closing the generator frees what it holds.
+        """
+
+
+def flips_of(view: View, number: int, seed: int, index: Index) -> npt.NDArray[np.bool_]:
+    """Which images of view `number` are drawn to be mirrored, (B,) bool."""
+    if view.flips:
+        return rng.flips(seed, index.epochs, index.samples, number)
+    return np.zeros(len(index.samples), dtype=np.bool_)
+
+
+def required_beton(source: Source, backend: str) -> BetonSource:
+    """`source`, which `backend` can only read from a .beton file.
+
+    Raises:
+        UserError: It is of another kind.
+    """
+    if isinstance(source, BetonSource):
+        return source
+    raise UserError(
+        f"data.loader is {backend}, which reads a .beton file: make one with `fastselfie prepare "
+        "DIR --out FILE.beton` and give data.train=FILE.beton"
+    )

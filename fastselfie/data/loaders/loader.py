@@ -1,0 +1,306 @@
+"""The loader: batches of any set of images, for a training loop of your own and for ours."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastselfie.config import DataConfig
+from fastselfie.data import random as rng
+from fastselfie.data.dataset import Source
+from fastselfie.data.loaders.arguments import (
+    expanded_views,
+    normalization,
+    opened_source,
+    ranks_of_group,
+    require_whole,
+)
+from fastselfie.data.loaders.batch import Batch, Index
+from fastselfie.data.loaders.failures import FailurePolicy
+from fastselfie.data.loaders.sampling import one_epoch
+from fastselfie.data.loaders.streams import BatchStreams
+from fastselfie.data.loaders.view import Crop, PadMode, View, view_of
+from fastselfie.kernels.host import gather_crops
+from fastselfie.kernels.patchify import patchify
+
+Images = Any  # a Tensor or, where views were given, a list of Tensors
+_STATE_VERSION = 1
+
+
+class Loader(BatchStreams):
+    """Batches of (images, labels), shuffled and augmented, epoch after epoch.
+
+    Every random draw belongs to (seed, epoch, sample). So a batch is the same for any number of
+    workers and after a resume, and ranks see disjoint parts of the same epoch.
+
+    Args:
+        data: A dataset: any path that `data.train` takes (image folder, .beton, .tar, .parquet,
+            CIFAR, IDX, ...), or a source of `open_dataset`.
+        batch_size: Images in a batch of this process.
+        size, crop, area, ratio, pad, pad_mode, flip: The one view of each image; see `View`.
+        views: Several views of each image instead, for one read of it. Each batch is then
+            ([images of view 1, images of view 2, ...], labels), a view with count n n times.
+        part: The part of `data` to read where it has parts: train, test or val.
+        shuffle: Whether each epoch has an order of its own; else the order of the set.
+        drop_last: Whether to leave out a last batch that is smaller.
+        dtype: uint8: 0 to 255. float32, bfloat16 or float16: 0 to 1, or normalized.
+        mean, std: Three numbers each, in units of 0 to 1, to normalize with. Not for uint8.
+        seed: Of all random draws, below 2^32.
+        device: Where the batches are. On a GPU a batch is copied while the one before it is used.
+        rank, world_size: This process among those that share each epoch; None: as
+            torch.distributed says, or 0 of 1.
+        workers: Decoding threads or processes; None: one a core.
+        on_error: What an image that cannot be decoded does: `raise` stops with its name, `skip`
+            puts another image of the batch in its place and counts it in `skipped`.
+        max_skipped_in_a_row: With `skip`, stop after so many failures one after another.
+        backend: auto, native, folder, resident, synthetic, ffcv or dali.
+
+    Attributes:
+        classes: Names of the classes, in the order of the labels.
+        skipped: How many images `skip` has replaced.
+
+    Raises:
+        UserError: `data` is not there or cannot be read, or an image cannot be decoded.
+        ValueError, TypeError: An argument is not as described here.
+
+    Example:
+        >>> loader = Loader("train.beton", batch_size=256, size=224)
+        >>> for epoch in range(loader.epoch, 90):
+        ...     for images, labels in loader:  # (256, 3, 224, 224) uint8, channels-last; (256,)
+        ...         ...
+    """
+
+    def __init__(
+        self,
+        data: str | os.PathLike[str] | Source,
+        batch_size: int,
+        *,
+        size: int = 224,
+        crop: Crop = "random_resized",
+        area: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        pad: int = 4,
+        pad_mode: PadMode = "zero",
+        flip: bool | None = None,
+        views: Sequence[View] | None = None,
+        part: str = "train",
+        shuffle: bool = True,
+        drop_last: bool = False,
+        dtype: torch.dtype = torch.uint8,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+        rank: int | None = None,
+        world_size: int | None = None,
+        workers: int | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        max_skipped_in_a_row: int = 100,
+        backend: str = "auto",
+    ) -> None:
+        self._closed = True  # until all arguments are found good
+        require_whole("batch_size", batch_size, 1)
+        require_whole("seed", seed, 0)
+        if workers is not None:
+            require_whole("workers", workers, 0)
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error is {on_error!r}: it must be raise or skip")
+        one = View(size, crop, area, ratio, pad, pad_mode, flip)
+        self._several = views is not None
+        self._ranks = ranks_of_group(rank, world_size)
+        self.batch_size, self.shuffle, self.drop_last = batch_size, shuffle, drop_last
+        self._normalization = normalization(dtype, mean, std, torch.device(device))
+        self._dtype = dtype
+        super().__init__(
+            opened_source(data, part),
+            expanded_views(one, views),
+            seed,
+            torch.device(device),
+            workers,
+            FailurePolicy(on_error, max_skipped_in_a_row),
+            backend,
+            mirror=dtype == torch.uint8,
+        )
+        self._next = self._position = (0, 0)  # (epoch, samples of it that are done)
+        self._running: weakref.ref[_Epoch] | None = None
+        self._process = os.getpid()
+        self._closed = False
+
+    # For a training loop: epochs.
+
+    def __iter__(self) -> Iterator[tuple[Images, Tensor]]:
+        """Begin the next epoch, or go on in the one that `load_state_dict` named.
+
+        An epoch that another iterator has not finished ends.
+
+        Raises:
+            RuntimeError: The loader is closed, or belongs to another process.
+        """
+        self.require_usable()
+        self._stop()
+        epoch, start = self._next
+        self._next, self._position = (epoch + 1, 0), (epoch, start)
+        running = _Epoch(self, self._run_epoch(epoch, start))
+        self._running = weakref.ref(running)
+        return running
+
+    def __len__(self) -> int:
+        """Batches in an epoch, of this process."""
+        whole = self.batch_size * self._ranks.world
+        return len(self.source) // whole if self.drop_last else -(-len(self.source) // whole)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next `iter()` begins or goes on with."""
+        return self._next[0]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next `iter()` begin `epoch`.
+
+        Where `load_state_dict` has named a place in that same epoch, the place stays.
+        """
+        require_whole("epoch", epoch, 0)
+        if epoch != self._next[0]:
+            self._next = (epoch, 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loader is: after the batch that was handed out last.
+
+        The protocol is that of torchdata's StatefulDataLoader.
+        """
+        epoch, samples = self._position
+        return {
+            "version": _STATE_VERSION,
+            "epoch": epoch,
+            "samples": samples,
+            "seed": self.seed,
+            "images": len(self.source),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let the next `iter()` go on where `state_dict` was called.
+
+        The batch size and the number of ranks may be others than then.
+
+        Raises:
+            ValueError: The state is of another seed, set of images or version.
+        """
+        mine = self.state_dict()
+        for key in ("version", "seed", "images"):
+            if state.get(key) != mine[key]:
+                raise ValueError(
+                    f"state has {key} = {state.get(key)!r}, this loader {mine[key]!r}: make the "
+                    "loader as the one was that gave the state"
+                )
+        self._next = self._position = (int(state["epoch"]), int(state["samples"]))
+
+    def close(self) -> None:
+        """End all threads and processes. It may be called twice."""
+        self._closed = True
+        self._stop()
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, in the order of the labels."""
+        return list(self.source.classes)
+
+    def _run_epoch(self, epoch: int, start: int) -> Generator[tuple[Images, Tensor]]:
+        count, whole = len(self.source), self.batch_size * self._ranks.world
+        order = rng.epoch_order(self.seed, epoch, count) if self.shuffle else np.arange(count)
+
+        def plan() -> Iterator[Index]:
+            return one_epoch(order, epoch, start, self.batch_size, self.drop_last, self._ranks)
+
+        done, least = start, whole if self.drop_last else 1
+        with closing(self._batches(plan, self._views)) as batches:
+            for batch in batches:
+                done += whole
+                self._position = (epoch, done) if count - done >= least else (epoch + 1, 0)
+                images = [self._finish_view(batch, number) for number in range(len(self._views))]
+                yield (images if self._several else images[0]), batch.labels
+
+    def _finish_view(self, batch: Batch, number: int) -> Tensor:
+        """(B, 3, H, W) in the dtype that was asked for, channels-last."""
+        images, flip = batch.views[number], batch.flips[number]
+        if self._normalization is None:
+            return _mirrored(images, flip).permute(0, 3, 1, 2)
+        order = torch.zeros(len(images), 1, dtype=torch.int64, device=images.device)
+        side = images.shape[1]
+        return patchify(images, flip, order, side, *self._normalization, self._dtype)[:, 0]
+
+    def require_usable(self) -> None:
+        """Refuse to hand out batches where there are no threads to make them.
+
+        Raises:
+            RuntimeError: The loader is closed, or belongs to another process.
+        """
+        if self._closed:
+            raise RuntimeError("this Loader is closed: make a new one")
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                "this Loader belongs to the process that made it, and threads do not survive a "
+                "fork: make a Loader in each process"
+            )
+
+    def _stop(self) -> None:
+        """End the epoch that is running, if there is one."""
+        running = None if self._running is None else self._running()
+        if running is not None and os.getpid() == self._process:
+            running.batches.close()
+        self._running = None
+
+
+class _Epoch:
+    """An iterator over one epoch. The loader holds it weakly: dropping it frees its threads."""
+
+    def __init__(self, loader: Loader, batches: Generator[tuple[Images, Tensor]]) -> None:
+        self.loader = loader
+        self.batches = batches
+
+    def __iter__(self) -> _Epoch:
+        return self
+
+    def __next__(self) -> tuple[Images, Tensor]:
+        self.loader.require_usable()
+        return next(self.batches)
+
+
+def build_loader(source: Source, data: DataConfig, seed: int, device: torch.device) -> Loader:
+    """The loader of `source` that a config's `data` section describes, for its streams."""
+    return Loader(
+        source,
+        1,
+        views=[view_of(data)],
+        dtype=torch.float32,
+        seed=seed,
+        device=device,
+        workers=data.workers,
+        on_error=data.on_error,
+        max_skipped_in_a_row=data.max_skipped_in_a_row,
+        backend=data.loader,
+    )
+
+
+def _mirrored(images: Tensor, flip: Tensor) -> Tensor:
+    """(B, H, W, C) uint8 with the images of `flip` mirrored."""
+    if images.is_cuda:
+        return torch.where(flip[:, None, None, None], images.flip(2), images)
+    if not bool(flip.any()):
+        return images
+    out = torch.empty_like(images)
+    rows, whole = np.arange(len(images)), np.zeros((len(images), 2), dtype=np.int64)
+    gather_crops(images.numpy(), rows, whole, flip.numpy(), out.numpy())
+    return out
