@@ -29,13 +29,16 @@ quickstart: $(VENV)/.run $(if $(DATA),,$(FASHION)/.complete)
 	$(BIN)/fastselfie train configs/quickstart.yaml --out "$(OUT)" \
 	  $(if $(DATA),data.train="$(DATA)" data.limit=60000 $(COLOURS)) $(ARGS)
 
+# A test file at a time on each core. More processes than four would need more memory than help.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
+
 # Last a seeded sample of the campaign of faults, some minutes: it ends with status 1 on any loss.
 test: $(VENV)/.dev lint
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 	$(BIN)/python benchmarks/reliability.py --quick
 
 check: lint
-	$(BIN)/pytest -n auto --dist loadfile -m "not extra and not slow"
+	$(BIN)/pytest $(PARALLEL) -m "not extra and not slow"
 
 lint: $(VENV)/.check
 	$(BIN)/ruff check .

@@ -84,7 +84,8 @@ def test_every_command_takes_names_and_tells_them(cli, command):
 def test_paths_inside_are_of_the_folder_one_stands_in(cli, elsewhere):
     """As before: not of the folder of the config."""
     result = cli("train", "quickstart", "--dry-run")
-    assert "data/fashion-mnist: no such file or folder" in " ".join(result.out.split())
+    assert result.status == 2
+    assert "data/fashion-mnist: no such file or folder" in result.err
     assert load_config("quickstart").data.train == "data/fashion-mnist"
 
 

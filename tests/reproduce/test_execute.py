@@ -288,5 +288,5 @@ def test_the_committed_result_has_the_tables_and_no_path_of_this_machine(setting
     assert result["ablations"][0]["changes"] == []
     image = made.stacked(made.curves(out, result["main"]), made.picture(out))
     assert image.size >= (1100, 320)
-    readme = importlib.import_module("readme")
-    assert "| 50% | 20 | 2 |" in readme.reproduce([result])
+    tables = importlib.import_module("support.training_tables")
+    assert "| 50% | 20 | 2 |" in tables.reproduce([result])

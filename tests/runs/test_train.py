@@ -324,7 +324,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(
     out = tmp_path / "run"
     result = cli("train", tiny_yaml, f"data.train={image_folder}", "--out", out)
     assert result.status == 2
-    assert re.search(r"step-0000004\.pt: No space left on device: free some space", result.err)
+    assert re.search(r"step-0000004\.pt: No space left on device: make room", result.err)
     assert load_checkpoint(out / "pretrain" / "latest.pt")["step"] == 2
 
 

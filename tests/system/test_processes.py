@@ -9,30 +9,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from helpers.work import save_at_signal, square
 
 from fastselfie.errors import UserError
 from fastselfie.system.processes import map_in_order, wait_for_results, worker_pool
-from fastselfie.system.signals import Interrupted, deferred_signals
-
-
-def square(task):
-    if task == "mistake":
-        raise UserError("a mistake")
-    if task == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return task**2
-
-
-def save_at_signal(path, tasks):
-    """Works until a signal comes, then saves, as training does."""
-    for task in tasks:
-        with deferred_signals() as pending:
-            path.with_suffix(".started").touch()
-            while pending.number is None:
-                time.sleep(0.01)
-        path.write_text(f"saved {task} at {pending.number}")
-        raise Interrupted(pending.number)
-    yield
 
 
 def started(path):

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
+from torch import Tensor
 
 from fastselfie.data import random as rng
 from fastselfie.data.loaders.batch import Index
@@ -66,3 +68,15 @@ def shift(images: npt.NDArray[np.uint8], view: View, number: int, seed: int, ind
     whole = padded(images, pad, view.pad_mode)
     rows, unflipped = np.arange(len(images)), np.zeros(len(images), dtype=np.bool_)
     gather_crops(whole, rows, rng.shifts(seed, epochs, samples, pad, number), unflipped, images)
+
+
+def mirrored(images: Tensor, flip: Tensor) -> Tensor:
+    """(B, H, W, C) uint8 with the images of `flip` mirrored."""
+    if images.is_cuda:
+        return torch.where(flip[:, None, None, None], images.flip(2), images)
+    if not bool(flip.any()):
+        return images
+    out = torch.empty_like(images)
+    rows, whole = np.arange(len(images)), np.zeros((len(images), 2), dtype=np.int64)
+    gather_crops(images.numpy(), rows, whole, flip.numpy(), out.numpy())
+    return out

@@ -23,11 +23,11 @@ from fastselfie.data.loaders.arguments import (
     require_whole,
 )
 from fastselfie.data.loaders.batch import Batch, Index
+from fastselfie.data.loaders.crops import mirrored
 from fastselfie.data.loaders.failures import FailurePolicy
 from fastselfie.data.loaders.sampling import one_epoch
 from fastselfie.data.loaders.streams import BatchStreams
 from fastselfie.data.loaders.view import Crop, PadMode, View, view_of
-from fastselfie.kernels.host import gather_crops
 from fastselfie.kernels.patchify import patchify
 
 Images = Any  # a Tensor or, where views were given, a list of Tensors
@@ -236,7 +236,7 @@ class Loader(BatchStreams):
         """(B, 3, H, W) in the dtype that was asked for, channels-last."""
         images, flip = batch.views[number], batch.flips[number]
         if self._normalization is None:
-            return _mirrored(images, flip).permute(0, 3, 1, 2)
+            return mirrored(images, flip).permute(0, 3, 1, 2)
         order = torch.zeros(len(images), 1, dtype=torch.int64, device=images.device)
         side = images.shape[1]
         return patchify(images, flip, order, side, *self._normalization, self._dtype)[:, 0]
@@ -292,15 +292,3 @@ def build_loader(source: Source, data: DataConfig, seed: int, device: torch.devi
         max_skipped_in_a_row=data.max_skipped_in_a_row,
         backend=data.loader,
     )
-
-
-def _mirrored(images: Tensor, flip: Tensor) -> Tensor:
-    """(B, H, W, C) uint8 with the images of `flip` mirrored."""
-    if images.is_cuda:
-        return torch.where(flip[:, None, None, None], images.flip(2), images)
-    if not bool(flip.any()):
-        return images
-    out = torch.empty_like(images)
-    rows, whole = np.arange(len(images)), np.zeros((len(images), 2), dtype=np.int64)
-    gather_crops(images.numpy(), rows, whole, flip.numpy(), out.numpy())
-    return out
