@@ -7,6 +7,7 @@ Stopped and started again it goes on in the middle of the epoch.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastselfie import Loader
+from fastselfie import Loader, UserError
 
 EPOCHS, STATE = 2, Path("state.pt")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -32,28 +33,29 @@ def main() -> None:
     model.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     if STATE.exists():
-        state = torch.load(STATE)
+        state = torch.load(STATE, map_location=device)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         loader.load_state_dict(state["loader"])
-    for epoch in range(loader.epoch, EPOCHS):
-        for step, (images, labels) in enumerate(loader):
-            loss = F.cross_entropy(model(images), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            if step % 10 == 0:
-                print(f"epoch {epoch} step {step} loss {loss.item():.3f}")
-                torch.save(
-                    {
-                        "model": model.state_dict(),
-                        "optimizer": optimizer.state_dict(),
-                        "loader": loader.state_dict(),
-                    },
-                    STATE,
-                )
-    loader.close()
+
+    def save() -> None:
+        parts = {"model": model, "optimizer": optimizer, "loader": loader}
+        torch.save({name: part.state_dict() for name, part in parts.items()}, "state.new")
+        os.replace("state.new", STATE)  # so that a kill leaves the old state or the new one
+
+    with loader:
+        for epoch in range(loader.epoch, EPOCHS):
+            for images, labels in loader:
+                loss = F.cross_entropy(model(images), labels)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                print(f"epoch {epoch}: loss {loss.item():.3f}")
+                save()
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -65,8 +65,9 @@ def patchify(
     _, height, width, channels = images.shape
     b, n = order.shape
     out = torch.empty(b, n, side, side, channels, dtype=dtype, device=images.device)
-    patch[(b * n,)](
-        images.contiguous(), flip.contiguous(), order.contiguous(), scale, offset, out,
-        height, width, side, n, channels, BLOCK=BLOCK, num_warps=WARPS,
-    )  # fmt: skip
+    with torch.cuda.device_of(images):  # Triton launches on the current GPU
+        patch[(b * n,)](
+            images.contiguous(), flip.contiguous(), order.contiguous(), scale, offset, out,
+            height, width, side, n, channels, BLOCK=BLOCK, num_warps=WARPS,
+        )  # fmt: skip
     return out

@@ -12,7 +12,8 @@ from rich.table import Table
 
 from fastselfie.config import Config, StageConfig
 from fastselfie.data.dataset import class_warning, open_dataset
-from fastselfie.data.loaders.backends import INSTALL, choose_loader
+from fastselfie.data.loaders import choose_loader
+from fastselfie.data.loaders.backends import INSTALL
 from fastselfie.errors import UserError
 from fastselfie.models.selfie import Selfie
 from fastselfie.runs.doctor import ON_REQUEST, examine

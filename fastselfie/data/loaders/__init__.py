@@ -7,9 +7,10 @@ dali are its backends, which turn indices into pixels (`Backend`).
 from __future__ import annotations
 
 from fastselfie.data.loaders.backend import Backend, BackendOptions
-from fastselfie.data.loaders.backends import choose_loader, register_backend
+from fastselfie.data.loaders.backends import register_backend
 from fastselfie.data.loaders.batch import Batch, DecodedBatch, Index
-from fastselfie.data.loaders.loader import Loader, build_loader
+from fastselfie.data.loaders.from_config import build_loader, choose_loader
+from fastselfie.data.loaders.loader import Loader
 from fastselfie.data.loaders.sampling import SampleStream
 from fastselfie.data.loaders.view import View
 

@@ -7,10 +7,9 @@ from importlib import import_module
 
 import torch
 
-from fastselfie.config import DataConfig
 from fastselfie.data.dataset import BetonSource, Source
 from fastselfie.data.loaders.backend import Backend
-from fastselfie.data.loaders.view import View, view_of
+from fastselfie.data.loaders.view import View
 from fastselfie.errors import UserError
 from fastselfie.system.accelerator import total_memory
 
@@ -59,19 +58,14 @@ def choose_backend(
     return "folder", "the set is image files; `fastselfie prepare` makes a faster one"
 
 
-def choose_loader(data: DataConfig, source: Source, device: torch.device) -> tuple[str, str]:
-    """The backend's name for the images of `source` by a config's `data` section, and why."""
-    return choose_backend(data.loader, source, (view_of(data),), device)
-
-
 def register_backend(name: str, made: type[Backend]) -> None:
     """Let `Loader(..., backend=name)` use the class `made`.
 
     Raises:
-        ValueError: There is a backend of that name.
+        ValueError: The name is that of a backend of the package.
     """
-    if name in _BACKENDS:
-        raise ValueError(f"backend {name!r} is there already: choose another name")
+    if isinstance(_BACKENDS.get(name), tuple):
+        raise ValueError(f"backend {name!r} is the package's own: choose another name")
     _BACKENDS[name] = made
 
 

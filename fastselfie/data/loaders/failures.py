@@ -41,8 +41,10 @@ class FailurePolicy:
             self._in_a_row.clear()
             return None
         failed = np.asarray([row for row, _ in failures], dtype=np.int64)
-        if self.on_error == "raise" or len(failed) == count:
+        if self.on_error == "raise":
             raise UserError(failures[0][1])
+        if len(failed) == count:
+            raise UserError(f"{failures[0][1]} (no image in its batch of {count} can replace it)")
         self._count_in_a_row(count, dict(failures))
         rows = np.arange(count, dtype=np.int64)
         good = np.setdiff1d(rows, failed)

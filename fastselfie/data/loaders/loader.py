@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastselfie.config import DataConfig
 from fastselfie.data import random as rng
 from fastselfie.data.dataset import Source
 from fastselfie.data.loaders.arguments import (
@@ -20,14 +19,16 @@ from fastselfie.data.loaders.arguments import (
     normalization,
     opened_source,
     ranks_of_group,
-    require_whole,
+    usable_device,
 )
 from fastselfie.data.loaders.batch import Batch, Index
+from fastselfie.data.loaders.checks import require_whole
 from fastselfie.data.loaders.crops import mirrored
+from fastselfie.data.loaders.epoch_iterator import EpochIterator
 from fastselfie.data.loaders.failures import FailurePolicy
 from fastselfie.data.loaders.sampling import one_epoch
 from fastselfie.data.loaders.streams import BatchStreams
-from fastselfie.data.loaders.view import Crop, PadMode, View, view_of
+from fastselfie.data.loaders.view import Crop, PadMode, View
 from fastselfie.kernels.patchify import patchify
 
 Images = Any  # a Tensor or, where views were given, a list of Tensors
@@ -106,30 +107,37 @@ class Loader(BatchStreams):
         backend: str = "auto",
     ) -> None:
         self._closed = True  # until all arguments are found good
-        require_whole("batch_size", batch_size, 1)
-        require_whole("seed", seed, 0)
-        if workers is not None:
-            require_whole("workers", workers, 0)
+        batch_size = require_whole("batch_size", batch_size, 1)
+        seed = require_whole("seed", seed, 0, 2**32 - 1)
+        workers = None if workers is None else require_whole("workers", workers, 0, 1024)
+        require_whole("max_skipped_in_a_row", max_skipped_in_a_row, 1)
+        device = usable_device(device)
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error is {on_error!r}: it must be raise or skip")
         one = View(size, crop, area, ratio, pad, pad_mode, flip)
         self._several = views is not None
         self._ranks = ranks_of_group(rank, world_size)
+        self._asks_torch = rank is None
         self.batch_size, self.shuffle, self.drop_last = batch_size, shuffle, drop_last
-        self._normalization = normalization(dtype, mean, std, torch.device(device))
+        self._normalization = normalization(dtype, mean, std, device)
         self._dtype = dtype
         super().__init__(
             opened_source(data, part),
             expanded_views(one, views),
             seed,
-            torch.device(device),
+            device,
             workers,
             FailurePolicy(on_error, max_skipped_in_a_row),
             backend,
             mirror=dtype == torch.uint8,
         )
+        if len(self) == 0:
+            raise ValueError(
+                f"drop_last leaves no batch: {len(self.source)} images are fewer than batch_size "
+                f"{batch_size} on {self._ranks.world} ranks"
+            )
         self._next = self._position = (0, 0)  # (epoch, samples of it that are done)
-        self._running: weakref.ref[_Epoch] | None = None
+        self._running: weakref.ref[EpochIterator] | None = None
         self._process = os.getpid()
         self._closed = False
 
@@ -141,13 +149,19 @@ class Loader(BatchStreams):
         An epoch that another iterator has not finished ends.
 
         Raises:
-            RuntimeError: The loader is closed, or belongs to another process.
+            RuntimeError: The loader is closed, belongs to another process, or was made before
+                torch.distributed was initialized.
         """
         self.require_usable()
+        if self._asks_torch and ranks_of_group(None, None) != self._ranks:
+            raise RuntimeError(
+                "this Loader was made before torch.distributed was initialized: make it after, or "
+                "pass rank and world_size"
+            )
         self._stop()
         epoch, start = self._next
         self._next, self._position = (epoch + 1, 0), (epoch, start)
-        running = _Epoch(self, self._run_epoch(epoch, start))
+        running = EpochIterator(self.require_usable, self._run_epoch(epoch, start))
         self._running = weakref.ref(running)
         return running
 
@@ -166,9 +180,11 @@ class Loader(BatchStreams):
 
         Where `load_state_dict` has named a place in that same epoch, the place stays.
         """
-        require_whole("epoch", epoch, 0)
+        epoch = require_whole("epoch", epoch, 0)
         if epoch != self._next[0]:
             self._next = (epoch, 0)
+        if self._running is None or self._running() is None:
+            self._position = self._next
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader is: after the batch that was handed out last.
@@ -182,6 +198,7 @@ class Loader(BatchStreams):
             "samples": samples,
             "seed": self.seed,
             "images": len(self.source),
+            "shuffle": self.shuffle,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -190,16 +207,24 @@ class Loader(BatchStreams):
         The batch size and the number of ranks may be others than then.
 
         Raises:
-            ValueError: The state is of another seed, set of images or version.
+            ValueError: The state is of another seed, set of images, order or version.
         """
+        self._stop()
         mine = self.state_dict()
-        for key in ("version", "seed", "images"):
+        for key in ("version", "seed", "images", "shuffle"):
             if state.get(key) != mine[key]:
                 raise ValueError(
                     f"state has {key} = {state.get(key)!r}, this loader {mine[key]!r}: make the "
                     "loader as the one was that gave the state"
                 )
-        self._next = self._position = (int(state["epoch"]), int(state["samples"]))
+        epoch = require_whole("state's epoch", state.get("epoch", -1), 0)
+        samples = require_whole("state's samples", state.get("samples", -1), 0, len(self.source))
+        self._next = self._position = self._place(epoch, samples)
+
+    def _place(self, epoch: int, samples: int) -> tuple[int, int]:
+        """Where the next batch begins after `samples` of an epoch: in the next one at its end."""
+        least = self.batch_size * self._ranks.world if self.drop_last else 1
+        return (epoch, samples) if len(self.source) - samples >= least else (epoch + 1, 0)
 
     def close(self) -> None:
         """End all threads and processes. It may be called twice."""
@@ -224,11 +249,11 @@ class Loader(BatchStreams):
         def plan() -> Iterator[Index]:
             return one_epoch(order, epoch, start, self.batch_size, self.drop_last, self._ranks)
 
-        done, least = start, whole if self.drop_last else 1
+        done = start
         with closing(self._batches(plan, self._views)) as batches:
             for batch in batches:
                 done += whole
-                self._position = (epoch, done) if count - done >= least else (epoch + 1, 0)
+                self._position = self._place(epoch, done)
                 images = [self._finish_view(batch, number) for number in range(len(self._views))]
                 yield (images if self._several else images[0]), batch.labels
 
@@ -259,36 +284,8 @@ class Loader(BatchStreams):
         """End the epoch that is running, if there is one."""
         running = None if self._running is None else self._running()
         if running is not None and os.getpid() == self._process:
-            running.batches.close()
+            running.end()
         self._running = None
 
-
-class _Epoch:
-    """An iterator over one epoch. The loader holds it weakly: dropping it frees its threads."""
-
-    def __init__(self, loader: Loader, batches: Generator[tuple[Images, Tensor]]) -> None:
-        self.loader = loader
-        self.batches = batches
-
-    def __iter__(self) -> _Epoch:
-        return self
-
-    def __next__(self) -> tuple[Images, Tensor]:
-        self.loader.require_usable()
-        return next(self.batches)
-
-
-def build_loader(source: Source, data: DataConfig, seed: int, device: torch.device) -> Loader:
-    """The loader of `source` that a config's `data` section describes, for its streams."""
-    return Loader(
-        source,
-        1,
-        views=[view_of(data)],
-        dtype=torch.float32,
-        seed=seed,
-        device=device,
-        workers=data.workers,
-        on_error=data.on_error,
-        max_skipped_in_a_row=data.max_skipped_in_a_row,
-        backend=data.loader,
-    )
+    def __reduce__(self) -> str:
+        raise TypeError("a Loader cannot be copied or pickled: make one where it is needed")

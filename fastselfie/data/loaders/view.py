@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from fastselfie.config import DataConfig
+from fastselfie.data.loaders.checks import require_numbers, require_whole
 
 Crop = Literal["random_resized", "center", "pad", "none"]
 PadMode = Literal["zero", "reflect", "none"]
@@ -29,7 +29,7 @@ class View:
         count: How many times the view is drawn from each image.
 
     Raises:
-        ValueError: A value is outside of its range.
+        ValueError, TypeError: A value is not as described here.
     """
 
     size: int = 224
@@ -42,8 +42,11 @@ class View:
     count: int = 1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.size, int) or self.size < 1:
-            raise ValueError(f"size is {self.size!r}: it must be a whole number of at least 1")
+        require_whole("size", self.size, 1)
+        require_whole("pad", self.pad, 0)
+        require_whole("count", self.count, 1)
+        require_numbers("area", self.area, 2)
+        require_numbers("ratio", self.ratio, 2)
         if self.crop not in get_args(Crop):
             raise ValueError(f"crop is {self.crop!r}: it must be one of {_listed(Crop)}")
         if self.pad_mode not in get_args(PadMode):
@@ -52,10 +55,8 @@ class View:
             raise ValueError(f"area is {self.area}: it must rise within (0, 1]")
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise ValueError(f"ratio is {self.ratio}: it must rise from above 0")
-        if self.crop == "pad" and not 0 <= self.pad < self.size:
+        if self.crop == "pad" and self.pad >= self.size:
             raise ValueError(f"pad is {self.pad}: it must be in [0, {self.size})")
-        if not isinstance(self.count, int) or self.count < 1:
-            raise ValueError(f"count is {self.count!r}: it must be a whole number of at least 1")
 
     @property
     def flips(self) -> bool:
@@ -72,19 +73,6 @@ class View:
         if self.crop == "random_resized":
             return replace(self, crop="center", flip=False)
         return replace(self, pad=0, flip=False)
-
-
-def view_of(data: DataConfig) -> View:
-    """The view that a config's `data` section describes."""
-    return View(
-        size=data.image_size,
-        crop="random_resized" if data.crop == "resized" else "pad",
-        area=data.area,
-        ratio=data.ratio,
-        pad=data.pad,
-        pad_mode=data.pad_mode,
-        flip=data.flip,
-    )
 
 
 def _listed(choices: object) -> str:

@@ -10,6 +10,14 @@ import numpy as np
 from fastselfie.data.sources.base import UNLABELLED, Source, is_labelled, relabelled
 from fastselfie.data.sources.formats import IMAGE_FOLDER, DatasetLocation, Part, find_dataset
 from fastselfie.data.sources.shards import TEST_NAMES
+from fastselfie.errors import UserError
+
+# What a part may be called, by its usual name.
+PARTS = {
+    "train": ("train",),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
 
 
 def open_part(
@@ -36,6 +44,37 @@ def open_part(
     found = _choose_held_out(location, classes) if part != "train" else None
     found = found or location.open(part, False)
     return None if found is None else (found.source, found.format)
+
+
+def open_exact_part(path: Path, part: str) -> Source:
+    """Open the part of this name, with labels that are indices into the training classes.
+
+    A dataset without parts counts as whichever part is asked for.
+
+    Args:
+        path: The dataset.
+        part: A key of PARTS.
+
+    Raises:
+        UserError: As in `open_part`; or there are other parts alone, or other classes.
+    """
+    location = find_dataset(path)
+    names = PARTS[part]
+    found = [opened for name in names if (opened := location.open(name, True)) is not None]
+    train = location.open("train", True)
+    if not found:
+        parts = [name for name in TEST_NAMES if location.open(name, True) is not None]
+        apart = part != "train" and (parts or train is not None)
+        whole = None if apart else location.open(part, False)
+        if whole is None:
+            raise UserError(f"{path}: holds no {part} images")
+        return whole.source
+    if part == "train" or train is None or not is_labelled(found[0].source):
+        return found[0].source
+    aligned = align_labels(found[0].source, train.source.classes)
+    if aligned is None:
+        raise UserError(f"{path}: the classes of its {part} part are not those of its train part")
+    return aligned
 
 
 def open_held_out(path: Path, classes: Sequence[str]) -> Part | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
+import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -168,7 +171,7 @@ def test_set_epoch_keeps_the_place_of_its_own_epoch_alone(beton):
 
 def test_a_state_of_another_loader_is_refused(beton):
     state = Loader(beton, 5, size=32).state_dict()
-    for changes in ({"seed": 1}, {"images": 3}, {"version": 0}):
+    for changes in ({"seed": 1}, {"images": 3}, {"version": 0}, {"shuffle": False}):
         with pytest.raises(ValueError, match=f"state has {next(iter(changes))} = "):
             Loader(beton, 5, size=32).load_state_dict(state | changes)
 
@@ -290,6 +293,20 @@ def test_a_program_may_end_in_the_middle_of_an_epoch(beton):
         ({"mean": MEAN}, ValueError, "need a dtype of floats"),
         ({"dtype": torch.float32, "mean": (1, 2)}, ValueError, "mean is"),
         ({"seed": -1}, ValueError, "seed is -1"),
+        ({"seed": 2**32}, ValueError, "seed is 4294967296"),
+        ({"size": True}, TypeError, "size is True"),
+        ({"crop": "pad", "pad": 1.5}, TypeError, "pad is 1.5"),
+        ({"area": 0.5}, TypeError, "area is 0.5"),
+        ({"ratio": (1.0,)}, ValueError, "ratio is"),
+        ({"views": View(32)}, TypeError, "views is View"),
+        ({"dtype": torch.float32, "mean": 0.5}, TypeError, "mean is 0.5"),
+        ({"dtype": torch.float32, "std": (0, 1, 1)}, ValueError, "std is"),
+        ({"device": "mps"}, ValueError, "device is mps"),
+        ({"device": "cuda:99"}, ValueError, "device is cuda:99"),
+        ({"workers": 5000}, ValueError, "workers is 5000"),
+        ({"max_skipped_in_a_row": 0}, ValueError, "max_skipped_in_a_row is 0"),
+        ({"batch_size": 99, "drop_last": True}, ValueError, "drop_last leaves no batch"),
+        ({"part": "Val"}, ValueError, "part is 'Val'"),
         ({"workers": -1}, ValueError, "workers is -1"),
         ({"rank": 0}, ValueError, "rank and world_size"),
         ({"rank": 2, "world_size": 2}, ValueError, "rank is 2"),
@@ -305,8 +322,87 @@ def test_a_wrong_argument_is_named(beton, options, error, named):
 def test_data_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match="nowhere"):
         Loader(tmp_path / "nowhere", 4)
-    with pytest.raises(TypeError, match="data is 7: it must be a path"):
+    with pytest.raises(TypeError, match="data is a int: it must be a path"):
         Loader(7, 4)
+    with pytest.raises(ValueError, match="data is empty"):
+        Loader("", 4)
+
+
+def test_each_part_is_the_one_of_that_name(tmp_path):
+    """Not the held-out part that training would choose."""
+    for part, count in (("train", 6), ("valid", 4), ("test", 2)):
+        for label in ("a", "b"):
+            folder = tmp_path / part / label
+            folder.mkdir(parents=True)
+            for number in range(count):
+                picture(number, 20, 20).save(folder / f"{number}.png")
+    sizes = {
+        part: len(Loader(tmp_path, 1, size=16, part=part)) for part in ("train", "val", "test")
+    }
+    assert sizes == {"train": 12, "val": 8, "test": 4}
+    shutil.rmtree(tmp_path / "valid")
+    with pytest.raises(UserError, match="holds no val images"):
+        Loader(tmp_path, 1, part="val")
+    assert len(Loader(tmp_path / "test", 1, part="val")) == 4  # it has no parts
+
+
+def test_an_epoch_that_another_one_ended_says_so(beton):
+    loader = Loader(beton, 5, size=32)
+    first = iter(loader)
+    next(first)
+    next(iter(loader))
+    with pytest.raises(RuntimeError, match=r"another iter\(\) of this Loader"):
+        next(first)
+
+
+def test_close_from_another_thread_ends_the_epoch(beton):
+    loader = Loader(beton, 1, size=32)
+    batches, seen = iter(loader), []
+
+    def read():
+        for _ in range(2):
+            try:
+                next(batches)
+                seen.append("a batch")
+            except RuntimeError as error:
+                seen.append(str(error))
+            closing.set()
+            loader_closed.wait(10)
+
+    closing, loader_closed = threading.Event(), threading.Event()
+    reader = threading.Thread(target=read)
+    reader.start()
+    closing.wait(60)
+    loader.close()
+    loader_closed.set()
+    reader.join(60)
+    assert not reader.is_alive()
+    assert seen == ["a batch", "this Loader is closed: make a new one"]
+
+
+def test_the_end_of_an_epoch_is_the_start_of_the_next(beton):
+    """Also where the rest is too small for another batch size."""
+    state = Loader(beton, 4, size=32).state_dict() | {"epoch": 2, "samples": 16}
+    loader = Loader(beton, 8, size=32, drop_last=True)
+    loader.load_state_dict(state)
+    assert loader.epoch == 3
+    assert loader.state_dict()["samples"] == 0
+    loader.set_epoch(7)
+    assert loader.state_dict()["epoch"] == 7
+
+
+def test_a_loader_is_not_copied(beton):
+    for copy_of in (pickle.dumps, copy.deepcopy):
+        with pytest.raises(TypeError, match="cannot be copied or pickled"):
+            copy_of(Loader(beton, 5, size=32))
+
+
+def test_a_batch_of_bad_images_alone_says_why_it_stops(tmp_path):
+    data = jpeg_bytes(textured(1, 60, 60))
+    samples = [(data, "jpg", 60, 60, 0), (data[:60], "jpg", 60, 60, 1)]
+    path = beton_files.write(tmp_path / "a.beton", samples)
+    with pytest.raises(UserError, match="no image in its batch of 1 can replace it"):
+        epoch_of(Loader(path, 1, size=32, on_error="skip"))
 
 
 def test_a_source_of_open_dataset_is_taken(image_folder):
