@@ -40,6 +40,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "shortcut": lambda: training_tables.shortcut(_read("shortcut")),
     "speed": lambda: loader_tables.speed(_read("throughput-q90-224")),
     "throughput": lambda: loader_tables.throughput(_read_all("throughput-{}", *_THROUGHPUT)),
+    "overhead": lambda: loader_tables.overhead(_read("loader-overhead")),
     "loaders": lambda: loader_tables.loaders(_read("throughput-q90-224")),
     "conversion": lambda: loader_tables.conversion(_read("conversion")),
     "step": lambda: step_tables.step(_read_all("step-{}", "cifar10", "in224")),

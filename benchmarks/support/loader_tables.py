@@ -40,6 +40,22 @@ def throughput(results: list[dict[str, Any]]) -> str:
     return "\n".join([*table(head, rows), "", _conditions(results[0])])
 
 
+def overhead(result: dict[str, Any]) -> str:
+    """Images/s of `Loader`, and of the C++ engine driven by hand."""
+    names = {"native": "`Loader`", "decoder": "`BatchDecoder`, driven by hand"}
+    rows = [
+        [
+            names[row["loader"]],
+            median(row["images_per_s"], ",.0f"),
+            f"{row['cpu_ms_per_image']:.3f}",
+        ]
+        for row in result["results"]
+    ]
+    ratio = median(result["ratios"]["native/decoder"], ".3f")
+    said = f"`Loader` has {ratio} of the rate by hand. {_conditions(result)}"
+    return "\n".join([*table(["loader", "images/s", "CPU ms an image"], rows), "", said])
+
+
 def loaders(result: dict[str, Any]) -> str:
     """Speed, CPU time, memory and bytes read of every loader, for one kind of image."""
     head = [
