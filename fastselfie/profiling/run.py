@@ -23,6 +23,7 @@ from fastselfie.config import Config
 from fastselfie.data.beton.reader import IMAGE_MODES
 from fastselfie.data.dataset import BetonSource, Source, open_dataset
 from fastselfie.data.loaders import Batch, build_loader, choose_loader
+from fastselfie.data.loaders.backend import decoder_count
 from fastselfie.errors import UserError
 from fastselfie.profiling.advice import Facts, advise
 from fastselfie.profiling.estimate import ASSUMED, Target, estimate
@@ -129,8 +130,7 @@ def decoding_threads(config: Config, loader: str) -> int:
     """
     if loader in ("resident", "synthetic"):
         return 0
-    workers = config.data.workers
-    return usable_cores() if workers is None else min(usable_cores(), max(1, workers))
+    return min(usable_cores(), decoder_count(config.data.workers))
 
 
 class _Measured(NamedTuple):

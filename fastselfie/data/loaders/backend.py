@@ -45,7 +45,7 @@ class BackendOptions:
     @property
     def threads(self) -> int:
         """Threads that decode, at least one."""
-        return max(1, usable_cores() if self.workers is None else self.workers)
+        return decoder_count(self.workers)
 
 
 class Backend(ABC):
@@ -78,6 +78,11 @@ class Backend(ABC):
         No index of a plan is longer than its first: a backend may size its buffers by that one.
         Closing the generator frees what it holds.
         """
+
+
+def decoder_count(workers: int | None) -> int:
+    """Threads that decode, at least one; None: one a core."""
+    return max(1, usable_cores() if workers is None else workers)
 
 
 def flips_of(view: View, number: int, seed: int, index: Index) -> npt.NDArray[np.bool_]:

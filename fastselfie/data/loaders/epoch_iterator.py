@@ -17,7 +17,7 @@ class EpochIterator:
     ) -> None:
         self._require_usable = require_usable
         self._batches = batches
-        self._lock = threading.Lock()  # close() may come from another thread
+        self._lock = threading.RLock()  # close() may come from another thread, or a signal handler
         self._ended = False
 
     def __iter__(self) -> EpochIterator:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from fastselfie.data.loaders.checks import require_whole
 from fastselfie.data.random import IntArray
 from fastselfie.errors import UserError
 
@@ -22,9 +23,15 @@ class FailurePolicy:
         on_error: `raise` or `skip`.
         limit: With `skip`, how many images in a row may fail. A disk that is gone is not a bad
             image.
+
+    Raises:
+        ValueError, TypeError: An argument is not as described here.
     """
 
     def __init__(self, on_error: str = "raise", limit: int = 100) -> None:
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error is {on_error!r}: it must be raise or skip")
+        require_whole("max_skipped_in_a_row", limit, 1)
         self.on_error = on_error
         self.limit = limit
         self.skipped = 0

@@ -106,14 +106,10 @@ class Loader(BatchStreams):
         max_skipped_in_a_row: int = 100,
         backend: str = "auto",
     ) -> None:
-        self._closed = True  # until all arguments are found good
         batch_size = require_whole("batch_size", batch_size, 1)
         seed = require_whole("seed", seed, 0, 2**32 - 1)
         workers = None if workers is None else require_whole("workers", workers, 0, 1024)
-        require_whole("max_skipped_in_a_row", max_skipped_in_a_row, 1)
         device = usable_device(device)
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error is {on_error!r}: it must be raise or skip")
         one = View(size, crop, area, ratio, pad, pad_mode, flip)
         self._several = views is not None
         self._ranks = ranks_of_group(rank, world_size)
@@ -167,8 +163,13 @@ class Loader(BatchStreams):
 
     def __len__(self) -> int:
         """Batches in an epoch, of this process."""
-        whole = self.batch_size * self._ranks.world
-        return len(self.source) // whole if self.drop_last else -(-len(self.source) // whole)
+        count, whole = len(self.source), self._whole_batch
+        return count // whole if self.drop_last else -(-count // whole)
+
+    @property
+    def _whole_batch(self) -> int:
+        """Images in a batch of all ranks."""
+        return self.batch_size * self._ranks.world
 
     @property
     def epoch(self) -> int:
@@ -223,7 +224,7 @@ class Loader(BatchStreams):
 
     def _place(self, epoch: int, samples: int) -> tuple[int, int]:
         """Where the next batch begins after `samples` of an epoch: in the next one at its end."""
-        least = self.batch_size * self._ranks.world if self.drop_last else 1
+        least = self._whole_batch if self.drop_last else 1
         return (epoch, samples) if len(self.source) - samples >= least else (epoch + 1, 0)
 
     def close(self) -> None:
@@ -243,7 +244,7 @@ class Loader(BatchStreams):
         return list(self.source.classes)
 
     def _run_epoch(self, epoch: int, start: int) -> Generator[tuple[Images, Tensor]]:
-        count, whole = len(self.source), self.batch_size * self._ranks.world
+        count = len(self.source)
         order = rng.epoch_order(self.seed, epoch, count) if self.shuffle else np.arange(count)
 
         def plan() -> Iterator[Index]:
@@ -252,7 +253,7 @@ class Loader(BatchStreams):
         done = start
         with closing(self._batches(plan, self._views)) as batches:
             for batch in batches:
-                done += whole
+                done += self._whole_batch
                 self._position = self._place(epoch, done)
                 images = [self._finish_view(batch, number) for number in range(len(self._views))]
                 yield (images if self._several else images[0]), batch.labels
