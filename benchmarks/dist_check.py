@@ -1,10 +1,12 @@
-"""Check what `make dist` built: what is in the wheel, and that it works where nothing is installed.
+"""Check that the wheel of `make dist` works on a machine where nothing else is installed.
 
 python benchmarks/dist_check.py dist
 
-The wheel is installed into a new virtual environment and used in an empty folder. Its PATH has the
-environment's programs alone, so there is no compiler. Prints what was done; the first fault ends it
-with status 1. The wheel was built from the sdist, so the sdist is checked with it.
+It checks the list of files in the wheel. Then it installs the wheel into a new virtual environment
+and uses it in an empty folder: the command line, the programs of examples/ and the Python of the
+README. PATH has only the programs of that environment, so there is no compiler. It prints what it
+did, and the first fault ends it with status 1. `make dist` builds the wheel from the sdist, so this
+checks the sdist too.
 """
 
 from __future__ import annotations

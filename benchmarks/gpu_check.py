@@ -1,10 +1,11 @@
-"""What only a GPU can show: see gpu_check.sh. One check's fault hides no other.
+"""Make every check that needs a GPU: correctness, no waiting for the device, times, rates.
 
-python benchmarks/gpu_check.py --json OUT
+python benchmarks/gpu_check.py --json OUT        # benchmarks/gpu_check.sh calls it
 
-The result names every check with ok, FAILED or missing (a package is not installed: the check was
-not made), its seconds and what it measured or why it failed. It is written after every check; the
-last ones fail where the time for all is over.
+The result has one entry per check: "ok", "FAILED" or "missing" (a package is not installed, so the
+check was not made), its seconds, and what it measured or why it failed. It is written after every
+check. A check that fails does not stop the others. When the time for all checks is over, the
+remaining ones fail.
 """
 
 from __future__ import annotations

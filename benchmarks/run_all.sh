@@ -29,7 +29,8 @@ measure() { # NAME TITLE OPTIONS
 prepare "$work/q90.beton" --max-side 500 --quality 90 --subsampling 420
 prepare "$work/orig.beton"
 # What users of FFCV have: its own writer's file. The other peers read the JPEGs in it.
-[ -e "$work/ffcv.beton" ] || "$python" "$here/inputs.py" ffcv "$photos" "$work/ffcv.beton"
+[ -e "$work/ffcv.beton" ] || PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" \
+  "$python" -m support.inputs "$photos" "$work/ffcv.beton"
 
 q90="--data $work/q90.beton --ffcv-data $work/ffcv.beton --folder $work/q90-folder"
 all=native,ffcv,dali-cpu,folder

@@ -10,7 +10,6 @@ from conftest import REPOSITORY, tiny_config
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
-from step import StepJob
 from support import step_contenders
 from support.step_contenders import shape_of
 from support.straightforward import StraightforwardSelfie, normalised, their_names
@@ -64,8 +63,7 @@ def test_one_graph_at_a_time_is_in_memory_for_the_facts(monkeypatch, tiny_yaml):
 
     monkeypatch.setattr(step_contenders, "_loss", seen)
     monkeypatch.setattr(StraightforwardSelfie, "forward", seen_forward)
-    job = StepJob("ours", str(tiny_yaml), ("data.loader=synthetic",), 8, 1)
-    facts = step_contenders.facts(job, 16)
+    facts = step_contenders.facts(str(tiny_yaml), ["data.loader=synthetic"], 16)
     assert with_graph == [True, False, False, False]
     ours, in_fp32, plain = facts["losses"].values()
     assert ours == in_fp32 == pytest.approx(plain, rel=1e-5)

@@ -1,8 +1,9 @@
-"""Registers, spills and shared memory of the Triton programs, compiled for GPUs that are not here.
+"""Read registers, spilled bytes and shared memory of the Triton programs, for GPUs not present.
 
-    python benchmarks/resources.py    JSON, a row a target and shape; without TRITON_INTERPRET
+python -m support.resources    # in benchmarks/: JSON, one object per target and shape
 
-Triton compiles to machine code for any target; cuobjdump, which its wheel ships, reads the rest.
+Triton compiles to machine code for any target, unless TRITON_INTERPRET is set. cuobjdump, which is
+in its wheel, reads the rest.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from traffic import SHAPES, Shape
+from support.traffic import SHAPES, Shape
 
 if TYPE_CHECKING:
     from triton import JITFunction

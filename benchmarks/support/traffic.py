@@ -1,9 +1,9 @@
-"""Bytes that a computation moves: counted from the running program, not from a formula.
+"""Count the bytes that a computation moves, from the running program and not from a formula.
 
-A Triton program is counted in its interpreter, load by load and store by store; plain torch by the
-operations that it dispatches, each reading its inputs and writing its outputs once.
+TRITON_INTERPRET=1 python -m support.traffic    # in benchmarks/: JSON, one object per SHAPES
 
-    TRITON_INTERPRET=1 python benchmarks/traffic.py    JSON of every shape of SHAPES, see `measured`
+A Triton program is counted in its interpreter, load by load and store by store. Plain torch is
+counted by the operations that it dispatches: each reads its inputs and writes its outputs once.
 """
 
 from __future__ import annotations
