@@ -96,7 +96,7 @@ def build(target: Target, folder: Path) -> Path:
     jpeg_flags, host_flags = map(
         ast.literal_eval, re.findall(r"extra_compile_args=(\[.*?\])", text)
     )
-    flags = {"jpeg": jpeg_flags, "host": host_flags, "benchmarks": ["-O2", "-Wall", "-Wextra"]}
+    flags = {"jpeg": jpeg_flags, "host": host_flags, "support": ["-O2", "-Wall", "-Wextra"]}
     sources = [
         path
         for path in sorted(ROOT.glob("kernels/*/*.cpp"))

@@ -126,14 +126,17 @@ def test_it_goes_on_where_it_was(image_folder, tmp_path, accelerator, monkeypatc
     straight, measured = run(image_folder, tmp_path / "straight", accelerator)
     original = TrainStep.__call__
 
+    class Stop(Exception):  # not KeyboardInterrupt, which does not wait for the last checkpoint
+        pass
+
     def stop(self, step, batch):
         if step == 5:
-            raise KeyboardInterrupt
+            raise Stop
         original(self, step, batch)
 
     with monkeypatch.context() as patch:
         patch.setattr(TrainStep, "__call__", stop)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Stop):
             run(image_folder, tmp_path / "left", accelerator)
     assert load_checkpoint(tmp_path / "left" / "latest.pt")["step"] == 4
     again, measured_again = run(image_folder, tmp_path / "left", accelerator)
