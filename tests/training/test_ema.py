@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_config
+from helpers.training import run_pretraining, stopping_at
 
 from fastselfie.data.dataset import open_dataset
 from fastselfie.data.loaders import Batch, Index
@@ -16,15 +17,13 @@ from fastselfie.runs.load import load_pretrained
 from fastselfie.system.accelerator import Precision
 from fastselfie.training.checkpoint import load_checkpoint
 from fastselfie.training.finetune import few_labels, finetune
-from fastselfie.training.pretrain import pretrain
 from fastselfie.training.step import TrainStep
 
 SETTINGS = {"ema": 0.75, "steps": 6, "batch_size": 6, "save_every": 4}
 
 
 def run(folder, out, accelerator, **pretraining):
-    config = tiny_config(data={"train": str(folder)}, pretrain={**SETTINGS, **pretraining})
-    return pretrain(config, open_dataset(config.data, config.seed), out, accelerator)
+    return run_pretraining(folder, out, accelerator, pretrain={**SETTINGS, **pretraining})
 
 
 def same(one, other):
@@ -122,22 +121,10 @@ def batch_of(images):
     return Batch((pixels,), torch.zeros(images), (torch.zeros(images),), index)
 
 
-def test_it_goes_on_where_it_was(image_folder, tmp_path, accelerator, monkeypatch):
+def test_it_goes_on_where_it_was(image_folder, tmp_path, accelerator):
     straight, measured = run(image_folder, tmp_path / "straight", accelerator)
-    original = TrainStep.__call__
-
-    class Stop(Exception):  # not KeyboardInterrupt, which does not wait for the last checkpoint
-        pass
-
-    def stop(self, step, batch):
-        if step == 5:
-            raise Stop
-        original(self, step, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainStep, "__call__", stop)
-        with pytest.raises(Stop):
-            run(image_folder, tmp_path / "left", accelerator)
+    with stopping_at(5):
+        run(image_folder, tmp_path / "left", accelerator)
     assert load_checkpoint(tmp_path / "left" / "latest.pt")["step"] == 4
     again, measured_again = run(image_folder, tmp_path / "left", accelerator)
     assert same(again.state_dict(), straight.state_dict())

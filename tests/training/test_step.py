@@ -13,11 +13,15 @@ from conftest import tiny_config
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastselfie.data.dataset import open_dataset
+from fastselfie.data.inputs import draw_masks
 from fastselfie.data.loaders import build_loader
 from fastselfie.errors import UserError
+from fastselfie.kernels.reference import patchify
+from fastselfie.models.selfie import Selfie
 from fastselfie.system.accelerator import choose_accelerator, choose_compile
 from fastselfie.training.memory import estimate_pretraining
 from fastselfie.training.pretrain import build_pretraining
+from fastselfie.training.step import TrainStep
 
 
 def train(folder, accelerator, steps, dtype=torch.float32, **sections):
@@ -201,3 +205,50 @@ def test_switches_that_exclude_each_other_are_refused(runtime, named):
 def test_a_bare_off_is_no_boolean():
     """YAML 1.1 reads it as false."""
     assert tiny_config(runtime={"compile": False}).runtime.compile == "off"
+
+
+def test_micro_batches_add_up_to_the_batch(image_folder, accelerator):
+    """With batch norm in eval mode the gradients are those of one large pass."""
+    config = tiny_config(data={"train": str(image_folder)}, model={"dropout": 0.0})
+    loader = build_loader(open_dataset(config.data).train, config.data, 0, accelerator.device)
+    with closing(loader.stream(0, 12)) as batches:
+        batch = next(batches)
+    mean, std = torch.tensor(config.data.mean), torch.tensor(config.data.std)
+    weights = []
+    for micro in (12, 5):  # 5 leaves a smaller rest
+        torch.manual_seed(0)
+        model = Selfie(config).double().eval()
+
+        def objective(part, model=model):
+            order = draw_masks(part, 0, config.patches)
+            patches = patchify(part.images, part.flip, order, 8, mean, std, torch.float64)
+            loss, correct = model(patches, order)
+            return loss, correct, len(part.images) * 4
+
+        step = TrainStep(model, objective, config.pretrain, accelerator, micro)
+        step(0, batch)
+        weights.append((torch.cat([p.flatten() for p in model.parameters()]), step.read()))
+    assert torch.allclose(weights[0][0], weights[1][0], rtol=1e-10, atol=1e-12)
+    assert weights[0][1].loss == pytest.approx(weights[1][1].loss, rel=1e-6)
+    assert weights[0][1].accuracy == weights[1][1].accuracy
+
+
+def test_gradients_are_clipped_to_the_asked_norm(image_folder, accelerator):
+    config = tiny_config(
+        data={"train": str(image_folder)},
+        pretrain={"clip_grad_norm": 0.01, "warmup_steps": 0, "lr": 1.0, "momentum": 0.0,
+                  "weight_decay": 0.0},
+    )  # fmt: skip
+    model = Selfie(config)
+    loader = build_loader(open_dataset(config.data).train, config.data, 0, accelerator.device)
+    mean, std = torch.tensor(config.data.mean), torch.tensor(config.data.std)
+
+    def objective(batch):
+        order = draw_masks(batch, 0, config.patches)
+        return *model(patchify(batch.images, batch.flip, order, 8, mean, std), order), 1
+
+    before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+    with closing(loader.stream(0, 8)) as batches:
+        TrainStep(model, objective, config.pretrain, accelerator, 8)(0, next(batches))
+    after = torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert (after - before).norm().item() == pytest.approx(0.01, rel=1e-3)
