@@ -24,7 +24,7 @@ _NOISE, _SIDE, _CLASSES = 50_000, 32, 10
 
 
 def make_folder(beton: str, folder: str) -> None:
-    """An image folder of the JPEG bytes in a .beton file."""
+    """Write the JPEGs of a .beton file as an image folder."""
     reader = BetonReader(beton)
     if (reader.mode != IMAGE_MODES["jpg"]).any():
         raise UserError(f"{beton}: holds raw images; an image folder is made of JPEGs")
@@ -37,7 +37,7 @@ def make_folder(beton: str, folder: str) -> None:
 
 
 def make_shards(folder: str) -> None:
-    """WebDataset's shards of an image folder."""
+    """Write an image folder as WebDataset shards."""
     files, labels = files_of(folder)
     making = Path(f"{shards_of(folder)}.making")
     making.mkdir()
@@ -55,7 +55,7 @@ def make_shards(folder: str) -> None:
 def make_ffcv_file(
     folder: str, beton: str, max_side: int | None = 500, workers: int = os.cpu_count() or 1
 ) -> None:
-    """What an FFCV user has: its DatasetWriter on the photographs, its default quality."""
+    """Write photographs with FFCV's DatasetWriter at its default quality."""
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
 
@@ -80,7 +80,7 @@ class _Pictures:
 
 
 def make_noise(beton: str) -> None:
-    """Raw images of CIFAR-10's number and size; no loader cares what is on them."""
+    """Write random raw images, as many and as large as those of CIFAR-10."""
     pixels = np.random.default_rng(0).integers(0, 256, (_NOISE, _SIDE, _SIDE, 3), np.uint8)
     with BetonWriter(beton, _NOISE) as writer:
         for k, image in enumerate(pixels):

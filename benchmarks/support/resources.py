@@ -38,8 +38,13 @@ _TYPES = {
 
 
 class Program(NamedTuple):
-    """A Triton function as it is launched. types: of arguments that are neither constants nor i32;
-    aligned: arguments that 16 divides; tile: what the constants come from."""
+    """A Triton function as it is launched.
+
+    Args:
+        types: Types of the arguments that are neither constants nor i32.
+        aligned: Arguments that are multiples of 16.
+        tile: What the constants come from.
+    """
 
     name: str
     shape: str
@@ -84,7 +89,7 @@ def patches(dtype: str, name: str) -> Program:
 
 
 def compiled(program: Program, target: int) -> dict[str, Any]:
-    """What a program takes on sm_TARGET. A stack holds what registers could not."""
+    """Compile a program for sm_TARGET and read its resources. Spilled registers are on a stack."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

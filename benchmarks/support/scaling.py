@@ -26,7 +26,7 @@ _BACKWARD = 2 / 3  # of a step, during which gradients travel
 
 
 class Link(NamedTuple):
-    """gb_per_s: of a GPU, as all-reduce benchmarks report it. latency_us: a hop's."""
+    """A connection: all-reduce bandwidth of a GPU, and latency of a hop."""
 
     name: str
     gb_per_s: float
@@ -51,8 +51,12 @@ def all_reduce_s(ranks: int, size: float, link: Link) -> float:
 
 
 def estimate_ranks(measured: dict[str, Any]) -> dict[str, Any]:
-    """measured: step_s of one GPU, relative step times (a list around 1), join_s a rank, start_s,
-    copy_s and save_s of a checkpoint, save_every in steps."""
+    """Estimate the cost for each number of ranks.
+
+    Args:
+        measured: step_s of one GPU, relative step times (a list around 1), join_s per rank,
+            start_s, copy_s of a checkpoint, save_every in steps.
+    """
     return {
         "formula": " ".join((__doc__ or "").split("\n\n")[1].split()),
         "inputs": {
@@ -90,7 +94,7 @@ def _row(ranks: int, measured: dict[str, Any]) -> dict[str, Any]:
 
 
 def _exchange(ranks: int, link: Link, size: float, measured: dict[str, Any]) -> dict[str, float]:
-    """What gradients of `size` bytes cost a step whose ranks are equally fast."""
+    """Estimate what gradients of `size` bytes cost a step of equally fast ranks."""
     whole = all_reduce_s(ranks, size, link)
     last = all_reduce_s(ranks, _BUCKET * size, link)
     step = measured["step_s"]
@@ -107,9 +111,9 @@ def _exchange(ranks: int, link: Link, size: float, measured: dict[str, Any]) -> 
 
 
 def _waiting(ranks: int, relative: list[float], steps: int = 2000, seed: int = 0) -> float:
-    """How much longer than the mean step the slowest of `ranks` takes, in steps: simulated.
+    """Simulate how much longer than the mean step the slowest of `ranks` takes, in steps.
 
-    Each rank's step is drawn from the measured ones; all wait for the slowest.
+    Each rank's step is drawn from the measured ones.
     """
     draws = np.random.default_rng(seed).choice(np.asarray(relative), (steps, ranks))
     return float(draws.max(axis=1).mean() - np.mean(relative))

@@ -70,7 +70,7 @@ def _batches(config: Config, device: torch.device) -> Any:
 
 
 def shape_of(config: Config) -> Shape:
-    """The straightforward network of the same sizes."""
+    """Return the sizes of the straightforward network for a config."""
     model = config.model
     return Shape(
         stem=model.stem,
@@ -89,12 +89,13 @@ def shape_of(config: Config) -> Shape:
 
 
 def facts(path: str, overrides: Sequence[str], side: int) -> dict[str, Any]:
-    """What holds for all contenders: work an image, the machine's own rate, both codes' losses.
+    """Measure what holds for all contenders.
 
-    gflop_per_image: forward and backward by torch's counter, 2 a multiply-add. matmul_gflops_per_s:
-    of a product of two side x side matrices in the config's precision, the best of ten. losses: of
-    ours, of ours in fp32 and of the straightforward code, dropout off, from the same weights on the
-    same batch.
+    Returns:
+        "gflop_per_image": forward and backward by torch's counter, 2 per multiply-add.
+        "matmul_gflops_per_s": rate of a product of two side x side matrices in the config's
+        precision, the best of ten. "losses": of ours, of ours in fp32 and of the straightforward
+        code, without dropout, with the same weights and the same batch.
     """
     overrides = [*overrides, "model.dropout=0.0"]
     accelerator = choose_accelerator(load_config(path, overrides).runtime)
@@ -110,10 +111,10 @@ def facts(path: str, overrides: Sequence[str], side: int) -> dict[str, Any]:
 
 
 def _one_batch(path: str, overrides: list[str]) -> tuple[float, dict[str, float]]:
-    """FLOP an image, forward and backward, and the losses."""
+    """Return the FLOP per image, forward and backward, and the losses of one batch."""
     config = load_config(path, overrides)
     with FlopCounterMode(display=False) as counter:
-        # Ours compute weight gradients on several threads, and the counter sees one.
+        # Our kernels compute weight gradients on several threads; the counter sees only one.
         counted = _loss(load_config(path, [*overrides, "runtime.kernels=reference"]))[0]
         counted.backward()  # type: ignore[no-untyped-call]
     del counted
@@ -133,7 +134,7 @@ def _one_batch(path: str, overrides: list[str]) -> tuple[float, dict[str, float]
 
 
 def _loss(config: Config) -> tuple[Tensor, Selfie, Batch]:
-    """Of a fresh network on its first batch."""
+    """Return the loss of a fresh network, the network, and its first batch."""
     accelerator = choose_accelerator(config.runtime)
     pretraining = build_pretraining(config, accelerator)
     batch: Batch = next(_batches(config, accelerator.device))
