@@ -14,7 +14,7 @@ def dist_check(monkeypatch):
     return importlib.import_module("dist_check")
 
 
-def test_the_program_of_the_readme_goes_through_the_file(dist_check, tmp_path, monkeypatch, capsys):
+def test_the_readme_program_reads_the_whole_file(dist_check, tmp_path, monkeypatch, capsys):
     write_beton(tmp_path / "train.beton", [picture(k, 80, 60) for k in range(5)], [0, 1, 0, 1, 0])
     monkeypatch.chdir(tmp_path)
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The step's benchmark: the straightforward code does what ours does."""
+"""benchmarks/step.py: the straightforward code computes what ours computes."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def test_the_straightforward_code_gives_the_same_loss_and_gradients(stem, positi
     assert not gradients
 
 
-def test_one_graph_at_a_time_is_in_memory_for_the_facts(monkeypatch, tiny_yaml):
-    """The parent holds the GPU's memory that the contenders need."""
+def test_facts_keep_one_autograd_graph_in_memory_at_a_time(monkeypatch, tiny_yaml):
+    """Memory of a GPU that this process holds is missing for the contenders."""
     with_graph, losses = [], step_contenders._loss
     forward = StraightforwardSelfie.forward
 

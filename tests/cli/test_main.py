@@ -15,8 +15,8 @@ def test_doctor_and_version(cli):
     assert cli("--version").out.strip() == __version__
 
 
-def test_waiting_threads_leave_their_core_to_others(cli, monkeypatch):
-    """Set before torch is loaded: see main."""
+def test_openmp_threads_wait_without_spinning(cli, monkeypatch):
+    """`main` sets the variable before torch is imported."""
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     cli("--version")
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"

@@ -23,7 +23,7 @@ def test_evaluate_measures_every_network(trained, cli, image_folder):
 
 
 def test_evaluate_reads_the_weights_of_the_run(trained, cli):
-    """Another checkpoint, other measures: nothing is measured of a fresh network."""
+    """With another checkpoint the measures differ, so they are not of a fresh network."""
     out, _ = trained
     before = json.loads(cli("evaluate", out).out)
     for name in ("pretrain", "finetuned"):
@@ -46,7 +46,7 @@ def test_evaluate_measures_the_images_that_are_given(trained, cli, tmp_path):
     assert measures["finetuned"]["top1"] == 0.5  # the same picture under both names
 
 
-def test_evaluate_refuses_what_is_no_run(cli, tmp_path):
+def test_evaluate_refuses_a_folder_that_is_no_run(cli, tmp_path):
     result = cli("evaluate", tmp_path)
     assert result.status == 2
     assert "not a run" in result.err

@@ -10,16 +10,16 @@ from fastselfie.training.checkpoint import load_checkpoint, save_checkpoint
 
 
 def only_latest(stage):
-    """latest.pt, whose older brothers are gone."""
+    """Delete the older checkpoints of a stage and return latest.pt."""
     for path in stage.glob("step-*.pt"):
         path.unlink()
     return stage / "latest.pt"
 
 
-def test_labels_chosen_by_a_start_that_trained_nothing_are_chosen_anew(
+def test_labels_are_chosen_again_if_the_first_start_trained_nothing(
     cli, tiny_yaml, image_folder, tmp_path
 ):
-    """As where an unreadable image ended it, which its user then removed."""
+    """For example, an unreadable image ended it, and the user removed the image."""
     bad = image_folder / "train" / "cat" / "bad.jpg"
     bad.write_text("no image")
     command = ("train", tiny_yaml, f"data.train={image_folder}", "--out", tmp_path / "x")
@@ -41,7 +41,7 @@ def test_the_same_command_again_trains_nothing(trained, cli, tiny_yaml, image_fo
     assert (out / "pretrain" / "latest.pt").stat().st_mtime_ns == stamp
 
 
-def test_a_summary_that_was_cut_short_is_written_again(trained, cli, tiny_yaml, image_folder):
+def test_a_truncated_summary_is_rewritten(trained, cli, tiny_yaml, image_folder):
     out, figures = trained
     path = out / "summary.json"
     path.write_text(path.read_text(encoding="utf-8")[:20], encoding="utf-8")
@@ -56,7 +56,7 @@ def test_a_summary_that_was_cut_short_is_written_again(trained, cli, tiny_yaml, 
     assert json.loads(path.read_text(encoding="utf-8")) == summary
 
 
-def test_never_moves_the_earlier_run_aside(trained, cli, tiny_yaml, image_folder):
+def test_resume_never_moves_the_earlier_run_aside(trained, cli, tiny_yaml, image_folder):
     out, _ = trained
     command = ("train", tiny_yaml, f"data.train={image_folder}", "pretrain.lr=0.2", "--out", out)
     refused = cli(*command)
@@ -86,7 +86,7 @@ def test_resume_from_another_run_and_from_a_checkpoint(trained, cli, tiny_yaml, 
 
 
 def test_a_checkpoint_of_another_model_is_refused(trained, cli, tiny_yaml, image_folder):
-    """Its config says the right width and its weights are of another: a swapped file."""
+    """A swapped file: its config fits, and its weights have another width."""
     out, _ = trained
     path = only_latest(out / "pretrain")
     state = load_checkpoint(path)
@@ -118,7 +118,7 @@ def test_a_refused_resume_leaves_the_run_as_it_was(trained, cli, tiny_yaml, imag
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
 
 
-def test_other_images_are_not_gone_on_with(trained, cli, tiny_yaml, image_folder):
+def test_resuming_on_other_images_is_refused(trained, cli, tiny_yaml, image_folder):
     out, _ = trained
     (image_folder / "test" / "cat" / "0.png").unlink()
     result = cli("train", tiny_yaml, f"data.train={image_folder}", "--out", out)
@@ -136,7 +136,7 @@ def test_an_unfinished_pretraining_is_not_finetuned(cli, tiny_yaml, image_folder
     assert "pretraining stopped at step 3 of 4" in result.err
 
 
-def test_the_control_can_come_later(cli, tiny_yaml, image_folder, tmp_path):
+def test_the_control_can_be_trained_later(cli, tiny_yaml, image_folder, tmp_path):
     command = ("train", tiny_yaml, f"data.train={image_folder}", "--out", tmp_path / "run")
     first = json.loads(cli(*command, "finetune.control=false").out)
     assert "supervised_accuracy" not in first

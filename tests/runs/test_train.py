@@ -15,7 +15,7 @@ from fastselfie.training import checkpoint_writer as saver
 from fastselfie.training.checkpoint import load_checkpoint
 
 
-def test_a_run_leaves_its_figures_its_page_and_its_config(trained, image_folder):
+def test_a_run_writes_its_summary_report_and_config(trained, image_folder):
     out, figures = trained
     assert {"pretext_accuracy", "finetuned_accuracy", "supervised_accuracy", "images_per_s",
             "seconds"} <= set(figures)  # fmt: skip
@@ -32,7 +32,7 @@ def test_a_run_leaves_its_figures_its_page_and_its_config(trained, image_folder)
     assert list((out / "pretrain" / "tensorboard").iterdir())
 
 
-def test_a_warm_up_that_outlasts_its_stage_is_said(cli, tiny_yaml, image_folder, tmp_path):
+def test_a_warmup_longer_than_its_stage_gives_a_warning(cli, tiny_yaml, image_folder, tmp_path):
     long = ("pretrain.warmup_steps=5", "finetune.warmup_steps=9")
     command = ("train", tiny_yaml, f"data.train={image_folder}", *long, "--stage", "pretrain")
     result = cli(*command, "--out", tmp_path / "x")
@@ -42,7 +42,7 @@ def test_a_warm_up_that_outlasts_its_stage_is_said(cli, tiny_yaml, image_folder,
     assert "finetune.warmup_steps" not in said  # which does not run
 
 
-def test_held_out_classes_that_none_trains_are_said(cli, tiny_yaml, tmp_path):
+def test_held_out_classes_without_training_images_give_a_warning(cli, tiny_yaml, tmp_path):
     for index in range(20):
         folder = tmp_path / "photos" / f"{index}"
         folder.mkdir(parents=True)
@@ -52,8 +52,10 @@ def test_held_out_classes_that_none_trains_are_said(cli, tiny_yaml, tmp_path):
     assert "warning: 2 of the 2 held-out images are of classes without a training image" in said
 
 
-def test_training_images_that_are_held_out_are_said(cli, tiny_yaml, image_folder, tmp_path):
-    """A set without parts is whatever part is asked for."""
+def test_training_images_that_are_also_held_out_give_a_warning(
+    cli, tiny_yaml, image_folder, tmp_path
+):
+    """A dataset without parts gives all images for every part."""
     folder = image_folder / "train"
     command = ("train", tiny_yaml, f"data.train={folder}", "--stage", "pretrain")
     said = " ".join(cli(*command, f"data.test={folder}", "--out", tmp_path / "x").err.split())
@@ -62,7 +64,7 @@ def test_training_images_that_are_held_out_are_said(cli, tiny_yaml, image_folder
     assert "warning" not in other.err
 
 
-def test_stages_one_by_one(cli, tiny_yaml, image_folder, tmp_path):
+def test_stages_can_be_run_one_by_one(cli, tiny_yaml, image_folder, tmp_path):
     command = ("train", tiny_yaml, f"data.train={image_folder}", "--out", tmp_path / "run")
     early = cli(*command, "--stage", "finetuned")
     assert early.status == 2
@@ -105,7 +107,7 @@ def test_a_mistake_is_one_line_and_status_2(cli, tiny_yaml, image_folder, tmp_pa
     assert not out.exists()
 
 
-def test_a_bad_image_ends_the_run_with_its_path(cli, tiny_yaml, image_folder, tmp_path):
+def test_an_unreadable_image_ends_the_run_and_is_named(cli, tiny_yaml, image_folder, tmp_path):
     (image_folder / "train" / "cat" / "2.png").write_bytes(b"\x89PNG cut")
     result = cli("train", tiny_yaml, f"data.train={image_folder}", "--out", tmp_path / "run")
     assert result.status == 2

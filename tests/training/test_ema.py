@@ -1,4 +1,4 @@
-"""The moving average of pretraining: its formula, what moves it, and where it is used."""
+"""The moving average of pretraining: its formula, when it changes, and where it is used."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def same(one, other):
 
 @pytest.fixture
 def followed(monkeypatch):
-    """The average by the formula, in float64 beside each run, from what the steps leave."""
+    """Compute the average by its formula in float64, from the weights after each step."""
     original, kept = TrainStep.__call__, {}
 
     def call(self, step, batch):
@@ -63,7 +63,7 @@ def test_it_is_the_average_of_weights_and_batch_statistics(
             assert torch.equal(value, state["model"][name])
 
 
-def test_the_weights_themselves_train_as_without_it(image_folder, tmp_path, accelerator):
+def test_the_average_does_not_change_training(image_folder, tmp_path, accelerator):
     states = []
     for name, decay in (("with", 0.75), ("without", None)):
         run(image_folder, tmp_path / name, accelerator, ema=decay)
@@ -72,7 +72,7 @@ def test_the_weights_themselves_train_as_without_it(image_folder, tmp_path, acce
     assert states[1]["average"] is None
 
 
-def test_a_step_that_is_left_out_does_not_move_it(
+def test_a_skipped_step_does_not_change_the_average(
     image_folder, tmp_path, accelerator, monkeypatch, followed
 ):
     original = TrainStep._gradients
@@ -94,8 +94,8 @@ def test_a_step_that_is_left_out_does_not_move_it(
             assert int(value) == 4
 
 
-def test_a_step_that_fp16s_scaler_leaves_out_does_not_move_it(accelerator):
-    """One that lowers the scale is no offence to the guard."""
+def test_a_step_skipped_by_the_fp16_scaler_does_not_change_the_average(accelerator):
+    """The guard does not count a step that only lowers the scale."""
     half = replace(accelerator, precision=Precision("fp16", "test"))
     model = torch.nn.Linear(2, 2)
 
@@ -121,7 +121,7 @@ def batch_of(images):
     return Batch((pixels,), torch.zeros(images), (torch.zeros(images),), index)
 
 
-def test_it_goes_on_where_it_was(image_folder, tmp_path, accelerator):
+def test_a_resumed_run_has_the_same_average(image_folder, tmp_path, accelerator):
     straight, measured = run(image_folder, tmp_path / "straight", accelerator)
     with stopping_at(5):
         run(image_folder, tmp_path / "left", accelerator)
@@ -131,7 +131,7 @@ def test_it_goes_on_where_it_was(image_folder, tmp_path, accelerator):
     assert measured_again == measured
 
 
-def test_finetuning_evaluation_and_pictures_take_it(
+def test_finetuning_evaluation_and_pictures_use_the_average(
     image_folder, tmp_path, accelerator, monkeypatch
 ):
     measured = []

@@ -18,7 +18,7 @@ from fastselfie.training.step import TrainStep
 
 
 def first_weights(monkeypatch):
-    """What each stage's model holds before its first step, in order."""
+    """Record the weights of each stage before its first step, in order."""
     held = []
     original = TrainStep.__init__
 
@@ -50,11 +50,11 @@ def test_finetuning_starts_from_p_and_the_control_does_not(
         assert torch.equal(finetuned[same], value), name
     for name in ("stem.conv.weight", "stages.2.blocks.0.conv3.weight"):
         assert not torch.equal(supervised[name], finetuned[name])
-    # What P does not bring begins alike in both arms.
+    # Weights that do not come from P start the same in both arms.
     assert torch.equal(supervised["head.fc.weight"], finetuned["head.fc.weight"])
 
 
-def test_both_arms_see_the_labelled_images_and_are_measured_on_the_others(
+def test_both_arms_train_on_labelled_and_evaluate_on_held_out_images(
     image_folder, tmp_path, accelerator, monkeypatch
 ):
     config = tiny_config(data={"train": str(image_folder)})

@@ -23,7 +23,7 @@ GOLDEN = REPOSITORY / "tests" / "golden" / "losses.json"
 
 
 def golden_losses(folder, accelerator):
-    """Losses of 10 steps in float64, where every machine agrees to many digits."""
+    """Return the losses of 10 steps in float64, in which machines agree to many digits."""
     config = tiny_config(data={"train": str(folder)}, model={"dropout": 0.0})
     model = Selfie(config).double()
     loader = build_loader(open_dataset(config.data).train, config.data, 0, accelerator.device)

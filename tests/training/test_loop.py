@@ -22,7 +22,7 @@ from fastselfie.training.step import TrainStep
 
 @pytest.mark.parametrize("loader", ["resident", "folder"])
 def test_a_resumed_run_equals_a_straight_one(image_folder, tmp_path, accelerator, loader):
-    """Stopped in the middle of an epoch (16 images, batches of 6) and bit for bit the same."""
+    """The run stops in the middle of an epoch (16 images, batches of 6); every bit is the same."""
     options = {"data": {"loader": loader}, "pretrain": {"steps": 6, "batch_size": 6}}
     network, final = run_pretraining(image_folder, tmp_path / "straight", accelerator, **options)
     with stopping_at(5):
@@ -42,7 +42,7 @@ def test_a_finished_stage_is_not_run_again(image_folder, tmp_path, accelerator, 
     assert second == first
 
 
-def test_another_precision_is_named_when_a_run_goes_on(image_folder, tmp_path, accelerator, capsys):
+def test_resuming_in_another_precision_gives_a_warning(image_folder, tmp_path, accelerator, capsys):
     run_pretraining(image_folder, tmp_path / "out", accelerator, checkpoint={"keep": 9})
     for path in (tmp_path / "out").glob("*.pt"):
         if path.name != "step-0000002.pt":
@@ -54,7 +54,7 @@ def test_another_precision_is_named_when_a_run_goes_on(image_folder, tmp_path, a
     assert "runtime.precision=fp32" in said
 
 
-def test_another_config_is_not_resumed(image_folder, tmp_path, accelerator):
+def test_resuming_with_another_config_is_refused(image_folder, tmp_path, accelerator):
     run_pretraining(image_folder, tmp_path, accelerator)
     with pytest.raises(
         UserError, match=r"pretrain\.steps \(4 -> 9\), pretrain\.lr \(0\.1 -> 0\.3\)"
@@ -62,8 +62,8 @@ def test_another_config_is_not_resumed(image_folder, tmp_path, accelerator):
         run_pretraining(image_folder, tmp_path, accelerator, pretrain={"lr": 0.3, "steps": 9})
 
 
-def test_the_micro_batch_of_a_checkpoint_is_kept(image_folder, tmp_path, accelerator):
-    """Another machine may have other memory; batch norm must go on seeing as many images."""
+def test_a_resumed_run_keeps_its_micro_batch(image_folder, tmp_path, accelerator):
+    """Even with other memory: batch norm must see the same number of images."""
     run_pretraining(
         image_folder, tmp_path / "a", accelerator, pretrain={"save_every": 1, "micro_batch_size": 4}
     )
@@ -77,7 +77,7 @@ def test_the_micro_batch_of_a_checkpoint_is_kept(image_folder, tmp_path, acceler
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_finishes_the_step_saves_and_leaves(
+def test_a_signal_ends_training_after_a_saved_step(
     image_folder, tmp_path, accelerator, monkeypatch, number
 ):
     options = {"pretrain": {"steps": 6, "save_every": 6}}

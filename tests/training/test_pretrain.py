@@ -18,7 +18,7 @@ from fastselfie.training.metrics_log import read_log
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_tiny_net_learns_eight_images_by_heart(tmp_path, precision):
+def test_a_tiny_network_memorises_eight_images(tmp_path, precision):
     accelerator = choose_accelerator(RuntimeConfig(device="cpu", precision=precision))
     for i in range(10):
         (tmp_path / f"c{i % 2}").mkdir(exist_ok=True)
@@ -35,7 +35,7 @@ def test_a_tiny_net_learns_eight_images_by_heart(tmp_path, precision):
     assert accuracy[-1] == 1.0
 
 
-def test_pretraining_may_pad_in_a_way_of_its_own(image_folder, tmp_path, accelerator):
+def test_pretraining_may_have_its_own_padding(image_folder, tmp_path, accelerator):
     modes = {"both": {"data": {"pad_mode": "zero"}}, "own": {"pretrain": {"pad_mode": "zero"}}}
     for name, options in {**modes, "neither": {}}.items():
         run_pretraining(image_folder, tmp_path / name, accelerator, **options)
