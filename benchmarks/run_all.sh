@@ -1,5 +1,5 @@
 #!/bin/sh
-# Every table of the README, from a folder of photographs: under half an hour on 2 cores.
+# Make every table of speed from a folder of photographs, in under half an hour on 2 cores.
 #   benchmarks/run_all.sh PHOTOS [WORK]     PHOTOS/CLASS/*.jpg; WORK: the inputs, made where missing
 # Needs ffcv, nvidia-dali, spdl and webdataset: see benchmarks/README.md.
 # PYTHON, THREADS, OUT and SECONDS_A_ROUND may be set.

@@ -16,6 +16,7 @@ from conftest import REPOSITORY
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
 import gpu_check
+from support import checks
 
 
 @pytest.mark.parametrize("ratio", [1.01, math.inf, math.nan])
@@ -24,7 +25,7 @@ def test_a_ratio_above_the_limit_or_nan_fails_and_all_are_reported(ratio, first)
     """max() may drop NaN, depending on its position."""
     rows = {"a": {"loss": 0.5, "du": 1.0}, "b": {"loss": ratio}}
     rows = rows if first else dict(reversed(rows.items()))
-    made = gpu_check._made(lambda: gpu_check.within(rows, 1.0, "error"), 60.0)
+    made = checks.run_check(lambda: checks.within(rows, 1.0, "error"), 60.0)
     assert made["state"] == "FAILED"
     assert "b: loss" in made["why"]
     assert "a: " not in made["why"]
@@ -33,9 +34,7 @@ def test_a_ratio_above_the_limit_or_nan_fails_and_all_are_reported(ratio, first)
 
 
 def test_ratios_within_the_limit_are_reported():
-    assert gpu_check.within({"a": {"du": 0.123456}}, 1.0, "error") == {
-        "error": {"a": {"du": 0.1235}}
-    }
+    assert checks.within({"a": {"du": 0.123456}}, 1.0, "error") == {"error": {"a": {"du": 0.1235}}}
 
 
 def test_the_tolerance_rejects_tf32_and_accepts_three_products():
@@ -77,7 +76,7 @@ def test_all_checks_share_one_deadline_and_each_result_is_written_at_once(tmp_pa
     def late():
         seen.append("late")
 
-    made = gpu_check.make((right, wrong, stubborn, late), path, 0.5)
+    made = checks.run_checks((right, wrong, stubborn, late), path, 0.5)
     assert seen == [["ok"], ["ok", "FAILED"]]
     assert read() == [row["state"] for row in made] == ["ok", *["FAILED"] * 3]
     assert made[0]["found"] == {"figure": 1}
@@ -104,7 +103,7 @@ def test_a_script_that_times_out_is_killed_with_its_workers(tmp_path, monkeypatc
         "worker.wait()\n"
     )
     monkeypatch.setattr(gpu_check, "HERE", tmp_path)
-    made = gpu_check._made(lambda: gpu_check._script("script.py"), 600.0)
+    made = checks.run_check(lambda: gpu_check._script("script.py"), 600.0)
     assert made["why"] == "TimeoutError: the time for all checks is over"
     assert select.select([end], [], [], 30)[0], "the worker lives on"
     assert os.read(end, 1) == b""
@@ -114,12 +113,12 @@ def test_a_script_that_times_out_is_killed_with_its_workers(tmp_path, monkeypatc
 def test_the_last_output_of_a_failed_script_is_reported(tmp_path, monkeypatch):
     (tmp_path / "script.py").write_text("raise SystemExit('error: no such file')")
     monkeypatch.setattr(gpu_check, "HERE", tmp_path)
-    made = gpu_check._made(lambda: gpu_check._script("script.py"), 60.0)
+    made = checks.run_check(lambda: gpu_check._script("script.py"), 60.0)
     assert made["why"] == "CheckError: error: no such file\n"
 
 
 def test_without_dali_its_check_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)  # stands for one that is not there
-    made = gpu_check._made(gpu_check.dali_mixed, 60.0)
+    made = checks.run_check(gpu_check.dali_mixed, 60.0)
     assert made["state"] == "missing"
     assert "nvidia.dali" in made["why"]
