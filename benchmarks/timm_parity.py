@@ -1,9 +1,9 @@
-"""Whether timm computes what we do from `fastselfie export --format timm`: the largest difference.
+"""Measure the largest difference between timm's outputs of an exported network and ours.
 
-    python benchmarks/timm_parity.py --out benchmarks/results/timm.json
+python benchmarks/timm_parity.py --out benchmarks/results/timm.json        # needs timm
 
-Needs timm beside fastselfie. The networks are freshly drawn, their batch statistics and norms set
-to random values too, so that no difference hides behind a zero or a one.
+The network comes from `fastselfie export --format timm`. Its weights are freshly drawn. Its batch
+statistics and norms are random too, so that no difference hides behind a zero or a one.
 """
 
 from __future__ import annotations
