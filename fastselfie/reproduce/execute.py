@@ -17,10 +17,10 @@ from fastselfie.reproduce.progress import ProgressReporter
 from fastselfie.reproduce.protocol import Protocol
 from fastselfie.reproduce.provenance import check_folders, write_provenance
 from fastselfie.reproduce.representations import FEATURES, FIGURES, measure_features
-from fastselfie.reproduce.scheduler import Scheduler
+from fastselfie.reproduce.scheduler import RUNS, Scheduler
 from fastselfie.reproduce.statistics import summary_of
 from fastselfie.reproduce.table import write_table
-from fastselfie.reproduce.trials import TrialRunner
+from fastselfie.reproduce.trials import TrialRunner, drop_checkpoints
 from fastselfie.reproduce.workers import run_in_workers
 from fastselfie.runs.folder import read_facts
 from fastselfie.runs.train import train
@@ -80,7 +80,8 @@ def reproduce(
             features = measure_features(config, dataset, accelerator, runner.pretrained)
             write_atomically(out / FEATURES, json.dumps(features, indent=1) + "\n")
         scheduler = Scheduler(protocol, out)
-        scheduler.drop_old_checkpoints()
+        for trial in scheduler.results:  # a kill may have come before this
+            drop_checkpoints(out / RUNS / trial.name, trial)
         reporter = ProgressReporter(scheduler)
         if jobs == 1:
             _run_in_this_process(scheduler, runner, reporter)

@@ -185,7 +185,7 @@ def forecast(
 
     for labels in protocol.labels:
         arms = [arm for arm in protocol.arms if arm.labels == labels]
-        searches = [trial for arm in arms for trial in scheduler.search_trials(arm)]
+        searches = [trial for arm in arms for trial in scheduler.search(arm).trials]
         searched = labelled = f"{labels:g}%"
         if dataset is not None:
             labelled = f"{len(protocol.labelled(dataset, labels)):,}"

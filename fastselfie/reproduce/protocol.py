@@ -8,7 +8,7 @@ seed (seed runs). Only seed runs are measured on the test images (paper, section
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, TypeVar
@@ -90,16 +90,10 @@ class Protocol:
         starts = (FINETUNED, SUPERVISED) if self.config.finetune.control else (FINETUNED,)
         return [Arm(labels, start) for labels in self.labels for start in starts]
 
-    def grid_trials(self, arm: Arm) -> list[Trial]:
-        """Return the search trials of the whole grid; none if the grid has a single rate."""
-        if len(self.grid) == 1:
-            return []
-        return [trial for lr in self.grid for trial in self.search_trials(arm, lr)]
-
-    def search_trials(self, arm: Arm, lr: float) -> list[Trial]:
-        """Return the search trials of one rate: every split, with the config's seed."""
-        splits = range(self.config.reproduce.splits)
-        return [Trial(arm, lr, self.config.seed, split) for split in splits]
+    def search_trials(self, arm: Arm, rates: Sequence[float]) -> list[Trial]:
+        """Return the search trials: every rate on every split. A single rate needs no search."""
+        splits = range(self.config.reproduce.splits if len(rates) > 1 else 0)
+        return [Trial(arm, lr, self.config.seed, split) for lr in rates for split in splits]
 
     def seed_runs(self, arm: Arm, lr: float) -> list[Trial]:
         """Return the seed runs at the rate `lr`."""
@@ -144,7 +138,7 @@ class Protocol:
             UserError: The dataset has one class, or a class has too few images for a split.
         """
         for arm in self.arms:
-            first = next(iter(self.grid_trials(arm) or self.seed_runs(arm, 1.0)))
+            first = (self.search_trials(arm, self.grid) or self.seed_runs(arm, 1.0))[0]
             try:
                 self.images_for(first, dataset)
             except UserError as error:

@@ -119,7 +119,7 @@ def summary_of(scheduler: Scheduler, dataset: Dataset, features: Figures) -> Fig
 
 def _row(scheduler: Scheduler, labels: float) -> Figures:
     arms = {arm.start: arm for arm in scheduler.protocol.arms if arm.labels == labels}
-    finetuned = scheduler.seed_results(arms[FINETUNED])
+    _, finetuned = scheduler.finished_arm(arms[FINETUNED])
     row: Figures = {"labels": labels, "images": finetuned[0]["images"], "n": len(finetuned)}
     for start in (FINETUNED, SUPERVISED):
         row[start] = _arm(scheduler, arms[start]) if start in arms else None
@@ -133,9 +133,8 @@ def _row(scheduler: Scheduler, labels: float) -> Figures:
 
 
 def _arm(scheduler: Scheduler, arm: Arm) -> Figures:
-    choice = scheduler.choice(arm)
-    assert choice is not None
-    top1 = [result["top1"] for result in scheduler.seed_results(arm)]
+    choice, results = scheduler.finished_arm(arm)
+    top1 = [result["top1"] for result in results]
     scores = {f"{lr:g}": score for lr, score in choice.scores.items()}
     return {**spread(top1), "top1": top1, "lr": choice.lr, "search": scores}
 
@@ -175,15 +174,13 @@ def _notes(scheduler: Scheduler, dataset: Dataset) -> list[str]:
             f"{', '.join(f'{lr:g}' for lr in grid)}{beyond} on {splits} of the labelled training "
             f"images, one seed{apart}."
         )
-    arms = [arm for arm in protocol.arms if arm.start == SUPERVISED]
-    supervised = [result for arm in arms for result in scheduler.seed_results(arm)]
+    arms = {arm: scheduler.finished_arm(arm) for arm in protocol.arms}
+    supervised = [r for arm, (_, found) in arms.items() if arm.start == SUPERVISED for r in found]
     if (note := control_note(supervised)) is not None:
         notes.append(note)
     if dataset.warning:
         notes.append(f"Warning: {dataset.warning}.")
-    for arm in protocol.arms:
-        choice = scheduler.choice(arm)
-        assert choice is not None
+    for arm, (choice, _) in arms.items():
         where = f"{arm.labels:g}%, {arm.start}"
         if choice.at_edge:
             notes.append(f"{where}: the best rate, {choice.lr:g}, is at the edge of those tried.")

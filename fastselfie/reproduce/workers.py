@@ -11,7 +11,8 @@ import torch
 
 from fastselfie.data.dataset import open_dataset
 from fastselfie.reproduce.protocol import Protocol, Trial
-from fastselfie.reproduce.scheduler import Result, Scheduler
+from fastselfie.reproduce.rate_search import Result
+from fastselfie.reproduce.scheduler import Scheduler
 from fastselfie.reproduce.trials import TrialRunner
 from fastselfie.system.accelerator import choose_accelerator, usable_cores
 from fastselfie.system.console import console

@@ -23,7 +23,9 @@ def test_counts_and_seconds_by_hand(idx_folder, tmp_path):
     assert [row.seconds for row in rows] == [2, 12, 20, 12, 20]
     odd = forecast(scheduler, dataset, rates._replace(devices=4), 0)
     assert [row.seconds for row in odd] == [2, 8, 12, 8, 12]  # 6 are 4 and 2
-    searches = [trial for arm in protocol.arms[:2] for trial in protocol.grid_trials(arm)]
+    searches = [
+        trial for arm in protocol.arms[:2] for trial in protocol.search_trials(arm, protocol.grid)
+    ]
     for trial in searches:
         scheduler.finish(trial, {})
     scheduler.finish(protocol.seed_runs(protocol.arms[2], 0.1)[3], {})

@@ -45,7 +45,7 @@ def scheduler_of(tmp_path, grid, top1, splits=1):
     config = tiny_config(reproduce={"grid": grid, "splits": splits})
     protocol = make_protocol(config, "50", 1, None)
     scheduler = Scheduler(protocol, tmp_path)
-    for trial in protocol.grid_trials(protocol.arms[0]):
+    for trial in protocol.search_trials(protocol.arms[0], protocol.grid):
         scheduler.finish(trial, {"top1": top1[trial.lr][trial.split]})
     return scheduler, protocol.arms[0]
 
@@ -61,22 +61,22 @@ def scheduler_of(tmp_path, grid, top1, splits=1):
 )
 def test_the_best_rate(tmp_path, top1, best, at_edge):
     scheduler, arm = scheduler_of(tmp_path, [0.4, 0.1, 0.2], top1)
-    choice = scheduler.choice(arm)
+    choice = scheduler.search(arm).choice()
     assert (choice.lr, choice.at_edge) == (best, at_edge)
 
 
 def test_a_rate_is_the_mean_of_its_splits_and_one_that_diverged_is_out(tmp_path):
     top1 = {0.1: [0.6, 0.6], 0.2: [0.9, 0.4], 0.4: [1.0, None]}
     scheduler, arm = scheduler_of(tmp_path, [0.1, 0.2, 0.4], top1, splits=2)
-    assert scheduler.choice(arm).scores == {0.1: 0.6, 0.2: pytest.approx(0.65), 0.4: None}
-    assert scheduler.choice(arm).lr == 0.2
+    assert scheduler.search(arm).choice().scores == {0.1: 0.6, 0.2: pytest.approx(0.65), 0.4: None}
+    assert scheduler.search(arm).choice().lr == 0.2
 
 
 def test_rounding_breaks_no_tie(tmp_path):
     top1 = {0.1: [0.48, 0.46], 0.2: [0.40, 0.54]}
     assert sum(top1[0.2]) / 2 > sum(top1[0.1]) / 2  # as floats, in numbers they are equal
     scheduler, arm = scheduler_of(tmp_path, [0.1, 0.2], top1, splits=2)
-    assert scheduler.choice(arm).lr == 0.1
+    assert scheduler.search(arm).choice().lr == 0.1
 
 
 @pytest.mark.parametrize(
@@ -99,10 +99,10 @@ def test_a_search_goes_on_beyond_an_end_that_is_the_best(tmp_path, top1, rates, 
     arm = scheduler.protocol.arms[0]
     tried = []
     while (trial := scheduler.next()) is not None and trial.arm == arm and trial.split is not None:
-        assert scheduler.choice(arm) is None
+        assert scheduler.search(arm).choice() is None
         tried.append(trial.lr)
         scheduler.finish(trial, {"top1": top1[trial.lr]})
-    choice = scheduler.choice(arm)
+    choice = scheduler.search(arm).choice()
     assert sorted(tried) == rates == list(choice.scores)
     assert (choice.lr, choice.at_edge) == (best, at_edge)
     assert trial == scheduler.protocol.seed_runs(arm, best)[0]
