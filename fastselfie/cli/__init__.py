@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import typer
 
@@ -53,20 +53,15 @@ def main() -> None:
         # A usage error. Its class is click's or, in some versions of typer, a vendored click's.
         if not hasattr(error, "format_message"):
             raise
-        _exit_usage(error)
+        message = " ".join(error.format_message().split())
+        if not message:  # no arguments: typer has printed the help
+            sys.exit(2)
+        context = getattr(error, "ctx", None)
+        program = context.command_path if context is not None else "fastselfie"
+        _exit(f"{message.rstrip('.')} (see {program} --help)")  # one line, not typer's box
     if status == _INTERRUPTED:
         typer.echo("interrupted: run the same command to resume", err=True)
     sys.exit(status or 0)
-
-
-def _exit_usage(error: Any) -> NoReturn:
-    """Print a usage error as one line, not as typer's box."""
-    message = " ".join(error.format_message().split())
-    if not message:  # no arguments: typer has printed the help
-        sys.exit(2)
-    context = getattr(error, "ctx", None)
-    program = context.command_path if context is not None else "fastselfie"
-    _exit(f"{message.rstrip('.')} (see {program} --help)")
 
 
 def _exit(message: str) -> NoReturn:

@@ -79,10 +79,12 @@ def reproduce(
     labels: Annotated[
         str, typer.Option(help="Percentages of the labels.", metavar="5,8,20,100")
     ] = "5,8,20,100",
-    seeds: Annotated[int, typer.Option(help="Final runs per arm and share of the labels.")] = 5,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Final runs per arm and share of the labels.")
+    ] = 5,
     budget: Annotated[
-        float | None, typer.Option(help="Scale the steps of both stages, for example 0.1.")
-    ] = None,
+        float, typer.Option(help="Factor for the steps of both stages, for example 0.1.")
+    ] = 1.0,
     jobs: Jobs = None,
     out: OutFolder = None,
     control: Annotated[
@@ -135,7 +137,7 @@ def reproduce(
 def profile(
     config: ConfigFile,
     overrides: Overrides = None,
-    steps: Annotated[int, typer.Option(help="Pretraining steps to profile.")] = 20,
+    steps: Annotated[int, typer.Option(min=1, help="Pretraining steps to profile.")] = 20,
     out: Annotated[
         Path | None, typer.Option(help="The report's folder; default: runs/NAME/profile.")
     ] = None,

@@ -134,8 +134,7 @@ def leaves(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, bo
         The dotted key, and whether a resumed run may change its value.
     """
     for name, field in section.model_fields.items():
-        extra = field.json_schema_extra
-        free = isinstance(extra, dict) and extra.get("resume") == FREE_TO_CHANGE
+        free = FREE_TO_CHANGE in field.metadata
         yield prefix + name, free
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             for key, inner in leaves(field.annotation, f"{prefix}{name}."):

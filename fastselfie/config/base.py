@@ -6,10 +6,10 @@ from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-FREE_TO_CHANGE = "changes nothing that is learned"
-# A key that a resumed run may change: it remains the same experiment.
+# Free[T]: a key that a resumed run may change, because it changes nothing that is learned.
+FREE_TO_CHANGE = "a resumed run may change this key"
 Key = TypeVar("Key")
-Free = Annotated[Key, Field(json_schema_extra={"resume": FREE_TO_CHANGE})]
+Free = Annotated[Key, FREE_TO_CHANGE]
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]

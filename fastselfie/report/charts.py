@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from fastselfie.report.curves import line_chart, points_of
+from fastselfie.report.curves import Points, line_chart, points_of
 from fastselfie.runs.folder import RunFolder
 from fastselfie.stage_names import FINETUNED, PRETRAIN, SUPERVISED
 
@@ -22,10 +22,6 @@ def class_count(run: RunFolder) -> int | None:
     except FileNotFoundError:
         return None
     return int(found[1]) if found else None
-
-
-def _pretext_chance(run: RunFolder) -> dict[str, float | None]:
-    return {"chance": 1 / run.config.masked}
 
 
 def _class_chance(run: RunFolder) -> dict[str, float | None]:
@@ -62,6 +58,10 @@ class Chart:
     baselines: Baselines = field(default=lambda run: {})
     from_zero: bool = False
 
+    def draw(self, curves: Mapping[str, Points], marks: Mapping[str, float]) -> str | None:
+        """Draw curves and baselines as this chart."""
+        return line_chart(curves, self.x, self.y, marks, self.percent, self.from_zero)
+
 
 def _pretraining(key: str, label: str = "pretraining") -> dict[str, tuple[str, str]]:
     return {label: (PRETRAIN, key)}
@@ -79,7 +79,7 @@ CHARTS = (
         "masked patches identified, %",
         {**_pretraining("accuracy", "training"), **_pretraining("pretext_accuracy", "held out")},
         percent=True,
-        baselines=_pretext_chance,
+        baselines=lambda run: {"chance": 1 / run.config.masked},
     ),
     Chart(
         "Pretext loss",
@@ -109,9 +109,7 @@ def charts_of(run: RunFolder) -> dict[str, str]:
     for chart in CHARTS:
         curves = {label: points_of(run.logs[s], key) for label, (s, key) in chart.lines.items()}
         marks = {name: v for name, v in chart.baselines(run).items() if v is not None}
-        drawn[chart.title] = line_chart(
-            curves, chart.x, chart.y, marks, chart.percent, chart.from_zero
-        )
+        drawn[chart.title] = chart.draw(curves, marks)
     return {title: svg for title, svg in drawn.items() if svg is not None}
 
 
@@ -128,7 +126,5 @@ def overlay_charts(runs: Mapping[str, RunFolder]) -> dict[str, str]:
         for label, (stage, key) in chart.lines.items():
             title = chart.title if len(chart.lines) == 1 else f"{chart.title}, {label}"
             curves = {name: points_of(run.logs[stage], key) for name, run in runs.items()}
-            drawn[title] = line_chart(
-                curves, chart.x, chart.y, marks, chart.percent, chart.from_zero
-            )
+            drawn[title] = chart.draw(curves, marks)
     return {title: svg for title, svg in drawn.items() if svg is not None}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from fastselfie.data.dataset import open_dataset
 from fastselfie.errors import UserError
 from fastselfie.report.live import LivePage
 from fastselfie.reproduce.control import copy_control_results
-from fastselfie.reproduce.progress import ProgressReporter
-from fastselfie.reproduce.protocol import Protocol
+from fastselfie.reproduce.progress import progress_reporter
+from fastselfie.reproduce.protocol import Protocol, Trial
 from fastselfie.reproduce.provenance import check_folders, write_provenance
 from fastselfie.reproduce.representations import FEATURES, FIGURES, measure_features
 from fastselfie.reproduce.scheduler import RUNS, Scheduler
@@ -82,25 +83,25 @@ def reproduce(
         scheduler = Scheduler(protocol, out)
         for trial in scheduler.results:  # a kill may have come before this
             drop_checkpoints(out / RUNS / trial.name, trial)
-        reporter = ProgressReporter(scheduler)
+        report = progress_reporter(scheduler)
         if jobs == 1:
-            _run_in_this_process(scheduler, runner, reporter)
+            _run_in_this_process(scheduler, runner, report)
         else:
             torch.cuda.empty_cache()  # the workers need the memory that pretraining used
-            run_in_workers(scheduler, jobs, reporter.report)
+            run_in_workers(scheduler, jobs, report)
         figures = summary_of(scheduler, dataset, features)
         write_table(figures, out)
         return figures
 
 
 def _run_in_this_process(
-    scheduler: Scheduler, runner: TrialRunner, reporter: ProgressReporter
+    scheduler: Scheduler, runner: TrialRunner, report: Callable[[Trial], None]
 ) -> None:
     # In a terminal a trial shows its progress bar; elsewhere its lines would be too many.
     quiet, console.quiet = console.quiet, not console.is_terminal
     try:
         while (trial := scheduler.next()) is not None:
             scheduler.finish(trial, runner.run(trial))
-            reporter.report(trial)
+            report(trial)
     finally:
         console.quiet = quiet

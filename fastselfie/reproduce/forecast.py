@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
@@ -21,6 +20,7 @@ from fastselfie.data.dataset import Dataset, NoSource, open_dataset
 from fastselfie.data.loaders import build_loader
 from fastselfie.errors import UserError
 from fastselfie.profiling.estimate import Target, paper_rates
+from fastselfie.profiling.rates import measure_round
 from fastselfie.report.render import format_duration
 from fastselfie.reproduce.protocol import Protocol
 from fastselfie.reproduce.provenance import check_folders
@@ -32,6 +32,7 @@ from fastselfie.training.step import TrainStep
 
 # Images of a timed step: cheap for any network on a CPU, enough to keep a GPU busy.
 _TIMED_BATCH = {"cpu": 8, "cuda": 64}
+_TIMED_SECONDS = 0.5
 _CLASSES = 1000  # assumed while there are no images
 
 
@@ -232,17 +233,12 @@ def measured_rates(
 
 
 def _rate(build: Callable[[], TrainStep], config: Config, classes: int) -> float:
-    """Return images per second of the faster of two steps, after one that warms up."""
+    """Return the images per second of a training step."""
     step = build()
     images = step.stage.batch_size
     noise = NoSource(np.arange(images, dtype=np.int64) % classes, [str(i) for i in range(classes)])
     data = config.data.model_copy(update={"loader": "synthetic"})
     loader = build_loader(noise, data, config.seed, step.accelerator.device)
-    spent = []
     with closing(loader.stream(0, images)) as batches:
-        for number in range(3):
-            batch, start = next(batches), time.perf_counter()
-            step(number, batch)
-            step.read()  # waits for the device
-            spent.append(time.perf_counter() - start)
-    return images / min(spent[1:])
+        measured = measure_round(batches, step, _TIMED_SECONDS)
+    return measured.images / measured.seconds

@@ -21,6 +21,7 @@ from fastselfie.errors import UserError
 from fastselfie.stage_names import FINETUNED, SUPERVISED
 from fastselfie.training.finetune import FewLabels, labelled
 
+STARTS = (FINETUNED, SUPERVISED)
 _MAX_BUDGET = 1000  # more is a typo: the paper's stages have 120,000 steps
 
 Settings = TypeVar("Settings", bound=StageConfig)
@@ -31,8 +32,7 @@ class Arm(NamedTuple):
 
     Attributes:
         labels: Share of the labels, in percent.
-        start: Where the network starts: FINETUNED from the pretrained weights, SUPERVISED from
-            random ones.
+        start: One of STARTS: FINETUNED from the pretrained weights, SUPERVISED from random ones.
     """
 
     labels: float
@@ -87,7 +87,7 @@ class Protocol:
     @property
     def arms(self) -> list[Arm]:
         """All arms, by share of the labels."""
-        starts = (FINETUNED, SUPERVISED) if self.config.finetune.control else (FINETUNED,)
+        starts = STARTS if self.config.finetune.control else (FINETUNED,)
         return [Arm(labels, start) for labels in self.labels for start in starts]
 
     def search_trials(self, arm: Arm, rates: Sequence[float]) -> list[Trial]:
@@ -145,41 +145,35 @@ class Protocol:
                 raise UserError(f"--labels {arm.labels:g}: {error}") from error
 
 
-def make_protocol(config: Config, labels: str, seeds: int, budget: float | None) -> Protocol:
+def make_protocol(config: Config, labels: str, seeds: int, budget: float) -> Protocol:
     """Build the protocol from the options of the command line.
 
     Args:
         config: Before `budget` is applied.
         labels: Shares of the labels, in percent, separated by commas.
-        seeds: Number of seed runs of each arm; their seeds count up from the config's.
-        budget: Factor of the steps of both stages; None: 1.
+        seeds: Number of seed runs of each arm, at least 1; their seeds count up from the config's.
+        budget: Factor of the steps of both stages.
 
     Raises:
         UserError: An option is out of range.
     """
-    if seeds < 1:
-        raise UserError(f"--seeds {seeds}: give at least 1; the paper uses 5")
     if config.seed + seeds > 2**32:
         raise UserError(
             f"--seeds {seeds}: they count up from seed={config.seed} and must stay below 2^32: "
             "set a lower seed"
         )
-    if budget is not None and not 0 < budget <= _MAX_BUDGET:
+    if not 0 < budget <= _MAX_BUDGET:
         raise UserError(
-            f"--budget {budget:g}: give a factor for the steps of both stages, above 0 and at "
+            f"--budget {budget:g}: pass a factor for the steps of both stages, above 0 and at "
             f"most {_MAX_BUDGET}"
         )
-    factor = 1.0 if budget is None else budget
     updates = {
-        "pretrain": _scaled(config.pretrain, factor),
-        "finetune": _scaled(config.finetune, factor),
+        "pretrain": _scaled(config.pretrain, budget),
+        "finetune": _scaled(config.finetune, budget),
     }
-    return Protocol(
-        config.model_copy(update=updates),
-        factor,
-        tuple(dict.fromkeys(_percents(labels))),
-        tuple(range(config.seed, config.seed + seeds)),
-    )
+    shares = tuple(dict.fromkeys(_percents(labels)))
+    seeds_up = tuple(range(config.seed, config.seed + seeds))
+    return Protocol(config.model_copy(update=updates), budget, shares, seeds_up)
 
 
 def _percents(text: str) -> Iterator[float]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastselfie.data.dataset import Dataset
 from fastselfie.reproduce.control import control_note
-from fastselfie.reproduce.protocol import Arm
+from fastselfie.reproduce.protocol import STARTS, Arm
 from fastselfie.reproduce.scheduler import Scheduler
 from fastselfie.stage_names import FINETUNED, SUPERVISED
 
@@ -121,7 +121,7 @@ def _row(scheduler: Scheduler, labels: float) -> Figures:
     arms = {arm.start: arm for arm in scheduler.protocol.arms if arm.labels == labels}
     _, finetuned = scheduler.finished_arm(arms[FINETUNED])
     row: Figures = {"labels": labels, "images": finetuned[0]["images"], "n": len(finetuned)}
-    for start in (FINETUNED, SUPERVISED):
+    for start in STARTS:
         row[start] = _arm(scheduler, arms[start]) if start in arms else None
     row["difference"] = row["spread_ratio"] = None
     if SUPERVISED in arms:

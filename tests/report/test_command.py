@@ -18,7 +18,7 @@ import urllib.request
 import pytest
 from helpers.runs import make_run
 
-from fastselfie.report.serve import open_server
+from fastselfie.report.serve import PageServer
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def served():
             raise page
         return page
 
-    with open_server(make, 0) as server:
+    with PageServer(make, 0) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server.server_port, pages
         server.shutdown()

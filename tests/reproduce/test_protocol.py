@@ -20,7 +20,7 @@ def protocol(idx_folder):
         finetune={"lr": 9.0, "scratch_lr": 8.0, "labels_per_class": 3},
         reproduce={"grid": [0.2, 0.05, 0.2], "splits": 2},
     )
-    return make_protocol(config, "20, 50,20", 3, None)
+    return make_protocol(config, "20, 50,20", 3, 1.0)
 
 
 def test_both_arms_have_the_same_runs_at_each_share(protocol):
@@ -106,11 +106,11 @@ def test_the_budget_shortens_both_stages_alike():
     short = make_protocol(config, "100", 1, 0.1).config
     assert (short.pretrain.steps, short.pretrain.warmup_steps) == (40, 10)
     assert (short.finetune.steps, short.finetune.warmup_steps) == (8, 1)
-    assert make_protocol(config, "100", 1, None).config == config
+    assert make_protocol(config, "100", 1, 1.0).config == config
 
 
 def test_one_rate_needs_no_search_and_no_control_no_second_arm():
     config = tiny_config(reproduce={"grid": [0.1]}, finetune={"control": False})
-    protocol = make_protocol(config, "5", 2, None)
+    protocol = make_protocol(config, "5", 2, 1.0)
     assert protocol.arms == [(5.0, "finetuned")]
     assert protocol.search_trials(protocol.arms[0], protocol.grid) == []

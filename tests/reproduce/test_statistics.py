@@ -43,7 +43,7 @@ def test_the_difference_is_paired():
 def scheduler_of(tmp_path, grid, top1, splits=1):
     """A scheduler whose search at 50%, finetuned, found top1[lr][split]."""
     config = tiny_config(reproduce={"grid": grid, "splits": splits})
-    protocol = make_protocol(config, "50", 1, None)
+    protocol = make_protocol(config, "50", 1, 1.0)
     scheduler = Scheduler(protocol, tmp_path)
     for trial in protocol.search_trials(protocol.arms[0], protocol.grid):
         scheduler.finish(trial, {"top1": top1[trial.lr][trial.split]})
@@ -95,7 +95,7 @@ def test_rounding_breaks_no_tie(tmp_path):
 )  # fmt: skip
 def test_a_search_goes_on_beyond_an_end_that_is_the_best(tmp_path, top1, rates, best, at_edge):
     config = tiny_config(reproduce={"grid": [0.1, 0.2, 0.4], "widen": 2})
-    scheduler = Scheduler(make_protocol(config, "50", 1, None), tmp_path)
+    scheduler = Scheduler(make_protocol(config, "50", 1, 1.0), tmp_path)
     arm = scheduler.protocol.arms[0]
     tried = []
     while (trial := scheduler.next()) is not None and trial.arm == arm and trial.split is not None:
@@ -111,7 +111,7 @@ def test_a_search_goes_on_beyond_an_end_that_is_the_best(tmp_path, top1, rates, 
 
 def test_where_every_rate_diverges_the_search_ends(tmp_path):
     config = tiny_config(reproduce={"grid": [0.1, 0.2], "widen": 1}, finetune={"control": False})
-    scheduler = Scheduler(make_protocol(config, "50", 1, None), tmp_path)
+    scheduler = Scheduler(make_protocol(config, "50", 1, 1.0), tmp_path)
     for lr in (0.1, 0.2, 0.05):
         trial = scheduler.next()
         assert trial.lr == lr
@@ -122,14 +122,14 @@ def test_where_every_rate_diverges_the_search_ends(tmp_path):
 
 def test_one_rate_is_never_widened(tmp_path):
     config = tiny_config(reproduce={"grid": [0.1], "widen": 3})
-    scheduler = Scheduler(make_protocol(config, "50", 1, None), tmp_path)
+    scheduler = Scheduler(make_protocol(config, "50", 1, 1.0), tmp_path)
     assert scheduler.next().split is None
 
 
 def test_a_seed_run_of_another_rate_is_not_taken(tmp_path):
     """Its folder has no rate in its name."""
     config = tiny_config(reproduce={"grid": [0.1]}, finetune={"control": False})
-    protocol = make_protocol(config, "50", 1, None)
+    protocol = make_protocol(config, "50", 1, 1.0)
     (trial,) = protocol.seed_runs(protocol.arms[0], 0.1)
     path = tmp_path / RUNS / trial.name / RESULT
     for lr, left in ((0.2, 1), (0.1, 0)):
