@@ -39,9 +39,6 @@ def configs(
         typer.echo(text, nl=False)
         return
     out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with open(out, "x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError as error:
-        raise UserError(f"{out}: already exists: choose another --out, or delete it") from error
+    with open(out, "x", encoding="utf-8") as file:
+        file.write(text)
     typer.echo(f"{out}: copied from {name}. To use it: fastselfie train {out}")

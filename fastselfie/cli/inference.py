@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +10,7 @@ import typer
 
 from fastselfie.cli.app import app
 from fastselfie.cli.options import AsJson, Part, RunFolder, checked_by
-from fastselfie.cli.output import print_result, print_table, wants_json
+from fastselfie.cli.output import echo_json, print_result, print_table
 from fastselfie.stage_names import StageName
 
 
@@ -113,5 +112,4 @@ def predict(
     found = predict_images(open_trained(run, stage, allow_unfinished), images, out)
     if not as_json:
         print_table([row for answer in found for row in answer.rows()], found[0].columns)
-    if wants_json(as_json):
-        typer.echo(json.dumps([answer.summary() for answer in found]))
+    echo_json([answer.summary() for answer in found], as_json)

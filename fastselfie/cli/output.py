@@ -31,8 +31,7 @@ def print_result(
         as_json: Print JSON on a terminal too.
         rows: Makes the rows of the table; by default one row per figure.
     """
-    if wants_json(as_json):
-        typer.echo(json.dumps(figures))
+    if echo_json(figures, as_json):
         return
     lines = list(_rows(figures) if rows is None else rows())
     if lines:
@@ -63,9 +62,16 @@ def print_table(rows: Sequence[Row], header: Sequence[str] = ()) -> None:
     Console(highlight=False).print(table)
 
 
-def wants_json(as_json: bool) -> bool:
-    """Return whether to print JSON: on request, or if standard output is not a terminal."""
-    return as_json or not sys.stdout.isatty()
+def echo_json(value: Any, as_json: bool) -> bool:
+    """Print a line of JSON on request, or if standard output is not a terminal.
+
+    Returns:
+        Whether it was printed.
+    """
+    wanted = as_json or not sys.stdout.isatty()
+    if wanted:
+        typer.echo(json.dumps(value))
+    return wanted
 
 
 def training_rows(summary: Mapping[str, Any], config: Config) -> list[Row]:
@@ -110,10 +116,10 @@ def _words(name: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4g}"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
     if value is None:
         return "-"
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -73,8 +73,6 @@ def report(
         server.serve(lambda: page(server.REFRESH), port)
         return
     path = out or (runs[0] / PAGE if len(runs) == 1 else Path("compare.html"))
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder: pass a file name to --out")
     write_atomically(path, page(REFRESH))
     print_result({"report": str(path)}, as_json)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +10,7 @@ import typer
 
 from fastselfie.cli.app import app
 from fastselfie.cli.options import AsJson, ConfigFile, Overrides, checked_by
-from fastselfie.cli.output import print_result, training_rows, wants_json
+from fastselfie.cli.output import echo_json, print_result, training_rows
 from fastselfie.errors import UserError
 from fastselfie.stage_names import stages_to_run
 
@@ -129,8 +128,7 @@ def reproduce(
     figures = carry_out(protocol, folder, jobs, control)
     if not as_json:
         print_table(figures, folder / PAGE, Console(highlight=False))
-    if wants_json(as_json):
-        typer.echo(json.dumps({"rows": figures["rows"], "table": str(folder / PAGE)}))
+    echo_json({"rows": figures["rows"], "table": str(folder / PAGE)}, as_json)
 
 
 @app.command()
@@ -165,10 +163,8 @@ def profile(
     folder = out or run / "profile"
     figures = profile_config(settings, steps, folder, target)
     print_profile(figures, folder / PAGE, console)
-    if wants_json(as_json):
-        keys = ("binding", "advice", "shares", "rates", "plan")
-        summary = {key: figures[key] for key in keys}
-        typer.echo(json.dumps({**summary, "report": str(folder / PAGE)}))
+    keys = ("binding", "advice", "shares", "rates", "plan")
+    echo_json({**{key: figures[key] for key in keys}, "report": str(folder / PAGE)}, as_json)
 
 
 @app.command()
@@ -182,8 +178,7 @@ def replay(
     found = replay_step(file)
     for line in found.lines() if not as_json else ():
         typer.echo(line)
-    if wants_json(as_json):
-        typer.echo(json.dumps(found.summary()))
+    echo_json(found.summary(), as_json)
 
 
 def _load(config: str, overrides: list[str] | None, out: Path | None) -> tuple[Config, Path]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,7 +73,7 @@ def profile_config(config: Config, steps: int, out: Path, target: Target | None)
     rates = measure_rates(config, source, loader, step, _ROUNDS, _SECONDS)
     say(f"profiling {steps} steps of {config.pretrain.batch_size} images")
     with closing(loader.stream(0, config.pretrain.batch_size)) as batches:
-        measured = _profile_steps(config, step, batches, steps)
+        trace, measured = _profile_steps(config, step, batches, steps)
     decodes = name not in ("resident", "synthetic")
     threads = min(usable_cores(), decoder_count(config.data.workers)) if decodes else 0
     figures: dict[str, Any] = {
@@ -87,19 +87,15 @@ def profile_config(config: Config, steps: int, out: Path, target: Target | None)
         "compile": accelerator.compile,
         "loader": name,
         "decoding_threads": threads,
-        "ms_a_step": 1000 * measured.seconds / steps,
-        "shares": _shares(measured.trace, accelerator.compile is not None),
-        "operators": measured.operators,
-        "memory": {"tensors": measured.tensors, "process": measured.process},
+        **measured,
         **rates,
-        "profiled_images_per_s": steps * config.pretrain.batch_size / measured.seconds,
     }
     figures["advice"] = advise(_facts(figures, config, source, target is not None))
     per_core = rates["rates"]["loader"]["median"] / threads if threads else None
     figures["plan"] = None if target is None else _plan(config, target, per_core)
     figures["environment"] = environment(accelerator.device)
     # The page last: the files that it links to exist before it does.
-    write_atomically(out / TRACE, gzip.compress(json.dumps(measured.trace).encode(), 6))
+    write_atomically(out / TRACE, gzip.compress(json.dumps(trace).encode(), 6))
     write_atomically(out / FIGURES, json.dumps(figures, indent=1) + "\n")
     write_profile_page(out / PAGE, figures, config.to_yaml(), TRACE)
     return figures
@@ -114,20 +110,14 @@ def _plan(config: Config, target: Target, per_core: float | None) -> dict[str, A
     }
 
 
-class _Measured(NamedTuple):
-    """Measurements of the profiled steps; memory curves are (seconds, bytes)."""
-
-    trace: dict[str, Any]
-    seconds: float
-    operators: list[dict[str, Any]]
-    tensors: list[tuple[float, float]]
-    process: list[tuple[float, float]]
-
-
 def _profile_steps(
     config: Config, step: TrainStep, batches: Iterator[Batch], steps: int
-) -> _Measured:
-    """Run the loop of `fit` under torch.profiler, without evaluation and checkpoints."""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run the loop of `fit` under torch.profiler, without evaluation and checkpoints.
+
+    Returns:
+        The trace, and figures. Memory curves are (seconds, bytes).
+    """
     cuda = step.accelerator.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     process: list[tuple[float, float]] = []
@@ -156,9 +146,16 @@ def _profile_steps(
         path = Path(scratch) / "trace.json"
         profiler.export_chrome_trace(str(path))
         trace: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    tensors = [(at, standing + held) for at, held in memory_curve(trace, cuda)]
-    process = [(at, held) for at, held in process if held]
-    return _Measured(trace, seconds, _operators(profiler, steps, cuda), tensors, process)
+    return trace, {
+        "ms_a_step": 1000 * seconds / steps,
+        "shares": _shares(trace, step.accelerator.compile is not None),
+        "operators": _operators(profiler, steps, cuda),
+        "memory": {
+            "tensors": [(at, standing + held) for at, held in memory_curve(trace, cuda)],
+            "process": [(at, held) for at, held in process if held],
+        },
+        "profiled_images_per_s": steps * config.pretrain.batch_size / seconds,
+    }
 
 
 def _shares(trace: dict[str, Any], compiled: bool) -> dict[str, float]:

@@ -14,19 +14,14 @@ from fastselfie.stage_names import FINETUNED, PRETRAIN, SUPERVISED
 Baselines = Callable[[RunFolder], Mapping[str, float | None]]
 
 
-def class_count(run: RunFolder) -> int | None:
-    """Return the number of classes of a run; None before it has chosen its labels."""
+def class_chance(run: RunFolder) -> float | None:
+    """Return the accuracy of guessing a class; None before the run has chosen its labels."""
     try:
         with open(run.path / "labels.txt", encoding="ascii", errors="replace") as file:
-            found = re.search(r"(\d+) classes", file.readline())
+            found = re.search(r"([1-9]\d*) classes", file.readline())
     except FileNotFoundError:
         return None
-    return int(found[1]) if found else None
-
-
-def _class_chance(run: RunFolder) -> dict[str, float | None]:
-    classes = class_count(run)
-    return {"chance": 1 / classes if classes else None}
+    return 1 / int(found[1]) if found else None
 
 
 def _untrained(key: str) -> Baselines:
@@ -73,27 +68,18 @@ def _arms(key: str) -> dict[str, tuple[str, str]]:
 
 _STEP, _NATS = "pretraining step", "cross-entropy, nats"
 CHARTS = (
-    Chart(
-        "Pretext accuracy",
-        _STEP,
-        "masked patches identified, %",
-        {**_pretraining("accuracy", "training"), **_pretraining("pretext_accuracy", "held out")},
-        percent=True,
-        baselines=lambda run: {"chance": 1 / run.config.masked},
-    ),
-    Chart(
-        "Pretext loss",
-        _STEP,
-        _NATS,
-        {**_pretraining("loss", "training"), **_pretraining("heldout_loss", "held out")},
-        baselines=lambda run: {"chance": math.log(run.config.masked)},
-    ),
+    Chart("Pretext accuracy", _STEP, "masked patches identified, %",
+          _pretraining("accuracy", "training") | _pretraining("pretext_accuracy", "held out"),
+          True, lambda run: {"chance": 1 / run.config.masked}),
+    Chart("Pretext loss", _STEP, _NATS,
+          _pretraining("loss", "training") | _pretraining("heldout_loss", "held out"),
+          baselines=lambda run: {"chance": math.log(run.config.masked)}),
     Chart("k-NN on P's features", _STEP, "top-1, %", _pretraining("knn", "k-NN"), True,
           _untrained("knn")),
     Chart("Linear probe on P's features", _STEP, "top-1, %",
           _pretraining("linear_probe", "linear probe"), True, _untrained("linear_probe")),
     Chart("Accuracy on held-out images", "step", "top-1, %", _arms("top1"), True,
-          _class_chance),
+          lambda run: {"chance": class_chance(run)}),
     Chart("Loss on held-out images", "step", _NATS, _arms("heldout_loss")),
     Chart("Loss on the labelled images", "step", _NATS, _arms("loss")),
     Chart("Norm of the gradient", _STEP, "L2 norm", _pretraining("grad_norm")),

@@ -43,9 +43,6 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 10  # seconds, for connections that a browser opens and does not use
     server: PageServer
 
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
     def do_GET(self) -> None:
         with suppress(ConnectionError, TimeoutError):  # the browser has left
             # Refuse DNS rebinding: a web page whose host name points here sends that name. The
@@ -56,6 +53,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_error(HTTPStatus.NOT_FOUND)
             else:
                 self._send_page()
+
+    do_HEAD = do_GET
 
     def _send_page(self) -> None:
         status = HTTPStatus.OK

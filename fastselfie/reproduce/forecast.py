@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -213,28 +212,25 @@ def measured_rates(
     """
     timed = _TIMED_BATCH[accelerator.device.type]
     small = {"batch_size": timed, "micro_batch_size": None}
-    config = config.model_copy(
-        update={
-            "pretrain": config.pretrain.model_copy(update=small),
-            "finetune": config.finetune.model_copy(update=small),
-            "runtime": config.runtime.model_copy(update={"compile": "off", "cuda_graphs": False}),
-        }
+    changes = {
+        "pretrain": config.pretrain.model_copy(update=small),
+        "finetune": config.finetune.model_copy(update=small),
+        "runtime": config.runtime.model_copy(update={"compile": "off", "cuda_graphs": False}),
+    }
+    config = config.model_copy(update=changes)
+
+    stage = finetuning_stage(config, "", from_p=False)
+    pretrain = _rate(build_pretraining(config, accelerator).step, config, classes)
+    finetune = _rate(
+        build_finetuning(config, stage, classes, accelerator, None).step, config, classes
     )
-
-    def finetuning() -> TrainStep:
-        stage = finetuning_stage(config, "", from_p=False)
-        return build_finetuning(config, stage, classes, accelerator, None).step
-
-    pretrain = _rate(lambda: build_pretraining(config, accelerator).step, config, classes)
-    finetune = _rate(finetuning, config, classes)
     gpus = torch.cuda.device_count() if accelerator.device.type == "cuda" else 1
     how = f"from steps of {timed} images on {accelerator.device} in {accelerator.precision.name}"
     return ForecastRates(pretrain, finetune, min(gpus, jobs or gpus), how)
 
 
-def _rate(build: Callable[[], TrainStep], config: Config, classes: int) -> float:
+def _rate(step: TrainStep, config: Config, classes: int) -> float:
     """Return the images per second of a training step."""
-    step = build()
     images = step.stage.batch_size
     noise = NoSource(np.arange(images, dtype=np.int64) % classes, [str(i) for i in range(classes)])
     data = config.data.model_copy(update={"loader": "synthetic"})

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from fastselfie.config import Config, StageConfig
 from fastselfie.data.dataset import Dataset
@@ -23,8 +23,6 @@ from fastselfie.training.finetune import FewLabels, labelled
 
 STARTS = (FINETUNED, SUPERVISED)
 _MAX_BUDGET = 1000  # more is a typo: the paper's stages have 120,000 steps
-
-Settings = TypeVar("Settings", bound=StageConfig)
 
 
 class Arm(NamedTuple):
@@ -167,13 +165,10 @@ def make_protocol(config: Config, labels: str, seeds: int, budget: float) -> Pro
             f"--budget {budget:g}: pass a factor for the steps of both stages, above 0 and at "
             f"most {_MAX_BUDGET}"
         )
-    updates = {
-        "pretrain": _scaled(config.pretrain, budget),
-        "finetune": _scaled(config.finetune, budget),
-    }
+    scaled = {name: _scaled(getattr(config, name), budget) for name in ("pretrain", "finetune")}
     shares = tuple(dict.fromkeys(_percents(labels)))
     seeds_up = tuple(range(config.seed, config.seed + seeds))
-    return Protocol(config.model_copy(update=updates), budget, shares, seeds_up)
+    return Protocol(config.model_copy(update=scaled), budget, shares, seeds_up)
 
 
 def _percents(text: str) -> Iterator[float]:
@@ -190,7 +185,7 @@ def _percents(text: str) -> Iterator[float]:
         yield float(f"{percent:g}")  # as in the name of its folder
 
 
-def _scaled(stage: Settings, factor: float) -> Settings:
+def _scaled(stage: StageConfig, factor: float) -> StageConfig:
     steps = max(1, round(factor * stage.steps))
     warmup = round(factor * stage.warmup_steps)
     return stage.model_copy(update={"steps": steps, "warmup_steps": warmup})

@@ -55,7 +55,7 @@ def check_folders(
     if control is not None:
         if not config.finetune.control:
             raise UserError(
-                "--control: finetune.control is false, so no trial is supervised: leave it out"
+                "--control: finetune.control is false, so there is no control: remove it"
             )
         path = control / PROVENANCE
         if not path.is_file():

@@ -66,14 +66,10 @@ def measure_features(
     chosen = choose_labels(dataset.train.labels, share, None, config.seed)
     source = dataset.train.select(chosen)
     held = _PLACES_MEMORY // (4 * config.patches * config.model.embedding_width)
+    few, few_asked = (limited(each, held, config.seed) for each in (source, dataset.held_out))
     bank, queries, placed, asking = (
         build_loader(images, config.data, config.seed, accelerator.device)
-        for images in (
-            source,
-            dataset.held_out,
-            limited(source, held, config.seed),
-            limited(dataset.held_out, held, config.seed),
-        )
+        for images in (source, dataset.held_out, few, few_asked)
     )
     pixels = measuring_pixels(config, accelerator, len(dataset.train.classes))
     figures: dict[str, float] = {"bank": len(bank.source), "bank_places": len(placed.source)}

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastselfie.data.dataset import Dataset
 from fastselfie.reproduce.control import control_note
-from fastselfie.reproduce.protocol import STARTS, Arm
+from fastselfie.reproduce.protocol import STARTS
 from fastselfie.reproduce.scheduler import Scheduler
 from fastselfie.stage_names import FINETUNED, SUPERVISED
 
@@ -118,33 +118,23 @@ def summary_of(scheduler: Scheduler, dataset: Dataset, features: Figures) -> Fig
 
 
 def _row(scheduler: Scheduler, labels: float) -> Figures:
-    arms = {arm.start: arm for arm in scheduler.protocol.arms if arm.labels == labels}
-    _, finetuned = scheduler.finished_arm(arms[FINETUNED])
-    row: Figures = {"labels": labels, "images": finetuned[0]["images"], "n": len(finetuned)}
-    for start in STARTS:
-        row[start] = _arm(scheduler, arms[start]) if start in arms else None
-    row["difference"] = row["spread_ratio"] = None
-    if SUPERVISED in arms:
+    keys = ("labels", "images", "n", *STARTS, "difference", "spread_ratio", "paper")
+    row: Figures = {**dict.fromkeys(keys), "labels": labels}
+    for arm in (arm for arm in scheduler.protocol.arms if arm.labels == labels):
+        choice, results = scheduler.finished_arm(arm)
+        row |= {"images": results[0]["images"], "n": len(results)}
+        top1 = [result["top1"] for result in results]
+        scores = {f"{lr:g}": score for lr, score in choice.scores.items()}
+        row[arm.start] = {**spread(top1), "top1": top1, "lr": choice.lr, "search": scores}
+    if row[SUPERVISED] is not None:
         row["difference"] = paired_difference(row[FINETUNED]["top1"], row[SUPERVISED]["top1"])
         ours, theirs = row[FINETUNED]["std"], row[SUPERVISED]["std"]
         row["spread_ratio"] = theirs / ours if ours else None
-    row["paper"] = _paper(scheduler.protocol.config.reproduce.paper, labels)
+    paper = PAPER.get(scheduler.protocol.config.reproduce.paper or "", {}).get(labels)
+    if paper is not None:
+        difference = round(paper[FINETUNED][0] - paper[SUPERVISED][0], 1)
+        row["paper"] = {start: list(paper[start]) for start in STARTS} | {"difference": difference}
     return row
-
-
-def _arm(scheduler: Scheduler, arm: Arm) -> Figures:
-    choice, results = scheduler.finished_arm(arm)
-    top1 = [result["top1"] for result in results]
-    scores = {f"{lr:g}": score for lr, score in choice.scores.items()}
-    return {**spread(top1), "top1": top1, "lr": choice.lr, "search": scores}
-
-
-def _paper(name: str | None, labels: float) -> Figures | None:
-    row = PAPER[name].get(labels) if name is not None else None
-    if row is None:
-        return None
-    difference = round(row[FINETUNED][0] - row[SUPERVISED][0], 1)
-    return {**{start: list(top1) for start, top1 in row.items()}, "difference": difference}
 
 
 def _notes(scheduler: Scheduler, dataset: Dataset) -> list[str]:

@@ -211,7 +211,7 @@ def mistakes():
         "labels_text": (["--labels", "5,x"], "--labels 5,x: 'x' is not a share"),
         "labels_many": (["--labels", "150"], "--labels 150: '150' is not a share"),
         "labels_few": (["--labels", "5"], "--labels 5: class 'cat' has one labelled image"),
-        "seeds": (["--seeds", "0"], "'--seeds': 0 is not in the range x>=1"),
+        "seeds": (["--seeds", "0"], "Invalid value for '--seeds'"),
         "budget": (["--budget", "0"], "--budget 0: pass a factor for the steps"),
         "jobs": (["--jobs", "0"], "Invalid value for '--jobs'"),
         "budget_large": (["--budget", "1e308"], "--budget 1e+308: pass a factor"),
