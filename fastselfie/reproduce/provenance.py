@@ -54,9 +54,7 @@ def check_folders(
         _check_provenance(config, dataset, precision, out / PROVENANCE, SECTIONS, "another --out")
     if control is not None:
         if not config.finetune.control:
-            raise UserError(
-                "--control: finetune.control is false, so there is no control: remove it"
-            )
+            raise UserError("--control: not with finetune.control=false: remove one of the two")
         path = control / PROVENANCE
         if not path.is_file():
             raise UserError(
