@@ -133,7 +133,8 @@ def _row(scheduler: Scheduler, labels: float) -> Figures:
     paper = PAPER.get(scheduler.protocol.config.reproduce.paper or "", {}).get(labels)
     if paper is not None:
         difference = round(paper[FINETUNED][0] - paper[SUPERVISED][0], 1)
-        row["paper"] = {start: list(paper[start]) for start in STARTS} | {"difference": difference}
+        top1_of = {start: list(top1) for start, top1 in paper.items()}
+        row["paper"] = {**top1_of, "difference": difference}
     return row
 
 
