@@ -211,7 +211,7 @@ def measure_training(config: Config, rounds: int, seconds: float) -> dict[str, A
     source = open_dataset(config.data, config.seed).train
     step = build_pretraining(config, accelerator).step
     loader = build_loader(source, config.data, config.seed, accelerator.device)
-    found = measure_rates(config, source, loader, step, rounds, seconds).summary()
+    found = measure_rates(config, source, loader, step, rounds, seconds)
     return {
         "config": config.name,
         "batch_size": config.pretrain.batch_size,

@@ -49,18 +49,16 @@ def check_folders(
     """
     config = protocol.config
     if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file: give another --out")
+        raise UserError(f"{out}: is a file: pass another --out")
     if (out / PROVENANCE).exists():
         _check_provenance(config, dataset, precision, out / PROVENANCE, SECTIONS, "another --out")
     if control is not None:
         if not config.finetune.control:
-            raise UserError(
-                "--control: finetune.control is false, so no trial is supervised: leave it out"
-            )
+            raise UserError("--control: not with finetune.control=false: remove one of the two")
         path = control / PROVENANCE
         if not path.is_file():
             raise UserError(
-                f"--control {control}: has no {PROVENANCE}: give the folder of a reproduction"
+                f"--control {control}: has no {PROVENANCE}: pass the folder of a reproduction"
             )
         sections = tuple(section for section in SECTIONS if section != "pretrain")
         _check_provenance(config, dataset, precision, path, sections, "another --control, or none")
@@ -109,19 +107,19 @@ def _check_provenance(
     """
     record = read_facts(path)
     if not {"config", "images"} <= set(record):
-        raise UserError(f"{path}: is damaged: give {other}")
+        raise UserError(f"{path}: is damaged: pass {other}")
     new = config.model_dump(mode="json")
     differing = differing_keys(record["config"], new, sections, _UNUSED)
     if differing:
         raise UserError(
             f"{path}: was started with another config: {', '.join(differing)}: set them back, or "
-            f"give {other}"
+            f"pass {other}"
         )
     if dataset is not None and record["images"] != dataset.fingerprint():
-        raise UserError(f"{path}: was started on other images: restore them, or give {other}")
+        raise UserError(f"{path}: was started on other images: restore them, or pass {other}")
     recorded = record.get("precision")
     if None not in (recorded, precision) and recorded != precision:
         raise UserError(
             f"{path}: was started in {recorded}, but this machine uses {precision}: "
-            f"set runtime.precision={recorded}, or give {other}"
+            f"set runtime.precision={recorded}, or pass {other}"
         )

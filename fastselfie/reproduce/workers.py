@@ -11,7 +11,8 @@ import torch
 
 from fastselfie.data.dataset import open_dataset
 from fastselfie.reproduce.protocol import Protocol, Trial
-from fastselfie.reproduce.scheduler import Result, Scheduler
+from fastselfie.reproduce.rate_search import Result
+from fastselfie.reproduce.scheduler import Scheduler
 from fastselfie.reproduce.trials import TrialRunner
 from fastselfie.system.accelerator import choose_accelerator, usable_cores
 from fastselfie.system.console import console
@@ -73,8 +74,7 @@ def _run_trials(
         config = protocol.config
         threads = config.runtime.threads or usable_cores()
         ranks = Ranks(local_rank=number % max(1, torch.cuda.device_count()))
-        accelerator = choose_accelerator(
-            config.runtime.model_copy(update={"threads": threads}), ranks
-        )
+        runtime = config.runtime.model_copy(update={"threads": threads})
+        accelerator = choose_accelerator(runtime, ranks)
         dataset = open_dataset(config.data, config.seed)
         yield from map(TrialRunner(protocol, dataset, out, accelerator).run, trials)

@@ -42,7 +42,6 @@ def print_plan(config: Config, out: Path, console: Console, stage: str = "all") 
     """
     finetunes = FINETUNED in stages_to_run(stage)
     accelerator = choose_accelerator(config.runtime)
-    console.print(config.to_yaml(), markup=False)
     table = Table(title=f"{config.name}: what a run would do", show_header=False)
     table.add_row("device", f"{accelerator.device} ({accelerator.why})")
     table.add_row("precision", f"{accelerator.precision.name} ({accelerator.precision.why})")
@@ -80,6 +79,7 @@ def print_plan(config: Config, out: Path, console: Console, stage: str = "all") 
     if config.finetune.control:
         table.add_row("control", "the same network, steps and labels from scratch")
     table.add_row("output", escape(str(out)))
+    console.print(config.to_yaml(), markup=False)
     console.print(table)
     try:
         require_wandb(config.log)

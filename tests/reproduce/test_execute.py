@@ -216,10 +216,10 @@ def mistakes():
         "labels_text": (["--labels", "5,x"], "--labels 5,x: 'x' is not a share"),
         "labels_many": (["--labels", "150"], "--labels 150: '150' is not a share"),
         "labels_few": (["--labels", "5"], "--labels 5: class 'cat' has one labelled image"),
-        "seeds": (["--seeds", "0"], "--seeds 0: give at least 1"),
-        "budget": (["--budget", "0"], "--budget 0: give a factor for the steps"),
+        "seeds": (["--seeds", "0"], "Invalid value for '--seeds'"),
+        "budget": (["--budget", "0"], "--budget 0: pass a factor for the steps"),
         "jobs": (["--jobs", "0"], "Invalid value for '--jobs'"),
-        "budget_large": (["--budget", "1e308"], "--budget 1e+308: give a factor"),
+        "budget_large": (["--budget", "1e308"], "--budget 1e+308: pass a factor"),
         "grid": (["reproduce.grid=[]"], "reproduce.grid is [] (command line)"),
         "key": (["reproduce.gird=[1]"], "did you mean 'reproduce.grid'?"),
     }
@@ -242,7 +242,7 @@ def test_without_test_images_the_held_out_split_is_measured_and_said(setting, tm
     train = config.parent / "images" / "train"
     settings = tiny_config(data={"train": str(train), "held_out": 0.2}, runtime={"threads": 1},
                            reproduce={"grid": [0.1]}, finetune={"control": False})  # fmt: skip
-    figures = reproduce(make_protocol(settings, "100", 1, None), tmp_path, jobs=1)
+    figures = reproduce(make_protocol(settings, "100", 1, 1.0), tmp_path, jobs=1)
     assert f"measured on 8 images, 20% of {train}" in " ".join(figures["notes"])
     assert figures["rows"][0]["images"] == 32
     assert figures["rows"][0]["supervised"] is None
@@ -253,7 +253,7 @@ def test_a_table_that_is_measured_on_training_images_says_so(setting, cli, tmp_p
     train = config.parent / "images" / "train"
     settings = tiny_config(data={"train": str(train), "test": str(train)}, runtime={"threads": 1},
                            reproduce={"grid": [0.1, 0.2]}, finetune={"control": False})  # fmt: skip
-    notes = " ".join(reproduce(make_protocol(settings, "50", 1, None), tmp_path, jobs=1)["notes"])
+    notes = " ".join(reproduce(make_protocol(settings, "50", 1, 1.0), tmp_path, jobs=1)["notes"])
     assert f"Warning: {train}: the held-out images are the training images" in notes
     assert "never on the images" not in notes
 
@@ -263,7 +263,7 @@ def test_a_rate_that_diverges_loses_and_the_search_goes_on(setting, tmp_path):
     settings = tiny_config(data={"train": str(config.parent / "images")}, runtime={"threads": 1},
                            reproduce={"grid": [0.05, 1e30]},
                            finetune={"control": False, "steps": 4})  # fmt: skip
-    figures = reproduce(make_protocol(settings, "50", 1, None), tmp_path, jobs=1)
+    figures = reproduce(make_protocol(settings, "50", 1, 1.0), tmp_path, jobs=1)
     assert figures["rows"][0]["finetuned"]["lr"] == 0.05
     assert figures["rows"][0]["finetuned"]["search"]["1e+30"] is None
     assert "50%, finetuned: training diverged at 1e+30." in figures["notes"]

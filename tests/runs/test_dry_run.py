@@ -19,7 +19,7 @@ def test_dry_run_prints_the_plan_and_touches_nothing(cli, tiny_yaml, image_folde
 
 def test_dry_run_on_a_missing_path_is_refused(cli, tiny_yaml):
     result = cli("train", tiny_yaml, "data.train=/no/such", "--dry-run")
-    assert (result.status, result.err.count("\n")) == (2, 1)
+    assert (result.status, result.out, result.err.count("\n")) == (2, "", 1)
     assert "/no/such: no such file or folder" in result.err
 
 
