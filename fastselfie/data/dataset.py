@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastselfie.config import DataConfig
-from fastselfie.data.random import IntArray, Purpose, uniform
+from fastselfie.data.draws import IntArray, Purpose, uniform
 from fastselfie.data.sources.base import (
     UNLABELLED,
     ArraySource,

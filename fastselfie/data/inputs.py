@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastselfie.config import Config
-from fastselfie.data import random as rng
+from fastselfie.data import draws
 from fastselfie.data.loaders.batch import Batch, to_device
 from fastselfie.kernels.patchify import patchify
 from fastselfie.system.accelerator import Accelerator
@@ -18,7 +18,7 @@ def draw_masks(batch: Batch, seed: int, patches: int) -> Tensor:
 
     The draw belongs to (seed, epoch, sample), see `patch_orders`. patches: N.
     """
-    order = rng.patch_orders(seed, batch.index.epochs, batch.index.samples, patches)
+    order = draws.patch_orders(seed, batch.index.epochs, batch.index.samples, patches)
     return to_device(torch.from_numpy(order), batch.images.device)
 
 

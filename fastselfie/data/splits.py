@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastselfie.data.random import IntArray, Purpose, uniform
+from fastselfie.data.draws import IntArray, Purpose, uniform
 from fastselfie.errors import UserError
 from fastselfie.system.files import write_atomically
 

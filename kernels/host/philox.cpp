@@ -1,4 +1,4 @@
-// The counter-based generator; see fastselfie/data/random.py for what its streams mean.
+// The counter-based generator; see fastselfie/data/draws.py for what its streams mean.
 #include <algorithm>
 
 #include "host.hpp"

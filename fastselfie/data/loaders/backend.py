@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastselfie.data import random as rng
+from fastselfie.data import draws
 from fastselfie.data.dataset import BetonSource, Source
 from fastselfie.data.loaders.batch import DecodedBatch, Index
 from fastselfie.data.loaders.failures import FailurePolicy
@@ -88,7 +88,7 @@ def decoder_count(workers: int | None) -> int:
 def flips_of(view: View, number: int, seed: int, index: Index) -> npt.NDArray[np.bool_]:
     """Which images of view `number` are drawn to be mirrored, (B,) bool."""
     if view.flips:
-        return rng.flips(seed, index.epochs, index.samples, number)
+        return draws.flips(seed, index.epochs, index.samples, number)
     return np.zeros(len(index.samples), dtype=np.bool_)
 
 

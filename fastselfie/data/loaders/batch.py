@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastselfie.data.draws import IntArray
 from fastselfie.data.loaders.failures import Failures
-from fastselfie.data.random import IntArray
 from fastselfie.system.trace_ranges import trace_range
 
 

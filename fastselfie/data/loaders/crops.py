@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fastselfie.data import random as rng
+from fastselfie.data import draws
+from fastselfie.data.draws import IntArray
 from fastselfie.data.loaders.batch import Index
 from fastselfie.data.loaders.view import View
-from fastselfie.data.random import IntArray
 from fastselfie.kernels.host import gather_crops
 
 # `center` on large images: resize the short side to size x 256 / 224, crop the center.
@@ -28,7 +28,7 @@ def boxes(view: View, number: int, seed: int, index: Index, sizes: IntArray) -> 
     """
     samples, epochs = index
     if view.crop == "random_resized":
-        return rng.resized_crops(seed, epochs, samples, sizes, view.area, view.ratio, number)
+        return draws.resized_crops(seed, epochs, samples, sizes, view.area, view.ratio, number)
     share = CENTER if view.crop == "center" else 1.0
     side = np.maximum(1, np.rint(sizes.min(axis=1) * share).astype(np.int64))
     left, top = (sizes[:, 0] - side) // 2, (sizes[:, 1] - side) // 2
@@ -67,7 +67,7 @@ def shift(images: npt.NDArray[np.uint8], view: View, number: int, seed: int, ind
     samples, epochs = index
     whole = padded(images, pad, view.pad_mode)
     rows, unflipped = np.arange(len(images)), np.zeros(len(images), dtype=np.bool_)
-    gather_crops(whole, rows, rng.shifts(seed, epochs, samples, pad, number), unflipped, images)
+    gather_crops(whole, rows, draws.shifts(seed, epochs, samples, pad, number), unflipped, images)
 
 
 def mirrored(images: Tensor, flip: Tensor) -> Tensor:

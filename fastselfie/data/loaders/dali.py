@@ -17,11 +17,11 @@ from torch import Tensor
 
 from fastselfie.data.beton.reader import IMAGE_MODES
 from fastselfie.data.dataset import BetonSource, FolderSource, Source
+from fastselfie.data.draws import IntArray
 from fastselfie.data.loaders.backend import Backend, BackendOptions
 from fastselfie.data.loaders.batch import DecodedBatch, Index
 from fastselfie.data.loaders.crops import boxes, shift, wrong_size
 from fastselfie.data.loaders.view import View
-from fastselfie.data.random import IntArray
 from fastselfie.errors import UserError
 from fastselfie.kernels.jpeg import JpegError, crop, read_header, transcode
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from fastselfie.data.draws import IntArray
 from fastselfie.data.loaders.checks import require_whole
-from fastselfie.data.random import IntArray
 from fastselfie.errors import UserError
 
 # Rows of a batch that could not be decoded, each with a line that names the image and the reason.

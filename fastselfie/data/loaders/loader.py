@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastselfie.data import random as rng
+from fastselfie.data import draws
 from fastselfie.data.dataset import Source
 from fastselfie.data.loaders.arguments import (
     expanded_views,
@@ -245,7 +245,7 @@ class Loader(BatchStreams):
 
     def _run_epoch(self, epoch: int, start: int) -> Generator[tuple[Images, Tensor]]:
         count = len(self.source)
-        order = rng.epoch_order(self.seed, epoch, count) if self.shuffle else np.arange(count)
+        order = draws.epoch_order(self.seed, epoch, count) if self.shuffle else np.arange(count)
 
         def plan() -> Iterator[Index]:
             return one_epoch(order, epoch, start, self.batch_size, self.drop_last, self._ranks)

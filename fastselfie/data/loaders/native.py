@@ -13,11 +13,11 @@ import torch
 
 from fastselfie.data.beton.reader import IMAGE_MODES
 from fastselfie.data.dataset import Source
+from fastselfie.data.draws import IntArray
 from fastselfie.data.loaders.backend import Backend, BackendOptions, flips_of, required_beton
 from fastselfie.data.loaders.batch import DecodedBatch, Index
 from fastselfie.data.loaders.crops import boxes, shift, wrong_size
 from fastselfie.data.loaders.view import View
-from fastselfie.data.random import IntArray
 from fastselfie.kernels.jpeg import KIND_JPEG, KIND_RAW, BatchDecoder
 
 Images = npt.NDArray[np.uint8]

@@ -10,14 +10,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastselfie.data import random as rng
+from fastselfie.data import draws
 from fastselfie.data.dataset import ArraySource, Source
+from fastselfie.data.draws import IntArray
 from fastselfie.data.loaders.backend import Backend, BackendOptions, flips_of
 from fastselfie.data.loaders.batch import DecodedBatch, Index, to_device
 from fastselfie.data.loaders.crops import boxes, padded, read_box
 from fastselfie.data.loaders.failures import Failures
 from fastselfie.data.loaders.view import View
-from fastselfie.data.random import IntArray
 from fastselfie.errors import UserError
 from fastselfie.kernels.host import gather_crops
 
@@ -52,7 +52,7 @@ class ResidentBackend(Backend):
         for index in plan:
             offsets = np.full((len(index.samples), 2), self.pad, dtype=np.int64)
             if view.shift:
-                offsets = rng.shifts(self.seed, index.epochs, index.samples, self.pad)
+                offsets = draws.shifts(self.seed, index.epochs, index.samples, self.pad)
             yield gather(index, offsets, view)
 
     def _gather_on_host(self, index: Index, offsets: IntArray, view: View) -> DecodedBatch:

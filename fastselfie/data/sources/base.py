@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fastselfie.data.random import IntArray
+from fastselfie.data.draws import IntArray
 from fastselfie.data.sources.decode import decode_image
 from fastselfie.errors import UserError
 

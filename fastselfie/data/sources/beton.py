@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from fastselfie.data.beton.reader import IMAGE_MODES, BetonReader
-from fastselfie.data.random import IntArray
+from fastselfie.data.draws import IntArray
 from fastselfie.data.sources.base import UNLABELLED
 from fastselfie.data.sources.decode import decode_image
 from fastselfie.data.sources.labels import numbered_classes

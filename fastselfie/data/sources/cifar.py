@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fastselfie.data.random import IntArray
+from fastselfie.data.draws import IntArray
 from fastselfie.data.sources.base import ArraySource
 from fastselfie.data.sources.labels import numbered_classes
 from fastselfie.data.sources.restricted_pickle import load_arrays

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import numpy as np
 from PIL import Image
 
-from fastselfie.data.random import IntArray
+from fastselfie.data.draws import IntArray
 from fastselfie.data.sources.base import UNLABELLED
 from fastselfie.data.sources.decode import decode_image
 from fastselfie.data.sources.parquet_columns import choose_columns, holds_integers

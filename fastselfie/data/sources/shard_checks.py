@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastselfie.data.random import IntArray
+from fastselfie.data.draws import IntArray
 from fastselfie.data.sources.base import UNLABELLED
 from fastselfie.data.sources.labels import numbered_classes
 from fastselfie.errors import UserError

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fastselfie.data.random import IntArray
+from fastselfie.data.draws import IntArray
 from fastselfie.data.sources.base import UNLABELLED
 from fastselfie.data.sources.decode import EXTENSIONS, decode_image
 from fastselfie.data.sources.ignored_files import describe_ignored, is_expected

@@ -19,7 +19,7 @@ from helpers import beton_files
 
 from fastselfie import Loader, UserError, View, open_dataset
 from fastselfie.config import DataConfig
-from fastselfie.data import random as rng
+from fastselfie.data import draws
 from fastselfie.data.loaders.sampling import one_epoch
 from fastselfie.system.distributed import Ranks
 
@@ -50,7 +50,7 @@ def test_an_epoch_has_every_image_once(beton, backend):
         assert [len(labels) for _, labels in batches] == [5, 5, 5, 5, 2]
         assert sorted(label for _, labels in batches for label in labels) == list(range(COUNT))
     orders = [[label for _, labels in batches for label in labels] for batches in epochs]
-    assert orders == [rng.epoch_order(0, epoch, COUNT).tolist() for epoch in range(2)]
+    assert orders == [draws.epoch_order(0, epoch, COUNT).tolist() for epoch in range(2)]
 
 
 def test_without_shuffle_and_with_drop_last(beton):
@@ -94,7 +94,7 @@ def test_half_of_the_images_are_mirrored(beton, backend, crop):
     options = {"size": 32, "crop": crop, "backend": backend, "workers": 1, "shuffle": False}
     straight, _ = next(iter(Loader(beton, COUNT, flip=False, **options)))
     flipped, _ = next(iter(Loader(beton, COUNT, **options)))
-    drawn = rng.flips(0, 0, np.arange(COUNT))
+    drawn = draws.flips(0, 0, np.arange(COUNT))
     assert 0 < drawn.sum() < COUNT
     for row, flip in enumerate(drawn):
         assert torch.equal(flipped[row], straight[row].flip(2) if flip else straight[row])
@@ -188,7 +188,7 @@ def test_ranks_share_an_epoch(beton, world):
     assert set(labels) == set(range(COUNT))
     assert len(labels) - COUNT < world
     whole = [label for batch in zip(*seen, strict=True) for part in batch for label in part]
-    assert whole[:COUNT] == rng.epoch_order(0, 0, COUNT).tolist()
+    assert whole[:COUNT] == draws.epoch_order(0, 0, COUNT).tolist()
 
 
 def test_more_ranks_than_images_in_the_last_batch():

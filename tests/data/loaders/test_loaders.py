@@ -15,7 +15,7 @@ import torch
 from conftest import picture, tiny_config
 from torch.utils.data import DataLoader
 
-from fastselfie.data import random as rng
+from fastselfie.data import draws
 from fastselfie.data.dataset import open_dataset
 from fastselfie.data.inputs import draw_masks
 from fastselfie.data.loaders import SampleStream, build_loader, choose_loader
@@ -90,7 +90,7 @@ def test_the_gathers_of_resident_for_host_and_gpu_agree(image_folder, augment):
     made = loader(image_folder, "resident", pad_mode="reflect", pad=4, flip=False)
     backend, view = made._backend, made.view if augment else made.view.without_augmentation()
     index = SampleStream(16, seed=3).take(0, 40)
-    offsets = rng.shifts(3, index.epochs, index.samples, 4)
+    offsets = draws.shifts(3, index.epochs, index.samples, 4)
     on_host = backend._gather_on_host(index, offsets, view)
     on_device = backend._gather_on_device(index, offsets, view)
     assert torch.equal(on_host.views[0], on_device.views[0])
@@ -126,7 +126,7 @@ def test_the_shift_is_the_one_drawn(image_folder):
     made = loader(image_folder, "resident", pad_mode="zero", pad=4, flip=False)
     batch = take(made.stream(0, 16), 1)[0]
     samples, epochs = batch.index
-    shifts = rng.shifts(3, epochs, samples, 4)
+    shifts = draws.shifts(3, epochs, samples, 4)
     source = open_dataset(tiny_config(data={"train": str(image_folder)}).data).train
     for image, sample, (y, x) in zip(batch.images, samples, shifts, strict=True):
         padded = np.pad(np.asarray(source.image(int(sample))), ((4, 4), (4, 4), (0, 0)))
@@ -144,7 +144,7 @@ def test_resized_crops_are_read_from_their_boxes(tmp_path):
     for row, sample in enumerate(samples):
         image = folder.source.image(int(sample))
         sizes = np.array([image.size])
-        box = rng.resized_crops(3, epochs[row : row + 1], samples[row : row + 1], sizes,
+        box = draws.resized_crops(3, epochs[row : row + 1], samples[row : row + 1], sizes,
                                 (0.08, 1.0), (3 / 4, 4 / 3))[0]  # fmt: skip
         left, top, width, height = box.tolist()
         cropped = image.crop((left, top, left + width, top + height)).resize((32, 32), 2)
