@@ -74,7 +74,7 @@ class DataConfig(Section):
     on_error: Literal["raise", "skip"] = Field(
         "raise",
         description="if an image cannot be decoded: raise stops and names it; skip replaces it "
-        "with another image of its batch and counts it",
+        "with another image, of its batch if one is good, and counts it",
     )
     max_skipped_in_a_row: PositiveInt = Field(
         100,

@@ -97,22 +97,27 @@ class Dataset:
         return digest.hexdigest()
 
 
-def open_dataset(data: DataConfig, seed: int = 0, labels_needed: bool = True) -> Dataset:
-    """Open the training images and the held-out images that `data` names.
+def open_dataset(
+    data: str | os.PathLike[str] | DataConfig, seed: int = 0, labels_needed: bool = True
+) -> Dataset:
+    """Open the training images and the held-out images of a dataset.
 
     The held-out images are the first of these that exists: data.test; the held-out part of
-    data.train that has labels of the training classes; the share data.held_out of each class. They
-    need not show every class. If the training images have no labels, the labels of the held-out
-    images are dropped.
+    data.train that has labels of the training classes; the share data.held_out of each class, 0.1
+    by default. They need not show every class. If the training images have no labels, the labels of
+    the held-out images are dropped.
 
     Args:
-        data: Says where the images are.
+        data: The path of the training images; or the `data` section of what `load_config` returns,
+            which may name the held-out images too.
         seed: Chooses the images that are held out or kept by data.limit.
         labels_needed: Whether held-out images without labels of the training classes are refused.
 
     Raises:
         UserError: A path is missing, empty or damaged, or the held-out part has other classes.
     """
+    if not isinstance(data, DataConfig):
+        data = DataConfig(train=os.fspath(data))
     if data.loader == "synthetic":
         labels = np.arange(_SYNTHETIC_IMAGES, dtype=np.int64) % _SYNTHETIC_CLASSES
         noise = NoSource(labels, [str(i) for i in range(_SYNTHETIC_CLASSES)])

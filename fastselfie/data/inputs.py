@@ -7,7 +7,8 @@ from torch import Tensor
 
 from fastselfie.config import Config
 from fastselfie.data import draws
-from fastselfie.data.loaders.batch import Batch, to_device
+from fastselfie.data.loaders.batch import Batch
+from fastselfie.data.loaders.to_device import to_device
 from fastselfie.kernels.patchify import patchify
 from fastselfie.system.accelerator import Accelerator
 from fastselfie.system.trace_ranges import trace_range

@@ -14,6 +14,8 @@ from fastselfie.data import draws
 from fastselfie.data.draws import IntArray
 from fastselfie.data.loaders.batch import Index
 from fastselfie.data.loaders.view import View
+from fastselfie.data.sources.base import Source
+from fastselfie.errors import UserError
 from fastselfie.kernels.host import gather_crops
 
 # `center` on large images: resize the short side to size x 256 / 224, crop the center.
@@ -35,8 +37,13 @@ def boxes(view: View, number: int, seed: int, index: Index, sizes: IntArray) -> 
     return np.stack([left, top, side, side], axis=1)
 
 
-def wrong_size(view: View, size: Sequence[int] | IntArray, name: str) -> str:
-    """Why crop `none` cannot take an image of this (width, height); `name` says which it is."""
+def wrong_size(view: View, size: Sequence[int] | IntArray, name: str) -> str | None:
+    """Return why `view` cannot show an image of this (width, height), None if it can.
+
+    Only crop `none` takes images of one size alone. `name` says which image it is.
+    """
+    if view.crop != "none" or (size[0], size[1]) == (view.size, view.size):
+        return None
     return (
         f"{name}: is {size[0]} x {size[1]} pixels, and crop none takes {view.size} x {view.size}: "
         "give another size, or crop center"
@@ -51,6 +58,42 @@ def read_box(image: Image.Image, box: IntArray, size: int) -> npt.NDArray[np.uin
     # Cut first: resize(box=...) would let the filter see pixels outside the box.
     inside = image.crop((left, top, left + width, top + height))
     return np.asarray(inside.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def read_image(
+    source: Source,
+    sample: int,
+    epoch: int,
+    views: Sequence[View],
+    seed: int,
+    out: Sequence[npt.NDArray[np.uint8]],
+) -> str | None:
+    """Decode an image with Pillow and cut it as each view asks.
+
+    The shift of crop `pad` is left to `shift`, for a whole batch.
+
+    Args:
+        source: The images.
+        sample: The index of the image in `source`.
+        epoch: The epoch that its boxes are drawn in.
+        views: The views.
+        seed: Of all random draws.
+        out: For each view an array (size, size, 3) that is written to.
+
+    Returns:
+        A line that says why the image cannot be read; None if it was.
+    """
+    try:
+        image = source.image(sample)
+    except UserError as error:
+        return str(error)
+    index = Index(np.asarray([sample]), np.asarray([epoch]))
+    for number, (view, pixels) in enumerate(zip(views, out, strict=True)):
+        if wrong := wrong_size(view, image.size, source.name(sample)):
+            return wrong
+        box = boxes(view, number, seed, index, np.asarray([image.size]))[0]
+        pixels[:] = read_box(image, box, view.size)
+    return None
 
 
 def padded(images: npt.NDArray[np.uint8], pad: int, mode: str) -> npt.NDArray[np.uint8]:

@@ -147,10 +147,10 @@ class NoSource:
         return f"synthetic image {index}"
 
     def image(self, index: int) -> Image.Image:
-        raise UserError(f"{self.name(index)} has no file: data.loader is synthetic")
+        raise UserError(f"{self.name(index)} has no file: it is noise")
 
     def encoded(self, index: int) -> bytes | None:
-        raise UserError(f"{self.name(index)} has no file: data.loader is synthetic")
+        raise UserError(f"{self.name(index)} has no file: it is noise")
 
     def select(self, indices: IntArray) -> NoSource:
         return NoSource(self.labels[indices], self.classes)
