@@ -24,7 +24,8 @@ from fastselfie.data.sources.base import (
 )
 from fastselfie.data.sources.beton import BetonSource
 from fastselfie.data.sources.decode import decode_image
-from fastselfie.data.sources.parts import align_labels, open_held_out, open_part
+from fastselfie.data.sources.formats import find_dataset
+from fastselfie.data.sources.parts import align_labels, choose_held_out, open_part
 from fastselfie.data.sources.shards import named_as_parts
 from fastselfie.errors import UserError
 
@@ -127,12 +128,13 @@ def open_dataset(
             "data.train is not set: pass an image folder with one sub-folder for each class, for "
             "example data.train=DIR, or data.loader=synthetic"
         )
-    train, same = _open_required(data.train, "train"), False
+    train, same = open_part(expanded(data.train), "train").source, False
     if data.test is not None:
-        held_out, split = _open_required(data.test, "test", train.classes), data.test
+        held_out = open_part(expanded(data.test), "held_out", train.classes).source
+        split = data.test
         same = _is_same(data.train, data.test)
     else:
-        beside = open_held_out(expanded(data.train), train.classes)
+        beside = choose_held_out(find_dataset(expanded(data.train)), train.classes)
         if beside is None or (is_labelled(train) and not is_labelled(beside.source)):
             kept, taken = _split(train.labels, data.held_out, seed)
             train, held_out = train.select(kept), train.select(taken)
@@ -220,20 +222,12 @@ def _is_same(train: str, test: str) -> bool:
     ours, theirs = (expanded(path).resolve() for path in (train, test))
     if theirs == ours / "train":
         return True
-    return theirs == ours and open_held_out(theirs, UNLABELLED) is None
+    return theirs == ours and choose_held_out(find_dataset(theirs), UNLABELLED) is None
 
 
-def expanded(path: str | Path) -> Path:
+def expanded(path: str | os.PathLike[str]) -> Path:
     """Return the path with ~ replaced; unchanged if ~ names an unknown user."""
     return Path(os.path.expanduser(path))
-
-
-def _open_required(path: str, part: str, classes: Sequence[str] | None = None) -> Source:
-    found = open_part(expanded(path), part, classes)
-    if found is None:
-        kind = "training" if part == "train" else part
-        raise UserError(f"{path}: holds no {kind} images")
-    return found[0]
 
 
 def _split(labels: IntArray, fraction: float, seed: int) -> tuple[IntArray, IntArray]:

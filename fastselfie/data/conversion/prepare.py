@@ -83,10 +83,8 @@ def prepare(path: Path, out: Path, options: Options) -> dict[str, Any]:
     """
     began = time.perf_counter()
     _check_options(out, options)
-    found = open_part(path, options.part)
-    if found is None:
-        raise UserError(f"{path}: holds no {options.part} images: pass another --part or dataset")
-    source, format_ = found
+    found = open_part(path, "train" if options.part == "train" else "held_out")
+    source, format_ = found.source, found.format
     if options.recoding.recodes() and source.encoded(0) is None:
         raise UserError(
             f"{path}: {format_} holds pixels, which are stored unchanged: remove --max-side, "
