@@ -46,11 +46,7 @@ def held_out_split(labels: IntArray, fraction: float, seed: int) -> tuple[IntArr
 
 
 def choose_labels(
-    labels: IntArray,
-    fraction: float,
-    per_class: int | None,
-    seed: int,
-    classes: Sequence[str] = (),
+    labels: IntArray, fraction: float, per_class: int | None, seed: int, classes: Sequence[str] = ()
 ) -> IntArray:
     """Choose the images that keep their label, the same number in each class.
 

@@ -96,6 +96,5 @@ def _windows(images: Tensor, size: int) -> Tensor:
     n, height, width, channels = images.shape
     image, row, pixel, _ = images.stride()
     return images.as_strided(
-        (n, height - size + 1, width - size + 1, size, channels * size),
-        (image, row, pixel, row, 1),
+        (n, height - size + 1, width - size + 1, size, channels * size), (image, row, pixel, row, 1)
     )

@@ -75,11 +75,7 @@ class BatchStreams:
         return self._batches(lambda: self._samples.batches(start, batch_size, ranks), self._views)
 
     def in_order(
-        self,
-        batch_size: int,
-        limit: int | None = None,
-        ranks: Ranks = ALONE,
-        augment: bool = False,
+        self, batch_size: int, limit: int | None = None, ranks: Ranks = ALONE, augment: bool = False
     ) -> Generator[Batch]:
         """`limit` images once, in order, as they are; the last batch may be smaller.
 
