@@ -22,7 +22,6 @@ from fastselfie.data.sources.base import (
     relabelled,
 )
 from fastselfie.data.sources.beton import BetonSource
-from fastselfie.data.sources.decode import decode_image
 from fastselfie.data.sources.formats import find_dataset
 from fastselfie.data.sources.parts import align_labels, choose_held_out, open_part
 from fastselfie.data.sources.shards import named_as_parts
@@ -37,7 +36,6 @@ __all__ = [
     "NoSource",
     "Source",
     "class_warning",
-    "decode_image",
     "expanded",
     "limited",
     "open_dataset",
