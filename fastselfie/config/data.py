@@ -52,8 +52,8 @@ class DataConfig(Section):
     workers: Free[Annotated[int, Field(ge=0)] | None] = None
     """decoding threads or processes; null: one per core"""
     on_error: Literal["raise", "skip"] = "raise"
-    """if an image cannot be decoded: raise stops and names it; skip replaces it with another image
-    of its batch and counts it"""
+    """if an image cannot be decoded: raise stops and names it; skip replaces it with another image,
+    of its batch if one is good, and counts it"""
     max_skipped_in_a_row: Free[PositiveInt] = 100
     """on_error: skip stops after this many consecutive images, since the disk itself has probably
     failed"""

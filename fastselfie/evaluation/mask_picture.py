@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from fastselfie.data.random import IntArray
+from fastselfie.data.draws import IntArray
 
 _TILE = 104  # about the side of an image in a picture, pixels
 _GAP = 6

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from fastselfie.config import Config, StageConfig
 from fastselfie.data.dataset import Dataset
-from fastselfie.data.random import IntArray
+from fastselfie.data.draws import IntArray
 from fastselfie.data.splits import validation_split
 from fastselfie.errors import UserError
 from fastselfie.stage_names import FINETUNED, SUPERVISED

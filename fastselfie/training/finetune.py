@@ -13,9 +13,9 @@ from torch.optim.swa_utils import update_bn
 
 from fastselfie.config import Config
 from fastselfie.data.dataset import Dataset, Source
+from fastselfie.data.draws import IntArray
 from fastselfie.data.inputs import InputTransform
 from fastselfie.data.loaders import Batch, Loader, build_loader
-from fastselfie.data.random import IntArray
 from fastselfie.data.splits import choose_labels
 from fastselfie.errors import UserError
 from fastselfie.evaluation.metrics import classification_accuracy

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fastselfie.data.draws import process_seed
 from fastselfie.data.loaders import Batch, Loader
-from fastselfie.data.random import process_seed
 from fastselfie.errors import Diverged
 from fastselfie.system.console import say
 from fastselfie.system.signals import Interrupted, Pending, deferred_signals

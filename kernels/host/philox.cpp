@@ -1,4 +1,4 @@
-// Counter-based random numbers; fastselfie/data/random.py defines the streams.
+// Counter-based random numbers; fastselfie/data/draws.py defines the streams.
 #include <algorithm>
 
 #include "host.hpp"

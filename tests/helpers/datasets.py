@@ -25,9 +25,7 @@ def dataset(path: Path, labels_needed: bool = True, **data: Any) -> Dataset:
 
 
 def read(path: Path, part: str = "train") -> Source:
-    found = open_part(path, part)
-    assert found is not None
-    return found[0]
+    return open_part(path, part).source
 
 
 def png(seed: int) -> bytes:

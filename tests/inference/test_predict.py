@@ -10,7 +10,7 @@ import torch
 from conftest import refused
 from PIL import Image
 
-from fastselfie.data import random as rng
+from fastselfie.data import draws
 from fastselfie.data.dataset import open_dataset
 from fastselfie.data.inputs import InputTransform
 from fastselfie.data.loaders import build_loader
@@ -65,7 +65,7 @@ def test_holes_are_those_of_the_evaluation(cli, tiny_run, images, evaluation, tm
     with evaluating(model):
         chosen = model.scores(patches, order).argmax(dim=-1)
     right = (chosen == torch.arange(4)).sum(dim=1).tolist()
-    assert np.array_equal(order, rng.patch_orders(0, 0, np.arange(8), 16))
+    assert np.array_equal(order, draws.patch_orders(0, 0, np.arange(8), 16))
     # One folder's four: the other's have the same names, and so would their pictures.
     out = tmp_path / "pictures"
     found = answers(cli("predict", tiny_run, *images[:4], "--stage", "pretrain", "--out", out))

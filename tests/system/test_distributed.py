@@ -18,8 +18,8 @@ import torch
 from conftest import REPOSITORY, tiny_config
 
 from fastselfie.data.dataset import open_dataset
+from fastselfie.data.draws import process_seed
 from fastselfie.data.loaders import SampleStream, build_loader
-from fastselfie.data.random import process_seed
 from fastselfie.errors import UserError
 from fastselfie.system.accelerator import choose_accelerator, total_memory, usable_cores
 from fastselfie.system.distributed import Ranks, ranks_of

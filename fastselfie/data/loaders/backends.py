@@ -85,6 +85,6 @@ def backend_class(name: str) -> type[Backend]:
         # A shared library that is missing is an ImportError too: say which.
         reason = " ".join(str(error).split())
         raise UserError(
-            f"data.loader is {name}, which is not installed here ({reason}): {INSTALL[name]}"
+            f"the {name} loader is not installed here ({reason}): {INSTALL[name]}"
         ) from error
     return made
