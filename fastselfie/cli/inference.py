@@ -59,9 +59,9 @@ def export(
     Of the pretraining stage only P is exported, a feature extractor.
     """
     from fastselfie import export as exporting
-    from fastselfie.runs.load import open_trained
+    from fastselfie.runs.load import load_run
 
-    trained = open_trained(run, stage, allow_unfinished)
+    trained = load_run(run, stage, allow_unfinished)
     print_result(exporting.export(trained, form.value, out), as_json)
 
 
@@ -85,9 +85,9 @@ def features(
     These are the classifier's input or, of the pretraining stage, P's pooled output.
     """
     from fastselfie.inference.features import write_features
-    from fastselfie.runs.load import open_trained
+    from fastselfie.runs.load import load_run
 
-    trained = open_trained(run, stage, allow_unfinished)
+    trained = load_run(run, stage, allow_unfinished)
     print_result(write_features(trained, data, part.value, out, labels), as_json)
 
 
@@ -113,9 +113,9 @@ def predict(
     from rich.table import Table
 
     from fastselfie.inference.predict import predict as predict_images
-    from fastselfie.runs.load import open_trained
+    from fastselfie.runs.load import load_run
 
-    found = predict_images(open_trained(run, stage, allow_unfinished), images, out)
+    found = predict_images(load_run(run, stage, allow_unfinished), images, out)
     if not as_json:
         table = Table(show_edge=False)
         for column in found[0].columns:

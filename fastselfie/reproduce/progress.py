@@ -7,7 +7,7 @@ import time
 from fastselfie.report.render import format_duration
 from fastselfie.reproduce.protocol import Trial
 from fastselfie.reproduce.scheduler import Scheduler
-from fastselfie.system.console import console, say
+from fastselfie.system.console import messages, say
 
 
 class ProgressReporter:
@@ -27,9 +27,8 @@ class ProgressReporter:
         top1 = "diverged" if result["top1"] is None else f"top-1 {result['top1']:.1%}"
         per_trial = (time.monotonic() - self._start) / (done - self._done_before)
         left = f", about {format_duration(per_trial * (total - done))} left" if done < total else ""
-        quiet, console.quiet = console.quiet, False
-        say(
-            f"{trial.arm.labels:g}% {trial.arm.start}, rate {trial.lr:g}, {kind}: {top1}; "
-            f"{done} of {total}{left}"
-        )
-        console.quiet = quiet
+        with messages(shown=True):
+            say(
+                f"{trial.arm.labels:g}% {trial.arm.start}, rate {trial.lr:g}, {kind}: {top1}; "
+                f"{done} of {total}{left}"
+            )

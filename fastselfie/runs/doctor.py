@@ -15,12 +15,8 @@ import torch
 from fastselfie import __version__
 from fastselfie.config import RuntimeConfig
 from fastselfie.data.loaders.backends import INSTALL
-from fastselfie.system.accelerator import (
-    choose_device,
-    choose_precision,
-    total_memory,
-    usable_cores,
-)
+from fastselfie.system.accelerator import choose_device, choose_precision
+from fastselfie.system.resources import total_memory, usable_cores
 
 _MIB = 2**20
 # Packages that only some configs and datasets need; those say so themselves.

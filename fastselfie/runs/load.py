@@ -110,7 +110,7 @@ def stages_of(run: Path) -> Sequence[StageName]:
     return found
 
 
-def open_trained(run: Path, stage: str | None = None, allow_unfinished: bool = False) -> Trained:
+def load_run(run: Path, stage: str | None = None, allow_unfinished: bool = False) -> Trained:
     """Open a trained stage of a run.
 
     Args:

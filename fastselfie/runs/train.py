@@ -26,13 +26,14 @@ from fastselfie.runs.load import load_pretrained, open_run
 from fastselfie.runs.summary import write_summary
 from fastselfie.stage_names import FINETUNED, PRETRAIN, SUPERVISED, StageName, stages_to_run
 from fastselfie.system.accelerator import Accelerator, choose_accelerator
-from fastselfie.system.console import console, say
+from fastselfie.system.console import messages, say
 from fastselfie.system.distributed import Ranks
 from fastselfie.system.files import write_atomically
 from fastselfie.system.lock import LOCK, exclusive_lock
 from fastselfie.system.rendezvous import init_distributed, restarted
 from fastselfie.training.checkpoint import (
     LATEST,
+    Checkpoint,
     has_checkpoints,
     load_checkpoint,
     newest_checkpoint,
@@ -40,7 +41,8 @@ from fastselfie.training.checkpoint import (
 from fastselfie.training.finetune import few_labels, finetune, finetuning_stage, labelled
 from fastselfie.training.metrics_log import OnLogLine
 from fastselfie.training.pretrain import pretrain, pretraining_stage
-from fastselfie.training.state import Stage
+from fastselfie.training.resume_check import check_resumable
+from fastselfie.training.stage_state import Stage
 from fastselfie.training.trackers import WANDB_ID, require_wandb
 
 # Takes the config, the folder and whether this is rank 0; opens a page that follows the run.
@@ -80,8 +82,7 @@ def train(
     ranks = init_distributed(config.runtime)
     if restarted():
         resume = "auto"  # the first start has moved or copied the earlier run
-    console.quiet = not ranks.is_main
-    with ExitStack() as stack:
+    with messages(shown=ranks.is_main), ExitStack() as stack:
         with ranks.raise_together():
             accelerator, dataset = _open(config, stages, resume, out, ranks, stack)
         ranks.require_same(
@@ -197,7 +198,7 @@ def _prepare_folder(out: Path, resume: str, stages: dict[StageName, Stage]) -> N
         for name, stage in stages.items():
             found = newest_checkpoint(source / name, name, quiet=True)  # the stage warns
             if found is not None:
-                stage.check(found.state, found.path)
+                check_resumable(stage, found)
     if resume == "never" and out.exists():
         whole = out.resolve()
         aside = whole.with_name(f"{whole.name}.{time.strftime('%Y%m%d-%H%M%S')}")
@@ -225,7 +226,7 @@ def _copy_run(source: Path, out: Path, stages: dict[StageName, Stage]) -> None:
     state = load_checkpoint(source)
     if state["kind"] not in stages:
         raise UserError(f"{source}: a checkpoint of an unknown stage, {state['kind']!r}")
-    stages[state["kind"]].check(state, source)
+    check_resumable(stages[state["kind"]], Checkpoint(source, state))
     target = out / state["kind"] / LATEST
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy2(source, target)

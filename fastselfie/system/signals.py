@@ -1,4 +1,7 @@
-"""Defer Ctrl-C, SIGTERM and SLURM's SIGUSR1 until the current step is complete."""
+"""Defer Ctrl-C, SIGTERM and SLURM's SIGUSR1 until the current step is complete.
+
+This module only receives the signals. `save_after_signal` in training/loop.py saves the step.
+"""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from fastselfie.training.checkpoint import has_checkpoints
 from fastselfie.training.loop import fit
 from fastselfie.training.memory import estimate_finetuning
 from fastselfie.training.metrics_log import OnLogLine
-from fastselfie.training.state import Stage
+from fastselfie.training.stage_state import Stage
 
 
 class FewLabels(NamedTuple):

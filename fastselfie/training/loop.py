@@ -21,7 +21,8 @@ from fastselfie.training.checkpoint import LATEST
 from fastselfie.training.checkpoint_writer import CheckpointWriter
 from fastselfie.training.metrics_log import OnLogLine, RunLog, Window
 from fastselfie.training.nonfinite import dump_step
-from fastselfie.training.state import Progress, Stage, checkpoint_state, resume_stage
+from fastselfie.training.resume_check import resume_stage
+from fastselfie.training.stage_state import Progress, Stage, checkpoint_state
 from fastselfie.training.step import TrainStep
 
 # Takes the number of whole steps done; returns the metrics to log, `heldout_loss` among them.
@@ -83,7 +84,7 @@ def fit(
         try:
             training.run(batches)
         except Interrupted as left:
-            training.save_and_leave(128 + left.number)
+            training.save_after_signal(128 + left.number)
             raise
     return progress.metrics
 
@@ -151,8 +152,8 @@ class _Training:
             self.writer.wait()
         self._stop_if_signalled()
 
-    def save_and_leave(self, status: int) -> None:
-        """Save the last step unless it is saved, and leave.
+    def save_after_signal(self, status: int) -> None:
+        """Save the last step unless it is saved, and end the ranks other than 0.
 
         Args:
             status: exit status of the ranks other than 0.

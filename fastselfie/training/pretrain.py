@@ -23,7 +23,7 @@ from fastselfie.training.disk_errors import DiskErrors
 from fastselfie.training.loop import fit
 from fastselfie.training.memory import estimate_pretraining
 from fastselfie.training.metrics_log import OnLogLine, picture_path
-from fastselfie.training.state import Stage
+from fastselfie.training.stage_state import Stage
 
 _PICTURED = 6  # images in the mask-prediction picture
 

@@ -21,9 +21,10 @@ from fastselfie.data.dataset import open_dataset
 from fastselfie.data.loaders import SampleStream, build_loader
 from fastselfie.data.random import process_seed
 from fastselfie.errors import UserError
-from fastselfie.system.accelerator import choose_accelerator, total_memory, usable_cores
+from fastselfie.system.accelerator import choose_accelerator
 from fastselfie.system.distributed import Ranks, ranks_of
 from fastselfie.system.rendezvous import init_distributed
+from fastselfie.system.resources import share_machine, total_memory, usable_cores
 from fastselfie.training.checkpoint import load_checkpoint
 from fastselfie.training.memory import MemoryEstimate
 from fastselfie.training.metrics_log import read_log
@@ -323,7 +324,8 @@ def test_who_is_who_is_read_from_the_environment(monkeypatch):
 
 def test_processes_share_cores_and_memory(monkeypatch):
     cores, memory = usable_cores(), total_memory(torch.device("cpu"))
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # restores it after the test
+    share_machine(2)
     assert usable_cores() == max(1, cores // 2)
     assert total_memory(torch.device("cpu")) == memory // 2
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4096")

@@ -27,7 +27,7 @@ from fastselfie.training.checkpoint import Checkpoint, load_checkpoint
 from fastselfie.training.finetune import few_labels, finetune
 from fastselfie.training.metrics_log import read_log
 from fastselfie.training.pretrain import pretrain
-from fastselfie.training.state import restore
+from fastselfie.training.stage_state import restore
 from fastselfie.training.step import TrainStep
 
 GOLDEN = REPOSITORY / "tests" / "golden" / "losses.json"

@@ -20,7 +20,7 @@ from fastselfie.data.loaders.batch import DecodedBatch, Index
 from fastselfie.data.loaders.failures import FailurePolicy
 from fastselfie.data.loaders.view import View
 from fastselfie.errors import UserError
-from fastselfie.system.accelerator import usable_cores
+from fastselfie.system.resources import usable_cores
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from fastselfie.data.loaders.batch import DecodedBatch, Index
 from fastselfie.data.loaders.crops import boxes, read_box, shift, wrong_size
 from fastselfie.data.loaders.view import View
 from fastselfie.errors import UserError
-from fastselfie.system.accelerator import usable_cores
+from fastselfie.system.resources import usable_cores
 from fastselfie.system.signals import SIGNALS
 
 

@@ -16,7 +16,7 @@ from fastselfie.system.accelerator import choose_accelerator
 from fastselfie.system.signals import Interrupted
 from fastselfie.training.checkpoint import Checkpoint, newest_checkpoint
 from fastselfie.training.pretrain import build_pretraining, pretrain
-from fastselfie.training.state import restore
+from fastselfie.training.stage_state import restore
 from fastselfie.training.step import TrainStep
 
 pytestmark = pytest.mark.slow
