@@ -168,15 +168,8 @@ def _score(
 
 
 @_score.register_fake
-def _(
-    u: Tensor,
-    h: Tensor,
-    rows: Tensor,
-    columns: Tensor | None,
-    locations: Tensor,
-    scale: float,
-    gradients: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _(u: Tensor, h: Tensor, rows: Tensor, columns: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+    _locations, _scale, gradients = rest
     loss = h.new_empty((), dtype=torch.float32)
     correct = h.new_empty((), dtype=torch.int64)
     if not gradients:

@@ -94,17 +94,9 @@ class _NormReLU(torch.autograd.Function):
         x, weight, found = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         grad_x, grad_weight, grad_bias = map(torch.empty_like, (x, weight, weight))
-        norm_relu_backward(
-            _array(x),
-            _array(gradient),
-            _array(weight),
-            _array(found),
-            ctx.epsilon,
-            torch.get_num_threads(),
-            _array(grad_x),
-            _array(grad_weight),
-            _array(grad_bias),
-        )
+        arrays = (_array(x), _array(gradient), _array(weight), _array(found))
+        results = (_array(grad_x), _array(grad_weight), _array(grad_bias))
+        norm_relu_backward(*arrays, ctx.epsilon, torch.get_num_threads(), *results)
         return grad_x, grad_weight, grad_bias, None
 
 

@@ -51,18 +51,29 @@ def patchify(
     """
     check_impl(impl)
     _check(images, flip, order, patch, mean, std)
-    reason = _refusal(images, dtype)
+    reason = unavailable(images.device)
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        reason = f"dtype is {dtype}: impl triton takes float32, bfloat16 and float16"
     if impl == "triton" and reason:
         raise ValueError(reason)
-    if impl == "triton" or (impl == "auto" and images.is_cuda and not reason):
+    on_gpu = impl == "triton" or (impl == "auto" and images.is_cuda and not reason)
+    fits_host = images.shape[3] == 3 and dtype in (torch.float32, torch.bfloat16)
+    on_cpu = images.device.type == "cpu" and type(images) is Tensor  # no FakeTensor
+    on_host = impl == "auto" and on_cpu and fits_host
+    if not (on_gpu or on_host):
+        return reference.patchify(images, flip, order, patch, mean, std, dtype)
+    scale, offset = reference.scale_and_offset(mean, std, torch.float32)
+    if on_gpu:
         from fastselfie.kernels import patchify_triton
 
-        scale, offset = reference.scale_and_offset(mean, std, torch.float32)
         out = patchify_triton.patchify(images, flip, order, patch, scale, offset, dtype)
-        return out.permute(0, 1, 4, 2, 3)
-    if impl == "auto" and _host_takes(images, dtype):
-        return _on_host(images, flip, order, patch, mean, std, dtype).permute(0, 1, 4, 2, 3)
-    return reference.patchify(images, flip, order, patch, mean, std, dtype)
+    else:
+        out = torch.empty(*order.shape, patch, patch, 3, dtype=dtype)
+        numbers = out if dtype == torch.float32 else out.view(torch.uint16)
+        arrays = (images.contiguous().numpy(), flip.numpy(), order.numpy())
+        factors = (scale.numpy(), offset.numpy())
+        host.patchify(*arrays, patch, *factors, torch.get_num_threads(), numbers.numpy())
+    return out.permute(0, 1, 4, 2, 3)
 
 
 def _check(
@@ -94,36 +105,3 @@ def _check(
 
 def _kind(tensor: Tensor) -> str:
     return f"{tensor.dtype} of shape {tuple(tensor.shape)}"
-
-
-def _refusal(images: Tensor, dtype: torch.dtype) -> str | None:
-    """Return why Triton cannot make these patches, or None if it can."""
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"dtype is {dtype}: impl triton takes float32, bfloat16 and float16"
-    return unavailable(images.device)
-
-
-def _host_takes(images: Tensor, dtype: torch.dtype) -> bool:
-    on_host = images.device.type == "cpu" and type(images) is Tensor
-    return on_host and images.shape[3] == 3 and dtype in (torch.float32, torch.bfloat16)
-
-
-def _on_host(
-    images: Tensor, flip: Tensor, order: Tensor, patch: int, mean: Tensor, std: Tensor,
-    dtype: torch.dtype,
-) -> Tensor:  # fmt: skip
-    """Run the C++: (B, N, P, P, 3)."""
-    scale, offset = reference.scale_and_offset(mean, std, torch.float32)
-    out = torch.empty(*order.shape, patch, patch, 3, dtype=dtype)
-    numbers = out if dtype == torch.float32 else out.view(torch.uint16)
-    host.patchify(
-        images.contiguous().numpy(),
-        flip.numpy(),
-        order.numpy(),
-        patch,
-        scale.numpy(),
-        offset.numpy(),
-        torch.get_num_threads(),
-        numbers.numpy(),
-    )
-    return out

@@ -52,14 +52,12 @@ class Monitor:
             )
             return
         self.steps = frozenset((*range(0, settings.steps, every), settings.steps))
-
         if accelerator.ranks.is_main:
-            data, seed = config.data, config.seed
+            data, seed, device = config.data, config.seed, accelerator.device
             voting = limited(dataset.train, settings.knn_images, seed)
             asking = limited(dataset.held_out, settings.knn_queries, seed)
-            self.bank, self.queries = (
-                build_loader(source, data, seed, accelerator.device) for source in (voting, asking)
-            )
+            self.bank = build_loader(voting, data, seed, device)
+            self.queries = build_loader(asking, data, seed, device)
 
     def measure(self, network: ResNetV2, step: int) -> dict[str, float]:
         """Evaluate P after `step` if it is one of `steps`. Every rank calls it.
@@ -82,8 +80,6 @@ class Monitor:
             network, self.bank, self.queries, self.pixels, self.accelerator, self.probes
         )
         if step == 0:
-            bank, queries = (
-                pixel_features(each, self.pixels) for each in (self.bank, self.queries)
-            )
+            bank, queries = (pixel_features(x, self.pixels) for x in (self.bank, self.queries))
             found["knn_pixels"] = knn_accuracy(*bank, *queries)
         return found

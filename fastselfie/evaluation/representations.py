@@ -67,9 +67,7 @@ def evaluate_features(
     Returns:
         Top-1 accuracy on `queries`: knn and, if `probe`, linear_probe.
     """
-    known, asked = (
-        extract_features(network, each, pixels, accelerator) for each in (bank, queries)
-    )
+    known, asked = (extract_features(network, x, pixels, accelerator) for x in (bank, queries))
     found = {"knn": knn_accuracy(*known, *asked)}
     if probe:
         found["linear_probe"] = linear_probe_accuracy(*known, *asked)

@@ -90,14 +90,8 @@ def examine() -> list[Finding]:
         Finding("cpu", "ok", f"{facts['processor']}, {facts['cores']} cores, {facts['memory']}"),
     ]
     if torch.version.cuda is None and Path("/dev/nvidiactl").exists():
-        findings.append(
-            Finding(
-                "gpu",
-                "bad",
-                "there is a GPU, but this torch is a CPU build",
-                "pip install --force-reinstall torch",
-            )
-        )
+        text = "there is a GPU, but this torch is a CPU build"
+        findings.append(Finding("gpu", "bad", text, "pip install --force-reinstall torch"))
     findings += [_disk(Path.cwd()), _shared_memory()]
     findings += [
         _package("matplotlib", "the curves of report.html", "pip install 'fastselfie[report]'"),
@@ -137,14 +131,10 @@ def _shared_memory() -> Finding:
         return Finding("shared memory", "ok", "not used here")
     size = shutil.disk_usage(folder).total
     text = f"{size / _MIB:,.0f} MiB in /dev/shm"
-    if size < 1024 * _MIB:
-        return Finding(
-            "shared memory",
-            "bad",
-            f"{text}: too little for data.loader folder",
-            "docker run --shm-size=8g, or data.workers=0",
-        )
-    return Finding("shared memory", "ok", text)
+    if size >= 1024 * _MIB:
+        return Finding("shared memory", "ok", text)
+    fix = "docker run --shm-size=8g, or data.workers=0"
+    return Finding("shared memory", "bad", f"{text}: too little for data.loader folder", fix)
 
 
 def _package(name: str, use: str, fix: str, module: str | None = None) -> Finding:

@@ -90,38 +90,23 @@ def train(
             f"{config.data.train}: other images on another machine: data.train and data.test must "
             "be the same on all",
         )
-        return _run_stages(config, dataset, stages, out, accelerator, began, open_page)
-
-
-def _run_stages(
-    config: Config,
-    dataset: Dataset,
-    stages: Sequence[StageName],
-    out: Path,
-    accelerator: Accelerator,
-    began: float,
-    open_page: OpenPage,
-) -> dict[str, Any] | None:
-    """Train and keep the run's page up to date; return the summary on rank 0."""
-    measures: dict[StageName, dict[str, float]] = {}
-    with open_page(config, out, accelerator.ranks.is_main) as on_log_line:
+        on_log_line = stack.enter_context(open_page(config, out, ranks.is_main))
+        measures: dict[StageName, dict[str, float]] = {}
         if PRETRAIN in stages:
             network, measures[PRETRAIN] = pretrain(
                 config, dataset, out / PRETRAIN, accelerator, on_log_line
             )
         else:
             read = partial(load_pretrained, config, out / PRETRAIN, whole=True)
-            network = accelerator.ranks.broadcast_from_main(read)
+            network = ranks.broadcast_from_main(read)
         if FINETUNED in stages:
             arms: list[tuple[StageName, Selfie | None]] = [(FINETUNED, network)]
             if config.finetune.control:
                 arms.append((SUPERVISED, None))
+            few = few_labels(config, dataset)
             for name, start in arms:
-                few = few_labels(config, dataset)
                 measures[name] = finetune(config, few, out / name, accelerator, start, on_log_line)
-        if not accelerator.ranks.is_main:
-            return None
-        return write_summary(out, measures, time.time() - began)
+        return write_summary(out, measures, time.time() - began) if ranks.is_main else None
 
 
 def _open(
@@ -144,7 +129,13 @@ def _open(
     if ranks.is_main:
         require_wandb(config.log)
         _announce(config, stages, accelerator, dataset, 0 if chosen is None else len(chosen))
-        _prepare_folder(out, resume, _stages(config, dataset))
+        images = dataset.fingerprint()
+        stages_of_run = {
+            PRETRAIN: pretraining_stage(config, dataset),
+            FINETUNED: finetuning_stage(config, images, from_p=True),
+            SUPERVISED: finetuning_stage(config, images, from_p=False),
+        }
+        _prepare_folder(out, resume, stages_of_run)
         stack.enter_context(exclusive_lock(out))
         if chosen is not None:
             if not any(has_checkpoints(out / name) for name in StageName):
@@ -171,22 +162,18 @@ def _check_processes(config: Config, stages: Sequence[StageName], accelerator: A
         )
     for stage in stages:
         name, settings = stage.section, config.stage_settings(stage)
-        part = ranks.share_of(settings.batch_size, f"{name}.batch_size")
+        part, rest = divmod(settings.batch_size, ranks.world)
+        if rest:
+            raise UserError(
+                f"{name}.batch_size is {settings.batch_size}: not a multiple of the {ranks.world} "
+                "ranks: set another size, or start another number of processes"
+            )
         micro = min(settings.micro_batch_size or part, part)
         if part % micro:
             raise UserError(
                 f"{name}.micro_batch_size is {micro}: it must divide {part}, each process's share "
                 f"of {name}.batch_size = {settings.batch_size}"
             )
-
-
-def _stages(config: Config, dataset: Dataset) -> dict[StageName, Stage]:
-    """Return what the checkpoints of each stage must agree with."""
-    return {
-        PRETRAIN: pretraining_stage(config, dataset),
-        FINETUNED: finetuning_stage(config, dataset.fingerprint(), from_p=True),
-        SUPERVISED: finetuning_stage(config, dataset.fingerprint(), from_p=False),
-    }
 
 
 def _prepare_folder(out: Path, resume: str, stages: dict[StageName, Stage]) -> None:

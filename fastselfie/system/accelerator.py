@@ -157,16 +157,8 @@ def choose_accelerator(runtime: RuntimeConfig, ranks: Ranks = ALONE) -> Accelera
     elif ranks.world > 1:  # torchrun sets one
         torch.set_num_threads(usable_cores())
     precision = choose_precision(runtime, device)
-    compiling = choose_compile(runtime, device)
-    return Accelerator(
-        device,
-        why,
-        precision,
-        runtime.channels_last,
-        compiling,
-        ranks,
-        runtime.bf16_gradients,
-    )
+    mode, bf16 = choose_compile(runtime, device), runtime.bf16_gradients
+    return Accelerator(device, why, precision, runtime.channels_last, mode, ranks, bf16)
 
 
 def choose_device(runtime: RuntimeConfig, local_rank: int = 0) -> tuple[torch.device, str]:

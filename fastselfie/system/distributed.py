@@ -50,23 +50,6 @@ class Ranks:
         """Whether this is rank 0, which writes and prints for all."""
         return self.rank == 0
 
-    def share_of(self, batch_size: int, key: str) -> int:
-        """Return this rank's number of images in each batch.
-
-        Args:
-            batch_size: Images per batch, over all ranks.
-            key: The config key of the batch size, for the error message.
-
-        Raises:
-            UserError: The number of ranks does not divide the batch size.
-        """
-        if batch_size % self.world:
-            raise UserError(
-                f"{key} is {batch_size}: not a multiple of the {self.world} ranks: set another "
-                "size, or start another number of processes"
-            )
-        return batch_size // self.world
-
     def summed(self, *numbers: float) -> tuple[float, ...]:
         """Return the sum of each number over all ranks. Integers are exact below 2^53."""
         return tuple(self._reduced(numbers, dist.ReduceOp.SUM))

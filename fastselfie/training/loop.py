@@ -59,25 +59,19 @@ def fit(
             is not finite; a checkpoint cannot be written.
         Interrupted: a rank received a signal; the step in progress was finished and saved.
     """
-    settings, ranks = stage.settings, step.accelerator.ranks
+    settings, config, ranks = stage.settings, stage.config, step.accelerator.ranks
     progress = resume_stage(stage, step, folder)
-    if progress.done >= settings.steps and not progress.evaluation_pending:
+    done, repeats = progress.done, progress.evaluation_pending
+    if done >= settings.steps and not repeats:
         return progress.metrics
     _say_how_it_trains(stage, step, loader, progress)
-    consumed = progress.done * settings.batch_size
+    consumed = done * settings.batch_size
     with (
         RunLog(
-            folder,
-            stage.kind,
-            settings.steps,
-            progress.done,
-            ranks.is_main,
-            progress.evaluation_pending,
-            stage.config,
-            on_log_line,
+            folder, stage.kind, settings.steps, done, ranks.is_main, repeats, config, on_log_line
         ) as log,
         deferred_signals() as pending,
-        CheckpointWriter(folder, stage.config.checkpoint, progress.done, ranks.is_main) as writer,
+        CheckpointWriter(folder, config.checkpoint, done, ranks.is_main) as writer,
         closing(loader.stream(consumed, settings.batch_size, ranks)) as batches,
     ):
         training = _Training(stage, step, loader, evaluate, also_at, progress, log, writer, pending)
@@ -248,8 +242,9 @@ class _Training:
         nonfinite_step = self.step.guard.nonfinite_step()
         if nonfinite_step is None:
             return
+        before = nonfinite_step.before
         accumulators = self._metric_accumulators()
-        samples = self.ranks.gathered(nonfinite_step.samples())
+        samples = self.ranks.gathered(before and before.samples)
         with self.ranks.raise_together():
             if self.ranks.is_main:
                 state = checkpoint_state(self.stage, self.step, self.progress, accumulators)

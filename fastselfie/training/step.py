@@ -147,14 +147,9 @@ class TrainStep:
         loss, correct, answers = ranks.summed(*(totals[k] for k in ("loss", "correct", "answers")))
         steps, skipped = int(totals["steps"]), int(totals["skipped"])  # equal on all ranks
         self._clear()
-        return Means(
-            loss / max(1, ranks.world * steps),
-            correct / max(1, answers),
-            steps,
-            skipped,
-            totals["norm"] / max(1, steps),
-            totals["largest_norm"],
-        )
+        loss, accuracy = loss / max(1, ranks.world * steps), correct / max(1, answers)
+        norm, largest_norm = totals["norm"] / max(1, steps), totals["largest_norm"]
+        return Means(loss, accuracy, steps, skipped, norm, largest_norm)
 
     def metric_accumulators(self) -> dict[str, Tensor]:
         """Sums since the last `read`, by name, as a checkpoint saves them for a resumed run."""

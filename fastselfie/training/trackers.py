@@ -118,19 +118,18 @@ class Wandb:
             say(f"{stage}: {self._run.url}")
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        with self._tolerate_errors():
-            if self._run is not None:
-                self._run.log(dict(values), step=step)
+        self._send(lambda run: run.log(dict(values), step=step))
 
     def picture(self, path: Path, step: int) -> None:
-        with self._tolerate_errors():
-            if self._run is not None:
-                self._run.log({"mask_prediction": self._picture(str(path))}, step=step)
+        self._send(lambda run: run.log({"mask_prediction": self._picture(str(path))}, step=step))
 
     def close(self, failed: bool) -> None:
+        self._send(lambda run: run.finish(exit_code=int(failed)))
+
+    def _send(self, send: Callable[[Any], object]) -> None:
         with self._tolerate_errors():
             if self._run is not None:
-                self._run.finish(exit_code=int(failed))
+                send(self._run)
 
     @contextmanager
     def _tolerate_errors(self) -> Iterator[None]:
