@@ -57,10 +57,7 @@ def patchify(
     if impl == "triton" and reason:
         raise ValueError(reason)
     on_gpu = impl == "triton" or (impl == "auto" and images.is_cuda and not reason)
-    fits_host = images.shape[3] == 3 and dtype in (torch.float32, torch.bfloat16)
-    on_cpu = images.device.type == "cpu" and type(images) is Tensor  # no FakeTensor
-    on_host = impl == "auto" and on_cpu and fits_host
-    if not (on_gpu or on_host):
+    if not on_gpu and (impl == "reference" or not _host_takes(images, dtype)):
         return reference.patchify(images, flip, order, patch, mean, std, dtype)
     scale, offset = reference.scale_and_offset(mean, std, torch.float32)
     if on_gpu:
@@ -105,3 +102,8 @@ def _check(
 
 def _kind(tensor: Tensor) -> str:
     return f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+
+
+def _host_takes(images: Tensor, dtype: torch.dtype) -> bool:
+    on_host = images.device.type == "cpu" and type(images) is Tensor  # not a FakeTensor
+    return on_host and images.shape[3] == 3 and dtype in (torch.float32, torch.bfloat16)

@@ -45,7 +45,6 @@ def pretext_accuracy(
         loader: of held-out images.
         pixels: makes the network's input.
         accelerator: device, precision and ranks.
-        patches: N.
         limit: number of images.
         augment: crop and flip as in training. If that makes the accuracy much higher, the crop
             reveals locations.

@@ -42,14 +42,13 @@ class Monitor:
         every = settings.knn_every
         if every is None:
             return
+        missing = None
         if len(dataset.train.classes) < 2:
-            say("pretrain: no k-NN or linear probe: the images are of one class")
-            return
-        if not dataset.comparable:
-            say(
-                "pretrain: no k-NN or linear probe: the held-out images have no labels "
-                "of the training classes"
-            )
+            missing = "the images are of one class"
+        elif not dataset.comparable:
+            missing = "the held-out images have no labels of the training classes"
+        if missing:
+            say(f"pretrain: no k-NN or linear probe: {missing}")
             return
         self.steps = frozenset((*range(0, settings.steps, every), settings.steps))
         if accelerator.ranks.is_main:

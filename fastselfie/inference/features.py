@@ -43,12 +43,12 @@ def write_features(
     """
     found = open_part(expanded(data), part)
     if found is None:
-        raise UserError(f"{data}: holds no {part} images: give another --part or --data")
+        raise UserError(f"{data}: holds no {part} images: pass another --part or --data")
     for option, path in (("--out", out), ("--labels", labels)):
         if path is not None and path.suffix != ".npy":
-            raise UserError(f"{option} {path}: is written as .npy: give a name that ends in .npy")
+            raise UserError(f"{option} {path}: is written as .npy: pass a name that ends in .npy")
     if labels is not None and labels.resolve() == out.resolve():
-        raise UserError(f"--labels {labels}: is also --out: give another file")
+        raise UserError(f"--labels {labels}: is also --out: pass another file")
     with ExitStack() as files:  # open all before computing anything
         file = files.enter_context(NewFile(out))
         if labels is not None:

@@ -145,11 +145,11 @@ def predict(
         out: See `fill_holes`; must be None for `classify`.
 
     Raises:
-        UserError: See there; or `out` is given for `classify`.
+        UserError: See there; or `out` is passed for `classify`.
     """
     missing = next((path for path in images if not path.is_file()), None)
     if missing is not None:
-        what = "is a folder: give its images" if missing.is_dir() else "no such image file"
+        what = "is a folder: pass its images" if missing.is_dir() else "no such image file"
         raise UserError(f"{missing}: {what}")
     if trained.kind == PRETRAIN:
         return fill_holes(trained, images, out)
@@ -178,7 +178,7 @@ def _targets(images: Sequence[Path], out: Path) -> list[Path]:
     """Return the path of each picture."""
     if out.suffix.lower() == ".png":
         if len(images) > 1:
-            raise UserError(f"--out {out}: is one file for {len(images)} images: give a folder")
+            raise UserError(f"--out {out}: is one file for {len(images)} images: pass a folder")
         return [out]
     targets = [out / f"{image.stem}.png" for image in images]
     for place, target in enumerate(targets):

@@ -53,12 +53,10 @@ def environment(device: torch.device) -> dict[str, str]:
         "memory": f"{total_memory(torch.device('cpu')) / 2**30:.1f} GiB",
         "device": "cpu",
     }
-    return facts | _gpu(device) if device.type == "cuda" else facts
-
-
-def _gpu(device: torch.device) -> dict[str, str]:
+    if device.type != "cuda":
+        return facts
     major, minor = torch.cuda.get_device_capability(device)
-    return {
+    return facts | {
         "device": torch.cuda.get_device_name(device),
         "capability": f"sm_{major}{minor}",
         "cuda": str(torch.version.cuda),
@@ -109,11 +107,11 @@ def examine() -> list[Finding]:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    found = re.search(r"^model name[ \t]*:[ \t]*(.*)$", text, re.MULTILINE)
+    return found[1] if found else platform.machine()
 
 
 def _disk(folder: Path) -> Finding:

@@ -179,7 +179,7 @@ def _check_processes(config: Config, stages: Sequence[StageName], accelerator: A
 def _prepare_folder(out: Path, resume: str, stages: dict[StageName, Stage]) -> None:
     """Prepare `out` for training, or raise UserError and leave it as it was."""
     if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file: give another --out")
+        raise UserError(f"{out}: is a file: pass another --out")
     source = out if resume in ("auto", "never") else Path(resume)
     if resume != "never":
         for name, stage in stages.items():

@@ -128,8 +128,7 @@ class Ranks:
             fault = error
         if not self.largest(fault is not None):
             return
-        faults: list[Exception | None] = [None] * self.world
-        dist.all_gather_object(faults, fault)
+        faults = self.gathered(fault)
         if self.is_main:
             _skip_process_group_shutdown()
             raise fault or next(error for error in faults if error is not None)

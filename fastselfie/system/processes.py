@@ -37,7 +37,7 @@ class Worker:
     _option: str
 
     def send(self, task: Any) -> None:
-        """Give the worker a task; None ends it after the tasks that it has."""
+        """Send the worker a task; None ends it after the tasks that it has."""
         with suppress(ConnectionError):  # it was killed: `receive` will say so
             self.connection.send(task)
 
@@ -55,7 +55,7 @@ class Worker:
             self.process.join()
             raise UserError(
                 f"a worker process was killed (status {self.process.exitcode}), perhaps for lack "
-                f"of memory: run the same command to go on, with fewer {self._option}"
+                f"of memory: run the same command to resume, with fewer {self._option}"
             ) from error
         if isinstance(result, Exception):
             raise result

@@ -42,7 +42,7 @@ class Damaged(UserError):
         self.fault = f"{path}: {fault}"
 
     def __str__(self) -> str:
-        return f"{self.fault}: use another checkpoint"
+        return f"{self.fault}: pass another checkpoint"
 
 
 class Checkpoint(NamedTuple):

@@ -1,4 +1,4 @@
-"""Writing of checkpoints in a thread, while training goes on.
+"""Writing of checkpoints in a thread, while training continues.
 
 The state is copied at its step; the thread serialises, hashes, syncs and renames the copy.
 """

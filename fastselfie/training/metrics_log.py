@@ -73,7 +73,7 @@ class RunLog:
             ]
             write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
-        self._trackers = open_trackers(folder, title, start, config, say) if is_main else []
+        self._trackers = open_trackers(folder, title, start, config) if is_main else []
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=8),

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from fastselfie.config import Config
-from fastselfie.data.dataset import Dataset, Source, open_dataset
+from fastselfie.data.dataset import open_dataset
 from fastselfie.data.loaders import Batch, Index, build_loader
 from fastselfie.errors import UserError
 from fastselfie.stage_names import FINETUNED, PRETRAIN
-from fastselfie.system.accelerator import Accelerator, choose_accelerator, set_random_state
+from fastselfie.system.accelerator import choose_accelerator, set_random_state
 from fastselfie.training.checkpoint import load_checkpoint, load_weights
 from fastselfie.training.finetune import build_finetuning, few_labels, finetuning_stage
 from fastselfie.training.nonfinite import NONFINITE
@@ -79,7 +79,7 @@ def replay_step(path: Path) -> Replay:
     """
     record = load_checkpoint(path)
     if record.get("kind") != NONFINITE or "samples" not in record:
-        raise UserError(f"{path}: holds no step to run again: give a nonfinite-STEP.pt")
+        raise UserError(f"{path}: holds no step to run again: pass a nonfinite-STEP.pt")
     config = Config.model_validate_json(record["config"])
     runtime = config.runtime.model_copy(update={"compile": "off", "cuda_graphs": False})
     config = config.model_copy(update={"runtime": runtime})
@@ -88,7 +88,13 @@ def replay_step(path: Path) -> Replay:
     dataset = open_dataset(config.data, config.seed, labels_needed=not pretrains)
     if dataset.fingerprint() != record["images"]:
         raise UserError(f"{path}: its images ({config.data.train}) are not those of the run now")
-    step, source = _build(record["stage"], config, dataset, accelerator)
+    source = dataset.train
+    if pretrains:
+        step = build_pretraining(config, accelerator).step
+    else:
+        source, _, images = few_labels(config, dataset)
+        stage = finetuning_stage(config, images, from_p=record["stage"] == FINETUNED)
+        step = build_finetuning(config, stage, len(source.classes), accelerator, None).step
     load_weights(step.model, record["model"], path)
     data = config.pretraining_data if pretrains else config.data
     loader = build_loader(source, data, config.seed, accelerator.device)
@@ -100,18 +106,6 @@ def replay_step(path: Path) -> Replay:
     found.samples = [(int(s), int(e), source.name(int(s))) for s, e in zip(*index, strict=True)]
     _run(step, batch, record["micro_batch"], found)
     return found
-
-
-def _build(
-    kind: str, config: Config, dataset: Dataset, accelerator: Accelerator
-) -> tuple[TrainStep, Source]:
-    """Build the step of a stage; also return the images it trains on."""
-    if kind == PRETRAIN:
-        return build_pretraining(config, accelerator).step, dataset.train
-    few = few_labels(config, dataset)
-    stage = finetuning_stage(config, few.images, from_p=kind == FINETUNED)
-    built = build_finetuning(config, stage, len(few.train.classes), accelerator, None)
-    return built.step, few.train
 
 
 def _run(step: TrainStep, batch: Batch, micro_batch: int, found: Replay) -> None:

@@ -38,7 +38,7 @@ def images_of(count):
 
 
 def longer(run, tmp_path):
-    """The same run, in which finetuning is to go on to step 9."""
+    """The same run, in which finetuning is to continue to step 9."""
     copy = tmp_path / "longer"
     shutil.copytree(run, copy)
     config = load_config(copy / "config.yaml", ["finetune.steps=9"])

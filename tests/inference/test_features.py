@@ -95,7 +95,7 @@ def test_mistakes(cli, tiny_run, tmp_path):
             tiny_run,
             images,
             tmp_path / "f.csv",
-            "f.csv: is written as .npy: give a name that",
+            "f.csv: is written as .npy: pass a name that",
         ),
     ):
         refused(cli("features", run, "--data", data, "--out", target), words)

@@ -107,7 +107,7 @@ def test_an_image_that_cannot_be_read_is_named(cli, tiny_run, images, tmp_path, 
     command = ("predict", tiny_run, "--stage", stage, *out, images[1])
     refused(cli(*command, bad), str(bad), "unreadable image")
     refused(cli(*command, tmp_path / "none.png"), "none.png: no such image file")
-    refused(cli(*command, tmp_path), f"{tmp_path}: is a folder: give its images")
+    refused(cli(*command, tmp_path), f"{tmp_path}: is a folder: pass its images")
     assert list(tmp_path.iterdir()) == [bad]
 
 

@@ -175,7 +175,7 @@ def test_one_that_loses_another_ends_in_order(tmp_path, yaml_of):
 
 
 def test_a_killed_process_costs_only_time(tmp_path, yaml_of):
-    """torchrun starts all again, they go on from step 2 of 6, and the weights are the same bits;
+    """torchrun starts all again, they resume at step 2 of 6, and the weights are the same bits;
     dropout, another on each rank, is drawn again."""
     path = yaml_of(pretrain={"steps": 6})
     ended = {}

@@ -1,4 +1,4 @@
-"""A run goes on as it would have, although keys that are free to change were changed."""
+"""A resumed run continues as it would have, although keys that are free to change were changed."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def test_the_second_form_goes_on_where_it_was(folder, tmp_path, accelerator, mon
         with pytest.raises(KeyboardInterrupt):
             finetune(config, few, tmp_path / "left", accelerator, start)
     with monkeypatch.context() as patch:
-        # A run that goes on has its statistics.
+        # A resumed run has its statistics.
         patch.setattr(
             "fastselfie.training.finetune.recalibrate", lambda *_: pytest.fail("taken anew")
         )

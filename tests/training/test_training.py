@@ -1,4 +1,4 @@
-"""Training as a whole: it learns, it repeats itself, it goes on where it was."""
+"""Training as a whole: it learns, it repeats itself, it resumes where it was."""
 
 from __future__ import annotations
 
@@ -327,7 +327,7 @@ def test_seeds_differ_in_both_stages(image_folder, tmp_path, accelerator, monkey
 
 
 def test_the_micro_batch_of_a_checkpoint_is_kept(image_folder, tmp_path, accelerator):
-    """Another machine may have other memory; batch norm must go on seeing as many images."""
+    """Another machine may have other memory; batch norm must still see as many images."""
     run(
         image_folder, tmp_path / "a", accelerator, pretrain={"save_every": 1, "micro_batch_size": 4}
     )
