@@ -14,7 +14,6 @@ from fastselfie.data.loaders import Batch
 from fastselfie.data.random import IntArray
 from fastselfie.evaluation.metrics import evaluating
 from fastselfie.models.selfie import Selfie
-from fastselfie.system.accelerator import Accelerator
 
 _TILE = 104  # about the side of an image in a picture, pixels
 _GAP = 6
@@ -23,14 +22,14 @@ _GROUND = (48, 54, 61)  # background of the page as well; differs from both fram
 
 
 def predictions(
-    model: Selfie, batch: Batch, pixels: InputTransform, accelerator: Accelerator
+    model: Selfie, batch: Batch, pixels: InputTransform
 ) -> tuple[npt.NDArray[np.uint8], IntArray, IntArray]:
     """Let `model` choose a candidate for each masked patch of a batch.
 
     Returns:
         What `filled` draws: images (B, H, W, 3) uint8, order (B, N) and chosen (B, M).
     """
-    with evaluating(model), accelerator.autocast():
+    with evaluating(model), pixels.accelerator.autocast():
         patches, order = pixels.patches(batch)
         chosen = model.scores(patches, order).argmax(dim=-1)
     return batch.images.cpu().numpy(), order.cpu().numpy(), chosen.cpu().numpy()

@@ -49,9 +49,9 @@ def measure_run(run: Path, data: str | None) -> dict[str, dict[str, float]]:
         accelerator.place(network)
         if name == PRETRAIN:
             train = build_loader(dataset.train, config.data, config.seed, accelerator.device)
-            measures[name] = evaluate_features(network, train, held_out, pixels, accelerator)
+            measures[name] = evaluate_features(network, train, held_out, pixels)
         else:
-            measures[name] = classification_accuracy(network, held_out, pixels, accelerator)
+            measures[name] = classification_accuracy(network, held_out, pixels)
     return measures
 
 

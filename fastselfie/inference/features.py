@@ -75,7 +75,7 @@ def _write_rows(file: NewFile, trained: Trained, source: Source) -> int:
     pixels = measuring_pixels(config, accelerator)
     _write_header(file, np.dtype(np.float32), (len(source), network.width))
     # Appended, not memory-mapped: with a map, a full disk would kill the process.
-    with closing(feature_batches(network, loader, pixels, accelerator)) as batches:
+    with closing(feature_batches(network, loader, pixels)) as batches:
         for features, _ in batches:
             file.write(np.ascontiguousarray(features.cpu().numpy()).data)
     return network.width

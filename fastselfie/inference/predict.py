@@ -120,7 +120,7 @@ def fill_holes(trained: Trained, images: Sequence[Path], out: Path | None) -> li
     pixels = measuring_pixels(config, accelerator)
     found: list[tuple[Filled, Image.Image]] = []
     for batch in _batches(trained, images, accelerator, pixels.batch):
-        arrays = predictions(model, batch, pixels, accelerator)
+        arrays = predictions(model, batch, pixels)
         for image, order, choice in zip(*(np.split(a, len(a)) for a in arrays), strict=True):
             after = filled(image, order, choice, config.model.patch_size, _SIDE)
             right = int((choice[0] == np.arange(config.masked)).sum())

@@ -84,10 +84,10 @@ def measure_features(
     networks = {"p": pretrained.patch_network, "random": build_patch_network(config)}
     for name, network in networks.items():
         accelerator.place(network)
-        measures = evaluate_features(network, bank, queries, pixels, accelerator)
+        measures = evaluate_features(network, bank, queries, pixels)
         figures |= {f"{name}_{key}": value for key, value in measures.items()}
         places = PatchConcat(network, config.grid)
-        known, asked = (extract_features(places, x, pixels, accelerator) for x in (placed, asking))
+        known, asked = (extract_features(places, x, pixels) for x in (placed, asking))
         figures[f"{name}_knn_places"] = _knn_standardised(known, asked)
     known, asked = (pixel_features(loader, pixels) for loader in (bank, queries))
     figures["pixels_knn"] = knn_accuracy(*known, *asked)
@@ -111,9 +111,7 @@ def _pretext(
     figures = {}
     for name, data, augment in ways:
         held_out = build_loader(dataset.held_out, data, config.seed, accelerator.device)
-        measured = pretext_accuracy(
-            pretrained, held_out, pixels, accelerator, len(held_out.source), augment
-        )
+        measured = pretext_accuracy(pretrained, held_out, pixels, len(held_out.source), augment)
         figures[name] = measured["pretext_accuracy"]
     return figures
 

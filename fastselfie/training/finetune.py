@@ -150,21 +150,15 @@ def finetune(
         with accelerator.ranks.raise_together():
             # A separate loader: training must count the images that it skips itself.
             seen = build_loader(few.train, config.data, config.seed, accelerator.device)
-        recalibrate(network, seen, pixels, accelerator, config.finetune.recalibrate)
+        recalibrate(network, seen, pixels, config.finetune.recalibrate)
     with accelerator.ranks.raise_together():
         train = build_loader(few.train, config.data, config.seed, accelerator.device)
         held_out = build_loader(few.held_out, config.data, config.seed, accelerator.device)
-    evaluate = partial(classification_accuracy, network, held_out, pixels, accelerator)
+    evaluate = partial(classification_accuracy, network, held_out, pixels)
     return fit(stage, folder, built.step, train, lambda _: evaluate(), on_log_line=on_log_line)
 
 
-def recalibrate(
-    network: Classifier,
-    loader: Loader,
-    pixels: InputTransform,
-    accelerator: Accelerator,
-    images: int,
-) -> None:
+def recalibrate(network: Classifier, loader: Loader, pixels: InputTransform, images: int) -> None:
     """Recompute batch norm's running statistics: a plain mean over forward passes.
 
     It takes the first images that training will see, with training's order and crops: in the order
@@ -173,10 +167,10 @@ def recalibrate(
     Args:
         network: changed in place.
         loader: of the training images.
-        pixels: makes the network's input.
-        accelerator: where the network is.
+        pixels: makes the network's input; its accelerator is where the network is.
         images: how many, rounded up to whole passes.
     """
+    accelerator = pixels.accelerator
     passes = -(-images // pixels.batch)
 
     def inputs() -> Iterator[Tensor]:

@@ -81,7 +81,7 @@ def pretrain(
         device, seed = accelerator.device, config.seed
         train = build_loader(dataset.train, config.pretraining_data, seed, device)
         held_out = build_loader(dataset.held_out, config.data, seed, device)
-        monitor = Monitor(config, dataset, pixels, accelerator)
+        monitor = Monitor(config, dataset, pixels)
     pictured = frozenset((*settings.picture_steps, settings.steps))
 
     def evaluate(done: int) -> dict[str, float]:
@@ -89,20 +89,18 @@ def pretrain(
             if done in pictured and accelerator.ranks.is_main:
                 path = picture_path(folder, done)
                 with DiskErrors(config.checkpoint.on_error, path, "the picture is not written"):
-                    _take_picture(model, held_out, pixels, accelerator, path)
-        measures = pretext_accuracy(model, held_out, pixels, accelerator, settings.eval_images)
+                    _take_picture(model, held_out, pixels, path)
+        measures = pretext_accuracy(model, held_out, pixels, settings.eval_images)
         return measures | monitor.measure(model.patch_network, done)
 
     stage, also_at = pretraining_stage(config, dataset), pictured | monitor.steps
     return model, fit(stage, folder, step, train, evaluate, also_at, on_log_line)
 
 
-def _take_picture(
-    model: Selfie, loader: Loader, pixels: InputTransform, accelerator: Accelerator, path: Path
-) -> None:
+def _take_picture(model: Selfie, loader: Loader, pixels: InputTransform, path: Path) -> None:
     """Save the first held-out images as the model fills them, and the originals beside it."""
     with closing(loader.in_order(_PICTURED, _PICTURED)) as batches:
-        images, order, chosen = predictions(model, next(batches), pixels, accelerator)
+        images, order, chosen = predictions(model, next(batches), pixels)
     path.parent.mkdir(parents=True, exist_ok=True)
     filled(images, order, chosen, pixels.patch_size).save(path)
     originals(images).save(path.with_name("original.png"))

@@ -133,7 +133,7 @@ def test_recalibrating_takes_the_mean_over_passes(folder, accelerator):
         batches = loader.stream(0, 5)
         outputs = [network.stem(pixels.whole(next(batches))) for _ in range(2)]
         batches.close()
-    recalibrate(network, loader, pixels, accelerator, images=6)  # two passes
+    recalibrate(network, loader, pixels, images=6)  # two passes
     first = network.stages[0].blocks[0].norm1
     means = torch.stack([y.mean(dim=(0, 2, 3)) for y in outputs]).mean(dim=0)
     variances = torch.stack([y.var(dim=(0, 2, 3)) for y in outputs]).mean(dim=0)
