@@ -28,12 +28,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def distractor_score(
-    u: Tensor,
-    h: Tensor,
-    positions: Positions,
-    locations: Tensor,
-    scale: float,
-    impl: Impl = "auto",
+    u: Tensor, h: Tensor, positions: Positions, locations: Tensor, scale: float, impl: Impl = "auto"
 ) -> tuple[Tensor, Tensor]:
     """Compute the Selfie loss and count the correct answers; see `reference.distractor_score`.
 
@@ -150,14 +145,9 @@ def refusal(u: Tensor, h: Tensor, positions: Positions) -> str | None:
     "bool gradients) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _score(
-    u: Tensor,
-    h: Tensor,
-    rows: Tensor,
-    columns: Tensor | None,
-    locations: Tensor,
-    scale: float,
+    u: Tensor, h: Tensor, rows: Tensor, columns: Tensor | None, locations: Tensor, scale: float,
     gradients: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return loss, correct, du, dh and dtables. `_stored` is the factor of the gradients."""
     from fastselfie.kernels import distractor_score_triton as program
 

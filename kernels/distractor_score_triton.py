@@ -257,15 +257,9 @@ def tile_of(images: int, masked: int, table_rows: int, width: int, item_bytes: i
 
 
 def score(
-    u: Tensor,
-    h: Tensor,
-    rows: Tensor,
-    columns: Tensor | None,
-    locations: Tensor,
-    scale: float,
-    stored: float,
-    gradients: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    u: Tensor, h: Tensor, rows: Tensor, columns: Tensor | None, locations: Tensor, scale: float,
+    stored: float, gradients: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Launch the kernel on arguments that `distractor_score` has checked.
 
     Args:
