@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastselfie.kernels import reference
-from fastselfie.kernels.impl import Impl, check_impl, unavailable
+from fastselfie.kernels.impl import Impl, check_impl, is_eager, unavailable
 
 Positions = Tensor | tuple[Tensor, Tensor]
 
@@ -110,9 +110,7 @@ def _check(u: Tensor, h: Tensor, positions: Positions, locations: Tensor) -> Non
     for name, tensor in (("u", u), ("locations", locations), *(("positions", t) for t in tables)):
         if tensor.device != h.device:
             raise ValueError(f"{name} is on {tensor.device}, h on {h.device}")
-    # A FakeTensor has a shape and no values.
-    has_values = type(locations) is Tensor and not torch.compiler.is_compiling()
-    if h.device.type == "cpu" and has_values and locations.numel():
+    if h.device.type == "cpu" and is_eager(locations) and locations.numel():
         n = len(tables[0]) * (len(tables[1]) if len(tables) > 1 else 1)
         places = locations.numpy()  # NumPy: no torch operation that a device would wait for
         low, high = int(places.min()), int(places.max())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastselfie.kernels import host, reference
-from fastselfie.kernels.impl import Impl, check_impl, unavailable
+from fastselfie.kernels.impl import Impl, check_impl, is_eager, unavailable
 
 
 def patchify(
@@ -91,9 +91,7 @@ def _check(
     for name, tensor in (("flip", flip), ("order", order), ("mean", mean), ("std", std)):
         if tensor.device != images.device:
             raise ValueError(f"{name} is on {tensor.device}, images on {images.device}")
-    # A FakeTensor has a shape and no values.
-    has_values = type(order) is Tensor and not torch.compiler.is_compiling()
-    if order.device.type == "cpu" and has_values and order.numel():
+    if order.device.type == "cpu" and is_eager(order) and order.numel():
         places = (height // patch) * (width // patch)
         low, high = int(order.numpy().min()), int(order.numpy().max())
         if low < 0 or high >= places:
