@@ -85,11 +85,13 @@ def train(
     with messages(shown=ranks.is_main), ExitStack() as stack:
         with ranks.raise_together():
             accelerator, dataset = _open(config, stages, resume, out, ranks, stack)
-        ranks.require_same(
-            dataset.fingerprint(),
-            f"{config.data.train}: other images on another machine: data.train and data.test must "
-            "be the same on all",
-        )
+        images = ranks.broadcast_from_main(dataset.fingerprint)
+        with ranks.raise_together():
+            if dataset.fingerprint() != images:
+                raise UserError(
+                    f"{config.data.train}: other images on another machine: data.train and "
+                    "data.test must be the same on all"
+                )
         on_log_line = stack.enter_context(open_page(config, out, ranks.is_main))
         measures: dict[StageName, dict[str, float]] = {}
         if PRETRAIN in stages:

@@ -91,17 +91,6 @@ class Ranks:
         value: Value = values[0]
         return value
 
-    def require_same(self, text: str, message: str) -> None:
-        """Check that `text` is the same on all ranks.
-
-        Raises:
-            UserError: It is not. `message` is the error message.
-        """
-        text_of_main = self.broadcast_from_main(lambda: text)
-        with self.raise_together():
-            if text != text_of_main:
-                raise UserError(message)
-
     def broadcast_buffers(self, model: nn.Module) -> None:
         """Send the buffers of rank 0, such as running statistics, to all ranks."""
         if self.world > 1:

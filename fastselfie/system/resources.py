@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -40,12 +42,8 @@ def total_memory(device: torch.device) -> int:
         memory = int(torch.cuda.get_device_properties(device).total_memory)
         return memory // math.ceil(processes / torch.cuda.device_count())
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
-            limit = file.read().strip()
-    except OSError:
-        limit = "max"
-    if limit.isdigit():
+    with suppress(OSError, ValueError):  # no cgroup, or "max": it has no limit
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")
         available = min(available, int(limit))
     return available // processes
 
