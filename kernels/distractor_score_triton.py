@@ -263,10 +263,8 @@ def score(
     """Launch the kernel on arguments that `distractor_score` has checked.
 
     Args:
-        u: (B, D), dense in its last dimension.
-        h: (B, M, D), dense in its last dimension.
-        rows: (G, D), dense; or the whole table (N, D).
-        columns: (G', D), dense; or None.
+        u: (B, D), and h: (B, M, D), both dense in their last dimension.
+        rows: (G, D), or the whole table (N, D); columns: (G', D), or None; both dense.
         locations: (B, M).
         scale: Factor of the scores.
         stored: Factor of the gradients.
