@@ -105,7 +105,7 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     built = build_pretraining(config, accelerator)
     model, pixels, step = built.model, built.pixels, built.step
     train = build_loader(dataset.train, config.data, config.seed, accelerator.device)
-    monitor = Monitor(config, dataset, pixels, accelerator)
+    monitor = Monitor(config, dataset, pixels)
     took: dict[str, list[Spent]] = {"step": [], "extract": [], "knn": [], "probe": []}
     with closing(train.stream(0, settings.batch_size)) as batches:
 
@@ -120,7 +120,7 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
             took["step"].append(Spent(spent.seconds / case.steps, spent.cpu / case.steps))
             spent, (bank, queries) = _timed(
                 lambda: [
-                    extract_features(model.patch_network, loader, pixels, accelerator)
+                    extract_features(model.patch_network, loader, pixels)
                     for loader in (monitor.bank, monitor.queries)
                 ]
             )

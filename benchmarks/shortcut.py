@@ -61,9 +61,7 @@ def measure(run: Path) -> dict[str, Any]:
     for name, (changes, augment) in _CROPS.items():
         data = config.data.model_copy(update={"loader": "auto", **changes})
         held_out = build_loader(dataset.held_out, data, config.seed, accelerator.device)
-        measured = pretext_accuracy(
-            network, held_out, pixels, accelerator, len(held_out.source), augment
-        )
+        measured = pretext_accuracy(network, held_out, pixels, len(held_out.source), augment)
         accuracy[name] = measured["pretext_accuracy"]
     elsewhere = config.data.model_copy(update={"train": None, "test": None})
     return {

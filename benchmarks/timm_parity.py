@@ -21,7 +21,7 @@ from torch import nn
 from fastselfie.config import Config
 from fastselfie.export import export
 from fastselfie.models.selfie import Selfie, build_classifier
-from fastselfie.runs.load import open_trained
+from fastselfie.runs.load import load_run
 from fastselfie.stage_names import FINETUNED, PRETRAIN
 from fastselfie.system.files import write_atomically
 from fastselfie.training.checkpoint import save_checkpoint
@@ -61,7 +61,7 @@ def compare(run: Path, kind: str) -> dict[str, Any]:
     """Export, load into timm, give both the same images."""
     import timm
 
-    trained = open_trained(run, kind, allow_unfinished=True)
+    trained = load_run(run, kind, allow_unfinished=True)
     file = run / f"{kind}.pt"
     arguments = export(trained, "timm", file)["timm"]["arguments"]
     theirs = timm.create_model("resnetv2_50", **arguments)

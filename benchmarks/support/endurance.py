@@ -74,7 +74,7 @@ def saving_cost(config_path: Path, folder: Path, rounds: int) -> dict[str, Any]:
     """
     from fastselfie.training.checkpoint_writer import CheckpointWriter
     from fastselfie.training.pretrain import build_pretraining, pretraining_stage
-    from fastselfie.training.state import Progress, checkpoint_state
+    from fastselfie.training.stage_state import Progress, checkpoint_state
 
     config = load_config(config_path, ["data.loader=synthetic"])
     accelerator = choose_accelerator(config.runtime)

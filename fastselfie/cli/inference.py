@@ -57,9 +57,9 @@ def export(
     Of the pretraining stage only P is exported, a feature extractor.
     """
     from fastselfie import export as exporting
-    from fastselfie.runs.load import open_trained
+    from fastselfie.runs.load import load_run
 
-    trained = open_trained(run, stage, allow_unfinished)
+    trained = load_run(run, stage, allow_unfinished)
     print_result(exporting.export(trained, form.value, out), as_json)
 
 
@@ -83,9 +83,9 @@ def features(
     These are the classifier's input or, of the pretraining stage, P's pooled output.
     """
     from fastselfie.inference.features import write_features
-    from fastselfie.runs.load import open_trained
+    from fastselfie.runs.load import load_run
 
-    trained = open_trained(run, stage, allow_unfinished)
+    trained = load_run(run, stage, allow_unfinished)
     print_result(write_features(trained, data, part.value, out, labels), as_json)
 
 
@@ -107,9 +107,9 @@ def predict(
     instead.
     """
     from fastselfie.inference.predict import predict as predict_images
-    from fastselfie.runs.load import open_trained
+    from fastselfie.runs.load import load_run
 
-    found = predict_images(open_trained(run, stage, allow_unfinished), images, out)
+    found = predict_images(load_run(run, stage, allow_unfinished), images, out)
     if not as_json:
         print_table([row for answer in found for row in answer.rows()], found[0].columns)
     echo_json([answer.summary() for answer in found], as_json)

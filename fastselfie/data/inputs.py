@@ -28,11 +28,12 @@ class InputTransform:
 
     Args:
         config: Of the run; says how large patches are and how pixels are normalized.
-        accelerator: Where the batches are.
+        accelerator: Where the batches are, kept in `self.accelerator`.
         batch: Images in a training pass. Measuring takes at most as many, in `self.batch`.
     """
 
     def __init__(self, config: Config, accelerator: Accelerator, batch: int) -> None:
+        self.accelerator = accelerator
         self.batch = min(256, batch)
         self.seed = config.seed
         self.patch_size = config.model.patch_size

@@ -44,9 +44,9 @@ def write_features(
     source = open_part(expanded(data), "train" if part == "train" else "held_out").source
     for option, path in (("--out", out), ("--labels", labels)):
         if path is not None and path.suffix != ".npy":
-            raise UserError(f"{option} {path}: is written as .npy: give a name that ends in .npy")
+            raise UserError(f"{option} {path}: is written as .npy: pass a name that ends in .npy")
     if labels is not None and labels.resolve() == out.resolve():
-        raise UserError(f"--labels {labels}: is also --out: give another file")
+        raise UserError(f"--labels {labels}: is also --out: pass another file")
     with ExitStack() as files:  # open all before computing anything
         file = files.enter_context(NewFile(out))
         if labels is not None:
@@ -73,7 +73,7 @@ def _write_rows(file: NewFile, trained: Trained, source: Source) -> int:
     pixels = measuring_pixels(config, accelerator)
     _write_header(file, np.dtype(np.float32), (len(source), network.width))
     # Appended, not memory-mapped: with a map, a full disk would kill the process.
-    with closing(feature_batches(network, loader, pixels, accelerator)) as batches:
+    with closing(feature_batches(network, loader, pixels)) as batches:
         for features, _ in batches:
             file.write(np.ascontiguousarray(features.cpu().numpy()).data)
     return network.width

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from fastselfie.config import Config
 from fastselfie.data.dataset import Source
 from fastselfie.data.loaders import Batch, Loader, build_loader
-from fastselfie.system.accelerator import usable_cores
+from fastselfie.system.resources import usable_cores
 from fastselfie.training.step import TrainStep
 
 _WARM_UP = 3  # batches: as many as a loader reads ahead during a pause

@@ -29,9 +29,10 @@ from fastselfie.profiling.rates import measure_rates
 from fastselfie.profiling.trace import OTHER, WINDOW, memory_curve, phase_shares
 from fastselfie.report.profile import write_profile_page
 from fastselfie.runs.doctor import environment
-from fastselfie.system.accelerator import choose_accelerator, usable_cores
+from fastselfie.system.accelerator import choose_accelerator
 from fastselfie.system.console import say
 from fastselfie.system.files import write_atomically
+from fastselfie.system.resources import usable_cores
 from fastselfie.system.trace_ranges import trace_range
 from fastselfie.training.metrics_log import RunLog
 from fastselfie.training.pretrain import build_pretraining

@@ -27,7 +27,7 @@ from fastselfie.runs.folder import read_facts
 from fastselfie.runs.train import train
 from fastselfie.stage_names import PRETRAIN
 from fastselfie.system.accelerator import choose_accelerator
-from fastselfie.system.console import console, say
+from fastselfie.system.console import console, messages, say
 from fastselfie.system.distributed import ranks_of
 from fastselfie.system.files import write_atomically
 from fastselfie.system.lock import exclusive_lock
@@ -98,10 +98,7 @@ def _run_in_this_process(
     scheduler: Scheduler, runner: TrialRunner, report: Callable[[Trial], None]
 ) -> None:
     # In a terminal a trial shows its progress bar; elsewhere its lines would be too many.
-    quiet, console.quiet = console.quiet, not console.is_terminal
-    try:
+    with messages(shown=console.is_terminal):
         while (trial := scheduler.next()) is not None:
             scheduler.finish(trial, runner.run(trial))
             report(trial)
-    finally:
-        console.quiet = quiet

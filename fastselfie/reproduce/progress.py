@@ -8,7 +8,7 @@ from collections.abc import Callable
 from fastselfie.report.render import format_duration
 from fastselfie.reproduce.protocol import Trial
 from fastselfie.reproduce.scheduler import Scheduler
-from fastselfie.system.console import console, say
+from fastselfie.system.console import messages, say
 
 
 def progress_reporter(scheduler: Scheduler) -> Callable[[Trial], None]:
@@ -24,11 +24,10 @@ def progress_reporter(scheduler: Scheduler) -> Callable[[Trial], None]:
         top1 = "diverged" if result["top1"] is None else f"top-1 {result['top1']:.1%}"
         per_trial = (time.monotonic() - start) / (done - done_before)
         left = f", about {format_duration(per_trial * (total - done))} left" if done < total else ""
-        quiet, console.quiet = console.quiet, False
-        say(
-            f"{trial.arm.labels:g}% {trial.arm.start}, rate {trial.lr:g}, {kind}: {top1}; "
-            f"{done} of {total}{left}"
-        )
-        console.quiet = quiet
+        with messages(shown=True):
+            say(
+                f"{trial.arm.labels:g}% {trial.arm.start}, rate {trial.lr:g}, {kind}: {top1}; "
+                f"{done} of {total}{left}"
+            )
 
     return report

@@ -17,6 +17,7 @@ from fastselfie.stage_names import PRETRAIN
 from fastselfie.system.files import write_atomically
 from fastselfie.training.checkpoint import newest_checkpoint
 from fastselfie.training.pretrain import pretraining_stage
+from fastselfie.training.resume_check import check_resumable
 
 PROVENANCE = "reproduce.json"
 SECTIONS = ("seed", "data", "model", "pretrain", "finetune", "reproduce")
@@ -66,7 +67,7 @@ def check_folders(
     if found is None:
         return 0
     if dataset is not None:
-        pretraining_stage(config, dataset).check(found.state, found.path)
+        check_resumable(pretraining_stage(config, dataset), found)
     # The last step counts only once it was evaluated.
     return int(found.state["step"]) - bool(found.state["owed"])
 

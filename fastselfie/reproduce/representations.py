@@ -77,16 +77,16 @@ def measure_features(
     for name, data in (("", config.data), ("_cropped", config.pretraining_data)):
         held_out = build_loader(dataset.held_out, data, config.seed, accelerator.device)
         count = len(held_out.source)
-        found = pretext_accuracy(pretrained, held_out, pixels, accelerator, count, bool(name))
+        found = pretext_accuracy(pretrained, held_out, pixels, count, bool(name))
         figures[f"pretext_accuracy{name}"] = found["pretext_accuracy"]
     torch.manual_seed(config.seed)
     networks = {"p": pretrained.patch_network, "random": build_patch_network(config)}
     for name, network in networks.items():
         accelerator.place(network)
-        measures = evaluate_features(network, bank, queries, pixels, accelerator)
+        measures = evaluate_features(network, bank, queries, pixels)
         figures |= {f"{name}_{key}": value for key, value in measures.items()}
         places = PatchConcat(network, config.grid)
-        known, asked = (extract_features(places, x, pixels, accelerator) for x in (placed, asking))
+        known, asked = (extract_features(places, x, pixels) for x in (placed, asking))
         figures[f"{name}_knn_places"] = _knn_standardised(known, asked)
     known, asked = (pixel_features(loader, pixels) for loader in (bank, queries))
     figures["pixels_knn"] = knn_accuracy(*known, *asked)

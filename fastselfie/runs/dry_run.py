@@ -18,7 +18,8 @@ from fastselfie.errors import UserError
 from fastselfie.models.selfie import Selfie
 from fastselfie.runs.doctor import ON_REQUEST, examine
 from fastselfie.stage_names import FINETUNED, stages_to_run
-from fastselfie.system.accelerator import choose_accelerator, total_memory
+from fastselfie.system.accelerator import choose_accelerator
+from fastselfie.system.resources import total_memory
 from fastselfie.training.finetune import labelled
 from fastselfie.training.memory import MemoryEstimate, estimate_finetuning, estimate_pretraining
 from fastselfie.training.trackers import require_wandb

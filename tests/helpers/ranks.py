@@ -83,8 +83,8 @@ def measures(config, accelerator):
     for model in (selfie, classifier):
         for buffer in model.buffers():
             buffer.add_(accelerator.ranks.rank)
-    pretext = pretext_accuracy(selfie, loader, pixels, accelerator, limit=13)
-    return pretext, classification_accuracy(classifier, loader, pixels, accelerator)
+    pretext = pretext_accuracy(selfie, loader, pixels, limit=13)
+    return pretext, classification_accuracy(classifier, loader, pixels)
 
 
 def figures(out, path):

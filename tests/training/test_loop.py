@@ -16,7 +16,7 @@ from fastselfie.models.selfie import Selfie
 from fastselfie.system.accelerator import choose_accelerator
 from fastselfie.system.signals import Interrupted, deferred_signals
 from fastselfie.training.checkpoint import Checkpoint, load_checkpoint
-from fastselfie.training.state import restore
+from fastselfie.training.stage_state import restore
 from fastselfie.training.step import TrainStep
 
 

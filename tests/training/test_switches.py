@@ -99,7 +99,7 @@ def test_the_second_form_goes_on_where_it_was(folder, tmp_path, accelerator, mon
     with stopping_at(5):
         finetune(config, few, tmp_path / "left", accelerator, start)
     with monkeypatch.context() as patch:
-        # A run that goes on has its statistics.
+        # A resumed run has its statistics.
         patch.setattr(
             "fastselfie.training.finetune.recalibrate", lambda *_: pytest.fail("taken anew")
         )
@@ -120,7 +120,7 @@ def test_recalibrating_takes_the_mean_over_passes(folder, accelerator):
         batches = loader.stream(0, 5)
         outputs = [network.stem(pixels.whole(next(batches))) for _ in range(2)]
         batches.close()
-    recalibrate(network, loader, pixels, accelerator, images=6)  # two passes
+    recalibrate(network, loader, pixels, images=6)  # two passes
     first = network.stages[0].blocks[0].norm1
     means = torch.stack([y.mean(dim=(0, 2, 3)) for y in outputs]).mean(dim=0)
     variances = torch.stack([y.var(dim=(0, 2, 3)) for y in outputs]).mean(dim=0)

@@ -29,9 +29,9 @@ from fastselfie.data.conversion.skip_list import SkipList
 from fastselfie.data.dataset import class_warning, open_part
 from fastselfie.data.sources.base import ArraySource, Source
 from fastselfie.errors import UserError
-from fastselfie.system.accelerator import usable_cores
 from fastselfie.system.console import console, say
 from fastselfie.system.processes import map_in_order
+from fastselfie.system.resources import usable_cores
 
 _CHUNK = 8  # images per task: enough to hide the transfer, few enough for large photographs
 

@@ -21,7 +21,7 @@ from fastselfie.data.loaders.crops import shift
 from fastselfie.data.loaders.failures import FailurePolicy, Failures
 from fastselfie.data.loaders.view import View
 from fastselfie.errors import UserError
-from fastselfie.system.accelerator import usable_cores
+from fastselfie.system.resources import usable_cores
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from fastselfie.data.dataset import BetonSource, Source
 from fastselfie.data.loaders.backend import Backend
 from fastselfie.data.loaders.view import View
 from fastselfie.errors import UserError
-from fastselfie.system.accelerator import total_memory
+from fastselfie.system.resources import total_memory
 
 _RESIDENT_SHARE = 0.25  # of the device's memory
 

@@ -16,7 +16,7 @@ from fastselfie.data.loaders.backend import Backend
 from fastselfie.data.loaders.batch import DecodedBatch, Index
 from fastselfie.data.loaders.crops import read_image
 from fastselfie.data.loaders.view import View
-from fastselfie.system.accelerator import usable_cores
+from fastselfie.system.resources import usable_cores
 from fastselfie.system.signals import SIGNALS
 
 
