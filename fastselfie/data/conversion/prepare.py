@@ -86,13 +86,7 @@ def prepare(path: Path, out: Path, options: Options) -> dict[str, Any]:
         )
     if warning := class_warning(source, path):
         say(warning)
-    shard, shards = options.shard
-    count = len(source)
-    if shards > count:
-        raise UserError(f"--shard {shard}/{shards}: there are only {count} images: lower N")
-    if shards > 1:
-        first, end = (count * number // shards for number in (shard - 1, shard))
-        source = source.select(np.arange(first, end))
+    source = _shard_of(source, options.shard)
     out.parent.mkdir(parents=True, exist_ok=True)
     with BetonWriter(
         out, len(source), options.page_size, fingerprint=_fingerprint(path, source, options)
@@ -108,7 +102,7 @@ def prepare(path: Path, out: Path, options: Options) -> dict[str, Any]:
             "options": options.recoding.note(),
             "skipped": len(source) - writer.count,
         }
-        if shards > 1:
+        if options.shard[1] > 1:
             note["shard"] = options.shard
         writer.finish(note, allow_fewer=True)
     seconds = time.perf_counter() - began
@@ -120,6 +114,17 @@ def prepare(path: Path, out: Path, options: Options) -> dict[str, Any]:
         "seconds": round(seconds, 2),
         "images_per_s": round((len(source) - resumed) / seconds, 1),
     }
+
+
+def _shard_of(source: Source, shard: tuple[int, int]) -> Source:
+    """Select the K-th of N runs of images, for a shard (K, N)."""
+    number, shards = shard
+    if shards == 1:
+        return source
+    if shards > len(source):
+        raise UserError(f"--shard {number}/{shards}: there are only {len(source)} images: lower N")
+    first, end = (len(source) * k // shards for k in (number - 1, number))
+    return source.select(np.arange(first, end))
 
 
 def check(path: Path) -> Iterator[str]:
