@@ -16,17 +16,6 @@ void require_output(Size size) {
   }
 }
 
-bool same_spec(const HuffmanSpec& a, const HuffmanSpec& b) {
-  return a.defined && b.defined && a.counts == b.counts && a.symbols == b.symbols;
-}
-
-void build_table(const HuffmanSpec& spec, bool ac, HuffmanTable& table, HuffmanSpec& built) {
-  if (same_spec(spec, built)) return;  // files of one writer often share the standard's tables
-  built.defined = false;               // a refused table is half built
-  table.build(spec, ac);
-  built = spec;
-}
-
 // Where along an axis each of `count` positions from `begin` finds its pixel; -1: a zero.
 void map_axis(int begin, int count, int length, Padding padding, std::vector<int>& map) {
   map.resize(count);
@@ -93,22 +82,16 @@ void Decoder::allocate_plane(int index, Range xs, Range ys) {
   plane.data = bytes.data();
 }
 
-void Decoder::build_tables() {
+void Decoder::prepare_scan() {
+  tables_.build(header_);
+  scan_.tables = &tables_;
   scan_.num_components = header_.num_components;
   scan_.mcus_per_row = header_.mcus_per_row();
   scan_.mcus_x = plan_.mcus_x;
   scan_.mcus_y = plan_.mcus_y;
   for (int i = 0; i < header_.num_components; ++i) {
     const Component& c = header_.components[i];
-    const int dc = c.dc_table, ac = c.ac_table;
-    build_table(header_.dc_specs[dc], false, dc_tables_[dc], dc_built_[dc]);
-    build_table(header_.ac_specs[ac], true, ac_tables_[ac], ac_built_[ac]);
-    if (!header_.quant_defined[c.quant_table]) {
-      throw Error("corrupt header: a quantisation table is missing");
-    }
     ComponentScan& scan = scan_.components[i];
-    scan.dc = &dc_tables_[dc];
-    scan.ac = &ac_tables_[ac];
     for (int k = 0; k < 64; ++k) {
       scan.quant[kNaturalOrder[k]] = static_cast<int16_t>(header_.quant[c.quant_table][k]);
     }
@@ -121,7 +104,7 @@ void Decoder::build_tables() {
 
 bool Decoder::decode_fast(Bytes jpeg, bool checked) {
   if (!index_intervals(jpeg, header_, intervals_) && !checked) return false;
-  build_tables();
+  prepare_scan();
   const int row = header_.mcus_per_row(), count = header_.mcu_count();
   const int interval = header_.restart_interval ? header_.restart_interval : count;
   const Range xs = plan_.mcus_x, ys = plan_.mcus_y;

@@ -13,8 +13,6 @@
 namespace fastselfie::jpeg {
 
 struct ComponentScan {
-  const HuffmanTable* dc = nullptr;
-  const HuffmanTable* ac = nullptr;
   alignas(16) std::array<int16_t, 64> quant;  // natural order
   int h = 1, v = 1;
   ComponentPlan plan;
@@ -22,10 +20,22 @@ struct ComponentScan {
 };
 
 struct Scan {
+  const ScanTables* tables = nullptr;
   int num_components = 0;
   std::array<ComponentScan, kMaxComponents> components;
   int mcus_per_row = 0;
   Range mcus_x, mcus_y;  // to be reconstructed
+};
+
+// How far the bits of an interval are read.
+struct BitPosition {
+  uint64_t bits = 0;              // the next, from the highest on
+  int count = 0;                  // of them; they may go on behind
+  const uint8_t* next = nullptr;  // the byte behind `count` bits
+  const uint8_t* end = nullptr;   // of the interval, which is padded (see unstuff)
+
+  // Negative where more was read than the interval has.
+  ptrdiff_t bits_left() const { return (end - next) * 8 + count; }
 };
 
 struct RowFilterInput {
@@ -40,7 +50,11 @@ struct Kernels {
   // `whole`: the MCUs are all that the interval holds. Returns false where the
   // interval is damaged or holds more than its MCUs.
   bool (*decode_interval)(const Scan& scan, const uint8_t* bytes, size_t size, Range mcus,
-                                 bool whole);
+                          bool whole);
+  // Decodes `blocks` blocks, at most kChunkBlocks and whole MCUs. The coefficients, zeros before,
+  // are in zigzag order; DC is the difference to the block before. Returns false at a bad code.
+  bool (*decode_coefficients)(const ScanTables& tables, int blocks, BitPosition& position,
+                              int16_t* coefficients);
   // The horizontal pass: a transposed plane becomes rows of filter.out_length() samples. Writes up
   // to round_up(ys.size(), kTile) rows of round_up(out_length, kTile) bytes.
   void (*resample_columns)(const Plane& plane, const AxisFilter& filter, Range ys, uint8_t* out,

@@ -24,7 +24,7 @@ namespace fastselfie::jpeg::avx2 {
 #include "entropy.inl"
 #include "resample.inl"
 
-extern const Kernels kKernels{"avx2", decode_interval, resample_columns, resample_rows};
+extern const Kernels kKernels{"avx2", decode_interval, decode_coefficients, resample_columns, resample_rows};
 }  // namespace fastselfie::jpeg::avx2
 
 #if defined(__clang__)

@@ -25,7 +25,7 @@ namespace fastselfie::jpeg::avx512 {
 #include "entropy.inl"
 #include "resample.inl"
 
-extern const Kernels kKernels{"avx512", decode_interval, resample_columns, resample_rows};
+extern const Kernels kKernels{"avx512", decode_interval, decode_coefficients, resample_columns, resample_rows};
 }  // namespace fastselfie::jpeg::avx512
 
 #if defined(__clang__)

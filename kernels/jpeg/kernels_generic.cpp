@@ -10,5 +10,5 @@ namespace fastselfie::jpeg::generic {
 #include "entropy.inl"
 #include "resample.inl"
 
-extern const Kernels kKernels{"generic", decode_interval, resample_columns, resample_rows};
+extern const Kernels kKernels{"generic", decode_interval, decode_coefficients, resample_columns, resample_rows};
 }  // namespace fastselfie::jpeg::generic
