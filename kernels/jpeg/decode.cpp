@@ -40,7 +40,11 @@ void Decoder::decode_resized(Bytes jpeg, const Box& box, bool flip, Size size, u
   require_box_inside(box, header_.size);
   make_plan(header_, box, size, flip, plan_);
   decode(jpeg, engine);
-  resample(size, rgb);
+  if (plan_.plain) {
+    convert(box, rgb);
+  } else {
+    resample(size, rgb);
+  }
 }
 
 std::vector<Decoder::PlaneView> Decoder::decode_planes(Bytes jpeg, const Box& box, int block_size,
@@ -62,7 +66,7 @@ void Decoder::decode(Bytes jpeg, Engine engine) {
   for (int i = 0; i < plan_.num_planes; ++i) {
     const ComponentPlan& c = plan_.components[i];
     allocate_plane(i, {c.blocks_x.begin * c.block_size, c.blocks_x.end * c.block_size},
-                   {c.blocks_y.begin * c.block_size, c.blocks_y.end * c.block_size});
+                   {c.blocks_y.begin * c.block_size, c.blocks_y.end * c.block_size}, plan_.plain);
   }
   if (engine == Engine::kAuto && header_.is_baseline()) {
     if (decode_fast(jpeg, false)) return;
@@ -73,11 +77,16 @@ void Decoder::decode(Bytes jpeg, Engine engine) {
   libjpeg_->decode(jpeg, header_, plan_, planes_.data());
 }
 
-void Decoder::allocate_plane(int index, Range xs, Range ys) {
+void Decoder::allocate_plane(int index, Range xs, Range ys, bool by_rows) {
   Plane& plane = planes_[index];
-  plane = {nullptr, round_up(ys.size(), 32), xs.begin, ys.begin};
+  plane = {nullptr, round_up(xs.size(), kTile), xs.begin, ys.begin, by_rows};
+  int lines = ys.size();
+  if (!by_rows) {
+    plane.stride = ptrdiff_t{Plane::kRows} * xs.size();
+    lines = round_up(lines, kTile) / Plane::kRows;
+  }
   std::vector<uint8_t>& bytes = plane_bytes_[index];
-  const size_t need = static_cast<size_t>(plane.stride) * xs.size() + kSlack;
+  const size_t need = static_cast<size_t>(plane.stride) * lines + kSlack;
   if (bytes.size() < need) bytes.resize(need);
   plane.data = bytes.data();
 }
@@ -133,28 +142,43 @@ void Decoder::resample(Size size, uint8_t* rgb) {
   std::array<RowFilterInput, kMaxComponents> inputs;
   for (int i = 0; i < plan_.num_planes; ++i) {
     const FilterPair& filter = plan_.filters[plan_.components[i].filter];
-    const Range ys = filter.y.support();
+    Range ys = filter.y.support();
+    const int above = (ys.begin - planes_[i].first_y) % Plane::kRows;  // of the first strip
+    ys.begin -= above;
     std::vector<uint8_t>& rows = row_bytes_[i];
     const size_t need = static_cast<size_t>(stride) * round_up(ys.size(), kTile) + kSlack;
     if (rows.size() < need) rows.resize(need);
     kernel.resample_columns(planes_[i], filter.x, ys, rows.data(), stride);
-    inputs[i] = {rows.data(), stride, &filter.y};
+    inputs[i] = {rows.data() + static_cast<ptrdiff_t>(above) * stride, stride, &filter.y};
   }
   kernel.resample_rows(inputs.data(), plan_.color, size.width, rgb);
+}
+
+void Decoder::convert(const Box& box, uint8_t* rgb) {
+  std::array<PlainInput, kMaxComponents> inputs;
+  for (int i = 0; i < plan_.num_planes; ++i) {
+    const ComponentPlan& c = plan_.components[i];
+    inputs[i] = {planes_[i], c.xs, c.ys, c.halved_x, c.halved_y, nullptr};
+    if (!c.halved_x) continue;
+    std::vector<uint8_t>& rows = row_bytes_[i];
+    const size_t need = size_t{3} * plain_scratch_stride(box.width);
+    if (rows.size() < need) rows.resize(need);
+    inputs[i].scratch = rows.data();
+  }
+  kernels().convert(inputs.data(), plan_.color, box, rgb);
 }
 
 void Decoder::gather_raw(const uint8_t* pixels, Size image, const Box& box, Padding padding) {
   map_axis(box.left, box.width, image.width, padding, raw_x_);
   map_axis(box.top, box.height, image.height, padding, raw_y_);
   for (int channel = 0; channel < 3; ++channel) {
-    allocate_plane(channel, {0, box.width}, {0, box.height});
+    allocate_plane(channel, {0, box.width}, {0, box.height}, false);
     const Plane& plane = planes_[channel];
     for (int y = 0; y < box.height; ++y) {
       const uint8_t* row = pixels + size_t{3} * image.width * std::max(raw_y_[y], 0) + channel;
       for (int x = 0; x < box.width; ++x) {
         const bool inside = raw_y_[y] >= 0 && raw_x_[x] >= 0;
-        plane.data[static_cast<size_t>(x) * plane.stride + y] =
-            inside ? row[size_t{3} * raw_x_[x]] : 0;
+        *plane.at(x, y) = inside ? row[size_t{3} * raw_x_[x]] : 0;
       }
     }
   }

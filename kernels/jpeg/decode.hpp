@@ -45,8 +45,9 @@ class Decoder {
   // so whatever is left over behind the blocks is no sign of damage.
   bool decode_fast(Bytes jpeg, bool checked);
   void prepare_scan();
-  void allocate_plane(int index, Range xs, Range ys);
+  void allocate_plane(int index, Range xs, Range ys, bool by_rows);
   void resample(Size size, uint8_t* rgb);
+  void convert(const Box& box, uint8_t* rgb);
   void gather_raw(const uint8_t* pixels, Size image, const Box& box, Padding padding);
 
   Header header_;

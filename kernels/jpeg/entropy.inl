@@ -113,8 +113,9 @@ inline bool decode_entry(Cursor& cursor, int16_t* coefficients) {
   return true;
 }
 
+// Not inlined: the loop needs every register.
 template <Order kOrder>
-inline bool decode_chunk(const ScanTables& tables, int blocks, BitPosition& at,
+[[gnu::noinline]] bool decode_chunk(const ScanTables& tables, int blocks, BitPosition& at,
                          int16_t* coefficients) {
   Cursor cursor(at, tables.steps());
   const uint32_t end = static_cast<uint32_t>(blocks) * 64;
@@ -149,21 +150,21 @@ inline void sum_dc(const Scan& scan, int mcus, int (&dc)[kMaxComponents], int16_
 }
 
 // Reconstructs what is wanted of the MCUs of a chunk.
-inline void reconstruct(const Scan& scan, Range mcus, const int16_t* block) {
+[[gnu::noinline]] void reconstruct(const Scan& scan, Range mcus, const int16_t* block) {
+  BlockQueue queues[kMaxComponents];
   int mcu_x = mcus.begin % scan.mcus_per_row, mcu_y = mcus.begin / scan.mcus_per_row;
   for (int mcu = mcus.begin; mcu < mcus.end; ++mcu) {
     const bool wanted = scan.mcus_x.contains(mcu_x) && scan.mcus_y.contains(mcu_y);
-    for (int i = 0; i < scan.num_components; ++i) {
+    if (!wanted) block += 64 * scan.tables->blocks_per_mcu();
+    for (int i = 0; wanted && i < scan.num_components; ++i) {
       const ComponentScan& c = scan.components[i];
+      BlockQueue& queue = queues[i];
       for (int y = mcu_y * c.v; y < mcu_y * c.v + c.v; ++y) {
         for (int x = mcu_x * c.h; x < mcu_x * c.h + c.h; ++x, block += 64) {
-          if (wanted && c.plan.blocks_x.contains(x) && c.plan.blocks_y.contains(y)) {
-            const int side = c.plan.block_size;
-            const ptrdiff_t stride = c.plane.stride;
-            uint8_t* const out =
-                c.plane.data + (x * side - c.plane.first_x) * stride + (y * side - c.plane.first_y);
-            reconstruct_block(block, false, c.quant.data(), side, out, stride);
-          }
+          if (!c.plan.blocks_x.contains(x) || !c.plan.blocks_y.contains(y)) continue;
+          queue.coefficients[queue.size] = block;
+          queue.out[queue.size] = c.plane.at(x * c.plan.block_size, y * c.plan.block_size);
+          if (++queue.size == kBlocks) reconstruct_blocks(queue, c);
         }
       }
     }
@@ -172,6 +173,7 @@ inline void reconstruct(const Scan& scan, Range mcus, const int16_t* block) {
       ++mcu_y;
     }
   }
+  for (int i = 0; i < scan.num_components; ++i) reconstruct_blocks(queues[i], scan.components[i]);
 }
 
 bool decode_interval(const Scan& scan, const uint8_t* bytes, size_t size, Range mcus, bool whole) {

@@ -44,6 +44,18 @@ struct RowFilterInput {
   const AxisFilter* filter = nullptr;
 };
 
+// A component of a plain plan.
+struct PlainInput {
+  Plane plane;
+  Range xs, ys;  // its samples that are read
+  bool halved_x = false, halved_y = false;
+  // Two rows of enlarged samples, and behind them one that is about to be; null if not halved.
+  uint8_t* scratch = nullptr;
+};
+
+// What one row of scratch needs for `width` pixels.
+constexpr int plain_scratch_stride(int width) { return round_up(width, 32) + 64; }
+
 struct Kernels {
   const char* name;
   // Decodes the MCUs of one restart interval into the planes. `bytes` is padded (see unstuff).
@@ -61,6 +73,8 @@ struct Kernels {
                            int out_stride);
   // The vertical pass, with the conversion to RGB on its way out. `width` pixels a row.
   void (*resample_rows)(const RowFilterInput* planes, ColorModel color, int width, uint8_t* rgb);
+  // The pixels of a box from the planes of a plain plan.
+  void (*convert)(const PlainInput* planes, ColorModel color, const Box& box, uint8_t* rgb);
 };
 
 constexpr int kTile = 32;

@@ -10,6 +10,7 @@
 #include <immintrin.h>
 
 #define JPEG_HAVE_AVX2
+#define JPEG_HAVE_AVX512
 
 #if defined(__clang__)
 #pragma clang attribute push(                                                                \
@@ -24,8 +25,10 @@ namespace fastselfie::jpeg::avx512 {
 #include "idct.inl"
 #include "entropy.inl"
 #include "resample.inl"
+#include "convert.inl"
 
-extern const Kernels kKernels{"avx512", decode_interval, decode_coefficients, resample_columns, resample_rows};
+extern const Kernels kKernels{"avx512",           decode_interval, decode_coefficients,
+                             resample_columns, resample_rows,   convert};
 }  // namespace fastselfie::jpeg::avx512
 
 #if defined(__clang__)
