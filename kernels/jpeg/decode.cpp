@@ -114,26 +114,8 @@ void Decoder::prepare_scan() {
 bool Decoder::decode_fast(Bytes jpeg, bool checked) {
   if (!index_intervals(jpeg, header_, intervals_) && !checked) return false;
   prepare_scan();
-  const int row = header_.mcus_per_row(), count = header_.mcu_count();
-  const int interval = header_.restart_interval ? header_.restart_interval : count;
-  const Range xs = plan_.mcus_x, ys = plan_.mcus_y;
-  const int last = ((ys.end - 1) * row + xs.end - 1) / interval;
-  for (int i = (ys.begin * row + xs.begin) / interval; i <= last; ++i) {
-    const int begin = i * interval, end = std::min(begin + interval, count);
-    const int first_row = begin / row, last_row = std::min((end - 1) / row, ys.end - 1);
-    // Within one row of MCUs an interval may lie beside the box.
-    const bool one_row = first_row == (end - 1) / row;
-    if (one_row && (end - first_row * row <= xs.begin || begin - first_row * row >= xs.end)) {
-      continue;
-    }
-    const int stop = std::min(end, last_row * row + xs.end);  // nothing is wanted behind it
-    const size_t size = unstuff(intervals_[i], unstuffed_);
-    const bool whole = stop == end && !checked;
-    if (!kernels().decode_interval(scan_, unstuffed_.data(), size, {begin, stop}, whole)) {
-      return false;
-    }
-  }
-  return true;
+  IntervalSource source(header_, plan_, intervals_, checked, unstuffed_);
+  return kernels().decode_intervals(scan_, source);
 }
 
 void Decoder::resample(Size size, uint8_t* rgb) {

@@ -58,7 +58,7 @@ class Decoder {
   ScanTables tables_;
   Scan scan_;
   std::vector<Bytes> intervals_;
-  std::vector<uint8_t> unstuffed_;
+  std::array<std::vector<uint8_t>, kLanes> unstuffed_;
   std::unique_ptr<LibjpegDecoder> libjpeg_;  // made when first needed
 
   std::vector<int> raw_x_, raw_y_;

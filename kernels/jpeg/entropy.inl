@@ -113,26 +113,29 @@ inline bool decode_entry(Cursor& cursor, int16_t* coefficients) {
   return true;
 }
 
-// Not inlined: the loop needs every register.
+// Decodes up to the position `end`. False: a bad code. Not inlined: the loop needs every register.
 template <Order kOrder>
-[[gnu::noinline]] bool decode_chunk(const ScanTables& tables, int blocks, BitPosition& at,
-                         int16_t* coefficients) {
-  Cursor cursor(at, tables.steps());
-  const uint32_t end = static_cast<uint32_t>(blocks) * 64;
-  while (cursor.position < end) {
+[[gnu::noinline]] bool decode_until(Cursor& shared, uint32_t end, int16_t* coefficients) {
+  Cursor cursor = shared;
+  bool good = true;
+  while (good && cursor.position < end) {
     refill(cursor.at);
-    if (!decode_entry<kOrder>(cursor, coefficients)) break;
-    if (cursor.position >= end) break;
-    if (!decode_entry<kOrder>(cursor, coefficients)) break;
+    good = decode_entry<kOrder>(cursor, coefficients);
+    if (!good || cursor.position >= end) break;
+    good = decode_entry<kOrder>(cursor, coefficients);
   }
-  at = cursor.at;
-  at.count &= 63;
-  return cursor.position >= end;
+  cursor.at.count &= 63;
+  shared = cursor;
+  return good;
 }
 
 bool decode_coefficients(const ScanTables& tables, int blocks, BitPosition& position,
                          int16_t* coefficients) {
-  return decode_chunk<Order::kZigzag>(tables, blocks, position, coefficients);
+  Cursor cursor(position, tables.steps());
+  const bool good =
+      decode_until<Order::kZigzag>(cursor, static_cast<uint32_t>(blocks) * 64, coefficients);
+  position = cursor.at;
+  return good;
 }
 
 // Adds up the differences of DC. A pass of its own: a vector loaded right behind the store of one of
@@ -176,19 +179,102 @@ inline void sum_dc(const Scan& scan, int mcus, int (&dc)[kMaxComponents], int16_
   for (int i = 0; i < scan.num_components; ++i) reconstruct_blocks(queues[i], scan.components[i]);
 }
 
-bool decode_interval(const Scan& scan, const uint8_t* bytes, size_t size, Range mcus, bool whole) {
-  alignas(64) int16_t coefficients[kChunkBlocks * 64] = {};
-  int dc[kMaxComponents] = {};
-  BitPosition at{0, 0, bytes, bytes + size};
-  const int chunk = scan.tables->chunk_mcus();
-  for (int mcu = mcus.begin; mcu < mcus.end; mcu += chunk) {
-    const int end = std::min(mcu + chunk, mcus.end);
-    const int blocks = (end - mcu) * scan.tables->blocks_per_mcu();
-    if (!decode_chunk<Order::kNatural>(*scan.tables, blocks, at, coefficients)) return false;
-    if (at.bits_left() < 0) return false;  // the interval ends too early
-    sum_dc(scan, end - mcu, dc, coefficients);
-    reconstruct(scan, {mcu, end}, coefficients);
-    std::memset(coefficients, 0, size_t{64} * blocks * sizeof *coefficients);
+// Decodes one interval after another, chunk by chunk.
+class Lane {
+ public:
+  Lane(const Scan& scan, IntervalSource& source, int index)
+      : scan_(scan), source_(source), index_(index) {
+    begin_interval();
   }
-  return !whole || at.bits_left() < 8;  // no bytes are left over
+
+  bool active() const { return active_; }
+
+  // Decodes the rest of the chunk. False: the interval is damaged, or holds more than its MCUs.
+  bool decode_rest() {
+    return decode_until<Order::kNatural>(cursor_, end_, coefficients_) && finish_chunk();
+  }
+
+  // Decodes in step with another lane until a chunk of either is done: the processor overlaps the
+  // waits of two independent chains of lookups.
+  static bool decode_both(Lane& first, Lane& second) {
+    return run(first.cursor_, first.end_, first.coefficients_, second.cursor_, second.end_,
+               second.coefficients_) &&
+           (first.cursor_.position < first.end_ || first.finish_chunk()) &&
+           (second.cursor_.position < second.end_ || second.finish_chunk());
+  }
+
+ private:
+  [[gnu::noinline]] static bool run(Cursor& first, uint32_t first_end, int16_t* first_values,
+                                    Cursor& second, uint32_t second_end, int16_t* second_values) {
+    Cursor a = first, b = second;
+    bool good = true;
+    while (good && a.position < first_end && b.position < second_end) {
+      refill(a.at);
+      refill(b.at);
+      good = decode_entry<Order::kNatural>(a, first_values) &&
+             decode_entry<Order::kNatural>(b, second_values);
+      if (!good || a.position >= first_end || b.position >= second_end) break;
+      good = decode_entry<Order::kNatural>(a, first_values) &&
+             decode_entry<Order::kNatural>(b, second_values);
+    }
+    a.at.count &= 63;
+    b.at.count &= 63;
+    first = a;
+    second = b;
+    return good;
+  }
+
+  void begin_interval() {
+    active_ = source_.next(index_, interval_);
+    if (!active_) return;
+    cursor_.at = {0, 0, interval_.bytes, interval_.bytes + interval_.size};
+    std::fill_n(dc_, kMaxComponents, 0);
+    mcu_ = interval_.mcus.begin;
+    begin_chunk();
+  }
+
+  void begin_chunk() {
+    const ScanTables& tables = *scan_.tables;
+    chunk_end_ = std::min(mcu_ + tables.chunk_mcus(), interval_.mcus.end);
+    end_ = static_cast<uint32_t>((chunk_end_ - mcu_) * tables.blocks_per_mcu()) * 64;
+    cursor_ = Cursor(cursor_.at, tables.steps());
+  }
+
+  bool finish_chunk() {
+    if (cursor_.at.bits_left() < 0) return false;  // the interval ends too early
+    sum_dc(scan_, chunk_end_ - mcu_, dc_, coefficients_);
+    reconstruct(scan_, {mcu_, chunk_end_}, coefficients_);
+    std::memset(coefficients_, 0, end_ * sizeof *coefficients_);
+    mcu_ = chunk_end_;
+    if (mcu_ < interval_.mcus.end) {
+      begin_chunk();
+      return true;
+    }
+    if (interval_.whole && cursor_.at.bits_left() >= 8) return false;  // bytes are left over
+    begin_interval();
+    return true;
+  }
+
+  const Scan& scan_;
+  IntervalSource& source_;
+  const int index_;
+  bool active_ = false;
+  Interval interval_;
+  Cursor cursor_{{}, scan_.tables->steps()};
+  int mcu_ = 0, chunk_end_ = 0;  // the chunk
+  uint32_t end_ = 0;             // its end as a position
+  int dc_[kMaxComponents] = {};
+  alignas(64) int16_t coefficients_[kChunkBlocks * 64] = {};
+};
+
+bool decode_intervals(const Scan& scan, IntervalSource& source) {
+  Lane first(scan, source, 0), second(scan, source, 1);
+  while (first.active() && second.active()) {
+    if (!Lane::decode_both(first, second)) return false;
+  }
+  Lane& rest = first.active() ? first : second;
+  while (rest.active()) {
+    if (!rest.decode_rest()) return false;
+  }
+  return true;
 }

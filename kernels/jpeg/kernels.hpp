@@ -38,6 +38,33 @@ struct BitPosition {
   ptrdiff_t bits_left() const { return (end - next) * 8 + count; }
 };
 
+// A restart interval, or its beginning.
+struct Interval {
+  const uint8_t* bytes = nullptr;  // padded (see unstuff)
+  size_t size = 0;
+  Range mcus;          // to be decoded
+  bool whole = false;  // they are all that it holds
+};
+
+constexpr int kLanes = 2;  // intervals that are decoded at a time
+
+// The intervals of a scan that a plan needs, in their order.
+class IntervalSource {
+ public:
+  IntervalSource(const Header& header, const Plan& plan, const std::vector<Bytes>& intervals,
+                 bool checked, std::array<std::vector<uint8_t>, kLanes>& unstuffed);
+  // False: there is none any more. What a lane got is valid until it asks again.
+  bool next(int lane, Interval& interval);
+
+ private:
+  const std::vector<Bytes>& intervals_;
+  std::array<std::vector<uint8_t>, kLanes>& unstuffed_;
+  const bool checked_;
+  const int per_row_, count_, length_;  // MCUs of a row, of the image, of an interval
+  const Range xs_, ys_;                 // MCUs that are wanted
+  int next_;
+};
+
 struct RowFilterInput {
   const uint8_t* rows = nullptr;  // row 0 is sample filter->support().begin
   int stride = 0;
@@ -58,11 +85,9 @@ constexpr int plain_scratch_stride(int width) { return round_up(width, 32) + 64;
 
 struct Kernels {
   const char* name;
-  // Decodes the MCUs of one restart interval into the planes. `bytes` is padded (see unstuff).
-  // `whole`: the MCUs are all that the interval holds. Returns false where the
-  // interval is damaged or holds more than its MCUs.
-  bool (*decode_interval)(const Scan& scan, const uint8_t* bytes, size_t size, Range mcus,
-                          bool whole);
+  // Decodes intervals into the planes. Returns false where one is damaged or holds more than its
+  // MCUs.
+  bool (*decode_intervals)(const Scan& scan, IntervalSource& source);
   // Decodes `blocks` blocks, at most kChunkBlocks and whole MCUs. The coefficients, zeros before,
   // are in zigzag order; DC is the difference to the block before. Returns false at a bad code.
   bool (*decode_coefficients)(const ScanTables& tables, int blocks, BitPosition& position,

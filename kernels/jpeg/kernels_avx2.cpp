@@ -25,7 +25,7 @@ namespace fastselfie::jpeg::avx2 {
 #include "resample.inl"
 #include "convert.inl"
 
-extern const Kernels kKernels{"avx2",           decode_interval, decode_coefficients,
+extern const Kernels kKernels{"avx2",           decode_intervals, decode_coefficients,
                              resample_columns, resample_rows,   convert};
 }  // namespace fastselfie::jpeg::avx2
 

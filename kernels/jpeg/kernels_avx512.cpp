@@ -27,7 +27,7 @@ namespace fastselfie::jpeg::avx512 {
 #include "resample.inl"
 #include "convert.inl"
 
-extern const Kernels kKernels{"avx512",           decode_interval, decode_coefficients,
+extern const Kernels kKernels{"avx512",           decode_intervals, decode_coefficients,
                              resample_columns, resample_rows,   convert};
 }  // namespace fastselfie::jpeg::avx512
 

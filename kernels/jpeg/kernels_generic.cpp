@@ -11,6 +11,6 @@ namespace fastselfie::jpeg::generic {
 #include "resample.inl"
 #include "convert.inl"
 
-extern const Kernels kKernels{"generic",           decode_interval, decode_coefficients,
+extern const Kernels kKernels{"generic",           decode_intervals, decode_coefficients,
                              resample_columns, resample_rows,   convert};
 }  // namespace fastselfie::jpeg::generic
