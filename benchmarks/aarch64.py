@@ -1,15 +1,18 @@
-"""Compares the C++ engine on aarch64 (under qemu-user) with the same on this x86: byte for byte.
+"""Check that the C++ engine gives the same bytes on aarch64 as on this x86-64 processor.
 
 python benchmarks/aarch64.py --json benchmarks/results/aarch64.json
 
-Builds benchmarks/aarch64.cpp for both with the flags of setup.py, and runs both on JPEGs made here:
-every sampling, gray, progressive, restart markers, cut and damaged files; whole, cropped, scaled.
-On x86 with every instruction set that the processor has. Needs g++-aarch64-linux-gnu and qemu-user
-(`make aarch64` installs them for root); libjpeg for arm64 is fetched from Debian's mirror into a
-temporary folder. A difference ends it with status 1. Results, not times: an emulator has none.
+Compiles support/aarch64.cpp for both with the flags of setup.py and runs both, the one for aarch64
+in qemu-user. The inputs are JPEGs made here: every chroma subsampling, gray, progressive, with
+restart markers, cut and damaged; decoded whole, cropped and scaled. On x86-64 every instruction set
+of the processor is compared. A difference ends the script with status 1. It measures no times,
+because an emulator has none.
 
-libjpeg alone may differ, and is counted apart: on levels that only a damaged file has, its code for
-Neon, for AVX2 and for any processor overflow in different ways.
+Needs g++-aarch64-linux-gnu and qemu-user (`make aarch64` installs them for root). libjpeg for arm64
+is downloaded from Debian's mirror into a temporary folder.
+
+Differences of libjpeg alone are counted separately: on coefficients that only a damaged file has,
+its code for Neon, for AVX2 and for any processor overflow in different ways.
 """
 
 from __future__ import annotations
@@ -88,12 +91,12 @@ def fetch_libjpeg(folder: Path) -> Path:
 
 
 def build(target: Target, folder: Path) -> Path:
-    """The program of benchmarks/aarch64.cpp for a target."""
+    """The program of support/aarch64.cpp for a target."""
     text = (ROOT / "setup.py").read_text(encoding="utf-8")
     jpeg_flags, host_flags = map(
         ast.literal_eval, re.findall(r"extra_compile_args=(\[.*?\])", text)
     )
-    flags = {"jpeg": jpeg_flags, "host": host_flags, "benchmarks": ["-O2", "-Wall", "-Wextra"]}
+    flags = {"jpeg": jpeg_flags, "host": host_flags, "support": ["-O2", "-Wall", "-Wextra"]}
     sources = [
         path
         for path in sorted(ROOT.glob("kernels/*/*.cpp"))
@@ -110,7 +113,9 @@ def build(target: Target, folder: Path) -> Path:
         return str(made)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compile_one, [*sources, Path(__file__).with_suffix(".cpp")]))
+        objects = list(
+            pool.map(compile_one, [*sources, Path(__file__).parent / "support" / "aarch64.cpp"])
+        )
     program = folder / target.name
     subprocess.run(
         [target.compiler, *objects, *target.flags, "-fopenmp", "-ljpeg", "-o", str(program)],

@@ -1,9 +1,9 @@
-"""Images that one core converts in a second: `fastselfie prepare` and FFCV's own writer.
+"""Measure how many images one core converts in a second: `fastselfie prepare` and FFCV's writer.
 
-python benchmarks/conversion.py PHOTOS [--rounds 5] --json OUT        PHOTOS/CLASS/*.jpg
+python benchmarks/conversion.py PHOTOS --json OUT        # PHOTOS/CLASS/*.jpg; needs ffcv
 
-Each conversion is a process of its own with one worker, in alternating rounds after one that warms
-up. Its CPU time, user and system, its worker's too, counts from when everything is imported.
+Each conversion has its own process with one worker. The two alternate, after one round that warms
+up. What counts is CPU time, user and system, with that of the worker, from the end of the imports.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ JOBS = {
 def convert(job: str, photos: str, out: str) -> None:
     """Write `out`, as `job` says, with one worker."""
     if job.startswith("ffcv"):
-        import inputs
+        from support.inputs import make_ffcv_file
 
-        inputs.ffcv(photos, out, 500 if job == "ffcv-500" else None, workers=1)
+        make_ffcv_file(photos, out, 500 if job == "ffcv-500" else None, workers=1)
         for worker in multiprocessing.active_children():  # its CPU time counts once it is reaped
             worker.join()
         return

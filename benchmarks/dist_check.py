@@ -1,10 +1,12 @@
-"""Check what `make dist` built: what is in the wheel, and that it works where nothing is installed.
+"""Check that the wheel of `make dist` works on a machine where nothing else is installed.
 
 python benchmarks/dist_check.py dist
 
-The wheel is installed into a new virtual environment and used in an empty folder. Its PATH has the
-environment's programs alone, so there is no compiler. Prints what was done; the first fault ends it
-with status 1. The wheel was built from the sdist, so the sdist is checked with it.
+It checks the list of files in the wheel. Then it installs the wheel into a new virtual environment
+and uses it in an empty folder: the command line, the programs of examples/ and the Python of the
+README. PATH has only the programs of that environment, so there is no compiler. It prints what it
+did, and the first fault ends it with status 1. `make dist` builds the wheel from the sdist, so this
+checks the sdist too.
 """
 
 from __future__ import annotations
@@ -72,7 +74,7 @@ STEPS = [
 ]
 TRAIN = [
     *STEPS, "pretrain.eval_images=16", "pretrain.knn_every=null", "finetune.labels=0.5",
-    "data.train=images.beton", "data.crop=resized", "data.workers=2",
+    "data.train=train.beton", "data.crop=resized", "data.workers=2",
 ]  # fmt: skip
 
 
@@ -189,10 +191,22 @@ def check_use(wheel: Path, scratch: Path) -> None:
     run("fastselfie", "doctor", expect="torch")
     run("python", "-c", MAKE_IMAGES, what="made a folder of 80 images")
     run("python", "-c", USE_EXTENSIONS, what="decoded an image; one libgomp, that of torch")
-    run("fastselfie", "prepare", "images", "--out", "images.beton")
-    run("fastselfie", "prepare", "--check", "images.beton", expect="no problem found")
+    run("fastselfie", "prepare", "images", "--out", "train.beton")
+    run("fastselfie", "prepare", "--check", "train.beton", expect="no problem found")
     run("fastselfie", "train", "quickstart", "--out", "run", *TRAIN, expect="finetuned")
     run("fastselfie", "evaluate", "run")
+    for example in sorted((REPOSITORY / "examples").glob("*.py")):
+        run("python", str(example), "images", what=f"python examples/{example.name} images")
+    program = readme_program((REPOSITORY / "README.md").read_text(encoding="utf-8"))
+    run("python", "-c", program, expect="(80, 3, 224, 224)", what="the Python of README.md")
+
+
+def readme_program(readme: str) -> str:
+    """Return the Python program in a README, which reads train.beton; it prints its last batch."""
+    programs = re.findall(r"^```python\n(.*?)^```$", readme, flags=re.MULTILINE | re.DOTALL)
+    if len(programs) != 1 or "train.beton" not in programs[0]:
+        raise DistError("README.md: not one Python program that reads train.beton")
+    return f"{programs[0]}print(tuple(images.shape))\n"
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Fuzzes the JPEG engine under sanitizers: mutated inputs through kernels/jpeg/fuzz.cpp.
+"""Fuzz the JPEG engine under sanitizers: how many damaged inputs it survives.
 
 python benchmarks/fuzz.py --inputs 100000 --json benchmarks/results/fuzz.json
 python benchmarks/fuzz.py --inputs 20000 --sanitizers thread
 
-Needs g++ and libjpeg's headers. A crash or a sanitizer's report ends it with status 1. With --json
-the campaign is added to the file, in the place of an earlier one under the same sanitizers.
+Compiles kernels/jpeg/fuzz.cpp and gives it mutated JPEGs. Needs g++ and the headers of libjpeg. A
+crash or a report of a sanitizer ends the script with status 1. With --json the campaign is added to
+the file and replaces an earlier one under the same sanitizers.
 """
 
 from __future__ import annotations

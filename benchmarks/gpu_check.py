@@ -1,10 +1,11 @@
-"""What only a GPU can show: see gpu_check.sh. One check's fault hides no other.
+"""Make every check that needs a GPU: correctness, no waiting for the device, times, rates.
 
-python benchmarks/gpu_check.py --json OUT
+python benchmarks/gpu_check.py --json OUT        # benchmarks/gpu_check.sh calls it
 
-The result names every check with ok, FAILED or missing (a package is not installed: the check was
-not made), its seconds and what it measured or why it failed. It is written after every check; the
-last ones fail where the time for all is over.
+The result has one entry per check: "ok", "FAILED" or "missing" (a package is not installed, so the
+check was not made), its seconds, and what it measured or why it failed. It is written after every
+check. A check that fails does not stop the others. When the time for all checks is over, the
+remaining ones fail.
 """
 
 from __future__ import annotations
@@ -18,17 +19,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import closing, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from support.conditions import command, environment
+from support.checks import Check, require, run_checks, within
 from torch import Tensor
 
 from fastselfie.config import Config
@@ -40,20 +39,11 @@ from fastselfie.kernels.distractor_score import distractor_score
 from fastselfie.kernels.patchify import patchify
 from fastselfie.profiling.run import profile_config
 from fastselfie.system.accelerator import choose_accelerator
-from fastselfie.system.files import write_atomically
 from fastselfie.training.pretrain import build_pretraining
 
 HERE = Path(__file__).parent
 CONFIGS = HERE.parent / "configs"
 _SECONDS = 460  # for all; gpu_check.sh promises 8 minutes, and the start takes some
-
-
-class CheckError(Exception):
-    """What was checked does not hold. found: what was measured nonetheless."""
-
-    def __init__(self, why: str, found: dict[str, Any] | None = None) -> None:
-        super().__init__(why)
-        self.found = found
 
 
 def kernel_parity() -> dict[str, Any]:
@@ -84,24 +74,6 @@ def error_of_allowed(true: Tensor, plain: Tensor, found: Tensor, width: int) -> 
     own = (torch.finfo(found.dtype).eps + links * 2**-23) * float(true.abs().max())
     allowed = 2 * float((plain.double() - true).abs().max()) + own
     return float((found.double() - true).abs().max()) / allowed
-
-
-def within(ratios: dict[str, dict[str, float]], most: float, what: str) -> dict[str, Any]:
-    """The ratios for the result, in which JSON has no NaN.
-
-    Raises:
-        CheckError: one is above `most` or no number; it has them all.
-    """
-    found = {
-        case: {name: round(r, 4) if math.isfinite(r) else str(r) for name, r in row.items()}
-        for case, row in ratios.items()
-    }
-    # No comparison with NaN holds; max() would let one through.
-    beyond = [f"{case}: {name} {ratio:.2f}" for case, row in ratios.items()
-              for name, ratio in row.items() if not ratio <= most]  # fmt: skip
-    if beyond:
-        raise CheckError(f"{what} is above {most}: {'; '.join(beyond)}", {what: found})
-    return {what: found}
 
 
 def _score(m: int, d: int, b: int, dtype: torch.dtype, impl: str) -> list[Tensor]:
@@ -162,11 +134,11 @@ def precision_and_graphs() -> dict[str, Any]:
     }
     losses = {name: _losses(_cifar("model.dropout=0.0", *sets)) for name, sets in kinds.items()}
     for name, found in losses.items():
-        _require(bool(np.isfinite(found).all()), f"{name}: a loss is not finite: {found}")
+        require(bool(np.isfinite(found).all()), f"{name}: a loss is not finite: {found}")
         # The first step is the same task for all; later ones drift apart as training does.
         apart = abs(found[0] - losses["fp32"][0])
-        _require(apart < 0.05, f"{name}: the first loss is off by {apart:.3f}")
-        _require(found[-1] < found[0] + 0.5, f"{name}: the loss grows: {found}")
+        require(apart < 0.05, f"{name}: the first loss is off by {apart:.3f}")
+        require(found[-1] < found[0] + 0.5, f"{name}: the loss grows: {found}")
     return {"losses": losses}
 
 
@@ -185,7 +157,7 @@ def dali_mixed() -> dict[str, Any]:
                 batches[loader] = torch.cat([b.images.cpu() for b in islice(stream, 2)]).double()
     squares = (batches["native"] - batches["dali"]).square().mean(dim=(1, 2, 3))
     least = float((10 * torch.log10(255**2 / squares.clamp_min(1e-9))).min())
-    _require(least > 30, f"PSNR {least:.1f} dB")
+    require(least > 30, f"PSNR {least:.1f} dB")
     return {"least_psnr_db": least}
 
 
@@ -221,13 +193,12 @@ def profile_phases() -> dict[str, Any]:
     shares = figures["shares"]
     phases = ("copy", "patchify", "P", "A", "scoring", "backward", "optimiser")
     missing = [name for name in phases if not shares[name] > 0]
-    _require(not missing, f"no time in {', '.join(missing)}: {shares}")
-    _require(abs(sum(shares.values()) - 1) < 1e-6, f"the shares do not add up: {shares}")
-    _require(bool(figures["memory"]["tensors"]), "no memory over time")
+    require(not missing, f"no time in {', '.join(missing)}: {shares}")
+    require(abs(sum(shares.values()) - 1) < 1e-6, f"the shares do not add up: {shares}")
+    require(bool(figures["memory"]["tensors"]), "no memory over time")
     return {key: figures[key] for key in ("shares", "operators", "rates", "binding", "advice")}
 
 
-Check = Callable[[], dict[str, Any]]
 CHECKS: tuple[Check, ...] = (
     kernel_parity, patchify_parity, sync_free_step, dali_mixed, profile_phases, kernel_times,
     end_to_end, precision_and_graphs, step_rates,  # the last two compile for minutes
@@ -296,66 +267,9 @@ def _script(name: str, *arguments: str) -> dict[str, Any]:
             finally:  # where the time is over, its workers would go on and hold the GPU
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-        _require(process.returncode == 0, said[-2000:])
+        require(process.returncode == 0, said[-2000:])
         result: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
     return result
-
-
-def _require(holds: bool, otherwise: str) -> None:
-    if not holds:
-        raise CheckError(otherwise)
-
-
-def make(checks: Sequence[Check], path: Path, seconds: float) -> list[dict[str, Any]]:
-    """What became of every check, also as JSON in `path` after each; `seconds` are for all."""
-    conditions = environment(torch.get_num_threads())
-    conditions["began"] = time.strftime("%Y-%m-%d %H:%M:%S %z")
-    end = time.monotonic() + seconds
-    made: list[dict[str, Any]] = []
-    for check in checks:
-        made.append(_made(check, end - time.monotonic()))
-        result = {
-            "checks": made,
-            "environment": conditions,
-            "protocol": {"command": command(), "seconds": seconds},
-        }
-        write_atomically(path, json.dumps(result, indent=1) + "\n")
-    return made
-
-
-@contextmanager
-def _within(seconds: float) -> Iterator[None]:
-    """Raises TimeoutError in what runs inside when so many seconds are over."""
-
-    def over(*_: object) -> None:
-        raise TimeoutError("the time for all checks is over")
-
-    if seconds <= 0:
-        over()
-    before = signal.signal(signal.SIGALRM, over)
-    signal.setitimer(signal.ITIMER_REAL, seconds, 5.0)  # again, should somebody catch the first
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def _made(check: Check, seconds: float) -> dict[str, Any]:
-    print(f"{check.__name__} ...", file=sys.stderr, flush=True)
-    began = time.perf_counter()
-    try:
-        with _within(seconds):
-            outcome: dict[str, Any] = {"state": "ok", "found": check()}
-    except ModuleNotFoundError as error:
-        outcome = {"state": "missing", "why": str(error)}
-    except Exception as error:
-        traceback.print_exc()
-        outcome = {"state": "FAILED", "why": f"{type(error).__name__}: {error}"[-2000:]}
-        if isinstance(error, CheckError) and error.found:
-            outcome["found"] = error.found
-    outcome["seconds"] = round(time.perf_counter() - began, 1)
-    return {"check": check.__name__, **outcome}
 
 
 def main() -> None:
@@ -364,7 +278,7 @@ def main() -> None:
     asked = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("torch sees no GPU here: see `fastselfie doctor`")
-    checks = make(CHECKS, asked.json, _SECONDS)
+    checks = run_checks(CHECKS, asked.json, _SECONDS)
     for made in checks:
         print(f"{made['state']:8} {made['check']} ({made['seconds']} s) {made.get('why', '')}")
     if any(made["state"] == "FAILED" for made in checks):

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Everything that only a GPU can show, in under 8 minutes, as one JSON file. Exit 1 if a check fails.
+# Make every check that needs a GPU, in under 8 minutes, into one JSON file. Status 1 if one fails.
 #   benchmarks/gpu_check.sh [OUT.json]
 # Needs a GPU, triton (which torch's CUDA builds bring) and, for the mixed decoder, nvidia-dali.
 # PYTHON may be set.

@@ -1,11 +1,11 @@
-"""The fused distractor score beside plain torch: time, bytes, registers.
+"""Measure the fused distractor score beside plain torch: time, bytes moved, registers.
 
 python benchmarks/kernels.py --json OUT
 
-Forward and backward of the reference, of the reference under torch.compile and, on a GPU, of the
-Triton program, which is timed alone too. Without a GPU the program is only interpreted, which is
-not timed: its bytes are counted there, and it is compiled for GPUs that are not here to read its
-registers and spills.
+Times forward and backward of the reference, of the reference under torch.compile and, on a GPU, of
+the Triton program, which is also timed alone. Without a GPU the program is only interpreted, and
+that is not timed. Its bytes are counted in the interpreter, and it is compiled for GPUs that need
+not be present, to read its registers and spilled bytes.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from typing import Any
 import torch
 from support.arguments import Parser, above_zero, result_file
 from support.conditions import command
+from support.traffic import SHAPES, Shape, inputs, model_bytes
 from torch import Tensor
-from traffic import SHAPES, Shape, inputs, model_bytes
 
 from fastselfie.config import RuntimeConfig
 from fastselfie.errors import UserError
@@ -76,12 +76,12 @@ def _parse(arguments: list[str], device: torch.device) -> argparse.Namespace:
     return options
 
 
-def _json_of(script: str, interpret: bool) -> Any:
-    """What a script beside this one prints: Triton interprets or compiles, never both at once."""
-    print(f"{script} ...", file=sys.stderr, flush=True)
+def _json_of(module: str, interpret: bool) -> Any:
+    """Return what a module of support/ prints: one process cannot both interpret and compile."""
+    print(f"{module} ...", file=sys.stderr, flush=True)
     variables = {**os.environ, "TRITON_INTERPRET": "1" if interpret else "0"}
-    call = [sys.executable, str(HERE / f"{script}.py")]
-    done = subprocess.run(call, env=variables, stdout=subprocess.PIPE, check=True)
+    call = [sys.executable, "-m", f"support.{module}"]
+    done = subprocess.run(call, cwd=HERE, env=variables, stdout=subprocess.PIPE, check=True)
     return json.loads(done.stdout)
 
 

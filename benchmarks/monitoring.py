@@ -1,12 +1,12 @@
-"""What k-NN and the linear probe cost beside training, in seconds and as a share of a period.
+"""Measure what k-NN and the linear probe cost beside training, as a share of the training time.
 
 python benchmarks/monitoring.py --data data/fashion-mnist --json OUT
 
-Each round takes some training steps, then one measure of P, in one process. step: one step;
-extract: features of all images of a measure; knn and probe: what is done with them. Of each the
-seconds that pass, and those of CPU, which other programs do not stretch. share: the CPU seconds of
-a measure over those of the knn_every steps between two. "On all images" is what `fastselfie
-evaluate` does: 10,000 features against all.
+Each round takes some training steps and then evaluates P once, in one process. In the result, step
+is one step; extract is the features of all images of an evaluation; knn and probe are what is done
+with them. Each has wall seconds and CPU seconds; other programs do not stretch the latter. share is
+the CPU seconds of an evaluation over those of the knn_every steps between two. "On all images" is
+what `fastselfie evaluate` does: 10,000 features compared with all.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     built = build_pretraining(config, accelerator)
     model, pixels, step = built.model, built.pixels, built.step
     train = build_loader(dataset.train, config.data, config.seed, accelerator.device)
-    monitor = Monitor(config, dataset, pixels, accelerator)
+    monitor = Monitor(config, dataset, pixels)
     took: dict[str, list[Spent]] = {"step": [], "extract": [], "knn": [], "probe": []}
     with closing(train.stream(0, settings.batch_size)) as batches:
 
@@ -120,7 +120,7 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
             took["step"].append(Spent(spent.seconds / case.steps, spent.cpu / case.steps))
             spent, (bank, queries) = _timed(
                 lambda: [
-                    extract_features(model.patch_network, loader, pixels, accelerator)
+                    extract_features(model.patch_network, loader, pixels)
                     for loader in (monitor.bank, monitor.queries)
                 ]
             )

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Where the native loader's time goes: the functions that perf finds it in.
+# Show the functions in which the native loader spends its time, found with perf.
 #   benchmarks/profile_native.sh FILE.beton > benchmarks/results/native-profile.txt
-# One thread, 20 s of random resized crops to 224, start-up left out. Needs Debian's linux-perf.
+# One thread, 20 s of random resized crops to 224, without the start. Needs Debian's linux-perf.
 set -eu
 file=${1:?"usage: benchmarks/profile_native.sh FILE.beton"}
 python=${PYTHON:-python}
@@ -14,12 +14,12 @@ from contextlib import closing
 import torch
 
 from fastselfie.config import DataConfig
-from fastselfie.data.loaders import NativeLoader
 from fastselfie.data.dataset import open_dataset
+from fastselfie.data.loaders import build_loader
 
 data = DataConfig(train=sys.argv[1], loader="native", workers=1)
-loader = NativeLoader(open_dataset(data).train, data, 0, torch.device("cpu"))
-with closing(loader.train(0, 100)) as batches:
+loader = build_loader(open_dataset(data).train, data, 0, torch.device("cpu"))
+with closing(loader.stream(0, 100)) as batches:
     for _ in range(30):
         next(batches)
     perf = subprocess.Popen(["perf", "record", "-q", "-F", "499", "-p", str(os.getpid()),

@@ -1,6 +1,6 @@
-"""Turns a finished quickstart into a committed result: figures, conditions and the picture.
+"""Turn a finished quickstart run into the committed result: figures, conditions and the picture.
 
-    make quickstart && python benchmarks/quickstart.py runs/quickstart
+make quickstart && python benchmarks/quickstart.py runs/quickstart
 
 Writes benchmarks/results/quickstart.json and quickstart.png.
 """

@@ -1,13 +1,14 @@
-"""The campaign of faults: what a run survives, counted. Status 1 where anything was lost.
+"""Run the fault campaign: count the faults that a run survives. Status 1 if anything was lost.
 
-python benchmarks/reliability.py --quick                a seeded sample, under 10 minutes
-python benchmarks/reliability.py --json benchmarks/results/reliability.json       the whole
+python benchmarks/reliability.py --quick                 # a seeded sample, under 10 minutes
+python benchmarks/reliability.py --json benchmarks/results/reliability.json
 python benchmarks/reliability.py --only kills,ranks --seed 3
 
-A run is a slim network on 240 small photographs in a .beton file, on the CPU in float32. What it
-must come to is what the uninterrupted run comes to: the weights and statistics bit for bit, every
-loss in the log, the last measures. With --json a part takes the place of an earlier call's with the
-same seed, and the others stay.
+With --json, a part replaces that of an earlier call with the same seed, and the others stay.
+
+A run trains a slim network on 240 small photographs in a .beton file, on the CPU in float32. Its
+result must equal that of an uninterrupted run: weights and batch statistics bit for bit, every loss
+in the log, the last evaluation.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scaling import PARAMETERS, on_paper
 from support.conditions import command, environment
 from support.damage import damaged_checkpoints, damaged_images
 from support.endurance import memory_over_epochs, saving_cost
 from support.faults import dead_ranks, kills, prepares, terminations
+from support.scaling import PARAMETERS, estimate_ranks
 from support.slim_run import SlimRun, seconds_to_start
 
 _STEPS = 120
@@ -82,7 +83,7 @@ def main() -> int:
         lost += len(result["lost"])
         if name == "saving":
             relative = found[name].pop("relative")
-            found["paper"] = on_paper(_measured(slim, found[name], relative))
+            found["paper"] = estimate_ranks(_measured(slim, found[name], relative))
         if options.json:
             _write(options, found, began)
     if lost:

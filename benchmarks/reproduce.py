@@ -1,11 +1,11 @@
-"""Turn finished `fastselfie reproduce` folders into a committed result: figures, curves, picture.
+"""Turn finished `fastselfie reproduce` folders into a committed result: table, curves, picture.
 
-    python benchmarks/reproduce.py MAIN [ABLATION ...] --name reproduce-cifar10
+python benchmarks/reproduce.py MAIN [ABLATION ...] --name reproduce-cifar10
 
-MAIN is the folder whose table is shown. An ablation differs from it in some keys, such as
+MAIN is the folder whose table is shown. An ABLATION differs from it in some keys, for example
 pretrain.pad_mode=zero, and was made with --control MAIN or finetune.control=false. Writes
-results/NAME.json and NAME.png with curves; with --picture also the mask prediction, for images that
-may be published.
+results/NAME.json, and NAME.png with the curves. With --picture it also writes the mask prediction;
+use that only for images that may be published.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Every table of the README, from a folder of photographs: under half an hour on 2 cores.
+# Make every table of speed from a folder of photographs, in under half an hour on 2 cores.
 #   benchmarks/run_all.sh PHOTOS [WORK]     PHOTOS/CLASS/*.jpg; WORK: the inputs, made where missing
 # Needs ffcv, nvidia-dali, spdl and webdataset: see benchmarks/README.md.
 # PYTHON, THREADS, OUT and SECONDS_A_ROUND may be set.
@@ -29,7 +29,8 @@ measure() { # NAME TITLE OPTIONS
 prepare "$work/q90.beton" --max-side 500 --quality 90 --subsampling 420
 prepare "$work/orig.beton"
 # What users of FFCV have: its own writer's file. The other peers read the JPEGs in it.
-[ -e "$work/ffcv.beton" ] || "$python" "$here/inputs.py" ffcv "$photos" "$work/ffcv.beton"
+[ -e "$work/ffcv.beton" ] || PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" \
+  "$python" -m support.inputs "$photos" "$work/ffcv.beton"
 
 q90="--data $work/q90.beton --ffcv-data $work/ffcv.beton --folder $work/q90-folder"
 all=native,ffcv,dali-cpu,folder

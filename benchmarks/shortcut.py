@@ -1,12 +1,12 @@
-"""Whether the crop of pretraining gives the place of a patch away: one task, cropped in four ways.
+"""Measure which crops of pretraining reveal the place of a patch.
 
-    python benchmarks/shortcut.py RUN ... --json benchmarks/results/shortcut.json
+python benchmarks/shortcut.py RUN ... --json benchmarks/results/shortcut.json
 
-Each RUN is of `fastselfie train CONFIG --stage pretrain` with a crop of its own, at any step. Every
-network is asked for the patches of the same held-out images, with the same masks: as they are; as
-training with zero and with reflect padding shifts and flips them; and their central square
-enlarged, where patches and the blocks of JPEG do not coincide. One that is far more often right in
-one of these ways than in the others goes by what that way does to an image's edge or its blocks.
+Each RUN is a `fastselfie train CONFIG --stage pretrain` with a crop of its own, at any step. Every
+network answers the same masks of the same held-out images, in four versions: as they are; shifted
+and flipped with zero padding, and with reflect padding, as in training; and with the central square
+enlarged, where patches do not coincide with the blocks of JPEG. A network that is right far more
+often in one version than in the others uses the border or the blocks of that version.
 """
 
 from __future__ import annotations
@@ -61,9 +61,7 @@ def measure(run: Path) -> dict[str, Any]:
     for name, (changes, augment) in _CROPS.items():
         data = config.data.model_copy(update={"loader": "auto", **changes})
         held_out = build_loader(dataset.held_out, data, config.seed, accelerator.device)
-        measured = pretext_accuracy(
-            network, held_out, pixels, accelerator, len(held_out.source), augment
-        )
+        measured = pretext_accuracy(network, held_out, pixels, len(held_out.source), augment)
         accuracy[name] = measured["pretext_accuracy"]
     elsewhere = config.data.model_copy(update={"train": None, "test": None})
     return {

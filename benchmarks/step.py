@@ -1,12 +1,13 @@
-"""Images/s of one training step: ours, ours with one switch turned, the straightforward code.
+"""Measure the images/s of our training step, of its variants and of straightforward code.
 
 python benchmarks/step.py --config configs/cifar10.yaml --json OUT
+python benchmarks/step.py --config configs/cifar10.yaml --isa AVX2 --beside 1 --json OUT
 
-Every contender is a process of its own on random pixels, with the same weights at the start, in
-alternating rounds, with --beside while other programs are busy. Before the clock runs,
-torch.compile has compiled, with an empty cache; how long the first step took from the start of the
-process is start_s, of another start of what is compiled then again_s. losses: of ours, of ours in
-fp32 and of the straightforward code, which is fp32, on one batch, dropout off.
+Every contender has its own process, random pixels and the same initial weights. Rounds alternate;
+with --beside, other programs are busy meanwhile. torch.compile has compiled before the clock runs,
+with an empty cache: start_s is the time from the start of the process to the end of its first step,
+again_s the same for a second process. losses are those of ours, of ours in fp32 and of the
+straightforward code, which is fp32, for one batch without dropout.
 """
 
 from __future__ import annotations
@@ -71,9 +72,12 @@ class StepJob:
     def stream(self) -> Generator[int]:
         """Take a step, wait for it, say how many images it had."""
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `fastselfie train` sets it
-        from support import step_contenders
+        from support.step_contenders import build_ours, build_straightforward
 
-        take = step_contenders.build(self)
+        from fastselfie.config.load import load_config
+
+        build = build_straightforward if self.name == BASELINE else build_ours
+        take = build(load_config(self.config, list(self.overrides)))
         while True:
             take()
             yield self.batch
@@ -100,9 +104,9 @@ def main() -> None:
         for name in names
     ]
     began, load = time.strftime("%Y-%m-%d %H:%M:%S %z"), os.getloadavg()
-    from support import step_contenders
+    from support.step_contenders import facts as measure_facts
 
-    facts = step_contenders.facts(jobs[0], _MATMUL)
+    facts = measure_facts(options.config, jobs[0].overrides, _MATMUL)
     with ExitStack() as stack:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = stack.enter_context(TemporaryDirectory())
         workers, started = [], {}

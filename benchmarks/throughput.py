@@ -1,10 +1,13 @@
-"""Images a second of our loaders and of the ones that people use today, side by side.
+"""Measure the images/s of our loaders and of other libraries, in alternating rounds.
 
 python benchmarks/throughput.py --data FILE.beton --folder DIR \\
     --loaders native,ffcv,dali-cpu,folder --threads 2 --json OUT
-python benchmarks/throughput.py --raw FILE.beton --threads 2 --json OUT    small raw images
+python benchmarks/throughput.py --raw FILE.beton --threads 2 --json OUT    # small raw images
+python benchmarks/throughput.py --data FILE.beton --loaders native,decoder --json OUT
 
-Prints a table and the ratios, writes OUT and a plot beside it. See run_all.sh for every table.
+Prints a table and the ratios, writes OUT and a plot beside it. --end-to-end CONFIG also measures
+the loader, the training step and both together, which shows the bottleneck. run_all.sh makes every
+table. The last line above compares `Loader` with its C++ engine driven by hand.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from support.arguments import Parser, above_zero, chosen, result_file
 from support.conditions import command, environment, named
@@ -30,6 +33,9 @@ from support.rounds import Round, Worker, WorkerError, alternate, spread
 from support.showing import plot, print_table
 
 from fastselfie.errors import UserError
+
+if TYPE_CHECKING:
+    from fastselfie.config import Config
 
 _FILE_LOADERS = "native,ffcv,dali-cpu,folder"
 _RAW_LOADERS = "resident,ffcv-raw"
@@ -103,13 +109,13 @@ def _specs(options: argparse.Namespace) -> list[Spec]:
         if not _installed(CONTENDERS[name].package):
             raise UserError(f"{name}: the package {CONTENDERS[name].package} is not installed: "
                             "see benchmarks/README.md, or leave it out of --loaders")  # fmt: skip
-    import inputs
+    from support import inputs
 
     from fastselfie.data.beton.reader import BetonReader
 
     if options.raw and not Path(options.raw).exists():
         _say(f"making {options.raw}: 50,000 images of noise")
-        inputs.noise(options.raw)
+        inputs.make_noise(options.raw)
     data = options.raw or options.data
     reader = BetonReader(data)  # a missing or damaged file is told here
     needs_folder = any(CONTENDERS[name].reads == "folder" for name in names)
@@ -119,12 +125,12 @@ def _specs(options: argparse.Namespace) -> list[Spec]:
         raise UserError("--folder DIR is missing: the peers other than ffcv read image files")
     if needs_folder and not Path(options.folder).exists():
         _say(f"making {options.folder}: the JPEGs of {stock}")
-        inputs.folder(stock, options.folder)
+        inputs.make_folder(stock, options.folder)
     if needs_folder and not any(Path(options.folder).glob("*/*")):
         raise UserError(f"--folder {options.folder}: holds no DIR/CLASS/*.jpg")
     if "webdataset" in names and not Path(shards_of(options.folder)).exists():
         _say(f"making {shards_of(options.folder)}: tar shards of {options.folder}")
-        inputs.shards(options.folder)
+        inputs.make_shards(options.folder)
     size = options.size or (int(reader.width[0]) if options.raw else 224)
     batch = options.batch or (512 if options.raw else 100)
     train = options.mode == "train"
@@ -189,9 +195,33 @@ def _result(
     return {"results": results, "ratios": ratios, "cpu_ratios": cpu_ratios}
 
 
-def _end_to_end(options: argparse.Namespace) -> dict[str, Any]:
-    from end_to_end import end_to_end
+def measure_training(config: Config, rounds: int, seconds: float) -> dict[str, Any]:
+    """Measure the loader alone, the step alone on random pixels, and both together.
 
+    Returns:
+        Images/s of each over alternating rounds, and "binding", the slower of loader and step.
+    """
+    from fastselfie.data.dataset import open_dataset
+    from fastselfie.data.loaders import build_loader
+    from fastselfie.profiling.rates import measure_rates
+    from fastselfie.system.accelerator import choose_accelerator
+    from fastselfie.training.pretrain import build_pretraining
+
+    accelerator = choose_accelerator(config.runtime)
+    source = open_dataset(config.data, config.seed).train
+    step = build_pretraining(config, accelerator).step
+    loader = build_loader(source, config.data, config.seed, accelerator.device)
+    found = measure_rates(config, source, loader, step, rounds, seconds)
+    return {
+        "config": config.name,
+        "batch_size": config.pretrain.batch_size,
+        "image_size": config.data.image_size,
+        **found.pop("rates"),
+        **found,
+    }
+
+
+def _end_to_end(options: argparse.Namespace) -> dict[str, Any]:
     from fastselfie.config.load import load_config
 
     sets = [f"data.train={options.data}", "data.loader=native",
@@ -202,7 +232,7 @@ def _end_to_end(options: argparse.Namespace) -> dict[str, Any]:
     # of its own, and after the peers have run as their own users run them.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with ProcessPoolExecutor(1, get_context("spawn")) as alone:
-        result = alone.submit(end_to_end, config, options.rounds, options.seconds).result()
+        result = alone.submit(measure_training, config, options.rounds, options.seconds).result()
     words = ["--end-to-end", named(options.end_to_end), *options.set]
     return result | {"command": " ".join(words)}
 

@@ -1,9 +1,9 @@
-"""Whether timm computes what we do from `fastselfie export --format timm`: the largest difference.
+"""Measure the largest difference between timm's outputs of an exported network and ours.
 
-    python benchmarks/timm_parity.py --out benchmarks/results/timm.json
+python benchmarks/timm_parity.py --out benchmarks/results/timm.json        # needs timm
 
-Needs timm beside fastselfie. The networks are freshly drawn, their batch statistics and norms set
-to random values too, so that no difference hides behind a zero or a one.
+The network comes from `fastselfie export --format timm`. Its weights are freshly drawn. Its batch
+statistics and norms are random too, so that no difference hides behind a zero or a one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import nn
 from fastselfie.config import Config
 from fastselfie.export import export
 from fastselfie.models.selfie import Selfie, build_classifier
-from fastselfie.runs.load import open_trained
+from fastselfie.runs.load import load_run
 from fastselfie.stage_names import FINETUNED, PRETRAIN
 from fastselfie.system.files import write_atomically
 from fastselfie.training.checkpoint import save_checkpoint
@@ -61,7 +61,7 @@ def compare(run: Path, kind: str) -> dict[str, Any]:
     """Export, load into timm, give both the same images."""
     import timm
 
-    trained = open_trained(run, kind, allow_unfinished=True)
+    trained = load_run(run, kind, allow_unfinished=True)
     file = run / f"{kind}.pt"
     arguments = export(trained, "timm", file)["timm"]["arguments"]
     theirs = timm.create_model("resnetv2_50", **arguments)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fastselfie.kernels.patchify import patchify
     from fastselfie.models.resnet import ResNetV2
     from fastselfie.models.selfie import Selfie
-    from fastselfie.runs.load import open_trained as load_run
+    from fastselfie.runs.load import load_run
 
 __version__ = "0.2.0"
 
@@ -57,8 +57,7 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'fastselfie' has no attribute {name!r}")
-    module = import_module(f"fastselfie.{_MODULES[name]}")
-    return getattr(module, "open_trained" if name == "load_run" else name)
+    return getattr(import_module(f"fastselfie.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

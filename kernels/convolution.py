@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastselfie.kernels.host import run_parallel, set_openmp_threads
-from fastselfie.kernels.impl import Impl, check_impl
+from fastselfie.kernels.impl import Impl, check_impl, is_eager
 
 _DTYPES = (torch.bfloat16, torch.float32)
 
@@ -57,9 +57,7 @@ def convolution(
 
 def _takes(x: Tensor, weight: Tensor) -> bool:
     return (
-        # Not traced by torch.compile, and not a FakeTensor of the memory estimate.
-        type(x) is Tensor
-        and not torch.compiler.is_compiling()
+        is_eager(x)
         and torch.is_grad_enabled()
         and weight.requires_grad
         and x.device.type == "cpu"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastselfie.kernels import reference
-from fastselfie.kernels.impl import Impl, check_impl, unavailable
+from fastselfie.kernels.impl import Impl, check_impl, is_eager, unavailable
 
 Positions = Tensor | tuple[Tensor, Tensor]
 
@@ -28,12 +28,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def distractor_score(
-    u: Tensor,
-    h: Tensor,
-    positions: Positions,
-    locations: Tensor,
-    scale: float,
-    impl: Impl = "auto",
+    u: Tensor, h: Tensor, positions: Positions, locations: Tensor, scale: float, impl: Impl = "auto"
 ) -> tuple[Tensor, Tensor]:
     """Compute the Selfie loss and count the correct answers; see `reference.distractor_score`.
 
@@ -115,9 +110,7 @@ def _check(u: Tensor, h: Tensor, positions: Positions, locations: Tensor) -> Non
     for name, tensor in (("u", u), ("locations", locations), *(("positions", t) for t in tables)):
         if tensor.device != h.device:
             raise ValueError(f"{name} is on {tensor.device}, h on {h.device}")
-    # A FakeTensor has a shape and no values.
-    has_values = type(locations) is Tensor and not torch.compiler.is_compiling()
-    if h.device.type == "cpu" and has_values and locations.numel():
+    if h.device.type == "cpu" and is_eager(locations) and locations.numel():
         n = len(tables[0]) * (len(tables[1]) if len(tables) > 1 else 1)
         places = locations.numpy()  # NumPy: no torch operation that a device would wait for
         low, high = int(places.min()), int(places.max())
@@ -150,14 +143,9 @@ def refusal(u: Tensor, h: Tensor, positions: Positions) -> str | None:
     "bool gradients) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _score(
-    u: Tensor,
-    h: Tensor,
-    rows: Tensor,
-    columns: Tensor | None,
-    locations: Tensor,
-    scale: float,
+    u: Tensor, h: Tensor, rows: Tensor, columns: Tensor | None, locations: Tensor, scale: float,
     gradients: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return loss, correct, du, dh and dtables. `_stored` is the factor of the gradients."""
     from fastselfie.kernels import distractor_score_triton as program
 
@@ -168,15 +156,8 @@ def _score(
 
 
 @_score.register_fake
-def _(
-    u: Tensor,
-    h: Tensor,
-    rows: Tensor,
-    columns: Tensor | None,
-    locations: Tensor,
-    scale: float,
-    gradients: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _(u: Tensor, h: Tensor, rows: Tensor, columns: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+    _locations, _scale, gradients = rest
     loss = h.new_empty((), dtype=torch.float32)
     correct = h.new_empty((), dtype=torch.int64)
     if not gradients:

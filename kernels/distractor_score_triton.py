@@ -121,6 +121,30 @@ def _scatter(ds_jc, first_jc, second_jc, j, r, M, n_columns):
 
 
 @triton.jit
+def _store_gradients(
+    a_c, g_rc, h_c, real_c, u_i, real_i, rows, columns, n_rows, n_columns, r, D,
+    dh_c, du_i, dtable_r, factor,
+    T: tl.constexpr, MP: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    """Do pass 2 over D: store dh, du and dX, multiplied by factor, at rows dh_c, du_i, dtable_r."""
+    for start in range(0, D, C):
+        d = start + tl.arange(0, C)
+        inside = (d < D)[None, :]
+        h_cd, u_id = _chunks(h_c, real_c, u_i, real_i, d, D)
+        x_rd = _table(rows, columns, n_rows, n_columns, r, d, D)
+        dh_cd = a_c[:, None] * _for_candidates(u_id.to(tl.float32), T, MP, C)
+        dh_cd = add_product_for(tl.trans(g_rc), x_rd, dh_cd, h_cd.dtype) * factor
+        dh_at = dh_c[:, None] + d[None, :]
+        tl.store(dh_at, rounded(dh_cd, h_cd.dtype), mask=real_c[:, None] & inside)
+        du_id = tl.sum(tl.reshape(a_c[:, None] * h_cd.to(tl.float32), (T, MP, C)), 1) * factor
+        du_at = du_i[:, None] + d[None, :]
+        tl.store(du_at, rounded(du_id, u_id.dtype), mask=real_i[:, None] & inside)
+        dx_rd = add_product(g_rc, h_cd, tl.zeros((r.shape[0], C), tl.float32)) * factor
+        real_r = (r < n_rows + n_columns)[:, None]
+        tl.store(dtable_r[:, None] + d[None, :], dx_rd, mask=real_r & inside)
+
+
+@triton.jit
 def score_tile(
     u, h, rows, columns, locations, du, dh, dtables, losses, rights,
     B, M, D, u_stride, h_stride_b, h_stride_m, location_stride_b, location_stride_m,
@@ -173,23 +197,12 @@ def score_tile(
         ds_jc = tl.reshape(ds_jik, (MP, T * MP))
         a_c = tl.sum(ds_jc, 0)
         g_rc = _scatter(ds_jc, first_jc, second_jc, j, r, M, n_columns)
-        n, factor = n_rows + n_columns, scale * stored
         dh_c = dh + (b_c * M + k_c) * D
-        dtable_r = dtables + (tile.to(tl.int64) * n + r) * D
-        for start in range(0, D, C):
-            d = start + tl.arange(0, C)
-            inside = (d < D)[None, :]
-            h_cd, u_id = _chunks(h_c, real_c, u_i, real_i, d, D)
-            x_rd = _table(rows, columns, n_rows, n_columns, r, d, D)
-            dh_cd = a_c[:, None] * _for_candidates(u_id.to(tl.float32), T, MP, C)
-            dh_cd = add_product_for(tl.trans(g_rc), x_rd, dh_cd, h_cd.dtype) * factor
-            dh_at = dh_c[:, None] + d[None, :]
-            tl.store(dh_at, rounded(dh_cd, h_cd.dtype), mask=real_c[:, None] & inside)
-            du_id = tl.sum(tl.reshape(a_c[:, None] * h_cd.to(tl.float32), (T, MP, C)), 1) * factor
-            du_at = du + i[:, None] * D + d[None, :]
-            tl.store(du_at, rounded(du_id, u_id.dtype), mask=real_i[:, None] & inside)
-            dx_rd = add_product(g_rc, h_cd, tl.zeros((R, C), tl.float32)) * factor
-            tl.store(dtable_r[:, None] + d[None, :], dx_rd, mask=(r < n)[:, None] & inside)
+        dtable_r = dtables + (tile.to(tl.int64) * (n_rows + n_columns) + r) * D
+        _store_gradients(
+            a_c, g_rc, h_c, real_c, u_i, real_i, rows, columns, n_rows, n_columns, r, D,
+            dh_c, du + i * D, dtable_r, scale * stored, T, MP, C,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -244,22 +257,14 @@ def tile_of(images: int, masked: int, table_rows: int, width: int, item_bytes: i
 
 
 def score(
-    u: Tensor,
-    h: Tensor,
-    rows: Tensor,
-    columns: Tensor | None,
-    locations: Tensor,
-    scale: float,
-    stored: float,
-    gradients: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    u: Tensor, h: Tensor, rows: Tensor, columns: Tensor | None, locations: Tensor, scale: float,
+    stored: float, gradients: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Launch the kernel on arguments that `distractor_score` has checked.
 
     Args:
-        u: (B, D), dense in its last dimension.
-        h: (B, M, D), dense in its last dimension.
-        rows: (G, D), dense; or the whole table (N, D).
-        columns: (G', D), dense; or None.
+        u: (B, D), and h: (B, M, D), both dense in their last dimension.
+        rows: (G, D), or the whole table (N, D); columns: (G', D), or None; both dense.
         locations: (B, M).
         scale: Factor of the scores.
         stored: Factor of the gradients.
@@ -273,14 +278,10 @@ def score(
     n_columns = 0 if columns is None else len(columns)
     tile = tile_of(b, m, n_rows + n_columns, d, h.element_size())
     programs = triton.cdiv(b, tile.images)
-
-    def new(*shape: int, dtype: torch.dtype) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=h.device)
-
-    losses, rights = new(programs, dtype=torch.float32), new(programs, dtype=torch.int32)
+    losses = h.new_empty(programs, dtype=torch.float32)
+    rights = h.new_empty(programs, dtype=torch.int32)
     kept = (u.shape, h.shape, (programs, n_rows + n_columns, d)) if gradients else ((0,),) * 3
-    du, dh = new(*kept[0], dtype=u.dtype), new(*kept[1], dtype=h.dtype)
-    dtables = new(*kept[2], dtype=torch.float32)
+    du, dh, dtables = (x.new_empty(shape) for x, shape in zip((u, h, losses), kept, strict=True))
     score_tile[(programs,)](
         u, h, rows, rows if columns is None else columns, locations,
         du, dh, dtables, losses, rights,

@@ -7,6 +7,7 @@ import os
 from typing import Literal, get_args
 
 import torch
+from torch import Tensor
 
 Impl = Literal["auto", "reference", "triton"]
 
@@ -21,6 +22,11 @@ def check_impl(impl: str) -> None:
     """
     if impl not in get_args(Impl):
         raise ValueError(f"impl is {impl!r}: one of {', '.join(get_args(Impl))}")
+
+
+def is_eager(tensor: Tensor) -> bool:
+    """Return whether `tensor` has values: not traced by torch.compile, and not a FakeTensor."""
+    return type(tensor) is Tensor and not torch.compiler.is_compiling()
 
 
 def unavailable(device: torch.device) -> str | None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastselfie.kernels.host import norm_relu_backward, norm_relu_forward
-from fastselfie.kernels.impl import Impl, check_impl
+from fastselfie.kernels.impl import Impl, check_impl, is_eager
 
 
 def norm_relu(norm: nn.BatchNorm2d, x: Tensor, impl: Impl = "auto") -> Tensor:
@@ -46,9 +46,7 @@ def norm_relu(norm: nn.BatchNorm2d, x: Tensor, impl: Impl = "auto") -> Tensor:
 
 def _fuses(norm: nn.BatchNorm2d, x: Tensor) -> bool:
     return (
-        # Not traced by torch.compile, and not a FakeTensor of the memory estimate.
-        type(x) is Tensor
-        and not torch.compiler.is_compiling()
+        is_eager(x)
         and type(norm) is nn.BatchNorm2d
         and norm.training
         and x.device.type == "cpu"
@@ -94,17 +92,9 @@ class _NormReLU(torch.autograd.Function):
         x, weight, found = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         grad_x, grad_weight, grad_bias = map(torch.empty_like, (x, weight, weight))
-        norm_relu_backward(
-            _array(x),
-            _array(gradient),
-            _array(weight),
-            _array(found),
-            ctx.epsilon,
-            torch.get_num_threads(),
-            _array(grad_x),
-            _array(grad_weight),
-            _array(grad_bias),
-        )
+        arrays = (_array(x), _array(gradient), _array(weight), _array(found))
+        results = (_array(grad_x), _array(grad_weight), _array(grad_bias))
+        norm_relu_backward(*arrays, ctx.epsilon, torch.get_num_threads(), *results)
         return grad_x, grad_weight, grad_bias, None
 
 

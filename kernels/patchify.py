@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastselfie.kernels import host, reference
-from fastselfie.kernels.impl import Impl, check_impl, unavailable
+from fastselfie.kernels.impl import Impl, check_impl, is_eager, unavailable
 
 
 def patchify(
@@ -51,18 +51,26 @@ def patchify(
     """
     check_impl(impl)
     _check(images, flip, order, patch, mean, std)
-    reason = _refusal(images, dtype)
+    reason = unavailable(images.device)
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        reason = f"dtype is {dtype}: impl triton takes float32, bfloat16 and float16"
     if impl == "triton" and reason:
         raise ValueError(reason)
-    if impl == "triton" or (impl == "auto" and images.is_cuda and not reason):
+    on_gpu = impl == "triton" or (impl == "auto" and images.is_cuda and not reason)
+    if not on_gpu and (impl == "reference" or not _host_takes(images, dtype)):
+        return reference.patchify(images, flip, order, patch, mean, std, dtype)
+    scale, offset = reference.scale_and_offset(mean, std, torch.float32)
+    if on_gpu:
         from fastselfie.kernels import patchify_triton
 
-        scale, offset = reference.scale_and_offset(mean, std, torch.float32)
         out = patchify_triton.patchify(images, flip, order, patch, scale, offset, dtype)
-        return out.permute(0, 1, 4, 2, 3)
-    if impl == "auto" and _host_takes(images, dtype):
-        return _on_host(images, flip, order, patch, mean, std, dtype).permute(0, 1, 4, 2, 3)
-    return reference.patchify(images, flip, order, patch, mean, std, dtype)
+    else:
+        out = torch.empty(*order.shape, patch, patch, 3, dtype=dtype)
+        numbers = out if dtype == torch.float32 else out.view(torch.uint16)
+        arrays = (images.contiguous().numpy(), flip.numpy(), order.numpy())
+        factors = (scale.numpy(), offset.numpy())
+        host.patchify(*arrays, patch, *factors, torch.get_num_threads(), numbers.numpy())
+    return out.permute(0, 1, 4, 2, 3)
 
 
 def _check(
@@ -83,9 +91,7 @@ def _check(
     for name, tensor in (("flip", flip), ("order", order), ("mean", mean), ("std", std)):
         if tensor.device != images.device:
             raise ValueError(f"{name} is on {tensor.device}, images on {images.device}")
-    # A FakeTensor has a shape and no values.
-    has_values = type(order) is Tensor and not torch.compiler.is_compiling()
-    if order.device.type == "cpu" and has_values and order.numel():
+    if order.device.type == "cpu" and is_eager(order) and order.numel():
         places = (height // patch) * (width // patch)
         low, high = int(order.numpy().min()), int(order.numpy().max())
         if low < 0 or high >= places:
@@ -96,34 +102,6 @@ def _kind(tensor: Tensor) -> str:
     return f"{tensor.dtype} of shape {tuple(tensor.shape)}"
 
 
-def _refusal(images: Tensor, dtype: torch.dtype) -> str | None:
-    """Return why Triton cannot make these patches, or None if it can."""
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"dtype is {dtype}: impl triton takes float32, bfloat16 and float16"
-    return unavailable(images.device)
-
-
 def _host_takes(images: Tensor, dtype: torch.dtype) -> bool:
-    on_host = images.device.type == "cpu" and type(images) is Tensor
+    on_host = images.device.type == "cpu" and type(images) is Tensor  # not a FakeTensor
     return on_host and images.shape[3] == 3 and dtype in (torch.float32, torch.bfloat16)
-
-
-def _on_host(
-    images: Tensor, flip: Tensor, order: Tensor, patch: int, mean: Tensor, std: Tensor,
-    dtype: torch.dtype,
-) -> Tensor:  # fmt: skip
-    """Run the C++: (B, N, P, P, 3)."""
-    scale, offset = reference.scale_and_offset(mean, std, torch.float32)
-    out = torch.empty(*order.shape, patch, patch, 3, dtype=dtype)
-    numbers = out if dtype == torch.float32 else out.view(torch.uint16)
-    host.patchify(
-        images.contiguous().numpy(),
-        flip.numpy(),
-        order.numpy(),
-        patch,
-        scale.numpy(),
-        offset.numpy(),
-        torch.get_num_threads(),
-        numbers.numpy(),
-    )
-    return out

@@ -232,6 +232,17 @@ def tiny_yaml(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def trained(
+    cli: Callable[..., Result], tiny_yaml: Path, image_folder: Path, tmp_path: Path
+) -> tuple[Path, dict[str, Any]]:
+    """A run of TINY that a test may change, and its figures."""
+    out = tmp_path / "run"
+    result = cli("train", tiny_yaml, f"data.train={image_folder}", "--out", out)
+    assert result.status == 0, result.err
+    return out, json.loads(result.out.splitlines()[-1])
+
+
 @pytest.fixture(autouse=True)
 def _deterministic() -> None:
     torch.manual_seed(0)

@@ -26,7 +26,7 @@ def test_an_example_runs(image_folder, tmp_path, path):
     assert len(path.read_text(encoding="utf-8").splitlines()) < 100
 
 
-def test_the_training_example_goes_on_where_it_was(image_folder, tmp_path):
+def test_the_training_example_resumes(image_folder, tmp_path):
     (path,) = (path for path in EXAMPLES if path.name == "supervised.py")
     assert "epoch 0: loss" in run(path, image_folder, tmp_path)
     assert "epoch 0" not in run(path, image_folder, tmp_path)

@@ -1,1 +1,1 @@
-"""What the benchmarks share; no script of its own."""
+"""Modules that the scripts of benchmarks/ share. None is run by a person."""

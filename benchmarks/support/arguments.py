@@ -1,7 +1,4 @@
-"""What the scripts' command lines share: a mistake is one line and status 2, before the measuring.
-
-from support.arguments import Parser, above_zero, chosen, result_file
-"""
+"""Options of the scripts. A mistake raises UserError before anything is measured."""
 
 from __future__ import annotations
 
@@ -14,20 +11,21 @@ from fastselfie.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """Says a mistake as the rest does, without the usage."""
+    """An argument parser that raises UserError instead of printing the usage."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}: see --help")
 
 
 def above_zero(options: argparse.Namespace, *names: str) -> None:
+    """Raise UserError if one of the named options is not above 0."""
     for name in names:
         if getattr(options, name) <= 0:
             raise UserError(f"--{name} {getattr(options, name)}: it must be above 0")
 
 
 def chosen(option: str, text: str, known: Collection[str]) -> list[str]:
-    """The names of a list with commas, each one of `known` and there once."""
+    """Split a list with commas. Raise UserError for a name not in `known`, or given twice."""
     names = text.split(",")
     kind = option.removeprefix("--").removesuffix("s")
     for name in names:  # an unknown one would be measured as something else
@@ -39,7 +37,7 @@ def chosen(option: str, text: str, known: Collection[str]) -> list[str]:
 
 
 def result_file(text: str) -> Path:
-    """--json's path, whose folder is made: what takes minutes to measure must have a place."""
+    """Return the path of --json, and make its folder before minutes of measuring."""
     path = Path(text)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The kernel's page cache: making it forget files, and how much of them it holds."""
+"""The page cache of the kernel: drop files from it, and measure how much of them it holds."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 
 
 def forget(paths: Sequence[Path]) -> None:
-    """Drop the pages of files that no process maps."""
-    os.sync()  # what is not on the disk yet cannot be dropped
-    for _ in range(5):  # a page in use for a moment is passed over
+    """Drop files that no process maps from the cache."""
+    os.sync()  # dirty pages cannot be dropped
+    for _ in range(5):  # the kernel skips pages that are in use at the moment
         for path in paths:
             with open(path, "rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -23,7 +23,7 @@ def forget(paths: Sequence[Path]) -> None:
 
 
 def resident(paths: Sequence[Path]) -> int:
-    """Bytes of the files that are in memory."""
+    """Return how many bytes of the files are in the cache."""
     libc = ctypes.CDLL(None, use_errno=True)
     pages = 0
     for path in paths:
@@ -31,11 +31,11 @@ def resident(paths: Sequence[Path]) -> int:
         if not size:
             continue
         held = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
-        # Writable, as ctypes wants to have it; a private copy, of which nothing is written.
+        # ctypes needs a writable map; this one is private, and nothing is written.
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as area:
             start = ctypes.c_char.from_buffer(area)
             failed = libc.mincore(ctypes.c_void_p(ctypes.addressof(start)), size, held)
-            del start  # the map cannot be closed while it is held
+            del start  # otherwise the map cannot be closed
             if failed:
                 raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
         pages += sum(page & 1 for page in held)

@@ -1,4 +1,4 @@
-"""What a result says of how it came about: the machine, the packages, the command."""
+"""The conditions that a result names: the machine, the packages, the command."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PEERS = ("ffcv", "nvidia-dali", "spdl", "webdataset", "numba", "opencv-python",
 
 
 def environment(threads: int) -> dict[str, Any]:
-    """The machine, with torch on `threads` threads, and the versions of what is compared."""
+    """Set torch to `threads` threads; return the machine and the versions of the peers."""
     import torch
 
     from fastselfie.runs import doctor
@@ -27,11 +27,11 @@ def environment(threads: int) -> dict[str, Any]:
 
 
 def command() -> str:
-    """This process's command line."""
+    """Return the command line of this process."""
     script = Path(sys.argv[0]).name
     return shlex.join(["python", f"benchmarks/{script}", *map(named, sys.argv[1:])])
 
 
 def named(argument: str) -> str:
-    """A path without its folders: a result speaks of files, not of one machine's disk."""
+    """Return a path without its folders, which are of this machine only."""
     return Path(argument).name if os.path.isabs(argument) else argument

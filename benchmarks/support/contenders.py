@@ -1,10 +1,9 @@
 """The loaders that throughput.py compares, each an endless stream of (images, labels).
 
-Peers run as their own users run them: stock decoders, shipped defaults. A small set is listed
-many times over, so that epochs are long and their starts and ends cost nobody anything.
-All give (B, size, size, 3) uint8. `resident` and `ffcv-raw` pad by 4, crop and flip; the others do
-not flip, and crop as torchvision does: area 0.08-1, ratio 3/4-4/3; for evaluation
-Resize(size x 256 / 224) and CenterCrop.
+Peers run with their own decoders and default settings. A small dataset is listed many times over,
+so that no round contains the end of an epoch. All give (B, size, size, 3) uint8. `resident` and
+`ffcv-raw` pad by 4, crop and flip. The others do not flip, and crop as torchvision does: area
+0.08-1, ratio 3/4-4/3; for evaluation Resize(size * 256 / 224) and CenterCrop.
 """
 
 from __future__ import annotations
@@ -30,9 +29,17 @@ _AREA, _RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
 @dataclass(frozen=True)
 class Spec:
-    """What one worker process loads. data: a .beton. folder: DIR/CLASS/*.jpg. size: pixels.
+    """What one worker process loads.
 
-    epoch: a smaller set is listed again until it has so many images.
+    Args:
+        loader: Key of CONTENDERS.
+        data: .beton file.
+        folder: Folder with DIR/CLASS/*.jpg, for loaders that read files.
+        size: Side of the output in pixels.
+        train: Whether crops are random.
+        batch: Images per batch.
+        threads: Threads or worker processes.
+        epoch: A smaller dataset is repeated until it has this many images.
     """
 
     loader: str
@@ -56,18 +63,19 @@ class Spec:
         return CONTENDERS[self.loader].stream(self)
 
     def images(self, batch: tuple[Any, Any]) -> int:
-        """How many. Raises TypeError where they are not uint8 of the size."""
+        """Return the number of images. Raise TypeError if they are not uint8 of `size`."""
         images, shape = batch[0], (self.size, self.size, 3)
         if tuple(images.shape[1:]) != shape or "uint8" not in str(images.dtype):
             raise TypeError(f"gives {images.dtype} of {tuple(images.shape)}, not uint8 of {shape}")
         return len(images)
 
     def repeats(self, count: int) -> int:
+        """Return how often a dataset of `count` images is listed."""
         return -(-self.epoch // count)
 
 
 def native(spec: Spec) -> Stream:
-    """Ours, through its public interface."""
+    """Our native loader through the public `Loader`."""
     import torch
 
     from fastselfie import Loader
@@ -90,7 +98,7 @@ def native(spec: Spec) -> Stream:
 
 
 def decoder(spec: Spec) -> Stream:
-    """The native loader's C++ engine driven by hand: what its Python costs on top."""
+    """The C++ engine of the native loader driven by hand, without the Python of `Loader`."""
     from fastselfie.data.beton.reader import IMAGE_MODES, BetonReader
     from fastselfie.data.loaders import Index, View
     from fastselfie.data.loaders.crops import boxes
@@ -123,7 +131,7 @@ def decoder(spec: Spec) -> Stream:
 
 
 def resident(spec: Spec) -> Stream:
-    """Ours for small sets."""
+    """Our loader for small datasets in memory."""
     import torch
 
     from fastselfie import Loader
@@ -142,7 +150,7 @@ def resident(spec: Spec) -> Stream:
 
 
 def ffcv(spec: Spec) -> Stream:
-    """FFCV, of a .beton with JPEGs."""
+    """FFCV on a .beton file with JPEGs."""
     from ffcv.fields.rgb_image import CenterCropRGBImageDecoder, RandomResizedCropRGBImageDecoder
 
     side = (spec.size, spec.size)
@@ -154,7 +162,7 @@ def ffcv(spec: Spec) -> Stream:
 
 
 def ffcv_raw(spec: Spec) -> Stream:
-    """FFCV's CIFAR-10 pipeline, of a .beton with raw pixels; epochs are those of the set."""
+    """FFCV's CIFAR-10 pipeline on a .beton file with raw pixels, which is not repeated."""
     from ffcv.fields.rgb_image import SimpleRGBImageDecoder
     from ffcv.transforms import RandomHorizontalFlip, RandomTranslate
 
@@ -183,7 +191,7 @@ def _ffcv(spec: Spec, image: list[Any], order: str, *, repeat: bool) -> Stream:
 
 
 def files_of(folder: str) -> tuple[list[str], list[int]]:
-    """The images of DIR/CLASS/*, and the number of each one's class."""
+    """Return the paths of DIR/CLASS/*, and the number of the class of each."""
     paths = sorted(Path(folder).glob("*/*"))
     names = {name: k for k, name in enumerate(sorted({p.parent.name for p in paths}))}
     return [str(p) for p in paths], [names[p.parent.name] for p in paths]
@@ -289,7 +297,7 @@ def folder(spec: Spec) -> Stream:
 
 
 def spdl(spec: Spec) -> Stream:
-    """SPDL: FFmpeg's decoder and scaler in threads of one process. It has no labels of its own."""
+    """SPDL: FFmpeg's decoder and scaler in threads of one process. It gives no labels."""
     import spdl.io
     from spdl.pipeline import PipelineBuilder
 
@@ -320,7 +328,7 @@ def spdl(spec: Spec) -> Stream:
 
 
 def webdataset(spec: Spec) -> Stream:
-    """WebDataset: tar shards (beside the folder, see inputs.py), torch workers and Pillow."""
+    """WebDataset: tar shards beside the folder (inputs.py makes them), torch workers, Pillow."""
     import webdataset as wds
 
     crop = Crop(spec.size, spec.train)
@@ -335,13 +343,13 @@ def webdataset(spec: Spec) -> Stream:
 
 
 def shards_of(folder: str) -> str:
-    """Where the WebDataset shards of a folder are."""
+    """Return the folder of the WebDataset shards of an image folder."""
     return folder.rstrip("/") + "-shards"
 
 
 @dataclass(frozen=True)
 class Contender:
-    """reads: data or folder, of the Spec. package: what must be importable."""
+    """A loader: its stream, the field of Spec that it reads, the package that it needs."""
 
     stream: Callable[[Spec], Stream]
     reads: str

@@ -1,4 +1,4 @@
-"""The faults of reliability.py that befall files: checkpoints and images."""
+"""Damage to files for reliability.py: checkpoints and images."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def flip_bits(path: Path, draws: random.Random) -> None:
 
 
 def zero_page(path: Path, draws: random.Random) -> None:
-    """As a disk leaves what it never wrote."""
+    """Zero one page, as a disk leaves a page that it never wrote."""
     data = path.read_bytes()
     zeroed = data
-    while zeroed == data:  # there are pages of zeros
+    while zeroed == data:  # some pages are zero already
         begin = draws.randrange(0, len(data), _PAGE)
         page = data[begin : begin + _PAGE]
         zeroed = data[:begin] + bytes(len(page)) + data[begin + len(page) :]
@@ -50,7 +50,7 @@ def remove(path: Path, draws: random.Random) -> None:
 
 
 def swap(path: Path, draws: random.Random) -> None:
-    """Its name and another checkpoint's exchanged."""
+    """Exchange the file with another checkpoint."""
     others = [p for p in sorted(path.parent.glob("*.pt")) if not p.samefile(path)]
     other = draws.choice(others)
     aside = path.with_suffix(".aside")
@@ -65,10 +65,11 @@ DAMAGES: tuple[Callable[[Path, random.Random], None], ...] = (
 
 
 def damaged_checkpoints(slim: SlimRun, wanted: int, seed: int) -> dict[str, Any]:
-    """Of a stage's checkpoints one or more are damaged: what is loaded is one that was saved.
+    """Damage one or more checkpoints of a stage; check that only a saved state is loaded.
 
-    recovered: a good one was loaded; older: of these an older one than the newest saved. refused:
-    an error in a line. loaded_bad: what nobody saved was taken for good.
+    Returns:
+        "recovered": an intact checkpoint was loaded; "older": that was not the newest. "refused":
+        an error of one line. "loaded_bad": a state was loaded that was never saved.
     """
     source = straight_run(slim)
     good = {
@@ -101,7 +102,7 @@ def damaged_checkpoints(slim: SlimRun, wanted: int, seed: int) -> dict[str, Any]
 
 
 def _damage(folder: Path, newest: str, draws: random.Random) -> None:
-    """latest.pt and the newest, two names of one file, suffer alike; others now and then too."""
+    """Damage the newest checkpoint under both of its names, and sometimes others."""
     how = DAMAGES[draws.randrange(len(DAMAGES))]
     hit = folder / newest
     how(hit, draws)
@@ -115,7 +116,7 @@ def _damage(folder: Path, newest: str, draws: random.Random) -> None:
 
 
 def damaged_images(slim: SlimRun, seed: int) -> dict[str, Any]:
-    """5% of the images are unreadable: trained through under skip, named under raise."""
+    """Make 5% of the images unreadable. `skip` must train on, `raise` must name the first."""
     bad_set = slim.folder / "bad.beton"
     shutil.copy(slim.beton, bad_set)
     reader = BetonReader(bad_set)

@@ -1,4 +1,4 @@
-"""What reliability.py measures inside one process: memory over many epochs, what a save costs."""
+"""Measurements of reliability.py in one process: memory over many epochs, cost of a save."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ROUND = 40  # steps
 
 
 def memory_over_epochs(config_path: Path, epochs: int) -> dict[str, Any]:
-    """Resident memory and threads over `epochs` of the native loader, whole ones and left ones."""
+    """Measure memory and threads over complete and abandoned epochs of the native loader."""
     config = load_config(config_path)
     through = _grown(config, epochs, early=False)
     early = _grown(config, epochs, early=True)
@@ -63,16 +63,18 @@ def _resident() -> int:
 
 
 def saving_cost(config_path: Path, folder: Path, rounds: int) -> dict[str, Any]:
-    """The time of a checkpoint beside training, over that of the steps between two.
+    """Measure what a checkpoint costs, as a share of the steps between two checkpoints.
 
-    Rounds of so many steps, with the save at their beginning and without, in turn. bound: all the
-    time that a save takes alone, over that of save_every steps: what it costs if nothing of it fits
-    beside them. beside: what it added to a round, over the same. stall_ms: how long the step waits
-    while the state is copied.
+    Rounds of steps alternate, with a save at the beginning and without.
+
+    Returns:
+        "bound": the time of a save alone, which is the cost if nothing of it overlaps with steps.
+        "beside": what the save added to a round. "stall_ms": how long a step waits while the state
+        is copied.
     """
     from fastselfie.training.checkpoint_writer import CheckpointWriter
     from fastselfie.training.pretrain import build_pretraining, pretraining_stage
-    from fastselfie.training.state import Progress, checkpoint_state
+    from fastselfie.training.stage_state import Progress, checkpoint_state
 
     config = load_config(config_path, ["data.loader=synthetic"])
     accelerator = choose_accelerator(config.runtime)

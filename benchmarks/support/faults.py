@@ -1,4 +1,4 @@
-"""The faults of reliability.py that befall whole processes: kills, signals, dead ranks."""
+"""Faults of whole processes for reliability.py: kills, signals, dead ranks."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ from support.slim_run import (
     wait_for_training,
 )
 
-_A_CHAIN = 5  # kills of one run
+_A_CHAIN = 5  # most kills of one run
 _LEAVES = 30.0  # seconds that a run asked to leave may take
-# Done already; left after saving; ended at once, after training, where nothing is to be saved.
+# Finished before the signal; saved and left; ended at once because nothing was left to save.
 _STATUSES = (0, 128 + signal.SIGTERM, -signal.SIGTERM)
 
 
 class Chains:
-    """Runs that are killed again and again until `wanted` kills are made.
+    """Runs that are killed again and again, until `wanted` kills are made.
 
-    chain(number, draws, kills) makes at most so many kills of a fresh run, lets it end and returns
-    how many it made and what was lost. Two at a time: each has one thread.
+    `run` takes a function chain(number, draws, kills). It makes at most that many kills of a fresh
+    run, lets the run end, and returns how many it made and what was lost. Two chains run at a time,
+    because each has one thread.
     """
 
     def __init__(self, wanted: int, seed: int, at_once: int = 2) -> None:
@@ -57,7 +58,7 @@ class Chains:
                 number = self.begun
                 self.begun += 1
                 asked = min(_A_CHAIN, -(-missing // self.at_once))
-                self.made += asked  # given back where the run ended first
+                self.made += asked  # corrected below if the run ended before
             made, lost = chain(number, random.Random(f"{self.seed}/{number}"), asked)
             with self._lock:
                 self.made += made - asked
@@ -65,7 +66,7 @@ class Chains:
 
 
 def kills(slim: SlimRun, wanted: int, seed: int) -> dict[str, Any]:
-    """SIGKILL at random moments of training, every second one while a checkpoint is written."""
+    """Send SIGKILL at random moments of training, half of them while a checkpoint is written."""
     straight, span = _straight(slim)
     saving = 0
 
@@ -90,7 +91,7 @@ def kills(slim: SlimRun, wanted: int, seed: int) -> dict[str, Any]:
 
 
 def terminations(slim: SlimRun, wanted: int, seed: int) -> dict[str, Any]:
-    """SIGTERM at random moments: how long a run takes to leave, and what it comes to then."""
+    """Send SIGTERM at random moments. Measure how long a run takes to leave; check its result."""
     straight, span = _straight(slim)
     took: list[float] = []
 
@@ -119,7 +120,7 @@ def terminations(slim: SlimRun, wanted: int, seed: int) -> dict[str, Any]:
 
 
 def _left(process: subprocess.Popen[bytes]) -> int | None:
-    """The status that a process leaves with; None, and it is killed, where it does not."""
+    """Return the exit status of a process. If it does not leave, kill it and return None."""
     try:
         return process.wait(timeout=2 * _LEAVES)
     except subprocess.TimeoutExpired:
@@ -128,7 +129,7 @@ def _left(process: subprocess.Popen[bytes]) -> int | None:
 
 
 def prepares(slim: SlimRun, wanted: int, seed: int) -> dict[str, Any]:
-    """SIGKILL in the middle of `prepare`: the file that it makes in the end, byte for byte."""
+    """Send SIGKILL in the middle of `prepare`. The final file must have the same bytes."""
     whole = slim.beton.read_bytes()
 
     def chain(number: int, draws: random.Random, asked: int) -> tuple[int, list[str]]:
@@ -158,7 +159,7 @@ def _grown(path: Path, size: int) -> bool:
 
 
 def dead_ranks(slim: SlimRun, wanted: int, seed: int) -> dict[str, Any]:
-    """SIGKILL to one rank under torchrun, of 2 and of 4 in turn: torchrun starts all again."""
+    """Send SIGKILL to one rank of 2 or 4 under torchrun, which restarts all of them."""
     straight: dict[int, Any] = {}
     spans = {}
     for ranks in (2, 4):
@@ -192,7 +193,7 @@ def dead_ranks(slim: SlimRun, wanted: int, seed: int) -> dict[str, Any]:
 
 
 def _wait_for_others(process: subprocess.Popen[bytes], before: set[int]) -> bool:
-    """Until torchrun has other children than `before`; False where it ended first."""
+    """Wait until torchrun has new children. Return False if it ended before."""
     while process.poll() is None:
         living = set(children_of(process.pid))
         if living and not living & before:
@@ -202,7 +203,7 @@ def _wait_for_others(process: subprocess.Popen[bytes], before: set[int]) -> bool
 
 
 def _straight(slim: SlimRun, ranks: int = 1) -> tuple[dict[str, Any], float]:
-    """What the uninterrupted run comes to, and the seconds that it trains."""
+    """Return the result of the uninterrupted run, and its seconds of training."""
     out = straight_run(slim, ranks)
     log = (out / "pretrain" / "log.jsonl").read_text(encoding="utf-8").splitlines()
     times = [float(line.partition('"time": ')[2].partition(",")[0]) for line in (log[0], log[-1])]
@@ -210,7 +211,7 @@ def _straight(slim: SlimRun, ranks: int = 1) -> tuple[dict[str, Any], float]:
 
 
 def _ends_as(straight: dict[str, Any], slim: SlimRun, out: Path, command: list[str]) -> list[str]:
-    """What is lost once the run was let to its end."""
+    """Let the run end. Return what is lost, compared with the uninterrupted run."""
     try:
         slim.call(*command)
     except RuntimeError as error:
@@ -230,7 +231,7 @@ def _differs(straight: dict[str, Any], out: Path) -> list[str]:
 
 
 def _left_behind(out: Path, seconds: float = 10.0) -> list[str]:
-    """Processes of the run that are there after its end."""
+    """Kill and report processes of the run that are left after its end."""
     deadline = time.monotonic() + seconds
     while (left := processes_naming(out)) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -1,8 +1,8 @@
-"""Contenders in processes of their own, asked in turns: one works while the others are blocked.
+"""Measure contenders in alternating rounds, each in its own process; the others are blocked.
 
-A round first takes as many batches as any of them has ready, so that what was decoded during the
-pause is not counted; then the clock runs for some seconds. Afterwards it waits until the process
-is idle, so that the next one has the machine to itself.
+A round first takes as many batches as any contender keeps ready, so that nothing decoded during
+the pause is counted. Then the clock runs for some seconds. The round ends when the process is idle,
+so that the next contender has the machine to itself.
 """
 
 from __future__ import annotations
@@ -28,24 +28,29 @@ _PATIENCE = 3.0  # seconds for a loader to become idle
 
 
 class Job(Protocol):
-    """What one contender does, in a process of its own; travels there pickled."""
+    """What one contender does. It is pickled and sent to the process of the contender."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def ready(self) -> int:
-        """Batches that it may have ready when a round begins."""
+        """Most batches that it keeps ready when a round begins."""
 
     def stream(self) -> Generator[Any]:
-        """An endless stream of batches, made in the process."""
+        """Yield batches without end."""
 
     def images(self, batch: Any) -> int:
-        """How many a batch has. Raises TypeError where it is not what all contenders give."""
+        """Return the number of images in a batch. Raise TypeError if its form is wrong."""
 
 
 class WorkerError(Exception):
-    """A contender failed. user: the message is for the user, and a traceback would only hide it."""
+    """A contender failed.
+
+    Args:
+        message: What happened.
+        user: Whether it was a mistake of the user, for which no traceback is shown.
+    """
 
     def __init__(self, message: str, user: bool) -> None:
         super().__init__(message)
@@ -61,10 +66,18 @@ class _Failure(NamedTuple):
 
 @dataclass(frozen=True)
 class Round:
-    """cpu: seconds, of the whole process tree. idle_cpu: what it used of a core in the pause
-    before. others_cpu: cores that the rest of the machine used meanwhile. peak_mb: the greatest
-    resident size of each process, summed; pss_mb: now, shared pages counted once; gpu_mb: the most
-    that torch had allocated on a GPU."""
+    """Measurements of one round, of the whole process tree.
+
+    Args:
+        images: Images given.
+        seconds: Wall time.
+        cpu: CPU seconds, user and system.
+        idle_cpu: Cores used in the pause before the round.
+        others_cpu: Cores that other programs used during the round.
+        peak_mb: Sum of the largest resident sizes of the processes.
+        pss_mb: Memory at the end, shared pages counted once.
+        gpu_mb: Most that torch had allocated on a GPU.
+    """
 
     images: int
     seconds: float
@@ -85,7 +98,7 @@ class Round:
 
 
 class Worker:
-    """A process with one contender in it."""
+    """The process of one contender."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -100,7 +113,7 @@ class Worker:
         return result
 
     def take(self, images: int) -> None:
-        """Have it give so many images, unmeasured."""
+        """Take that many images without measuring."""
         self._ask(("take", images))
 
     def _ask(self, question: tuple[str, float]) -> Any:
@@ -130,7 +143,11 @@ class Worker:
 def alternate(
     workers: Sequence[Worker], rounds: int, seconds: float, said: Callable[[str], None]
 ) -> dict[str, list[Round]]:
-    """`rounds` rounds of every worker, in an order drawn anew each time, after one to warm up."""
+    """Run one warm-up round and `rounds` measured rounds of every worker, in random order.
+
+    Returns:
+        The measured rounds of each contender. `said` is called with a line after each.
+    """
     found: dict[str, list[Round]] = {worker.job.name: [] for worker in workers}
     for worker in workers:
         worker.round(seconds)
@@ -145,7 +162,7 @@ def alternate(
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, min and max, to five digits."""
+    """Return median, min and max, to five digits."""
     three = {"median": median(values), "min": min(values), "max": max(values)}
     return {key: float(f"{value:.5g}") for key, value in three.items()}
 
@@ -154,10 +171,10 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def _serve(pipe: Connection, job: Job) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is answered by the parent
-    # What a plain script has; otherwise torch's workers would be spawned as this process was.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    # As in a plain script; otherwise torch's workers would be spawned, as this process was.
     multiprocessing.set_start_method(None, force=True)
-    os.dup2(2, 1)  # a library that prints does not mix with the table
+    os.dup2(2, 1)  # keeps the output of libraries out of the table
     from fastselfie.errors import UserError
 
     try:
@@ -174,7 +191,7 @@ def _serve(pipe: Connection, job: Job) -> None:
             paused = _settle()
             pipe.send(result)
     except EOFError:
-        stream.close()  # the parent has what it wants; where this hangs, it does not wait
+        stream.close()  # the parent has closed the pipe, and does not wait if this hangs
     except UserError as error:
         pipe.send(_Failure(str(error), user=True))
     except BaseException as error:
@@ -214,7 +231,7 @@ def _settle() -> tuple[float, float]:
 
 
 def _tree(pid: int) -> list[int]:
-    """The process and all that descend from it."""
+    """Return the process and all its descendants."""
     pids = [pid]
     for parent in pids:
         for children in Path(f"/proc/{parent}/task").glob("*/children"):
@@ -224,7 +241,7 @@ def _tree(pid: int) -> list[int]:
 
 
 def tree_cpu(pid: int) -> float:
-    """User and system seconds of the process, its descendants and those it has reaped."""
+    """Return user and system seconds of a process, its descendants and reaped children."""
     ticks = 0
     for process in _tree(pid):
         try:
@@ -237,7 +254,7 @@ def tree_cpu(pid: int) -> float:
 
 
 def _machine_cpu() -> float:
-    """Seconds that all processes of the machine have used, and those its host took away."""
+    """Return CPU seconds of all processes of the machine, with those stolen by its host."""
     user, nice, system, _idle, _wait, irq, softirq, steal = map(
         int, Path("/proc/stat").read_text().split()[1:9]
     )

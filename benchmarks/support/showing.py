@@ -1,4 +1,4 @@
-"""A result of throughput.py as a table and as a plot."""
+"""Show a result of throughput.py or step.py in the terminal, and plot it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def print_table(result: dict[str, Any]) -> None:
-    """Every loader's figures, and its ratio to the first."""
+    """Print the figures of every loader, and its ratio to the first."""
     from rich.console import Console
     from rich.table import Table
 
@@ -31,11 +31,13 @@ def print_table(result: dict[str, Any]) -> None:
     if "end_to_end" in result:
         both = result["end_to_end"]
         rates = {name: f"{both[name]['median']:,.0f}" for name in ("loader", "step", "e2e")}
-        console.print(f"{both['config']}, images/s: {rates}; the {both['binding']} binds")
+        console.print(
+            f"{both['config']}, images/s: {rates}; the {both['binding']} is the bottleneck"
+        )
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Bars of the medians with whiskers from min to max."""
+    """Plot bars of the medians with whiskers from min to max."""
     from matplotlib.figure import Figure
 
     rows = result["results"][::-1]
@@ -44,7 +46,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     errors = [[r["median"] - r["min"] for r in rates], [r["max"] - r["median"] for r in rates]]
     figure = Figure(figsize=(8, 1.4 + 0.45 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    # Okabe and Ito's blue and orange: told apart by the colour-blind, and in gray.
+    # Blue and orange of Okabe and Ito: distinct for the colour-blind, and in gray.
     ours = [row["loader"] in ("native", "resident") for row in rows]
     colours = ["#0072B2" if mine else "#E69F00" for mine in ours]
     bars = axes.barh([row["loader"] for row in rows], middle, xerr=errors, color=colours, capsize=3)
@@ -63,7 +65,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
 
 def print_step_table(result: dict[str, Any]) -> None:
-    """Every step's figures, and how many times as fast the first is."""
+    """Print the figures of every step, and how many times as fast the first one is."""
     from rich.console import Console
     from rich.table import Table
 

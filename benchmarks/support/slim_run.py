@@ -1,4 +1,4 @@
-"""A run small enough to be killed a hundred times, and what it must come to all the same."""
+"""A run small enough to be killed a hundred times, and the result that it must have."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _STAGE = "pretrain"
 
 
 def make_photographs(folder: Path, count: int, side: int, seed: int) -> None:
-    """Pictures with edges and grain, in four classes: folder/CLASS/N.jpg."""
+    """Write pictures with edges and grain, in four classes: folder/CLASS/N.jpg."""
     random = np.random.default_rng(seed)
     y, x = np.mgrid[:side, :side] / side
     for k in range(count):
@@ -37,7 +37,7 @@ def make_photographs(folder: Path, count: int, side: int, seed: int) -> None:
 
 
 def fastselfie(*arguments: object, ranks: int = 1, restarts: int = 0) -> list[str]:
-    """The command line, by torchrun where there is more than one rank."""
+    """Return a command line, with torchrun if there is more than one rank."""
     words = [str(argument) for argument in arguments]
     if ranks == 1:
         return [sys.executable, "-m", "fastselfie", *words]
@@ -47,9 +47,11 @@ def fastselfie(*arguments: object, ranks: int = 1, restarts: int = 0) -> list[st
 
 @dataclass
 class SlimRun:
-    """A .beton of small photographs and a config that trains on it in seconds.
+    """A .beton file of small photographs, and a config that trains on it in seconds.
 
-    folder: made by `make`. threads: of torch, in each process.
+    Args:
+        folder: Where `make` writes them.
+        threads: Threads of torch in each process.
     """
 
     folder: Path
@@ -82,7 +84,7 @@ class SlimRun:
         self.config.write_text(yaml.safe_dump(values), encoding="utf-8")
 
     def prepare(self, out: Path) -> list[str]:
-        # Encoded again, which takes long enough to be killed in the middle.
+        # Images are encoded again, which takes long enough to be killed in the middle.
         source = self.folder / "photographs"
         return fastselfie("prepare", source, "--out", out, "--max-side", SIDE - 1)
 
@@ -105,7 +107,7 @@ def environment() -> dict[str, str]:
 
 
 def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """A process in a group of its own, what it says added to `log`."""
+    """Start a process in its own group; append its output to `log`."""
     with open(log, "ab") as output:
         return subprocess.Popen(
             command, stdout=output, stderr=output, env=environment(), start_new_session=True
@@ -117,7 +119,7 @@ def stage_folder(out: Path) -> Path:
 
 
 def wait_for_training(process: subprocess.Popen[bytes], out: Path, began: float) -> bool:
-    """Until a line is added to the log after `began`; False where the process ended first."""
+    """Wait for a line in the log after `began`. Return False if the process ended before."""
     path = stage_folder(out) / "log.jsonl"
     deadline = time.monotonic() + STARTS
     while process.poll() is None:
@@ -138,7 +140,7 @@ def _last_time(path: Path) -> float:
 
 
 def seconds_to_start(slim: SlimRun) -> float:
-    """From the start of a process until it trains: imports, data, network."""
+    """Measure the time from the start of a process until it trains."""
     out, began = slim.folder / "started", time.time()
     process = start(slim.train(out), slim.folder / "started.txt")
     wait_for_training(process, out, began)
@@ -149,7 +151,7 @@ def seconds_to_start(slim: SlimRun) -> float:
 
 
 def straight_run(slim: SlimRun, ranks: int = 1) -> Path:
-    """The folder of the uninterrupted run, made if it is not there."""
+    """Return the folder of the uninterrupted run, which is made if it is missing."""
     out = slim.folder / f"straight-{ranks}"
     if not out.exists():
         slim.call(*slim.train(out, ranks=ranks))
@@ -157,8 +159,8 @@ def straight_run(slim: SlimRun, ranks: int = 1) -> Path:
 
 
 def wait_for_save(process: subprocess.Popen[bytes], out: Path, seconds: float) -> bool:
-    """Whether a checkpoint began to be written in time: a new temporary file of one is there."""
-    before = _unwritten(out)  # of a run that was killed before this one
+    """Wait until a checkpoint is being written: it has a new temporary file. False if none is."""
+    before = _unwritten(out)  # left by a run that was killed
     deadline = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < deadline:
         if _unwritten(out) - before:
@@ -172,13 +174,12 @@ def _unwritten(out: Path) -> set[str]:
 
 
 def result_of(out: Path) -> dict[str, Any]:
-    """What a run came to: a digest of its weights and statistics, its losses and last measures."""
+    """Return the result of a run: digest of weights and statistics, losses, last evaluation."""
     import torch
 
     state = torch.load(stage_folder(out) / "latest.pt", weights_only=True)
     log = (stage_folder(out) / "log.jsonl").read_text(encoding="utf-8").splitlines()
     lines = [json.loads(line) for line in log]
-    # Not the times and rates.
     learned = ("step", "loss", "accuracy", "heldout_loss", "pretext_accuracy")
     return {
         "step": state["step"],
@@ -197,7 +198,7 @@ def weights_digest(weights: dict[str, Any]) -> str:
 
 
 def processes_naming(path: Path) -> list[int]:
-    """Those with `path` on their command line."""
+    """Return the processes with `path` in their command line."""
     named = str(path).encode()
     found = []
     for entry in Path("/proc").iterdir():
@@ -212,7 +213,7 @@ def processes_naming(path: Path) -> list[int]:
 
 
 def children_of(pid: int) -> Iterator[int]:
-    """Direct ones that live."""
+    """Yield the direct children that are no zombies."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
@@ -224,7 +225,7 @@ def children_of(pid: int) -> Iterator[int]:
 
 
 def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> bool:
-    """Whether the process was there to be sent the signal."""
+    """Send a signal. Return False if the process has ended."""
     try:
         os.kill(pid, number)
     except ProcessLookupError:

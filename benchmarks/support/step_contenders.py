@@ -1,14 +1,13 @@
-"""The steps that step.py compares, built in the process that runs them."""
+"""The steps that step.py compares; built in the process that runs them."""
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from step import BASELINE, StepJob
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,13 +23,8 @@ from fastselfie.training.pretrain import build_pretraining
 from support.straightforward import Shape, StraightforwardSelfie, normalised, their_names
 
 
-def build(job: StepJob) -> Callable[[], None]:
-    """One training step, waited for: a function to call again and again."""
-    config = load_config(job.config, list(job.overrides))
-    return _straightforward(config) if job.name == BASELINE else _ours(config)
-
-
-def _ours(config: Config) -> Callable[[], None]:
+def build_ours(config: Config) -> Callable[[], None]:
+    """Return a function that takes one of our training steps and waits for it."""
     accelerator = choose_accelerator(config.runtime)
     step = build_pretraining(config, accelerator).step
     numbered = zip(itertools.count(), _batches(config, accelerator.device), strict=False)
@@ -42,7 +36,8 @@ def _ours(config: Config) -> Callable[[], None]:
     return take
 
 
-def _straightforward(config: Config) -> Callable[[], None]:
+def build_straightforward(config: Config) -> Callable[[], None]:
+    """Return a function that takes one step of the straightforward code and waits for it."""
     device = choose_accelerator(config.runtime).device
     torch.manual_seed(config.seed)
     model = StraightforwardSelfie(shape_of(config)).to(device)
@@ -75,7 +70,7 @@ def _batches(config: Config, device: torch.device) -> Any:
 
 
 def shape_of(config: Config) -> Shape:
-    """The straightforward network of the same sizes."""
+    """Return the sizes of the straightforward network for a config."""
     model = config.model
     return Shape(
         stem=model.stem,
@@ -93,17 +88,18 @@ def shape_of(config: Config) -> Shape:
     )
 
 
-def facts(job: StepJob, side: int) -> dict[str, Any]:
-    """What holds for all contenders: work an image, the machine's own rate, both codes' losses.
+def facts(path: str, overrides: Sequence[str], side: int) -> dict[str, Any]:
+    """Measure what holds for all contenders.
 
-    gflop_per_image: forward and backward by torch's counter, 2 a multiply-add. matmul_gflops_per_s:
-    of a product of two side x side matrices in the config's precision, the best of ten. losses: of
-    ours, of ours in fp32 and of the straightforward code, dropout off, from the same weights on the
-    same batch.
+    Returns:
+        "gflop_per_image": forward and backward by torch's counter, 2 per multiply-add.
+        "matmul_gflops_per_s": rate of a product of two side x side matrices in the config's
+        precision, the best of ten. "losses": of ours, of ours in fp32 and of the straightforward
+        code, without dropout, with the same weights and the same batch.
     """
-    overrides = [*job.overrides, "model.dropout=0.0"]
-    accelerator = choose_accelerator(load_config(job.config, overrides).runtime)
-    flops, losses = _one_batch(job.config, overrides)
+    overrides = [*overrides, "model.dropout=0.0"]
+    accelerator = choose_accelerator(load_config(path, overrides).runtime)
+    flops, losses = _one_batch(path, overrides)
     found = {
         "precision": accelerator.precision.name,
         "gflop_per_image": round(flops / 1e9, 3),
@@ -115,10 +111,10 @@ def facts(job: StepJob, side: int) -> dict[str, Any]:
 
 
 def _one_batch(path: str, overrides: list[str]) -> tuple[float, dict[str, float]]:
-    """FLOP an image, forward and backward, and the losses."""
+    """Return the FLOP per image, forward and backward, and the losses of one batch."""
     config = load_config(path, overrides)
     with FlopCounterMode(display=False) as counter:
-        # Ours compute weight gradients on several threads, and the counter sees one.
+        # Our kernels compute weight gradients on several threads; the counter sees only one.
         counted = _loss(load_config(path, [*overrides, "runtime.kernels=reference"]))[0]
         counted.backward()  # type: ignore[no-untyped-call]
     del counted
@@ -132,13 +128,13 @@ def _one_batch(path: str, overrides: list[str]) -> tuple[float, dict[str, float]
         mean, std = (torch.tensor(v, device=device) for v in (config.data.mean, config.data.std))
         order = draw_masks(batch, config.seed, config.patches)
         plain = theirs(normalised(batch.images, batch.flip, mean, std), order)
-    losses = {"ours": ours, "ours in fp32": in_fp32, BASELINE: plain}
+    losses = {"ours": ours, "ours in fp32": in_fp32, "straightforward": plain}
     flops = counter.get_total_flops() / len(batch.images)
     return flops, {name: float(loss.detach()) for name, loss in losses.items()}
 
 
 def _loss(config: Config) -> tuple[Tensor, Selfie, Batch]:
-    """Of a fresh network on its first batch."""
+    """Return the loss of a fresh network, the network, and its first batch."""
     accelerator = choose_accelerator(config.runtime)
     pretraining = build_pretraining(config, accelerator)
     batch: Batch = next(_batches(config, accelerator.device))

@@ -1,10 +1,10 @@
-"""The straightforward code: Selfie's training step as one would first write it from the paper.
+"""Straightforward code: Selfie's training step as one would first write it from the paper.
 
 float32, NCHW and eager: normalise the images, cut them with F.unfold, one forward pass of P, gather
 the visible and the masked patches, nn.TransformerEncoder, a batched product of queries and
-candidates, cross-entropy, plain SGD. step.py measures ours against it, and a test holds that both
-give the same loss and gradients. It imports nothing of fastselfie: what ours gains must not reach
-it.
+candidates, cross-entropy, plain SGD. step.py compares it with ours, and a test checks that both
+give the same loss and gradients. It imports nothing of fastselfie, so that no optimisation of ours
+reaches it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of the network and its task, named as the keys of a config are."""
+    """Sizes of the network and its task, named as the keys of a config."""
 
     stem: str
     width: int
@@ -60,7 +60,7 @@ class Bottleneck(nn.Module):
 
 
 class PatchNetwork(nn.Module):
-    """(B, 3, P, P) -> (B, D)."""
+    """P: patches (B, 3, P, P) to features (B, D)."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class PatchNetwork(nn.Module):
 
 
 class StraightforwardSelfie(nn.Module):
-    """images (B, 3, H, W) float32 and order (B, N), visible first -> the loss."""
+    """The network: images (B, 3, H, W) float32 and order (B, N), visible first, to the loss."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class StraightforwardSelfie(nn.Module):
 
 
 def normalised(images: Tensor, flip: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """(B, H, W, 3) uint8 -> (B, 3, H, W) in the dtype of `mean`, mirrored where `flip` says."""
+    """Normalise (B, H, W, 3) uint8 to (B, 3, H, W) in the dtype of `mean`; mirror by `flip`."""
     floats = images.permute(0, 3, 1, 2).to(mean.dtype).div(255)
     floats = torch.where(flip[:, None, None, None], floats.flip(-1), floats)
     return (floats - mean[:, None, None]) / std[:, None, None]
@@ -135,10 +135,10 @@ _ATTENTION = {
 
 
 def their_names(ours: Iterable[str], theirs: StraightforwardSelfie) -> dict[str, str]:
-    """The name of each of fastselfie's weights -> its name here."""
+    """Return the name here of each of fastselfie's weights."""
     ours = list(ours)
     here = [name for name in theirs.state_dict() if name.startswith("patch_network.")]
-    # Both list P's weights in the order they are used in.
+    # Both list the weights of P in the order of their use.
     named = dict(zip([n for n in ours if n.startswith("patch_network.")], here, strict=True))
     for name in ours:
         if name.startswith("pooling.blocks."):

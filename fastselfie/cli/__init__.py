@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import typer
 
@@ -17,21 +17,15 @@ import typer
 from fastselfie.cli import configs, prepare, train, results, inference  # noqa: F401 # isort: skip
 from fastselfie.cli.app import app
 from fastselfie.errors import UserError
+from fastselfie.system.signals import Interrupted
 
-_FREE_SPACE = "free some space, or choose another --out"
-_CHECK_PERMISSIONS = "check its permissions"
-_PASS_ANOTHER_PATH = "pass another path"
 # Errors of the operating system that the user can fix, and how.
 _FIXES = {
-    errno.ENOSPC: _FREE_SPACE,
-    errno.EDQUOT: _FREE_SPACE,
-    errno.EROFS: _CHECK_PERMISSIONS,
-    errno.EACCES: _CHECK_PERMISSIONS,
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or choose another --out"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES), "check its permissions"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST, errno.ELOOP), "pass another path"),
     errno.EISDIR: "pass a file name",
-    errno.ENOTDIR: _PASS_ANOTHER_PATH,
-    errno.EEXIST: _PASS_ANOTHER_PATH,
     errno.ENAMETOOLONG: "pass a shorter path",
-    errno.ELOOP: _PASS_ANOTHER_PATH,
 }
 _INTERRUPTED = 130  # the exit status of a program that SIGINT stopped
 
@@ -51,31 +45,23 @@ def main() -> None:
             raise
         where = f"{error.filename}: " if error.filename else ""
         _exit(f"{where}{os.strerror(error.errno)}: {_FIXES[error.errno]}")
+    except Interrupted as signal:
+        status = 128 + signal.number
     except (KeyboardInterrupt, typer.Abort):
-        sys.exit(_interrupted())
+        status = _INTERRUPTED
     except Exception as error:
         # A usage error. Its class is click's or, in some versions of typer, a vendored click's.
         if not hasattr(error, "format_message"):
             raise
-        _exit_usage(error)
-    if status == _INTERRUPTED:  # typer handled Ctrl-C and printed nothing
-        _interrupted()
+        message = " ".join(error.format_message().split())
+        if not message:  # no arguments: typer has printed the help
+            sys.exit(2)
+        context = getattr(error, "ctx", None)
+        program = context.command_path if context is not None else "fastselfie"
+        _exit(f"{message.rstrip('.')} (see {program} --help)")  # one line, not typer's box
+    if status == _INTERRUPTED:
+        typer.echo("interrupted: run the same command to resume", err=True)
     sys.exit(status or 0)
-
-
-def _interrupted() -> int:
-    typer.echo("interrupted: run the same command to resume", err=True)
-    return _INTERRUPTED
-
-
-def _exit_usage(error: Any) -> NoReturn:
-    """Print a usage error as one line, not as typer's box."""
-    message = " ".join(error.format_message().split())
-    if not message:  # no arguments: typer has printed the help
-        sys.exit(2)
-    context = getattr(error, "ctx", None)
-    program = context.command_path if context is not None else "fastselfie"
-    _exit(f"{message.rstrip('.')} (see {program} --help)")
 
 
 def _exit(message: str) -> NoReturn:

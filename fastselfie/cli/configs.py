@@ -8,14 +8,15 @@ from typing import Annotated
 import typer
 
 from fastselfie.cli.app import app
+from fastselfie.cli.output import print_table
+from fastselfie.errors import UserError
 
 
 @app.command()
 def configs(
     name: Annotated[str | None, typer.Argument(help="The config to print or copy.")] = None,
     out: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.yaml", help="Copy it to this file."),
+        Path | None, typer.Option(metavar="FILE.yaml", help="Copy it to this file.")
     ] = None,
 ) -> None:
     """List the configs that come with the package, or print or copy one of them.
@@ -23,11 +24,11 @@ def configs(
     `train`, `reproduce` and `profile` accept these names: fastselfie train in224.
     """
     from fastselfie.config.load import shipped_configs
-    from fastselfie.errors import UserError
 
     found = shipped_configs()
     if name is None and out is None:
-        _list(found)
+        texts = {name: path.read_text(encoding="utf-8") for name, path in found.items()}
+        print_table([(name, text.splitlines()[0].lstrip("# ")) for name, text in texts.items()])
         return
     if name is None:
         raise UserError(f"--out {out}: name the config to copy, one of {', '.join(found)}")
@@ -38,21 +39,6 @@ def configs(
         typer.echo(text, nl=False)
         return
     out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with open(out, "x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError as error:
-        raise UserError(f"{out}: already exists: choose another --out, or delete it") from error
+    with open(out, "x", encoding="utf-8") as file:
+        file.write(text)
     typer.echo(f"{out}: copied from {name}. To use it: fastselfie train {out}")
-
-
-def _list(found: dict[str, Path]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(show_header=False, show_edge=False)
-    for name, path in found.items():
-        first = path.read_text(encoding="utf-8").partition("\n")[0]
-        table.add_row(name, escape(first.lstrip("# ")))
-    Console(highlight=False).print(table)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -10,8 +9,8 @@ from typing import Annotated
 import typer
 
 from fastselfie.cli.app import app
-from fastselfie.cli.output import AsJson, checked_by, print_result, wants_json
-from fastselfie.cli.prepare import Part
+from fastselfie.cli.options import AsJson, Part, RunFolder, checked_by
+from fastselfie.cli.output import echo_json, print_result, print_table
 from fastselfie.stage_names import StageName
 
 
@@ -23,7 +22,6 @@ class Format(str, Enum):
     onnx = "onnx"
 
 
-Run = Annotated[Path, typer.Argument(help="A run's folder, for example runs/quickstart.")]
 Stage = Annotated[
     str | None,
     typer.Option(
@@ -39,7 +37,7 @@ Unfinished = Annotated[
 
 @app.command()
 def export(
-    run: Run,
+    run: RunFolder,
     form: Annotated[
         Format,
         typer.Option(
@@ -59,15 +57,15 @@ def export(
     Of the pretraining stage only P is exported, a feature extractor.
     """
     from fastselfie import export as exporting
-    from fastselfie.runs.load import open_trained
+    from fastselfie.runs.load import load_run
 
-    trained = open_trained(run, stage, allow_unfinished)
+    trained = load_run(run, stage, allow_unfinished)
     print_result(exporting.export(trained, form.value, out), as_json)
 
 
 @app.command()
 def features(
-    run: Run,
+    run: RunFolder,
     data: Annotated[Path, typer.Option(help="A dataset of any kind that data.train takes.")],
     out: Annotated[
         Path, typer.Option(metavar="FILE.npy", help="The file to write: (n, D) float32.")
@@ -85,15 +83,15 @@ def features(
     These are the classifier's input or, of the pretraining stage, P's pooled output.
     """
     from fastselfie.inference.features import write_features
-    from fastselfie.runs.load import open_trained
+    from fastselfie.runs.load import load_run
 
-    trained = open_trained(run, stage, allow_unfinished)
+    trained = load_run(run, stage, allow_unfinished)
     print_result(write_features(trained, data, part.value, out, labels), as_json)
 
 
 @app.command()
 def predict(
-    run: Run,
+    run: RunFolder,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
     out: Annotated[
         Path | None,
@@ -108,21 +106,10 @@ def predict(
     Of the pretraining stage, write pictures in which the network has filled the masked patches
     instead.
     """
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
     from fastselfie.inference.predict import predict as predict_images
-    from fastselfie.runs.load import open_trained
+    from fastselfie.runs.load import load_run
 
-    found = predict_images(open_trained(run, stage, allow_unfinished), images, out)
+    found = predict_images(load_run(run, stage, allow_unfinished), images, out)
     if not as_json:
-        table = Table(show_edge=False)
-        for column in found[0].columns:
-            table.add_column(column, overflow="fold")
-        for answer in found:
-            for row in answer.rows():
-                table.add_row(*map(escape, row))
-        Console(highlight=False).print(table)
-    if wants_json(as_json):
-        typer.echo(json.dumps([answer.summary() for answer in found]))
+        print_table([row for answer in found for row in answer.rows()], found[0].columns)
+    echo_json([answer.summary() for answer in found], as_json)

@@ -5,34 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from fastselfie.stage_names import FINETUNED, SUPERVISED
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from fastselfie.config import Config
 
-AsJson = Annotated[
-    bool,
-    typer.Option("--json", help="Print only JSON. In a pipe, the last line is JSON anyway."),
-]
-Row = Sequence[str]
-
-
-def checked_by(parse: Callable[[str], object]) -> Callable[[str | None], str | None]:
-    """A callback of an option: a value that `parse` refuses by ValueError is a usage error."""
-
-    def check(value: str | None) -> str | None:
-        try:
-            if value is not None:
-                parse(value)
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from None
-        return value
-
-    return check
+Row = Sequence["str | Text"]
 
 
 def print_result(
@@ -47,31 +31,47 @@ def print_result(
         as_json: Print JSON on a terminal too.
         rows: Makes the rows of the table; by default one row per figure.
     """
-    if wants_json(as_json):
-        typer.echo(json.dumps(figures))
+    if echo_json(figures, as_json):
         return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    lines = [list(row) for row in (_rows(figures) if rows is None else rows())]
+    lines = list(_rows(figures) if rows is None else rows())
     if lines:
-        table = Table(show_header=False, show_edge=False)
-        width = max(len(line) for line in lines)
-        for column in range(width):  # only the last column may wrap
-            table.add_column(no_wrap=column < width - 1, overflow="fold")
-        for line in lines:
-            table.add_row(*map(escape, line + [""] * (width - len(line))))
-        console.print(table)
+        print_table(lines)
     for name, value in figures.items():
         if isinstance(value, str):  # unwrapped, so that a path can be copied
-            console.print(f"{name}: {escape(value)}", soft_wrap=True)
+            typer.echo(f"{name}: {value}")
 
 
-def wants_json(as_json: bool) -> bool:
-    """Return whether to print JSON: on request, or if standard output is not a terminal."""
-    return as_json or not sys.stdout.isatty()
+def print_table(rows: Sequence[Row], header: Sequence[str] = ()) -> None:
+    """Print a table on standard output.
+
+    Args:
+        rows: At least one; a shorter one is filled up with empty cells.
+        header: Titles of the columns. Without them only the last column may wrap.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_header=bool(header), show_edge=False)
+    width = max(map(len, rows))
+    for column in range(width):
+        title = header[column] if header else ""
+        table.add_column(title, no_wrap=not header and column < width - 1, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    Console(highlight=False).print(table)
+
+
+def echo_json(value: Any, as_json: bool) -> bool:
+    """Print a line of JSON on request, or if standard output is not a terminal.
+
+    Returns:
+        Whether it was printed.
+    """
+    wanted = as_json or not sys.stdout.isatty()
+    if wanted:
+        typer.echo(json.dumps(value))
+    return wanted
 
 
 def training_rows(summary: Mapping[str, Any], config: Config) -> list[Row]:
@@ -116,10 +116,10 @@ def _words(name: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4g}"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
     if value is None:
         return "-"
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

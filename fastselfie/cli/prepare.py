@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from fastselfie.cli.app import app
-from fastselfie.cli.output import AsJson, print_result
+from fastselfie.cli.options import AsJson, Part
+from fastselfie.cli.output import print_result
 from fastselfie.errors import UserError
 
 
@@ -28,27 +29,22 @@ class OnError(str, Enum):
     skip = "skip"
 
 
-class Part(str, Enum):
-    """A part of a dataset."""
-
-    train = "train"
-    test = "test"
+Source = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="SOURCE",
+        help="An image folder (one sub-folder per class, or loose images); a folder of CIFAR, "
+        "ImageNet 32x32 or IDX files; a WebDataset .tar or Hugging Face .parquet, or a folder "
+        "of those; or a .beton file.",
+    ),
+]
+_OUT = typer.Option(metavar="FILE.beton", help="The file to write.")
 
 
 @app.command()
 def prepare(
-    source: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="SOURCE",
-            help="An image folder (one sub-folder per class, or loose images); a folder of CIFAR, "
-            "ImageNet 32x32 or IDX files; a WebDataset .tar or Hugging Face .parquet, or a folder "
-            "of those; or a .beton file.",
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE.beton", help="The file to write.")
-    ] = None,
+    source: Source = None,
+    out: Annotated[Path | None, _OUT] = None,
     check: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Check an existing .beton file instead.")
     ] = None,
@@ -58,9 +54,7 @@ def prepare(
     ] = None,
     quality: Annotated[
         int | None,
-        typer.Option(
-            help="Re-encode every image. Default: JPEGs stay lossless, others are encoded at 95."
-        ),
+        typer.Option(help="Re-encode at this quality. Default: JPEGs lossless, others at 95."),
     ] = None,
     subsampling: Annotated[
         Subsampling, typer.Option(help="420: re-encode images that have more chroma.")
@@ -69,8 +63,7 @@ def prepare(
         bool, typer.Option("--apply-orientation", help="Rotate images as EXIF says.")
     ] = False,
     on_error: Annotated[
-        OnError,
-        typer.Option(help="skip: leave out unreadable images, list them beside FILE."),
+        OnError, typer.Option(help="skip: leave out unreadable images, list them beside FILE.")
     ] = OnError.stop,
     workers: Annotated[int | None, typer.Option(help="Processes; default: one per core.")] = None,
     page_size: Annotated[
@@ -116,7 +109,7 @@ def _parse_shard(text: str) -> tuple[int, int]:
 @app.command()
 def join(
     parts: Annotated[list[Path], typer.Argument(help="All N files of `prepare --shard K/N`.")],
-    out: Annotated[Path, typer.Option(metavar="FILE.beton", help="The file to write.")],
+    out: Annotated[Path, _OUT],
     as_json: AsJson = False,
 ) -> None:
     """Merge the shards that several machines prepared.

@@ -8,12 +8,14 @@ from typing import Annotated
 import typer
 
 from fastselfie.cli.app import app
-from fastselfie.cli.output import AsJson, print_result
+from fastselfie.cli.options import AsJson, RunFolder
+from fastselfie.cli.output import print_result, print_table
+from fastselfie.errors import UserError
 
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run's folder, for example runs/quickstart.")],
+    run: RunFolder,
     data: Annotated[
         str | None, typer.Option(help="Held-out images; default: those of the run's config.")
     ] = None,
@@ -46,17 +48,11 @@ def report(
     ] = False,
     port: Annotated[
         int,
-        typer.Option(
-            metavar="PORT",
-            min=0,
-            max=65_535,
-            help="With --serve; 0: a free port.",
-        ),
+        typer.Option(metavar="PORT", min=0, max=65_535, help="With --serve; 0: a free port."),
     ] = 8000,
     as_json: AsJson = False,
 ) -> None:
     """Regenerate a run's HTML report, or compare several runs."""
-    from fastselfie.errors import UserError
     from fastselfie.report import serve as server
     from fastselfie.report.compare import compare_page
     from fastselfie.report.page import REFRESH, run_page
@@ -77,8 +73,6 @@ def report(
         server.serve(lambda: page(server.REFRESH), port)
         return
     path = out or (runs[0] / PAGE if len(runs) == 1 else Path("compare.html"))
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder: pass a file name to --out")
     write_atomically(path, page(REFRESH))
     print_result({"report": str(path)}, as_json)
 
@@ -86,17 +80,10 @@ def report(
 @app.command()
 def doctor() -> None:
     """Check this machine: what it has, what is missing and how to install it."""
-    from rich.console import Console
-    from rich.table import Table
+    from rich.text import Text
 
     from fastselfie.runs.doctor import examine
 
-    findings = examine()
-    table = Table(show_edge=False)
-    for column in ("item", "state", "found", "fix"):
-        table.add_column(column, overflow="fold")
     colours = {"ok": "green", "missing": "yellow", "bad": "red"}
-    for finding in findings:
-        state = f"[{colours[finding.state]}]{finding.state}[/]"
-        table.add_row(finding.name, state, finding.text, finding.fix.replace("[", r"\["))
-    Console(highlight=False).print(table)
+    rows = [(f.name, Text(f.state, colours[f.state]), f.text, f.fix) for f in examine()]
+    print_table(rows, ("item", "state", "found", "fix"))

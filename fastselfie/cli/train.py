@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fastselfie.cli.app import app
-from fastselfie.cli.output import AsJson, checked_by, print_result, training_rows, wants_json
+from fastselfie.cli.options import AsJson, ConfigFile, Overrides, checked_by
+from fastselfie.cli.output import echo_json, print_result, training_rows
+from fastselfie.errors import UserError
 from fastselfie.stage_names import stages_to_run
 
-ConfigFile = Annotated[
-    str,
-    typer.Argument(help="A YAML file, or a name from `fastselfie configs`, for example in224."),
+if TYPE_CHECKING:
+    from fastselfie.config import Config
+
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Concurrent runs, each on a GPU or a share of the cores; default: one per GPU, or 1.",
+    ),
 ]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Override config keys, for example pretrain.lr=0.2."),
-]
+OutFolder = Annotated[Path | None, typer.Option(help="The run's folder; default: runs/NAME.")]
 
 
 @app.command()
@@ -39,7 +44,7 @@ def train(
         str,
         typer.Option(help="auto: resume the run in --out; never: start over; or a path."),
     ] = "auto",
-    out: Annotated[Path | None, typer.Option(help="The run's folder; default: runs/NAME.")] = None,
+    out: OutFolder = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan; write nothing.")
     ] = False,
@@ -49,10 +54,7 @@ def train(
 
     If interrupted, run the same command to resume.
     """
-    from fastselfie.config.load import load_config
-
-    settings = load_config(config, overrides or ())
-    folder = out or Path("runs") / settings.name
+    settings, folder = _load(config, overrides, out)
     if dry_run:
         _refuse_json(as_json)
         from rich.console import Console
@@ -63,12 +65,8 @@ def train(
         return
     from fastselfie.report.live import LivePage
     from fastselfie.runs import train as run
-    from fastselfie.system.signals import Interrupted
 
-    try:
-        summary = run.train(settings, stage, resume, folder, LivePage)
-    except Interrupted as left:
-        raise typer.Exit(128 + left.number) from None
+    summary = run.train(settings, stage, resume, folder, LivePage)
     if summary is not None:  # None on every rank but 0
         print_result(summary, as_json, lambda: training_rows(summary, settings))
 
@@ -80,26 +78,19 @@ def reproduce(
     labels: Annotated[
         str, typer.Option(help="Percentages of the labels.", metavar="5,8,20,100")
     ] = "5,8,20,100",
-    seeds: Annotated[int, typer.Option(help="Final runs per arm and share of the labels.")] = 5,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Final runs per arm and share of the labels.")
+    ] = 5,
     budget: Annotated[
-        float | None, typer.Option(help="Scale the steps of both stages, for example 0.1.")
-    ] = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            help="Concurrent runs, each on one GPU or a share of the cores; default: one per "
-            "GPU, or 1.",
-        ),
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="The folder; default: runs/NAME.")] = None,
+        float, typer.Option(help="Factor for the steps of both stages, for example 0.1.")
+    ] = 1.0,
+    jobs: Jobs = None,
+    out: OutFolder = None,
     control: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Reuse the supervised runs of another reproduction that differs only in "
-            "pretraining.",
+            help="Take the supervised runs of a reproduction that differs only in pretraining.",
         ),
     ] = None,
     dry_run: Annotated[
@@ -119,12 +110,9 @@ def reproduce(
     """
     from rich.console import Console
 
-    from fastselfie.config.load import load_config
     from fastselfie.reproduce.protocol import make_protocol
-    from fastselfie.system.signals import Interrupted
 
-    settings = load_config(config, overrides or ())
-    folder = out or Path("runs") / settings.name
+    settings, folder = _load(config, overrides, out)
     protocol = make_protocol(settings, labels, seeds, budget)
     if dry_run or plan is not None:
         _refuse_json(as_json)
@@ -137,21 +125,17 @@ def reproduce(
     from fastselfie.reproduce.execute import reproduce as carry_out
     from fastselfie.reproduce.table import PAGE, print_table
 
-    try:
-        figures = carry_out(protocol, folder, jobs, control)
-    except Interrupted as left:
-        raise typer.Exit(128 + left.number) from None
+    figures = carry_out(protocol, folder, jobs, control)
     if not as_json:
         print_table(figures, folder / PAGE, Console(highlight=False))
-    if wants_json(as_json):
-        typer.echo(json.dumps({"rows": figures["rows"], "table": str(folder / PAGE)}))
+    echo_json({"rows": figures["rows"], "table": str(folder / PAGE)}, as_json)
 
 
 @app.command()
 def profile(
     config: ConfigFile,
     overrides: Overrides = None,
-    steps: Annotated[int, typer.Option(help="Pretraining steps to profile.")] = 20,
+    steps: Annotated[int, typer.Option(min=1, help="Pretraining steps to profile.")] = 20,
     out: Annotated[
         Path | None, typer.Option(help="The report's folder; default: runs/NAME/profile.")
     ] = None,
@@ -169,21 +153,18 @@ def profile(
     # Torch reads these when it is imported. They silence its profiler's own log.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from fastselfie.config.load import load_config
     from fastselfie.profiling.estimate import parse_target
     from fastselfie.profiling.run import PAGE, profile_config
     from fastselfie.report.profile import print_profile
     from fastselfie.system.console import console
 
     target = parse_target(plan, cores)
-    settings = load_config(config, overrides or ())
-    folder = out or Path("runs") / settings.name / "profile"
+    settings, run = _load(config, overrides, None)
+    folder = out or run / "profile"
     figures = profile_config(settings, steps, folder, target)
     print_profile(figures, folder / PAGE, console)
-    if wants_json(as_json):
-        kept = ("binding", "advice", "shares", "rates", "plan")
-        summary = {key: figures[key] for key in kept}
-        typer.echo(json.dumps({**summary, "report": str(folder / PAGE)}))
+    keys = ("binding", "advice", "shares", "rates", "plan")
+    echo_json({**{key: figures[key] for key in keys}, "report": str(folder / PAGE)}, as_json)
 
 
 @app.command()
@@ -197,12 +178,17 @@ def replay(
     found = replay_step(file)
     for line in found.lines() if not as_json else ():
         typer.echo(line)
-    if wants_json(as_json):
-        typer.echo(json.dumps(found.summary()))
+    echo_json(found.summary(), as_json)
+
+
+def _load(config: str, overrides: list[str] | None, out: Path | None) -> tuple[Config, Path]:
+    """Return the config, and the run's folder."""
+    from fastselfie.config.load import load_config
+
+    settings = load_config(config, overrides or ())
+    return settings, out or Path("runs") / settings.name
 
 
 def _refuse_json(as_json: bool) -> None:
-    from fastselfie.errors import UserError
-
     if as_json:
         raise UserError("--json: a dry run has no JSON result: remove --json or --dry-run")

@@ -1,6 +1,6 @@
 """The configuration: typed and frozen, one file per section.
 
-Each key is documented once, in the `description` of its field. May import: errors.
+Each key is documented once, in the docstring below it. May import: errors.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, Field, model_validator
 
-from fastselfie.config.base import FREE, FREE_TO_CHANGE, Section
+from fastselfie.config.base import FREE_TO_CHANGE, Free, Section
 from fastselfie.config.data import DataConfig
 from fastselfie.config.model import ModelConfig
 from fastselfie.config.reproduce import ReproduceConfig
@@ -42,21 +42,19 @@ __all__ = [
 class Config(Section):
     """The configuration of one experiment."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
-        ...,
-        description="name of the experiment; the default folder is runs/NAME",
-        json_schema_extra=FREE,
-    )
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="seed of all random draws")
+    name: Free[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]]
+    """name of the experiment; the default folder is runs/NAME"""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """seed of all random draws"""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     pretrain: PretrainConfig = PretrainConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     reproduce: ReproduceConfig = ReproduceConfig()
-    checkpoint: CheckpointConfig = Field(CheckpointConfig(), json_schema_extra=FREE)
-    log: LogConfig = Field(LogConfig(), json_schema_extra=FREE)
-    optimizer: OptimizerConfig = Field(OptimizerConfig(), json_schema_extra=FREE)
-    runtime: RuntimeConfig = Field(RuntimeConfig(), json_schema_extra=FREE)
+    checkpoint: Free[CheckpointConfig] = CheckpointConfig()
+    log: Free[LogConfig] = LogConfig()
+    optimizer: Free[OptimizerConfig] = OptimizerConfig()
+    runtime: Free[RuntimeConfig] = RuntimeConfig()
 
     @property
     def pretraining_data(self) -> DataConfig:
@@ -136,8 +134,7 @@ def leaves(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, bo
         The dotted key, and whether a resumed run may change its value.
     """
     for name, field in section.model_fields.items():
-        extra = field.json_schema_extra
-        free = isinstance(extra, dict) and extra.get("resume") == FREE_TO_CHANGE
+        free = FREE_TO_CHANGE in field.metadata
         yield prefix + name, free
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             for key, inner in leaves(field.annotation, f"{prefix}{name}."):

@@ -168,15 +168,12 @@ def _one_line(error: ValidationError, path: Path, overridden: Sequence[str]) -> 
     elif fault["type"] == "missing":
         text = f"{origin}: missing key '{key}'"
     elif fault["type"] == "value_error":
-        text = f"{origin}: {'.'.join([key, '']) if key in ('pretrain', 'finetune') else ''}"
-        text += fault["msg"].removeprefix("Value error, ")
+        section = f"{key}." if key in ("pretrain", "finetune") else ""
+        text = f"{origin}: {section}{fault['msg'].removeprefix('Value error, ')}"
     else:
-        text = f"{key} is {json.dumps(fault['input'])} ({origin}): {_lower(fault['msg'])}"
+        why = fault["msg"][:1].lower() + fault["msg"][1:]
+        text = f"{key} is {json.dumps(fault['input'])} ({origin}): {why}"
     return text if len(faults) == 1 else f"{text} (and {len(faults) - 1} more)"
-
-
-def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:]
 
 
 def _nearest(key: str) -> str:

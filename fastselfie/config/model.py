@@ -6,56 +6,47 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fastselfie.config.base import PositiveInt, Section
+from fastselfie.config.base import PositiveFloat, PositiveInt, Section
 
 
 class ModelConfig(Section):
     """The network. Defaults as in the paper: ResNet-50 of width 64, D = 16 x width = 1024."""
 
-    stem: Literal["imagenet", "cifar"] = Field(
-        "imagenet", description="imagenet: 7x7/2 conv and 3x3/2 max pool; cifar: 3x3/1 conv"
-    )
-    width: PositiveInt = Field(64, description="channels of the stem")
-    blocks: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = Field(
-        (3, 4, 6, 3), description="bottleneck blocks of each stage; P is the first three stages"
-    )
-    end_norm: bool = Field(
-        True,
-        description="batch norm and ReLU at the end of P, before its pooling; a pre-activation "
-        "network cut there has neither. false: an ablation, where the fourth stage of a finetuned "
-        "ResNet begins with a new norm",
-    )
-    patch_size: PositiveInt = Field(32, description="side of a patch, in pixels")
-    mask_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
-        0.25, description="M = floor(fraction x N) patches are masked"
-    )
-    positions: Literal["learned", "row_column"] = Field(
-        "row_column", description="one vector per location, or the sum of a row and a column vector"
-    )
-    position_std: Annotated[float, Field(gt=0.0)] = Field(
-        1.0,
-        description="standard deviation of the initial position vectors, the same as u's. They "
-        "must differ from the start: with BERT's 0.02 the quickstart learns several times slower",
-    )
-    encoder_positions: bool = Field(
-        True, description="add positions to the visible patches; false: an ablation"
-    )
-    layers: PositiveInt = Field(3, description="attention pooling: number of transformer blocks")
-    heads: PositiveInt = Field(32, description="attention pooling: number of heads")
-    feed_forward: PositiveInt = Field(640, description="attention pooling: hidden width of the MLP")
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.1, description="attention pooling: on the attention weights and before each residual"
-    )
-    sync_batch_norm: bool = Field(
-        False,
-        description="compute batch statistics over the images of all ranks; needs GPUs if there "
-        "is more than one rank",
-    )
-    logit_scale: Literal["inverse_sqrt", "none"] = Field(
-        "inverse_sqrt",
-        description="inverse_sqrt: divide scores by sqrt(D). Without it, their standard deviation "
-        "is about 10 at step 0 and the loss is far above ln M",
-    )
+    stem: Literal["imagenet", "cifar"] = "imagenet"
+    """imagenet: 7x7/2 conv and 3x3/2 max pool; cifar: 3x3/1 conv"""
+    width: PositiveInt = 64
+    """channels of the stem"""
+    blocks: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (3, 4, 6, 3)
+    """bottleneck blocks of each stage; P is the first three stages"""
+    end_norm: bool = True
+    """batch norm and ReLU at the end of P, before its pooling; a pre-activation network cut there
+    has neither. false: an ablation, where the fourth stage of a finetuned ResNet begins with a new
+    norm"""
+    patch_size: PositiveInt = 32
+    """side of a patch, in pixels"""
+    mask_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.25
+    """M = floor(fraction x N) patches are masked"""
+    positions: Literal["learned", "row_column"] = "row_column"
+    """one vector per location, or the sum of a row and a column vector"""
+    position_std: PositiveFloat = 1.0
+    """standard deviation of the initial position vectors, the same as u's. They must differ from
+    the start: with BERT's 0.02 the quickstart learns several times slower"""
+    encoder_positions: bool = True
+    """add positions to the visible patches; false: an ablation"""
+    layers: PositiveInt = 3
+    """attention pooling: number of transformer blocks"""
+    heads: PositiveInt = 32
+    """attention pooling: number of heads"""
+    feed_forward: PositiveInt = 640
+    """attention pooling: hidden width of the MLP"""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """attention pooling: on the attention weights and before each residual"""
+    sync_batch_norm: bool = False
+    """compute batch statistics over the images of all ranks; needs GPUs if there is more than one
+    rank"""
+    logit_scale: Literal["inverse_sqrt", "none"] = "inverse_sqrt"
+    """inverse_sqrt: divide scores by sqrt(D). Without it, their standard deviation is about 10 at
+    step 0 and the loss is far above ln M"""
 
     @property
     def embedding_width(self) -> int:

@@ -6,59 +6,46 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fastselfie.config.base import FREE, Fraction, PositiveInt, Section
+from fastselfie.config.base import Fraction, Free, PositiveFloat, PositiveInt, Section
 
 
 class StageConfig(Section):
     """Keys of both stages: SGD with Nesterov momentum and a cosine schedule."""
 
-    steps: PositiveInt = Field(120_000, description="number of weight updates")
-    batch_size: PositiveInt = Field(
-        1024, description="images per update, over all ranks; a multiple of their number"
-    )
-    micro_batch_size: PositiveInt | None = Field(
-        None,
-        description="images per forward pass of a rank, a divisor of batch_size; null: as many as "
-        "fit in memory by the estimate of --dry-run. Batch statistics are over this many",
-    )
-    lr: Annotated[float, Field(gt=0.0)] = Field(
-        0.1, description="maximum learning rate; the paper tunes it in [0.01, 0.4]"
-    )
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(100, description="steps of linear warm-up")
-    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.9, description="Nesterov momentum")
-    weight_decay: Annotated[float, Field(ge=0.0)] = Field(
-        1e-4, description="L2, on convolution and linear weights only"
-    )
-    clip_grad_norm: Annotated[float, Field(gt=0.0)] | None = Field(
-        None, description="maximum norm of the gradient; null: no clipping"
-    )
-    on_nonfinite: Literal["raise", "skip"] = Field(
-        "raise",
-        description="if a loss or gradient is NaN or infinite: raise stops before the update and "
-        "writes a file for `fastselfie replay`; skip skips the step",
-    )
-    max_skipped_in_a_row: PositiveInt = Field(
-        10,
-        description="on_nonfinite: skip stops after this many consecutive steps",
-        json_schema_extra=FREE,
-    )
-    progressive: tuple[PositiveInt, ...] = Field(
-        (),
-        description="increasing sides, in pixels, of the smaller images to begin with, each for an "
-        "equal part of the first progressive_until of the steps; then data.image_size. Patches "
-        "shrink too, so their number is constant. Images are shrunk on the device: this saves "
-        "computation, not decoding",
-    )
-    progressive_until: Fraction = Field(0.5, description="fraction of the steps; see progressive")
-    log_every: PositiveInt = Field(
-        50, description="steps between log lines", json_schema_extra=FREE
-    )
-    eval_every: PositiveInt = Field(
-        5_000, description="steps between evaluations", json_schema_extra=FREE
-    )
-    save_every: PositiveInt = Field(
-        1_000, description="steps between checkpoints", json_schema_extra=FREE
-    )
+    steps: PositiveInt = 120_000
+    """number of weight updates"""
+    batch_size: PositiveInt = 1024
+    """images per update, over all ranks; a multiple of their number"""
+    micro_batch_size: PositiveInt | None = None
+    """images per forward pass of a rank, a divisor of batch_size; null: as many as fit in memory by
+    the estimate of --dry-run. Batch statistics are over this many"""
+    lr: PositiveFloat = 0.1
+    """maximum learning rate; the paper tunes it in [0.01, 0.4]"""
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    """steps of linear warm-up"""
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    """Nesterov momentum"""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
+    """L2, on convolution and linear weights only"""
+    clip_grad_norm: PositiveFloat | None = None
+    """maximum norm of the gradient; null: no clipping"""
+    on_nonfinite: Literal["raise", "skip"] = "raise"
+    """if a loss or gradient is NaN or infinite: raise stops before the update and writes a file for
+    `fastselfie replay`; skip skips the step"""
+    max_skipped_in_a_row: Free[PositiveInt] = 10
+    """on_nonfinite: skip stops after this many consecutive steps"""
+    progressive: tuple[PositiveInt, ...] = ()
+    """increasing sides, in pixels, of the smaller images to begin with, each for an equal part of
+    the first progressive_until of the steps; then data.image_size. Patches shrink too, so their
+    number is constant. Images are shrunk on the device: this saves computation, not decoding"""
+    progressive_until: Fraction = 0.5
+    """fraction of the steps; see progressive"""
+    log_every: Free[PositiveInt] = 50
+    """steps between log lines"""
+    eval_every: Free[PositiveInt] = 5_000
+    """steps between evaluations"""
+    save_every: Free[PositiveInt] = 1_000
+    """steps between checkpoints"""
 
     def image_size_at(self, step: int) -> int | None:
         """Return the image side in `step` (from 0), or None for data.image_size."""
@@ -78,77 +65,49 @@ class StageConfig(Section):
 class PretrainConfig(StageConfig):
     """Selfie pretraining, without labels."""
 
-    crop: Literal["resized", "pad"] | None = Field(
-        None,
-        description="data.crop for pretraining only; null: data.crop. On 32x32 images each choice "
-        "has a shortcut of its own: see docs/reproduction.md",
-    )
-    area: tuple[float, float] | None = Field(
-        None, description="data.area for pretraining only; null: data.area"
-    )
-    pad_mode: Literal["zero", "reflect", "none"] | None = Field(
-        None, description="data.pad_mode for pretraining only; null: data.pad_mode"
-    )
-    ema: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
-        None,
-        description="decay of an exponential moving average of the weights and batch statistics, "
-        "over about 1 / (1 - decay) steps, which is evaluated, finetuned and exported in place of "
-        "the weights. A skipped step does not change it. null: no average",
-    )
-    eval_images: PositiveInt = Field(
-        2_048, description="held-out images for the pretext accuracy", json_schema_extra=FREE
-    )
-    picture_steps: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (0, 2_000, 10_000, 120_000),
-        description="steps at which to save the mask-prediction picture, besides the last",
-        json_schema_extra=FREE,
-    )
-    knn_every: PositiveInt | None = Field(
-        5_000,
-        description="steps between k-NN evaluations of P's features of whole images, from step 0 "
-        "to the last; null: off. They use labels, but train nothing",
-        json_schema_extra=FREE,
-    )
-    knn_images: PositiveInt = Field(
-        10_000,
-        description="random training images that vote; `fastselfie evaluate` uses all of them",
-        json_schema_extra=FREE,
-    )
-    knn_queries: PositiveInt = Field(
-        5_000, description="random held-out images to classify", json_schema_extra=FREE
-    )
-    linear_probe: bool = Field(
-        True,
-        description="also fit a linear probe to these features, by L-BFGS, up to 100 iterations",
-        json_schema_extra=FREE,
-    )
+    crop: Literal["resized", "pad"] | None = None
+    """data.crop for pretraining only; null: data.crop. On 32x32 images each choice has a shortcut
+    of its own: see docs/reproduction.md"""
+    area: tuple[float, float] | None = None
+    """data.area for pretraining only; null: data.area"""
+    pad_mode: Literal["zero", "reflect", "none"] | None = None
+    """data.pad_mode for pretraining only; null: data.pad_mode"""
+    ema: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """decay of an exponential moving average of the weights and batch statistics, over about
+    1 / (1 - decay) steps, which is evaluated, finetuned and exported in place of the weights. A
+    skipped step does not change it. null: no average"""
+    eval_images: Free[PositiveInt] = 2_048
+    """held-out images for the pretext accuracy"""
+    picture_steps: Free[tuple[Annotated[int, Field(ge=0)], ...]] = (0, 2_000, 10_000, 120_000)
+    """steps at which to save the mask-prediction picture, besides the last"""
+    knn_every: Free[PositiveInt | None] = 5_000
+    """steps between k-NN evaluations of P's features of whole images, from step 0 to the last;
+    null: off. They use labels, but train nothing"""
+    knn_images: Free[PositiveInt] = 10_000
+    """random training images that vote; `fastselfie evaluate` uses all of them"""
+    knn_queries: Free[PositiveInt] = 5_000
+    """random held-out images to classify"""
+    linear_probe: Free[bool] = True
+    """also fit a linear probe to these features, by L-BFGS, up to 100 iterations"""
 
 
 class FinetuneConfig(StageConfig):
     """Finetuning of the pretrained network on few labels, and the supervised control."""
 
-    form: Literal["resnet", "attention_pooling"] = Field(
-        "resnet",
-        description="resnet: a ResNet on whole images, its first three stages from P; "
-        "attention_pooling: P on all patches, A with positions, and a classifier on u, all "
-        "but the classifier from pretraining: the paper's ResNet-36 + attention pooling",
-    )
-    labels: Fraction = Field(0.1, description="fraction of the labels, the same for each class")
-    labels_per_class: PositiveInt | None = Field(
-        None, description="number of labels per class, instead of a fraction"
-    )
-    recalibrate: Annotated[int, Field(ge=0)] = Field(
-        0,
-        description="number of labelled images, rounded up to whole passes, on which to recompute "
-        "the running statistics of batch norm before the first step, since those of pretraining "
-        "are of patches. Affects only evaluations in the first tens of steps; the control has no "
-        "pretraining and is not affected",
-    )
-    control: bool = Field(
-        True,
-        description="also train the same network from scratch, as a control",
-        json_schema_extra=FREE,
-    )
-    scratch_lr: Annotated[float, Field(gt=0.0)] | None = Field(
-        None, description="maximum learning rate of the control; null: lr"
-    )
+    form: Literal["resnet", "attention_pooling"] = "resnet"
+    """resnet: a ResNet on whole images, its first three stages from P; attention_pooling: P on all
+    patches, A with positions, and a classifier on u, all but the classifier from pretraining: the
+    paper's ResNet-36 + attention pooling"""
+    labels: Fraction = 0.1
+    """fraction of the labels, the same for each class"""
+    labels_per_class: PositiveInt | None = None
+    """number of labels per class, instead of a fraction"""
+    recalibrate: Annotated[int, Field(ge=0)] = 0
+    """number of labelled images, rounded up to whole passes, on which to recompute the running
+    statistics of batch norm before the first step, since those of pretraining are of patches.
+    Affects only evaluations in the first tens of steps; the control has no pretraining and is not
+    affected"""
+    control: Free[bool] = True
+    """also train the same network from scratch, as a control"""
+    scratch_lr: PositiveFloat | None = None
+    """maximum learning rate of the control; null: lr"""

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from fastselfie.config import DataConfig
-from fastselfie.data.random import IntArray, Purpose, uniform
+from fastselfie.data.draws import Purpose, uniform
 from fastselfie.data.sources.base import (
     UNLABELLED,
     ArraySource,
@@ -23,9 +22,10 @@ from fastselfie.data.sources.base import (
     relabelled,
 )
 from fastselfie.data.sources.beton import BetonSource
-from fastselfie.data.sources.decode import decode_image
-from fastselfie.data.sources.parts import align_labels, open_held_out, open_part
+from fastselfie.data.sources.formats import find_dataset
+from fastselfie.data.sources.parts import align_labels, choose_held_out, open_part
 from fastselfie.data.sources.shards import named_as_parts
+from fastselfie.data.splits import held_out_split
 from fastselfie.errors import UserError
 
 __all__ = [
@@ -36,7 +36,6 @@ __all__ = [
     "NoSource",
     "Source",
     "class_warning",
-    "decode_image",
     "expanded",
     "limited",
     "open_dataset",
@@ -97,39 +96,46 @@ class Dataset:
         return digest.hexdigest()
 
 
-def open_dataset(data: DataConfig, seed: int = 0, labels_needed: bool = True) -> Dataset:
-    """Open the training images and the held-out images that `data` names.
+def open_dataset(
+    data: str | os.PathLike[str] | DataConfig, seed: int = 0, labels_needed: bool = True
+) -> Dataset:
+    """Open the training images and the held-out images of a dataset.
 
     The held-out images are the first of these that exists: data.test; the held-out part of
-    data.train that has labels of the training classes; the share data.held_out of each class. They
-    need not show every class. If the training images have no labels, the labels of the held-out
-    images are dropped.
+    data.train that has labels of the training classes; the share data.held_out of each class, 0.1
+    by default. They need not show every class. If the training images have no labels, the labels of
+    the held-out images are dropped.
 
     Args:
-        data: Says where the images are.
+        data: The path of the training images; or the `data` section of what `load_config` returns,
+            which may name the held-out images too.
         seed: Chooses the images that are held out or kept by data.limit.
         labels_needed: Whether held-out images without labels of the training classes are refused.
 
     Raises:
         UserError: A path is missing, empty or damaged, or the held-out part has other classes.
     """
+    if not isinstance(data, DataConfig):
+        data = DataConfig(train=os.fspath(data))
     if data.loader == "synthetic":
         labels = np.arange(_SYNTHETIC_IMAGES, dtype=np.int64) % _SYNTHETIC_CLASSES
-        noise = NoSource(labels, [str(i) for i in range(_SYNTHETIC_CLASSES)])
-        return _limited_dataset(Dataset(noise, noise, "synthetic"), data.limit, seed)
+        noise: Source = NoSource(labels, [str(i) for i in range(_SYNTHETIC_CLASSES)])
+        noise = limited(noise, data.limit, seed)
+        return Dataset(noise, noise, "synthetic")
     if data.train is None:
         raise UserError(
             "data.train is not set: pass an image folder with one sub-folder for each class, for "
             "example data.train=DIR, or data.loader=synthetic"
         )
-    train, same = _open_required(data.train, "train"), False
+    train, same = open_part(expanded(data.train), "train").source, False
     if data.test is not None:
-        held_out, split = _open_required(data.test, "test", train.classes), data.test
+        held_out = open_part(expanded(data.test), "held_out", train.classes).source
+        split = data.test
         same = _is_same(data.train, data.test)
     else:
-        beside = open_held_out(expanded(data.train), train.classes)
+        beside = choose_held_out(find_dataset(expanded(data.train)), train.classes)
         if beside is None or (is_labelled(train) and not is_labelled(beside.source)):
-            kept, taken = _split(train.labels, data.held_out, seed)
+            kept, taken = held_out_split(train.labels, data.held_out, seed)
             train, held_out = train.select(kept), train.select(taken)
             split = f"{data.held_out:.0%} of {data.train}"
             if beside is not None:
@@ -139,7 +145,8 @@ def open_dataset(data: DataConfig, seed: int = 0, labels_needed: bool = True) ->
             if beside.rejected:
                 split += f" (no labels of the training classes in: {', '.join(beside.rejected)})"
     held_out = _align_held_out(train, held_out, split, labels_needed)
-    return _limited_dataset(Dataset(train, held_out, split, same), data.limit, seed)
+    train, held_out = (limited(each, data.limit, seed) for each in (train, held_out))
+    return Dataset(train, held_out, split, same)
 
 
 def _align_held_out(train: Source, held_out: Source, split: str, labels_needed: bool) -> Source:
@@ -215,51 +222,12 @@ def _is_same(train: str, test: str) -> bool:
     ours, theirs = (expanded(path).resolve() for path in (train, test))
     if theirs == ours / "train":
         return True
-    return theirs == ours and open_held_out(theirs, UNLABELLED) is None
+    return theirs == ours and choose_held_out(find_dataset(theirs), UNLABELLED) is None
 
 
-def expanded(path: str | Path) -> Path:
+def expanded(path: str | os.PathLike[str]) -> Path:
     """Return the path with ~ replaced; unchanged if ~ names an unknown user."""
     return Path(os.path.expanduser(path))
-
-
-def _open_required(path: str, part: str, classes: Sequence[str] | None = None) -> Source:
-    found = open_part(expanded(path), part, classes)
-    if found is None:
-        kind = "training" if part == "train" else part
-        raise UserError(f"{path}: holds no {kind} images")
-    return found[0]
-
-
-def _split(labels: IntArray, fraction: float, seed: int) -> tuple[IntArray, IntArray]:
-    """Return the indices of the kept images and of the held-out images.
-
-    The same share of each class is held out. If every class has too few images for that, it is a
-    share of all images.
-    """
-    draws = uniform(seed, 0, np.arange(len(labels), dtype=np.int64), Purpose.SPLIT, 1)[:, 0]
-    taken = _lowest_of_each(draws, labels, fraction)
-    if len(taken) == 0:
-        taken = _lowest_of_each(draws, np.zeros_like(labels), fraction)
-    if len(taken) == 0:
-        raise UserError(f"{len(labels)} images are too few to hold out {fraction:.0%} of them")
-    kept = np.setdiff1d(np.arange(len(labels), dtype=np.int64), taken)
-    return kept, taken
-
-
-def _lowest_of_each(draws: npt.NDArray[np.float64], labels: IntArray, fraction: float) -> IntArray:
-    """Return the sorted indices of the images with the lowest draws, a fraction of each class."""
-    taken = [np.empty(0, dtype=np.int64)]
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        count = int(fraction * len(members))
-        taken.append(members[np.argsort(draws[members], kind="stable")[:count]])
-    return np.sort(np.concatenate(taken))
-
-
-def _limited_dataset(dataset: Dataset, limit: int | None, seed: int) -> Dataset:
-    train, held_out = (limited(s, limit, seed) for s in (dataset.train, dataset.held_out))
-    return replace(dataset, train=train, held_out=held_out)
 
 
 def limited(source: Source, limit: int | None, seed: int) -> Source:

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from fastselfie.config import Config
-from fastselfie.data import random as rng
-from fastselfie.data.loaders.batch import Batch, to_device
+from fastselfie.data import draws
+from fastselfie.data.loaders.batch import Batch
+from fastselfie.data.loaders.to_device import to_device
 from fastselfie.kernels.patchify import patchify
 from fastselfie.system.accelerator import Accelerator
 from fastselfie.system.trace_ranges import trace_range
@@ -18,7 +19,7 @@ def draw_masks(batch: Batch, seed: int, patches: int) -> Tensor:
 
     The draw belongs to (seed, epoch, sample), see `patch_orders`. patches: N.
     """
-    order = rng.patch_orders(seed, batch.index.epochs, batch.index.samples, patches)
+    order = draws.patch_orders(seed, batch.index.epochs, batch.index.samples, patches)
     return to_device(torch.from_numpy(order), batch.images.device)
 
 
@@ -27,11 +28,12 @@ class InputTransform:
 
     Args:
         config: Of the run; says how large patches are and how pixels are normalized.
-        accelerator: Where the batches are.
+        accelerator: Where the batches are, kept in `self.accelerator`.
         batch: Images in a training pass. Measuring takes at most as many, in `self.batch`.
     """
 
     def __init__(self, config: Config, accelerator: Accelerator, batch: int) -> None:
+        self.accelerator = accelerator
         self.batch = min(256, batch)
         self.seed = config.seed
         self.patch_size = config.model.patch_size

@@ -10,17 +10,43 @@ from pathlib import Path
 
 import numpy as np
 
-from fastselfie.data.random import IntArray, Purpose, uniform
+from fastselfie.data.draws import IntArray, Purpose, uniform
 from fastselfie.errors import UserError
 from fastselfie.system.files import write_atomically
 
 
+def shuffled_classes(labels: IntArray, seed: int, purpose: Purpose) -> dict[int, IntArray]:
+    """Return the indices of the images of each class that is present, in a random order."""
+    draws = uniform(seed, 0, np.arange(len(labels), dtype=np.int64), purpose, 1)[:, 0]
+    order = np.argsort(draws, kind="stable")
+    ordered = labels[order]
+    return {int(label): order[ordered == label] for label in np.unique(labels)}
+
+
+def held_out_split(labels: IntArray, fraction: float, seed: int) -> tuple[IntArray, IntArray]:
+    """Choose the same share of each class; of all images if every class has too few for that.
+
+    Args:
+        labels: (n,) int64.
+        fraction: The share to hold out.
+        seed: Chooses the images.
+
+    Returns:
+        Sorted int64 indices of the kept images, and of the held-out images.
+
+    Raises:
+        UserError: There are too few images.
+    """
+    for classes in (labels, np.zeros_like(labels)):
+        members = shuffled_classes(classes, seed, Purpose.SPLIT).values()
+        taken = np.sort(np.concatenate([own[: int(fraction * len(own))] for own in members]))
+        if len(taken):
+            return np.setdiff1d(np.arange(len(labels), dtype=np.int64), taken), taken
+    raise UserError(f"{len(labels)} images are too few to hold out {fraction:.0%} of them")
+
+
 def choose_labels(
-    labels: IntArray,
-    fraction: float,
-    per_class: int | None,
-    seed: int,
-    classes: Sequence[str] = (),
+    labels: IntArray, fraction: float, per_class: int | None, seed: int, classes: Sequence[str] = ()
 ) -> IntArray:
     """Choose the images that keep their label, the same number in each class.
 
@@ -42,20 +68,16 @@ def choose_labels(
     """
     if per_class is None and fraction == 1.0:
         return np.arange(len(labels), dtype=np.int64)
-    draws = uniform(seed, 0, np.arange(len(labels), dtype=np.int64), Purpose.SUBSET, 1)[:, 0]
-    present = np.unique(labels)
+    members = shuffled_classes(labels, seed, Purpose.SUBSET)
     # 1e-9 corrects the rounding of binary fractions: 0.05 * 1000 must give 50.
-    each = per_class or max(1, int(fraction * len(labels) / len(present) + 1e-9))
-    chosen = []
-    for label in present:
-        members = np.flatnonzero(labels == label)
-        if per_class is not None and len(members) < per_class:
+    each = per_class or max(1, int(fraction * len(labels) / len(members) + 1e-9))
+    for label, own in members.items():
+        if per_class is not None and len(own) < per_class:
             raise UserError(
                 f"finetune.labels_per_class: class {_class_name(label, classes)} has "
-                f"{len(members)} images, fewer than the {per_class} asked for: lower it"
+                f"{len(own)} images, fewer than the {per_class} asked for: lower it"
             )
-        chosen.append(members[np.argsort(draws[members], kind="stable")[:each]])
-    return np.sort(np.concatenate(chosen))
+    return np.sort(np.concatenate([own[:each] for own in members.values()]))
 
 
 def validation_split(
@@ -76,10 +98,8 @@ def validation_split(
     Raises:
         UserError: A class has only one image.
     """
-    draws = uniform(seed, 0, np.arange(len(labels), dtype=np.int64), Purpose.VALIDATION, 1)[:, 0]
     taken = []
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
+    for label, members in shuffled_classes(labels, seed, Purpose.VALIDATION).items():
         if len(members) < 2:
             raise UserError(
                 f"class {_class_name(label, classes)} has one labelled image, and a learning-rate "
@@ -87,8 +107,7 @@ def validation_split(
                 "in reproduce.grid"
             )
         each = max(1, len(members) // 10)
-        places = (number * each + np.arange(each)) % len(members)
-        taken.append(members[np.argsort(draws[members], kind="stable")[places]])
+        taken.append(members[(number * each + np.arange(each)) % len(members)])
     validated = np.sort(np.concatenate(taken))
     return np.setdiff1d(np.arange(len(labels), dtype=np.int64), validated), validated
 

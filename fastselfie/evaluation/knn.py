@@ -37,14 +37,12 @@ def knn_accuracy(
 
 def _nearest(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Find the k largest products of each query with the bank: values and rows, (m, k) each."""
-    best, best_rows = queries.new_empty(len(queries), 0), None
+    values, rows = [], []
     for start in range(0, len(bank), _BANK_PART):
         part = bank[start : start + _BANK_PART]
-        products, rows = (queries @ part.T).topk(min(k, len(part)), dim=1)
-        rows = rows + start
-        best_rows = rows if best_rows is None else torch.cat([best_rows, rows], dim=1)
-        best = torch.cat([best, products], dim=1)
-        best, chosen = best.topk(min(k, best.shape[1]), dim=1)
-        best_rows = best_rows.gather(1, chosen)
-    assert best_rows is not None
-    return best, best_rows
+        best = (queries @ part.T).topk(min(k, len(part)), dim=1)
+        values.append(best.values)
+        rows.append(best.indices + start)
+    all_values = torch.cat(values, dim=1)
+    nearest = all_values.topk(min(k, all_values.shape[1]), dim=1)
+    return nearest.values, torch.cat(rows, dim=1).gather(1, nearest.indices)

@@ -9,7 +9,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from fastselfie.data.random import IntArray
+from fastselfie.data.draws import IntArray
+from fastselfie.data.inputs import InputTransform
+from fastselfie.data.loaders import Batch
+from fastselfie.evaluation.metrics import evaluating
+from fastselfie.models.selfie import Selfie
 
 _TILE = 104  # about the side of an image in a picture, pixels
 _GAP = 6
@@ -17,12 +21,22 @@ _RIGHT, _WRONG = (255, 255, 255), (230, 0, 0)
 _GROUND = (48, 54, 61)  # background of the page as well; differs from both frames
 
 
+def predictions(
+    model: Selfie, batch: Batch, pixels: InputTransform
+) -> tuple[npt.NDArray[np.uint8], IntArray, IntArray]:
+    """Let `model` choose a candidate for each masked patch of a batch.
+
+    Returns:
+        What `filled` draws: images (B, H, W, 3) uint8, order (B, N) and chosen (B, M).
+    """
+    with evaluating(model), pixels.accelerator.autocast():
+        patches, order = pixels.patches(batch)
+        chosen = model.scores(patches, order).argmax(dim=-1)
+    return batch.images.cpu().numpy(), order.cpu().numpy(), chosen.cpu().numpy()
+
+
 def filled(
-    images: npt.NDArray[np.uint8],
-    order: IntArray,
-    chosen: IntArray,
-    patch: int,
-    side: int = _TILE,
+    images: npt.NDArray[np.uint8], order: IntArray, chosen: IntArray, patch: int, side: int = _TILE
 ) -> Image.Image:
     """Draw a column of images, each masked patch filled with the chosen candidate.
 

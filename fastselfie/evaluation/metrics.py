@@ -13,7 +13,6 @@ from torch import nn
 from fastselfie.data.inputs import InputTransform
 from fastselfie.data.loaders import Loader
 from fastselfie.models.selfie import Classifier, Selfie
-from fastselfie.system.accelerator import Accelerator
 
 
 @contextmanager
@@ -32,7 +31,6 @@ def pretext_accuracy(
     model: Selfie,
     loader: Loader,
     pixels: InputTransform,
-    accelerator: Accelerator,
     limit: int,
     augment: bool = False,
 ) -> dict[str, float]:
@@ -41,11 +39,9 @@ def pretext_accuracy(
     Each image has the same mask in every evaluation. Every rank calls it and evaluates its share.
 
     Args:
-        model: on the accelerator's device.
+        model: on the device of `pixels`.
         loader: of held-out images.
-        pixels: makes the network's input.
-        accelerator: device, precision and ranks.
-        patches: N.
+        pixels: makes the network's input; its accelerator has the precision and the ranks.
         limit: number of images.
         augment: crop and flip as in training. If that makes the accuracy much higher, the crop
             reveals locations.
@@ -53,7 +49,7 @@ def pretext_accuracy(
     Returns:
         heldout_loss and pretext_accuracy.
     """
-    ranks, loss, right, answers = accelerator.ranks, 0.0, 0.0, 0.0
+    ranks, loss, right, answers = pixels.accelerator.ranks, 0.0, 0.0, 0.0
     ranks.broadcast_buffers(model)
     with (
         ranks.raise_together(),
@@ -61,7 +57,7 @@ def pretext_accuracy(
         closing(loader.in_order(pixels.batch, limit, ranks, augment)) as batches,
     ):
         for batch in batches:
-            with accelerator.autocast():
+            with pixels.accelerator.autocast():
                 batch_loss, correct = model(*pixels.patches(batch))
             count = len(batch.images) * model.masked
             loss += float(batch_loss) * count
@@ -73,7 +69,7 @@ def pretext_accuracy(
 
 
 def classification_accuracy(
-    model: Classifier, loader: Loader, pixels: InputTransform, accelerator: Accelerator
+    model: Classifier, loader: Loader, pixels: InputTransform
 ) -> dict[str, float]:
     """Loss, top-1 and top-5 accuracy over all images of `loader`.
 
@@ -82,7 +78,7 @@ def classification_accuracy(
     Returns:
         heldout_loss, top1 and top5.
     """
-    ranks, loss, top1, top5 = accelerator.ranks, 0.0, 0.0, 0.0
+    ranks, loss, top1, top5 = pixels.accelerator.ranks, 0.0, 0.0, 0.0
     ranks.broadcast_buffers(model)
     with (
         ranks.raise_together(),
@@ -90,7 +86,7 @@ def classification_accuracy(
         closing(loader.in_order(pixels.batch, ranks=ranks)) as batches,
     ):
         for batch in batches:
-            with accelerator.autocast():
+            with pixels.accelerator.autocast():
                 logits = model(pixels.whole(batch)).float()
             loss += float(F.cross_entropy(logits, batch.labels, reduction="sum"))
             best = logits.topk(min(5, logits.shape[1]), dim=1).indices == batch.labels[:, None]

@@ -9,7 +9,6 @@ from fastselfie.data.loaders import build_loader
 from fastselfie.evaluation.knn import knn_accuracy
 from fastselfie.evaluation.representations import evaluate_features, pixel_features
 from fastselfie.models.resnet import ResNetV2
-from fastselfie.system.accelerator import Accelerator
 from fastselfie.system.console import say
 
 
@@ -22,8 +21,7 @@ class Monitor:
     Args:
         config: the run's.
         dataset: with labels for both parts; without them nothing is evaluated.
-        pixels: makes the network's input.
-        accelerator: device, precision and ranks.
+        pixels: makes the network's input; its accelerator has the device and the ranks.
 
     Attributes:
         steps: after which `measure` evaluates.
@@ -32,34 +30,29 @@ class Monitor:
         UserError: see the loaders.
     """
 
-    def __init__(
-        self, config: Config, dataset: Dataset, pixels: InputTransform, accelerator: Accelerator
-    ) -> None:
-        settings = config.pretrain
-        self.pixels, self.accelerator = pixels, accelerator
+    def __init__(self, config: Config, dataset: Dataset, pixels: InputTransform) -> None:
+        settings, accelerator = config.pretrain, pixels.accelerator
+        self.pixels = pixels
         self.probes = settings.linear_probe
         self.steps: frozenset[int] = frozenset()
         every = settings.knn_every
         if every is None:
             return
+        missing = None
         if len(dataset.train.classes) < 2:
-            say("pretrain: no k-NN or linear probe: the images are of one class")
-            return
-        if not dataset.comparable:
-            say(
-                "pretrain: no k-NN or linear probe: the held-out images have no labels "
-                "of the training classes"
-            )
+            missing = "the images are of one class"
+        elif not dataset.comparable:
+            missing = "the held-out images have no labels of the training classes"
+        if missing:
+            say(f"pretrain: no k-NN or linear probe: {missing}")
             return
         self.steps = frozenset((*range(0, settings.steps, every), settings.steps))
-
         if accelerator.ranks.is_main:
-            data, seed = config.data, config.seed
+            data, seed, device = config.data, config.seed, accelerator.device
             voting = limited(dataset.train, settings.knn_images, seed)
             asking = limited(dataset.held_out, settings.knn_queries, seed)
-            self.bank, self.queries = (
-                build_loader(source, data, seed, accelerator.device) for source in (voting, asking)
-            )
+            self.bank = build_loader(voting, data, seed, device)
+            self.queries = build_loader(asking, data, seed, device)
 
     def measure(self, network: ResNetV2, step: int) -> dict[str, float]:
         """Evaluate P after `step` if it is one of `steps`. Every rank calls it.
@@ -75,15 +68,12 @@ class Monitor:
         """
         if step not in self.steps:
             return {}
-        return self.accelerator.ranks.broadcast_from_main(lambda: self._measured(network, step))
+        ranks = self.pixels.accelerator.ranks
+        return ranks.broadcast_from_main(lambda: self._measured(network, step))
 
     def _measured(self, network: ResNetV2, step: int) -> dict[str, float]:
-        found = evaluate_features(
-            network, self.bank, self.queries, self.pixels, self.accelerator, self.probes
-        )
+        found = evaluate_features(network, self.bank, self.queries, self.pixels, self.probes)
         if step == 0:
-            bank, queries = (
-                pixel_features(each, self.pixels) for each in (self.bank, self.queries)
-            )
+            bank, queries = (pixel_features(x, self.pixels) for x in (self.bank, self.queries))
             found["knn_pixels"] = knn_accuracy(*bank, *queries)
         return found

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -41,8 +39,7 @@ def linear_probe_accuracy(
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
-    step: Callable[[Callable[[], Tensor]], object] = optimizer.step
-    step(closure)
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
     with torch.inference_mode():
         logits = F.linear(queries, weight, bias)
         return float((logits.argmax(dim=1) == labels).float().mean())

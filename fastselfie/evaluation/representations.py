@@ -15,33 +15,26 @@ from fastselfie.evaluation.knn import knn_accuracy
 from fastselfie.evaluation.metrics import evaluating
 from fastselfie.evaluation.probes import linear_probe_accuracy
 from fastselfie.models.selfie import Classifier, PatchConcat
-from fastselfie.system.accelerator import Accelerator
 
 _THUMBNAIL = 32  # side of the images that are compared pixel by pixel
 
 
 def feature_batches(
-    network: Classifier | PatchConcat,
-    loader: Loader,
-    pixels: InputTransform,
-    accelerator: Accelerator,
+    network: Classifier | PatchConcat, loader: Loader, pixels: InputTransform
 ) -> Generator[tuple[Tensor, Tensor]]:
     """Yield the features (B, D) float32 and labels (B,) int64 of each batch, in order."""
     with evaluating(network), closing(loader.in_order(pixels.batch)) as batches:
         for batch in batches:
-            with accelerator.autocast():
+            with pixels.accelerator.autocast():
                 features = network.features(pixels.whole(batch)).float()
             yield features, batch.labels
 
 
 def extract_features(
-    network: Classifier | PatchConcat,
-    loader: Loader,
-    pixels: InputTransform,
-    accelerator: Accelerator,
+    network: Classifier | PatchConcat, loader: Loader, pixels: InputTransform
 ) -> tuple[Tensor, Tensor]:
     """Concatenate all of `feature_batches`: (n, D) and (n,), on the loader's device."""
-    batches = feature_batches(network, loader, pixels, accelerator)
+    batches = feature_batches(network, loader, pixels)
     features, labels = zip(*batches, strict=True)
     return torch.cat(features), torch.cat(labels)
 
@@ -51,25 +44,21 @@ def evaluate_features(
     bank: Loader,
     queries: Loader,
     pixels: InputTransform,
-    accelerator: Accelerator,
     probe: bool = True,
 ) -> dict[str, float]:
     """Evaluate features by k-NN and a linear probe.
 
     Args:
-        network: whose features; on the accelerator's device.
+        network: whose features; on the device of `pixels`.
         bank: images whose labels are known.
         queries: images to classify.
         pixels: makes the network's input.
-        accelerator: device and precision.
         probe: whether to fit the linear probe.
 
     Returns:
         Top-1 accuracy on `queries`: knn and, if `probe`, linear_probe.
     """
-    known, asked = (
-        extract_features(network, each, pixels, accelerator) for each in (bank, queries)
-    )
+    known, asked = (extract_features(network, x, pixels) for x in (bank, queries))
     found = {"knn": knn_accuracy(*known, *asked)}
     if probe:
         found["linear_probe"] = linear_probe_accuracy(*known, *asked)

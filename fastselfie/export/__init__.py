@@ -5,7 +5,6 @@ May import: runs and what is below it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,11 @@ from fastselfie.export.card import about, card
 from fastselfie.export.to_onnx import onnx_bytes
 from fastselfie.export.to_safetensors import safetensors_bytes
 from fastselfie.export.to_timm import timm_bytes
-from fastselfie.models.selfie import Classifier
 from fastselfie.runs.load import Trained
 from fastselfie.system.files import NewFile, write_atomically
 
 # Each takes the run, the network and notes for the metadata of the file, and returns the bytes of
 # the file and figures of the format.
-_FORMATS: dict[str, Callable[[Trained, Classifier, dict[str, str]], tuple[bytes, dict[str, Any]]]]
 _FORMATS = {"timm": timm_bytes, "safetensors": safetensors_bytes, "onnx": onnx_bytes}
 
 

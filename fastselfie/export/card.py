@@ -15,7 +15,6 @@ from fastselfie.models.resnet import ResNetV2
 from fastselfie.models.selfie import Classifier
 from fastselfie.runs.folder import SUMMARY, read_facts
 from fastselfie.runs.load import Trained
-from fastselfie.stage_names import FINETUNED
 
 
 def about(trained: Trained) -> dict[str, str]:
@@ -66,26 +65,16 @@ def card(trained: Trained, network: Classifier, notes: dict[str, str], file: str
         lstrip_blocks=True,
     ).get_template("card.md")
     labels = trained.run / "labels.txt"
-    resnet = network if isinstance(network, ResNetV2) else network.patch_network
     return template.render(
-        config=trained.config,
-        data=_travelling_config(trained)["data"],
-        settings=trained.config.stage_settings(trained.kind),
-        kind=trained.kind,
-        finetuned=trained.kind == FINETUNED,
-        labels=labels.read_text(encoding="ascii").partition("\n")[0].removeprefix("# ")
-        if labels.exists()
-        else None,
+        trained=trained,
         network=network,
-        pooled=resnet is not network,
-        blocks=list(trained.config.model.blocks[: len(resnet.stages)]),
-        parameters=sum(p.numel() for p in network.parameters()) / 1e6,
+        resnet=network if isinstance(network, ResNetV2) else network.patch_network,
         notes=notes,
-        metrics=trained.measures(),
-        summary=read_facts(trained.run / SUMMARY),
-        step=trained.step,
-        classes=trained.classes(),
         file=file,
+        data=_travelling_config(trained)["data"],
+        labels=labels.read_text(encoding="ascii").partition("\n")[0] if labels.exists() else "",
+        parameters=sum(p.numel() for p in network.parameters()) / 1e6,
+        summary=read_facts(trained.run / SUMMARY),
         version=__version__,
     )
 

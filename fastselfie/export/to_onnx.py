@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.util
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -45,16 +43,23 @@ def onnx_bytes(
     side = trained.config.data.image_size
     images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     output = "features" if network.head is None else "logits"
-    with _quiet():
-        program = torch.onnx.export(
-            network,
-            (images,),
-            dynamo=True,
-            input_names=["images"],
-            output_names=[output],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            verbose=False,
-        )
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it warns of missing torchvision and of its own deprecations
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                network,
+                (images,),
+                dynamo=True,
+                input_names=["images"],
+                output_names=[output],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                verbose=False,
+            )
+    finally:
+        logger.setLevel(level)
     assert program is not None
     model: Any = program.model_proto
     for key, value in notes.items():
@@ -62,20 +67,6 @@ def onnx_bytes(
     data: bytes = model.SerializeToString()
     figures = {"input": "images", "output": output, "opset": model.opset_import[0].version}
     return data, {**figures, "difference": difference(data, network, images)}
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporter, which warns of missing torchvision and of its own deprecations."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def difference(data: bytes, network: Classifier, images: Tensor) -> float | None:

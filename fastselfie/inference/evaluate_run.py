@@ -10,10 +10,11 @@ from fastselfie.data.inputs import InputTransform
 from fastselfie.data.loaders import build_loader
 from fastselfie.evaluation.metrics import classification_accuracy
 from fastselfie.evaluation.representations import evaluate_features
-from fastselfie.runs.load import open_run, open_trained, stages_of
+from fastselfie.runs.load import load_run, open_run, stages_of
 from fastselfie.stage_names import PRETRAIN
-from fastselfie.system.accelerator import Accelerator, choose_accelerator, total_memory
+from fastselfie.system.accelerator import Accelerator, choose_accelerator
 from fastselfie.system.console import say
+from fastselfie.system.resources import total_memory
 from fastselfie.training.memory import estimate_finetuning
 
 
@@ -44,13 +45,13 @@ def measure_run(run: Path, data: str | None) -> dict[str, dict[str, float]]:
     pixels = measuring_pixels(config, accelerator, classes)
     measures: dict[str, dict[str, float]] = {}
     for name in found:
-        network = open_trained(run, name, allow_unfinished=True).network(classes)
+        network = load_run(run, name, allow_unfinished=True).network(classes)
         accelerator.place(network)
         if name == PRETRAIN:
             train = build_loader(dataset.train, config.data, config.seed, accelerator.device)
-            measures[name] = evaluate_features(network, train, held_out, pixels, accelerator)
+            measures[name] = evaluate_features(network, train, held_out, pixels)
         else:
-            measures[name] = classification_accuracy(network, held_out, pixels, accelerator)
+            measures[name] = classification_accuracy(network, held_out, pixels)
     return measures
 
 

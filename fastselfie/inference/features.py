@@ -41,24 +41,22 @@ def write_features(
         UserError: There are no images, or one cannot be read (data.on_error has no effect, as every
             image needs a row); or a path does not end in .npy, or both are the same.
     """
-    found = open_part(expanded(data), part)
-    if found is None:
-        raise UserError(f"{data}: holds no {part} images: give another --part or --data")
+    source = open_part(expanded(data), "train" if part == "train" else "held_out").source
     for option, path in (("--out", out), ("--labels", labels)):
         if path is not None and path.suffix != ".npy":
-            raise UserError(f"{option} {path}: is written as .npy: give a name that ends in .npy")
+            raise UserError(f"{option} {path}: is written as .npy: pass a name that ends in .npy")
     if labels is not None and labels.resolve() == out.resolve():
-        raise UserError(f"--labels {labels}: is also --out: give another file")
+        raise UserError(f"--labels {labels}: is also --out: pass another file")
     with ExitStack() as files:  # open all before computing anything
         file = files.enter_context(NewFile(out))
         if labels is not None:
             named = files.enter_context(NewFile(labels))
-            _write_header(named, np.dtype(np.int64), found[0].labels.shape)
-            named.write(np.ascontiguousarray(found[0].labels, dtype=np.int64).data)
-        width = _write_rows(file, trained, found[0])
-    figures: dict[str, Any] = {"n": len(found[0]), "D": width, "path": str(out)}
+            _write_header(named, np.dtype(np.int64), source.labels.shape)
+            named.write(np.ascontiguousarray(source.labels, dtype=np.int64).data)
+        width = _write_rows(file, trained, source)
+    figures: dict[str, Any] = {"n": len(source), "D": width, "path": str(out)}
     if labels is not None:
-        figures |= {"labels": str(labels), "classes": len(found[0].classes)}
+        figures |= {"labels": str(labels), "classes": len(source.classes)}
     return figures | {"stage": trained.kind, "step": trained.step}
 
 
@@ -75,7 +73,7 @@ def _write_rows(file: NewFile, trained: Trained, source: Source) -> int:
     pixels = measuring_pixels(config, accelerator)
     _write_header(file, np.dtype(np.float32), (len(source), network.width))
     # Appended, not memory-mapped: with a map, a full disk would kill the process.
-    with closing(feature_batches(network, loader, pixels, accelerator)) as batches:
+    with closing(feature_batches(network, loader, pixels)) as batches:
         for features, _ in batches:
             file.write(np.ascontiguousarray(features.cpu().numpy()).data)
     return network.width

@@ -15,7 +15,7 @@ from PIL import Image
 from fastselfie.data.loaders import Batch, build_loader
 from fastselfie.data.sources.base import UNLABELLED, FolderSource
 from fastselfie.errors import UserError
-from fastselfie.evaluation.mask_picture import beside, filled, originals
+from fastselfie.evaluation.mask_picture import beside, filled, originals, predictions
 from fastselfie.evaluation.metrics import evaluating
 from fastselfie.inference.evaluate_run import measuring_pixels
 from fastselfie.runs.load import Trained
@@ -119,19 +119,14 @@ def fill_holes(trained: Trained, images: Sequence[Path], out: Path | None) -> li
     accelerator.place(model)
     pixels = measuring_pixels(config, accelerator)
     found: list[tuple[Filled, Image.Image]] = []
-    with evaluating(model):
-        for batch in _batches(trained, images, accelerator, pixels.batch):
-            with accelerator.autocast():
-                patches, places = pixels.patches(batch)
-                scores = model.scores(patches, places)
-            chosen = scores.argmax(dim=-1).cpu().numpy()
-            arrays = (batch.images.cpu().numpy(), places.cpu().numpy(), chosen)
-            for image, order, choice in zip(*(np.split(a, len(a)) for a in arrays), strict=True):
-                after = filled(image, order, choice, config.model.patch_size, _SIDE)
-                right = int((choice[0] == np.arange(config.masked)).sum())
-                place = len(found)
-                result = Filled(images[place], targets[place], right, config.masked)
-                found.append((result, beside(originals(image, _SIDE), after)))
+    for batch in _batches(trained, images, accelerator, pixels.batch):
+        arrays = predictions(model, batch, pixels)
+        for image, order, choice in zip(*(np.split(a, len(a)) for a in arrays), strict=True):
+            after = filled(image, order, choice, config.model.patch_size, _SIDE)
+            right = int((choice[0] == np.arange(config.masked)).sum())
+            place = len(found)
+            result = Filled(images[place], targets[place], right, config.masked)
+            found.append((result, beside(originals(image, _SIDE), after)))
     for result, picture in found:
         file = io.BytesIO()
         picture.save(file, "PNG")
@@ -150,11 +145,11 @@ def predict(
         out: See `fill_holes`; must be None for `classify`.
 
     Raises:
-        UserError: See there; or `out` is given for `classify`.
+        UserError: See there; or `out` is passed for `classify`.
     """
     missing = next((path for path in images if not path.is_file()), None)
     if missing is not None:
-        what = "is a folder: give its images" if missing.is_dir() else "no such image file"
+        what = "is a folder: pass its images" if missing.is_dir() else "no such image file"
         raise UserError(f"{missing}: {what}")
     if trained.kind == PRETRAIN:
         return fill_holes(trained, images, out)
@@ -183,7 +178,7 @@ def _targets(images: Sequence[Path], out: Path) -> list[Path]:
     """Return the path of each picture."""
     if out.suffix.lower() == ".png":
         if len(images) > 1:
-            raise UserError(f"--out {out}: is one file for {len(images)} images: give a folder")
+            raise UserError(f"--out {out}: is one file for {len(images)} images: pass a folder")
         return [out]
     targets = [out / f"{image.stem}.png" for image in images]
     for place, target in enumerate(targets):

@@ -27,7 +27,7 @@ class PostNormBlock(nn.Module):
     def __init__(self, width: int, heads: int, feed_forward: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
-        self.dropout = dropout
+        self.drop = nn.Dropout(dropout)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         self.norm1 = nn.LayerNorm(width)
@@ -41,8 +41,8 @@ class PostNormBlock(nn.Module):
     def forward(self, x: Tensor, first_only: bool = False) -> Tensor:
         """(B, S, D) -> (B, S, D), or with `first_only` the first token alone, (B, 1, D)."""
         y = self._attend(x, first_only)
-        x = self.norm1(x[:, : y.shape[1]] + self._drop(y))
-        out: Tensor = self.norm2(x + self._drop(self.fc2(F.gelu(self.fc1(x)))))
+        x = self.norm1(x[:, : y.shape[1]] + self.drop(y))
+        out: Tensor = self.norm2(x + self.drop(self.fc2(F.gelu(self.fc1(x)))))
         return out
 
     def _attend(self, x: Tensor, first_only: bool) -> Tensor:
@@ -56,13 +56,10 @@ class PostNormBlock(nn.Module):
         else:
             parts = self.qkv(x).chunk(3, dim=2)
         q, k, v = (part.view(*part.shape[:2], self.heads, -1).transpose(1, 2) for part in parts)
-        dropout = self.dropout if self.training else 0.0
+        dropout = self.drop.p if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
         out: Tensor = self.out(y.transpose(1, 2).flatten(2))
         return out
-
-    def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training)
 
 
 class AttentionPooling(nn.Module):

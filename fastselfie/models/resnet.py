@@ -6,6 +6,7 @@ three stages without a classifier are the patch network P. All four with one are
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Literal, NamedTuple
@@ -46,33 +47,19 @@ class _Convolution(nn.Conv2d):
         return convolution(x, self.weight, self.stride[0], int(self.padding[0]), self.kernels)
 
 
-class _Stem(nn.Module):
+def _stem(kind: Stem, width: int, kernels: Impl) -> nn.Sequential:
     """imagenet: 7x7/2 and max pool 3x3/2. cifar: 3x3/1. No norm: the first block starts with one.
 
     P's output of a 32x32 patch (imagenet) and of an 8x8 patch (cifar) is 2x2.
     """
-
-    def __init__(self, kind: Stem, width: int, kernels: Impl) -> None:
-        super().__init__()
-        large = kind == "imagenet"
-        self.conv = _Convolution(3, width, *((7, 2) if large else (3, 1)), kernels)
-        self.pool = nn.MaxPool2d(3, 2, 1) if large else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.pool(self.conv(x))
-        return out
+    if kind == "cifar":
+        return _named(conv=_Convolution(3, width, 3, 1, kernels))
+    return _named(conv=_Convolution(3, width, 7, 2, kernels), pool=nn.MaxPool2d(3, 2, 1))
 
 
-class _Shortcut(nn.Module):
-    """A 1x1 convolution where the shape changes; a module because of timm's parameter name."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int, kernels: Impl) -> None:
-        super().__init__()
-        self.conv = _Convolution(inputs, outputs, 1, stride, kernels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(x)
-        return out
+def _named(**modules: nn.Module) -> nn.Sequential:
+    """Return the modules in sequence, under timm's parameter names."""
+    return nn.Sequential(OrderedDict(modules))
 
 
 class Bottleneck(nn.Module):
@@ -97,8 +84,9 @@ class Bottleneck(nn.Module):
         self.conv2 = _Convolution(inner, inner, 3, stride, kernels)
         self.norm3 = nn.BatchNorm2d(inner)
         self.conv3 = _Convolution(inner, outputs, 1, 1, kernels)
-        changes = stride != 1 or inputs != outputs
-        self.downsample = _Shortcut(inputs, outputs, stride, kernels) if changes else None
+        self.downsample = None
+        if stride != 1 or inputs != outputs:
+            self.downsample = _named(conv=_Convolution(inputs, outputs, 1, stride, kernels))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
@@ -147,14 +135,9 @@ class _Stage(nn.Module):
     ) -> None:
         super().__init__()
         self.checkpointed = options.checkpointed
-        self.blocks = nn.Sequential(
-            *(
-                Bottleneck(
-                    inputs if i == 0 else outputs, outputs, stride if i == 0 else 1, options.kernels
-                )
-                for i in range(count)
-            )
-        )
+        blocks = [Bottleneck(inputs, outputs, stride, options.kernels)]
+        blocks += [Bottleneck(outputs, outputs, 1, options.kernels) for _ in range(count - 1)]
+        self.blocks = nn.Sequential(*blocks)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.checkpointed and self.training and x.requires_grad:
@@ -208,7 +191,7 @@ class ResNetV2(nn.Module):
     ) -> None:
         super().__init__()
         self.kernels = options.kernels
-        self.stem = _Stem(stem, width, options.kernels)
+        self.stem = _stem(stem, width, options.kernels)
         stages, inputs = [], width
         for index, count in enumerate(blocks):
             outputs = width * _EXPANSION * 2**index
@@ -242,8 +225,7 @@ class ResNetV2(nn.Module):
         """
         self.stem.load_state_dict(patch_network.stem.state_dict())
         depth = len(patch_network.stages)
-        for index in range(depth):
-            self.stages[index].load_state_dict(patch_network.stages[index].state_dict())
+        self.stages[:depth].load_state_dict(patch_network.stages.state_dict())
         if patch_network.norm is not None:
             following = self.stages.get_submodule(f"{depth}.blocks.0.norm1")
             following.load_state_dict(patch_network.norm.state_dict())

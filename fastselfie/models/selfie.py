@@ -191,13 +191,8 @@ Classifier: TypeAlias = ResNetV2 | AttentionClassifier
 def build_patch_network(config: Config) -> ResNetV2:
     """Build P: the first three stages and average pooling (paper: 'the first three blocks')."""
     model = config.model
-    return ResNetV2(
-        model.blocks[:3],
-        model.width,
-        model.stem,
-        options=_execution_options(config),
-        end_norm=model.end_norm,
-    )
+    options = _execution_options(config)
+    return ResNetV2(model.blocks[:3], model.width, model.stem, None, options, model.end_norm)
 
 
 def build_classifier(config: Config, classes: int, start: Selfie | None = None) -> Classifier:

@@ -23,12 +23,12 @@ class Gpu(NamedTuple):
     """Data sheet of a GPU.
 
     Attributes:
-        precision: Name of the precision that training uses on it.
+        precision: The precision that training uses on it.
         tflops: Dense tensor-core peak in that precision.
         bandwidth: Of its memory, in GB/s.
     """
 
-    precision: str
+    precision: Precision
     tflops: float
     bandwidth: float
 
@@ -47,15 +47,16 @@ class Assumed(NamedTuple):
     passes: int
 
 
+_BF16, _FP16 = (Precision(name, "the plan's") for name in ("bf16", "fp16"))
 # From NVIDIA's data sheets, without sparsity.
 GPUS = {
-    "H200": Gpu("bf16", 989, 4800),
-    "H100": Gpu("bf16", 989, 3350),  # SXM
-    "A100": Gpu("bf16", 312, 2039),  # SXM, 80 GB
-    "L40S": Gpu("bf16", 362, 864),
-    "RTX4090": Gpu("bf16", 165, 1008),
-    "V100": Gpu("fp16", 125, 900),
-    "T4": Gpu("fp16", 65, 320),
+    "H200": Gpu(_BF16, 989, 4800),
+    "H100": Gpu(_BF16, 989, 3350),  # SXM
+    "A100": Gpu(_BF16, 312, 2039),  # SXM, 80 GB
+    "L40S": Gpu(_BF16, 362, 864),
+    "RTX4090": Gpu(_BF16, 165, 1008),
+    "V100": Gpu(_FP16, 125, 900),
+    "T4": Gpu(_FP16, 65, 320),
 }
 
 # A kept byte is written, read by statistics, normalisation and the next convolution, and moved
@@ -117,10 +118,10 @@ def parse_target(plan: str | None, cores: int | None) -> Target | None:
     known = {name.lower(): name for name in GPUS}
     name = known.get(re.sub(r"[ _-]", "", form[2]).lower()) if form else None
     if form is None or name is None or int(form[1] or 1) < 1:
-        raise UserError(f"--plan {plan}: give COUNTxGPU with one of {', '.join(GPUS)}")
+        raise UserError(f"--plan {plan}: pass COUNTxGPU with one of {', '.join(GPUS)}")
     if cores is None or cores < 1:
         said = "is missing" if cores is None else f"is {cores}"
-        raise UserError(f"--cores {said}: give the number of CPU cores of that machine")
+        raise UserError(f"--cores {said}: pass the number of CPU cores of that machine")
     return Target(int(form[1] or 1), name, cores)
 
 
@@ -134,12 +135,11 @@ def estimate(config: Config, target: Target, per_core: float | None) -> Roofline
             nothing is decoded.
     """
     gpu = GPUS[target.name]
-    flops, kept = forward_flops(config, gpu), _kept_bytes(config, gpu)
+    flops, kept = _pretraining_cost(config, gpu)
     compute, bandwidth = (target.gpus * rate for rate in step_rates(gpu, flops, kept))
-    loader = None if per_core is None else per_core * target.cores
     rates = {"compute": compute, "bandwidth": bandwidth}
-    if loader is not None:
-        rates["loader"] = loader
+    if per_core is not None:
+        rates["loader"] = per_core * target.cores
     binds = min(rates, key=lambda name: rates[name])
     return Roofline(
         target=target,
@@ -147,7 +147,7 @@ def estimate(config: Config, target: Target, per_core: float | None) -> Roofline
         mb_per_image=ASSUMED.passes * kept / 1e6,
         compute=compute,
         bandwidth=bandwidth,
-        loader=loader,
+        loader=rates.get("loader"),
         binds=binds,
         sentence=_sentence(target, rates, binds, per_core),
     )
@@ -175,49 +175,41 @@ def paper_rates(config: Config, classes: int, target: Target) -> tuple[float, fl
         classes: Number of classes in finetuning.
         target: The machine.
     """
-    gpu = GPUS[target.name]
-    finetuning = estimate_finetuning(config, classes, Precision(gpu.precision, "the plan's"))
-    return (
-        min(step_rates(gpu, forward_flops(config, gpu), _kept_bytes(config, gpu))),
-        min(step_rates(gpu, finetuning_flops(config, classes, gpu), finetuning.per_image)),
-    )
-
-
-def forward_flops(config: Config, gpu: Gpu) -> float:
-    """Return the FLOPs of one image's forward pass in pretraining; a multiply-add counts 2."""
-    images, side = _COUNTED, config.model.patch_size
-
-    def inputs(dtype: torch.dtype) -> tuple[Tensor, ...]:
-        patches = torch.empty(images, config.patches, 3, side, side, dtype=dtype)
-        return patches, torch.zeros(images, config.patches, dtype=torch.int64)
-
-    return _counted(lambda: Selfie(plain(config)), inputs, gpu)
-
-
-def finetuning_flops(config: Config, classes: int, gpu: Gpu) -> float:
-    """Return the FLOPs of one image's forward pass in finetuning; a multiply-add counts 2."""
-    side = config.data.image_size
-    return _counted(
+    gpu, side = GPUS[target.name], config.data.image_size
+    finetuning = _counted(
         lambda: build_classifier(plain(config), classes),
         lambda dtype: (torch.empty(_COUNTED, 3, side, side, dtype=dtype),),
         gpu,
     )
+    kept = estimate_finetuning(config, classes, gpu.precision).per_image
+    return (
+        min(step_rates(gpu, *_pretraining_cost(config, gpu))),
+        min(step_rates(gpu, finetuning, kept)),
+    )
+
+
+def _pretraining_cost(config: Config, gpu: Gpu) -> tuple[float, int]:
+    """Return FLOPs of the forward pass, and bytes kept for the backward pass, of one image."""
+    side = config.model.patch_size
+
+    def inputs(dtype: torch.dtype) -> tuple[Tensor, ...]:
+        patches = torch.empty(_COUNTED, config.patches, 3, side, side, dtype=dtype)
+        return patches, torch.zeros(_COUNTED, config.patches, dtype=torch.int64)
+
+    flops = _counted(lambda: Selfie(plain(config)), inputs, gpu)
+    return flops, estimate_pretraining(config, gpu.precision).per_image
 
 
 def _counted(
     build: Callable[[], nn.Module], inputs: Callable[[torch.dtype], tuple[Tensor, ...]], gpu: Gpu
 ) -> float:
-    """Count FLOPs per image, on fake tensors."""
-    precision = Precision(gpu.precision, "the plan's")
+    """Count the FLOPs of one image's forward pass, on fake tensors; a multiply-add counts 2."""
     with FakeTensorMode():
-        model, given = build(), inputs(precision.dtype)
-        with FlopCounterMode(display=False) as counter, precision.autocast(torch.device("cpu")):
+        model, given = build(), inputs(gpu.precision.dtype)
+        autocast = gpu.precision.autocast(torch.device("cpu"))
+        with FlopCounterMode(display=False) as counter, autocast:
             model(*given)
     return float(counter.get_total_flops()) / _COUNTED
-
-
-def _kept_bytes(config: Config, gpu: Gpu) -> int:
-    return estimate_pretraining(config, Precision(gpu.precision, "the plan's")).per_image
 
 
 def _sentence(target: Target, rates: dict[str, float], binds: str, per_core: float | None) -> str:

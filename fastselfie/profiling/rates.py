@@ -11,61 +11,26 @@ from typing import Any, NamedTuple
 from fastselfie.config import Config
 from fastselfie.data.dataset import Source
 from fastselfie.data.loaders import Batch, Loader, build_loader
-from fastselfie.system.accelerator import usable_cores
+from fastselfie.system.resources import usable_cores
 from fastselfie.training.step import TrainStep
 
 _WARM_UP = 3  # batches: as many as a loader reads ahead during a pause
 
 
-class Throughput(NamedTuple):
-    """Measured rates; each list has a value per round.
+class Round(NamedTuple):
+    """One measurement.
 
     Attributes:
-        loader: Images per second of the loader alone.
-        step: Images per second of the step alone.
-        e2e: Images per second of both together.
-        waiting: Share of the end-to-end time that is spent waiting for data.
-        loader_cpu: CPU seconds of this process per image, with the loader alone.
-        cores: Number of cores that loader and step share; None if the step has its own device.
+        images: Number of images.
+        seconds: Its duration.
+        waited: Seconds of it that were spent waiting for data.
+        cpu: CPU seconds of this process.
     """
 
-    loader: list[float]
-    step: list[float]
-    e2e: list[float]
-    waiting: list[float]
-    loader_cpu: list[float]
-    cores: int | None
-
-    def summary(self) -> dict[str, Any]:
-        """Return median, min and max of each rate, and the bottleneck."""
-        parts = {"loader": self.loader, "step": self.step, "e2e": self.e2e}
-        return {
-            "rates": {name: _spread(found) for name, found in parts.items()},
-            "waiting": _spread(self.waiting),
-            "loader_cpu_s_per_image": _spread(self.loader_cpu),
-            "step_on_the_cores_left": _spread(self.left),
-            "binding": self.binding,
-            "e2e_share_of_binding": _spread(self.shares),
-        }
-
-    @property
-    def left(self) -> list[float]:
-        """Images per second of the step on the cores that decoding leaves."""
-        if self.cores is None:
-            return self.step
-        pairs = zip(self.step, self.loader_cpu, strict=True)
-        return [1 / (1 / step + decoding / self.cores) for step, decoding in pairs]
-
-    @property
-    def binding(self) -> str:
-        """The bottleneck: "loader" or "step"."""
-        return "loader" if median(self.loader) < median(self.step) else "step"
-
-    @property
-    def shares(self) -> list[float]:
-        """End-to-end rate as a share of the slower part, on the cores left to it."""
-        rounds = zip(self.e2e, self.loader, self.left, strict=True)
-        return [both / min(loader, left) for both, loader, left in rounds]
+    images: int
+    seconds: float
+    waited: float
+    cpu: float
 
 
 def _spread(values: list[float]) -> dict[str, float]:
@@ -75,8 +40,8 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 def measure_rates(
     config: Config, source: Source, loader: Loader, step: TrainStep, rounds: int, seconds: float
-) -> Throughput:
-    """Measure alternating rounds, after one that warms up.
+) -> dict[str, Any]:
+    """Measure loader, step and both in alternating rounds, after one that warms up.
 
     Args:
         config: Config of the run.
@@ -85,39 +50,59 @@ def measure_rates(
         step: The training step.
         rounds: Number of rounds.
         seconds: Shortest duration of each measurement.
+
+    Returns:
+        Median, min and max over the rounds, and `binding`, the bottleneck: "loader" or "step".
+
+        * rates: images per second of loader and step alone, and of both together (e2e);
+        * waiting: share of the end-to-end time that is spent waiting for data;
+        * loader_cpu_s_per_image: CPU seconds of this process, with the loader alone;
+        * step_on_the_cores_left: images per second of the step, without the cores that decode;
+        * e2e_share_of_binding: end-to-end rate as a share of the slower of loader and that step.
     """
     batch_size = config.pretrain.batch_size
     synthetic_data = config.data.model_copy(update={"loader": "synthetic"})
     noise = build_loader(source, synthetic_data, config.seed, step.accelerator.device)
-    on_cpu = step.accelerator.device.type == "cpu"
-    rates = Throughput([], [], [], [], [], usable_cores() if on_cpu else None)
     with (
         closing(loader.stream(0, batch_size)) as loaded,
         closing(noise.stream(0, batch_size)) as synthetic,
         closing(loader.stream(0, batch_size)) as trained,
     ):
-        for number in range(rounds + 1):
-            alone = _round(loaded, None, seconds)
-            stepping = _round(synthetic, step, seconds)
-            both = _round(trained, step, seconds)
-            if number:  # the first is the warm-up
-                rates.loader.append(alone.images / alone.seconds)
-                rates.loader_cpu.append(alone.cpu / alone.images)
-                rates.step.append(stepping.images / stepping.seconds)
-                rates.e2e.append(both.images / both.seconds)
-                rates.waiting.append(both.waited / both.seconds)
-    return rates
+        measured = [
+            (
+                measure_round(loaded, None, seconds),
+                measure_round(synthetic, step, seconds),
+                measure_round(trained, step, seconds),
+            )
+            for _ in range(rounds + 1)
+        ]
+    alone, stepping, both = zip(*measured[1:], strict=True)  # the first is the warm-up
+    parts = {"loader": alone, "step": stepping, "e2e": both}
+    rates = {name: [r.images / r.seconds for r in found] for name, found in parts.items()}
+    decoding = [r.cpu / r.images for r in alone]
+    left = rates["step"]
+    if step.accelerator.device.type == "cpu":  # the step shares the cores with the loader
+        pairs = zip(left, decoding, strict=True)
+        left = [1 / (1 / rate + cpu / usable_cores()) for rate, cpu in pairs]
+    slower = map(min, rates["loader"], left)
+    return {
+        "rates": {name: _spread(found) for name, found in rates.items()},
+        "waiting": _spread([r.waited / r.seconds for r in both]),
+        "loader_cpu_s_per_image": _spread(decoding),
+        "step_on_the_cores_left": _spread(left),
+        "binding": min(("step", "loader"), key=lambda name: median(rates[name])),
+        "e2e_share_of_binding": _spread([a / b for a, b in zip(rates["e2e"], slower, strict=True)]),
+    }
 
 
-class _Round(NamedTuple):
-    images: int
-    seconds: float
-    waited: float
-    cpu: float
+def measure_round(batches: Iterator[Batch], step: TrainStep | None, seconds: float) -> Round:
+    """Run batches for at least `seconds`, waiting for the device, after some that warm up.
 
-
-def _round(batches: Iterator[Batch], step: TrainStep | None, seconds: float) -> _Round:
-    """Run batches for at least `seconds`, waiting for the device."""
+    Args:
+        batches: From a loader.
+        step: The training step; None: measure the loader alone.
+        seconds: Shortest duration.
+    """
     for number in range(_WARM_UP):
         batch = next(batches)
         if step is not None:
@@ -135,4 +120,4 @@ def _round(batches: Iterator[Batch], step: TrainStep | None, seconds: float) -> 
             step(count, batch)
             step.read()  # waits: the clock must not run ahead of a GPU
         spent = time.perf_counter() - start
-    return _Round(count, spent, waited, time.process_time() - cpu)
+    return Round(count, spent, waited, time.process_time() - cpu)

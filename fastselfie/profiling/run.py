@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,16 +23,16 @@ from fastselfie.data.beton.reader import IMAGE_MODES
 from fastselfie.data.dataset import BetonSource, Source, open_dataset
 from fastselfie.data.loaders import Batch, build_loader, choose_loader
 from fastselfie.data.loaders.backend import decoder_count
-from fastselfie.errors import UserError
 from fastselfie.profiling.advice import Facts, advise
 from fastselfie.profiling.estimate import ASSUMED, Target, estimate
 from fastselfie.profiling.rates import measure_rates
 from fastselfie.profiling.trace import OTHER, WINDOW, memory_curve, phase_shares
 from fastselfie.report.profile import write_profile_page
 from fastselfie.runs.doctor import environment
-from fastselfie.system.accelerator import choose_accelerator, usable_cores
+from fastselfie.system.accelerator import choose_accelerator
 from fastselfie.system.console import say
 from fastselfie.system.files import write_atomically
+from fastselfie.system.resources import usable_cores
 from fastselfie.system.trace_ranges import trace_range
 from fastselfie.training.metrics_log import RunLog
 from fastselfie.training.pretrain import build_pretraining
@@ -59,10 +58,9 @@ def profile_config(config: Config, steps: int, out: Path, target: Target | None)
         The figures, as in profile.json.
 
     Raises:
-        UserError: `steps` is below 1, the data cannot be read, or `out` cannot be made.
+        UserError: The data cannot be read.
+        OSError: `out` cannot be made or written.
     """
-    if steps < 1:
-        raise UserError(f"--steps is {steps}: give at least 1")
     pretrain = config.pretrain.model_copy(update={"progressive": ()})  # the size of most steps
     config = config.model_copy(update={"pretrain": pretrain})
     accelerator = choose_accelerator(config.runtime)
@@ -71,17 +69,14 @@ def profile_config(config: Config, steps: int, out: Path, target: Target | None)
     say(f"{config.name}: device {accelerator.device} ({accelerator.why}), loader {name} ({why})")
     loader = build_loader(source, config.pretraining_data, config.seed, accelerator.device)
     step = build_pretraining(config, accelerator).step
-    try:
-        out.mkdir(parents=True, exist_ok=True)  # before measuring, which may take minutes
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"{out}: cannot be made ({error.strerror}): give another --out") from error
+    out.mkdir(parents=True, exist_ok=True)  # before measuring, which may take minutes
     say(f"measuring loader, step and both together, {_ROUNDS} rounds each")
     rates = measure_rates(config, source, loader, step, _ROUNDS, _SECONDS)
     say(f"profiling {steps} steps of {config.pretrain.batch_size} images")
     with closing(loader.stream(0, config.pretrain.batch_size)) as batches:
-        measured = _profile_steps(config, step, batches, steps)
-    shares = _shares(measured.trace, accelerator.compile is not None)
-    threads = decoding_threads(config, name)
+        trace, measured = _profile_steps(config, step, batches, steps)
+    decodes = name not in ("resident", "synthetic")
+    threads = min(usable_cores(), decoder_count(config.data.workers)) if decodes else 0
     figures: dict[str, Any] = {
         "config": config.name,
         "steps": steps,
@@ -93,20 +88,15 @@ def profile_config(config: Config, steps: int, out: Path, target: Target | None)
         "compile": accelerator.compile,
         "loader": name,
         "decoding_threads": threads,
-        "ms_a_step": 1000 * measured.seconds / steps,
-        "shares": shares,
-        "operators": measured.operators,
-        "memory": {"tensors": measured.tensors, "process": measured.process},
-        **rates.summary(),
-        "profiled_images_per_s": steps * config.pretrain.batch_size / measured.seconds,
+        **measured,
+        **rates,
     }
     figures["advice"] = advise(_facts(figures, config, source, target is not None))
-    per_core = median(rates.loader) / threads if threads else None
+    per_core = rates["rates"]["loader"]["median"] / threads if threads else None
     figures["plan"] = None if target is None else _plan(config, target, per_core)
     figures["environment"] = environment(accelerator.device)
     # The page last: the files that it links to exist before it does.
-    trace = gzip.compress(json.dumps(measured.trace).encode(), compresslevel=6)
-    write_atomically(out / TRACE, trace)
+    write_atomically(out / TRACE, gzip.compress(json.dumps(trace).encode(), 6))
     write_atomically(out / FIGURES, json.dumps(figures, indent=1) + "\n")
     write_profile_page(out / PAGE, figures, config.to_yaml(), TRACE)
     return figures
@@ -121,32 +111,14 @@ def _plan(config: Config, target: Target, per_core: float | None) -> dict[str, A
     }
 
 
-def decoding_threads(config: Config, loader: str) -> int:
-    """Return the number of threads or processes that decode; 0 if nothing is decoded.
-
-    Args:
-        config: Config of the run.
-        loader: Name of the loader.
-    """
-    if loader in ("resident", "synthetic"):
-        return 0
-    return min(usable_cores(), decoder_count(config.data.workers))
-
-
-class _Measured(NamedTuple):
-    """Measurements of the profiled steps; memory curves are (seconds, bytes)."""
-
-    trace: dict[str, Any]
-    seconds: float
-    operators: list[dict[str, Any]]
-    tensors: list[tuple[float, float]]
-    process: list[tuple[float, float]]
-
-
 def _profile_steps(
     config: Config, step: TrainStep, batches: Iterator[Batch], steps: int
-) -> _Measured:
-    """Run the loop of `fit` under torch.profiler, without evaluation and checkpoints."""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run the loop of `fit` under torch.profiler, without evaluation and checkpoints.
+
+    Returns:
+        The trace, and figures. Memory curves are (seconds, bytes).
+    """
     cuda = step.accelerator.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     process: list[tuple[float, float]] = []
@@ -175,9 +147,16 @@ def _profile_steps(
         path = Path(scratch) / "trace.json"
         profiler.export_chrome_trace(str(path))
         trace: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    tensors = [(at, standing + held) for at, held in memory_curve(trace, cuda)]
-    process = [(at, held) for at, held in process if held]
-    return _Measured(trace, seconds, _operators(profiler, steps, cuda), tensors, process)
+    return trace, {
+        "ms_a_step": 1000 * seconds / steps,
+        "shares": _shares(trace, step.accelerator.compile is not None),
+        "operators": _operators(profiler, steps, cuda),
+        "memory": {
+            "tensors": [(at, standing + held) for at, held in memory_curve(trace, cuda)],
+            "process": [(at, held) for at, held in process if held],
+        },
+        "profiled_images_per_s": steps * config.pretrain.batch_size / seconds,
+    }
 
 
 def _shares(trace: dict[str, Any], compiled: bool) -> dict[str, float]:
@@ -198,13 +177,8 @@ def _operators(profiler: profile, steps: int, cuda: bool) -> list[dict[str, Any]
         if event.is_user_annotation or event.device_type != DeviceType.CPU:
             continue
         spent = event.self_device_time_total if cuda else event.self_cpu_time_total
-        rows.append(
-            {
-                "name": event.key,
-                "calls_a_step": event.count / steps,
-                "ms_a_step": spent / 1000 / steps,
-            }
-        )
+        calls, spent = event.count / steps, spent / 1000 / steps
+        rows.append({"name": event.key, "calls_a_step": calls, "ms_a_step": spent})
     return sorted(rows, key=lambda row: -row["ms_a_step"])[:_OPERATORS]
 
 
@@ -226,9 +200,8 @@ def _resident_bytes() -> int:
 
 def _facts(figures: dict[str, Any], config: Config, source: Source, planned: bool) -> Facts:
     rates = {name: found["median"] for name, found in figures["rates"].items()}
-    computing = set(figures["shares"]) - {"waiting", "copy", "logging", OTHER}
-    phases = {name: figures["shares"][name] for name in computing}
-    longest = max(phases, key=lambda name: phases[name])
+    idle = ("waiting", "copy", "logging", OTHER)
+    share, phase = max((s, name) for name, s in figures["shares"].items() if name not in idle)
     return Facts(
         loader=figures["loader"],
         loader_rate=rates["loader"],
@@ -240,8 +213,8 @@ def _facts(figures: dict[str, Any], config: Config, source: Source, planned: boo
         compiled=figures["compile"] is not None,
         image_size=config.data.image_size,
         long_side=_long_side(source) if figures["loader"] != "synthetic" else None,
-        phase=longest,
-        phase_share=phases[longest],
+        phase=phase,
+        phase_share=share,
         planned=planned,
     )
 

@@ -32,7 +32,7 @@ def phase_shares(trace: Mapping[str, Any]) -> dict[str, float]:
     """Return the share of the time in each phase, and in OTHER; together they are 1."""
     events = trace["traceEvents"]
     window = _window(events)
-    begin, end = _span(window).start, _span(window).end
+    begin, end, _ = _span(window)
     named = (e for e in events if e.get("cat") == "user_annotation" and e["name"] in PHASES)
     ranges = (_span(e) for e in named if e["tid"] == window["tid"])
     host = flattened((s for s in ranges if begin <= s.start < end), begin, end)
@@ -92,12 +92,11 @@ def _device_spans(events: Sequence[Mapping[str, Any]], host: Sequence[Span]) -> 
     }
     starts = [span.start for span in host]
     spans, at = [], host[0].start
-    on_device = (_span(e) for e in events if e.get("cat") in _ON_DEVICE)
-    correlations = (e["args"].get("correlation") for e in events if e.get("cat") in _ON_DEVICE)
-    work = sorted(zip(on_device, correlations, strict=True), key=lambda pair: pair[0].start)
-    for span, correlation in work:
+    work = (event for event in events if event.get("cat") in _ON_DEVICE)
+    for event in sorted(work, key=lambda event: float(event["ts"])):
+        span = _span(event)
         begin, end = max(at, span.start), min(host[-1].end, span.end)
-        launch = launched.get(correlation, span.start)
+        launch = launched.get(event["args"].get("correlation"), span.start)
         if end > begin and launch >= starts[0]:
             spans.append(Span(begin, end, host[bisect_right(starts, launch) - 1].name))
             at = end

@@ -7,30 +7,21 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from fastselfie.report.curves import line_chart, points_of
+from fastselfie.report.curves import Points, line_chart, points_of
 from fastselfie.runs.folder import RunFolder
 from fastselfie.stage_names import FINETUNED, PRETRAIN, SUPERVISED
 
 Baselines = Callable[[RunFolder], Mapping[str, float | None]]
 
 
-def class_count(run: RunFolder) -> int | None:
-    """Return the number of classes of a run; None before it has chosen its labels."""
+def class_chance(run: RunFolder) -> float | None:
+    """Return the accuracy of guessing a class; None before the run has chosen its labels."""
     try:
         with open(run.path / "labels.txt", encoding="ascii", errors="replace") as file:
-            found = re.search(r"(\d+) classes", file.readline())
+            found = re.search(r"([1-9]\d*) classes", file.readline())
     except FileNotFoundError:
         return None
-    return int(found[1]) if found else None
-
-
-def _pretext_chance(run: RunFolder) -> dict[str, float | None]:
-    return {"chance": 1 / run.config.masked}
-
-
-def _class_chance(run: RunFolder) -> dict[str, float | None]:
-    classes = class_count(run)
-    return {"chance": 1 / classes if classes else None}
+    return 1 / int(found[1]) if found else None
 
 
 def _untrained(key: str) -> Baselines:
@@ -62,6 +53,10 @@ class Chart:
     baselines: Baselines = field(default=lambda run: {})
     from_zero: bool = False
 
+    def draw(self, curves: Mapping[str, Points], marks: Mapping[str, float]) -> str | None:
+        """Draw curves and baselines as this chart."""
+        return line_chart(curves, self.x, self.y, marks, self.percent, self.from_zero)
+
 
 def _pretraining(key: str, label: str = "pretraining") -> dict[str, tuple[str, str]]:
     return {label: (PRETRAIN, key)}
@@ -73,27 +68,18 @@ def _arms(key: str) -> dict[str, tuple[str, str]]:
 
 _STEP, _NATS = "pretraining step", "cross-entropy, nats"
 CHARTS = (
-    Chart(
-        "Pretext accuracy",
-        _STEP,
-        "masked patches identified, %",
-        {**_pretraining("accuracy", "training"), **_pretraining("pretext_accuracy", "held out")},
-        percent=True,
-        baselines=_pretext_chance,
-    ),
-    Chart(
-        "Pretext loss",
-        _STEP,
-        _NATS,
-        {**_pretraining("loss", "training"), **_pretraining("heldout_loss", "held out")},
-        baselines=lambda run: {"chance": math.log(run.config.masked)},
-    ),
+    Chart("Pretext accuracy", _STEP, "masked patches identified, %",
+          _pretraining("accuracy", "training") | _pretraining("pretext_accuracy", "held out"),
+          True, lambda run: {"chance": 1 / run.config.masked}),
+    Chart("Pretext loss", _STEP, _NATS,
+          _pretraining("loss", "training") | _pretraining("heldout_loss", "held out"),
+          baselines=lambda run: {"chance": math.log(run.config.masked)}),
     Chart("k-NN on P's features", _STEP, "top-1, %", _pretraining("knn", "k-NN"), True,
           _untrained("knn")),
     Chart("Linear probe on P's features", _STEP, "top-1, %",
           _pretraining("linear_probe", "linear probe"), True, _untrained("linear_probe")),
     Chart("Accuracy on held-out images", "step", "top-1, %", _arms("top1"), True,
-          _class_chance),
+          lambda run: {"chance": class_chance(run)}),
     Chart("Loss on held-out images", "step", _NATS, _arms("heldout_loss")),
     Chart("Loss on the labelled images", "step", _NATS, _arms("loss")),
     Chart("Norm of the gradient", _STEP, "L2 norm", _pretraining("grad_norm")),
@@ -109,9 +95,7 @@ def charts_of(run: RunFolder) -> dict[str, str]:
     for chart in CHARTS:
         curves = {label: points_of(run.logs[s], key) for label, (s, key) in chart.lines.items()}
         marks = {name: v for name, v in chart.baselines(run).items() if v is not None}
-        drawn[chart.title] = line_chart(
-            curves, chart.x, chart.y, marks, chart.percent, chart.from_zero
-        )
+        drawn[chart.title] = chart.draw(curves, marks)
     return {title: svg for title, svg in drawn.items() if svg is not None}
 
 
@@ -128,7 +112,5 @@ def overlay_charts(runs: Mapping[str, RunFolder]) -> dict[str, str]:
         for label, (stage, key) in chart.lines.items():
             title = chart.title if len(chart.lines) == 1 else f"{chart.title}, {label}"
             curves = {name: points_of(run.logs[stage], key) for name, run in runs.items()}
-            drawn[title] = line_chart(
-                curves, chart.x, chart.y, marks, chart.percent, chart.from_zero
-            )
+            drawn[title] = chart.draw(curves, marks)
     return {title: svg for title, svg in drawn.items() if svg is not None}

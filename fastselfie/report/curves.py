@@ -75,7 +75,24 @@ def _drawn(
     from_zero: bool,
 ) -> str | None:
     def draw(axes: Any) -> None:
-        _plot(axes, curves, baselines, percent)
+        lines = []
+        for index, (_, points) in enumerate(curves):
+            lines += axes.plot(
+                *zip(*points, strict=True),
+                color=_COLOURS[index % len(_COLOURS)],
+                linestyle=_STYLES[index % len(_STYLES)],
+                marker="o" if len(points) <= _MARKED_POINTS else None,
+                markersize=3.5,
+            )
+        for index, (name, value) in enumerate(baselines):
+            axes.axhline(value, color=_INK, linestyle=":", linewidth=1.2)
+            text = f"{name} {value:.1%}" if percent else f"{name} {value:.3g}"
+            # On the right, where curves are mostly far from the baselines.
+            place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+            axes.annotate(text, (1 - 0.36 * index, value), (-2, 3), ha="right", fontsize=9, **place)
+        # matplotlib leaves out names with an underscore in front.
+        names = [f"\N{ZERO WIDTH SPACE}{n}" if n.startswith("_") else n for n, _ in curves]
+        axes.legend(lines, names, frameon=False, fontsize=10)
         _name_axes(axes, x, y, percent, from_zero)
 
     return _svg(draw)
@@ -145,32 +162,6 @@ def _svg(draw: Callable[[Any], None]) -> str | None:
     svg = svg[svg.index("<svg") :]
     tag, rest = svg[: svg.index(">")], svg[svg.index(">") :]
     return re.sub(r' (width|height)="[^"]*"', "", tag) + rest
-
-
-def _plot(
-    axes: Any,
-    curves: Sequence[tuple[str, Points]],
-    baselines: Sequence[tuple[str, float]],
-    percent: bool,
-) -> None:
-    lines = []
-    for index, (_, points) in enumerate(curves):
-        lines += axes.plot(
-            *zip(*points, strict=True),
-            color=_COLOURS[index % len(_COLOURS)],
-            linestyle=_STYLES[index % len(_STYLES)],
-            marker="o" if len(points) <= _MARKED_POINTS else None,
-            markersize=3.5,
-        )
-    for index, (name, value) in enumerate(baselines):
-        axes.axhline(value, color=_INK, linestyle=":", linewidth=1.2)
-        text = f"{name} {value:.1%}" if percent else f"{name} {value:.3g}"
-        # On the right, where curves are mostly far from the baselines.
-        place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-        axes.annotate(text, (1 - 0.36 * index, value), (-2, 3), ha="right", fontsize=9, **place)
-    # matplotlib leaves out names with an underscore in front.
-    names = [f"\N{ZERO WIDTH SPACE}{n}" if n.startswith("_") else n for n, _ in curves]
-    axes.legend(lines, names, frameon=False, fontsize=10)
 
 
 def _name_axes(axes: Any, x: str, y: str, percent: bool, from_zero: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from statistics import mean, median
 
-from fastselfie.report.charts import class_count
+from fastselfie.report.charts import class_chance
 from fastselfie.report.render import format_duration, format_rate
 from fastselfie.runs.folder import RunFolder
 from fastselfie.stage_names import FINETUNED, PRETRAIN, SUPERVISED
@@ -36,19 +36,20 @@ class Finding:
 
 def figures_of(run: RunFolder) -> list[Figure]:
     """Return the figures at the top of a page, by which runs are compared."""
-    classes = class_count(run)
+    chance = class_chance(run)
     rates = _values(run, "images_per_s")
     waiting = _values(run, "waiting")[-_RECENT:]
-    seconds = run.summary.get("seconds")
+    points, seconds = _points_gained(run), run.summary.get("seconds")
     return [
         _measured(run, "pretext accuracy, held out", PRETRAIN, "pretext_accuracy",
                   f"chance {1 / run.config.masked:.1%}"),
         _measured(run, "k-NN on P's features", PRETRAIN, "knn", _before(run, "knn")),
         _measured(run, "linear probe on P's features", PRETRAIN, "linear_probe",
                   _before(run, "linear_probe")),
-        _measured(run, "finetuned, top-1", FINETUNED, "top1", _gain(run)),
+        _measured(run, "finetuned, top-1", FINETUNED, "top1",
+                  "" if points is None else f"{points:+.1f} points over from scratch"),
         _measured(run, "supervised from scratch, top-1", SUPERVISED, "top1",
-                  f"chance {1 / classes:.1%}" if classes else ""),
+                  "" if chance is None else f"chance {chance:.1%}"),
         Figure("images a second, pretraining", format_rate(median(rates)) if rates else None),
         Figure("of the time waiting for data", f"{mean(waiting):.1%}" if waiting else None,
                "pretraining, last log lines"),
@@ -76,11 +77,6 @@ def _before(run: RunFolder, key: str) -> str:
     return "" if first is None else f"random weights {first:.1%}"
 
 
-def _gain(run: RunFolder) -> str:
-    points = _points_gained(run)
-    return "" if points is None else f"{points:+.1f} points over from scratch"
-
-
 def _points_gained(run: RunFolder) -> float | None:
     """Return the gain of finetuning over the control; None before both have finished."""
     ours, control = run.last("finetuned", "top1"), run.last("supervised", "top1")
@@ -93,16 +89,14 @@ def _learns(run: RunFolder) -> Finding | None:
     accuracy, chance = run.last("pretrain", "pretext_accuracy"), 1 / run.config.masked
     if accuracy is None:
         return None
+    share = f"{accuracy:.1%} of the masked patches are identified"
     if accuracy > _LEARNS * chance:
-        text = f"{accuracy:.1%} of the masked patches are identified: {accuracy / chance:.1f} times"
-        return Finding(True, f"{text} chance.")
+        return Finding(True, f"{share}: {accuracy / chance:.1f} times chance.")
     done = run.logs["pretrain"][-1]["step"]
     if done < _LATE * run.config.pretrain.steps:
         return None
-    text = (
-        f"After {done:,} steps {accuracy:.1%} of the masked patches are identified, which is near"
-    )
-    return Finding(False, f"{text} chance: try another pretrain.lr.")
+    advice = "which is near chance: try another pretrain.lr."
+    return Finding(False, f"After {done:,} steps {share}, {advice}")
 
 
 def _settles(run: RunFolder) -> Finding | None:
@@ -122,10 +116,8 @@ def _gains(run: RunFolder) -> Finding | None:
     points = _points_gained(run)
     if points is None:
         return None
-    text = (
-        f"Finetuned top-1 is {points:+.1f} points over training from scratch; a single run cannot"
-    )
-    return Finding(points > 0, f"{text} tell how much is noise.")
+    text = f"Finetuned top-1 is {points:+.1f} points over training from scratch"
+    return Finding(points > 0, f"{text}; a single run cannot tell how much is noise.")
 
 
 def _waits(run: RunFolder) -> Finding | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 
 from fastselfie.config import Config
 from fastselfie.report.page import write_page
@@ -28,12 +27,9 @@ class LivePage:
     """
 
     def __init__(self, config: Config, folder: Path, is_main: bool = True) -> None:
-        self.config = config
-        self.folder = folder
-        self.is_main = is_main
-        self._disk_errors = DiskErrors(
-            config.checkpoint.on_error, folder / PAGE, "it is not written"
-        )
+        self.config, self.folder, self.is_main = config, folder, is_main
+        on_error = config.checkpoint.on_error
+        self._disk_errors = DiskErrors(on_error, folder / PAGE, "it is not written")
         self._due = 0.0
         if is_main:
             # Takes tenths of a second, once: must not count as the cost of the first page.
@@ -43,16 +39,11 @@ class LivePage:
     def __enter__(self) -> LivePage:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None:
             self.write(running=False)
-        elif not isinstance(error, KeyboardInterrupt):  # a second Ctrl-C exits at once
-            with suppress(Exception):  # must not hide `error`
+        elif not issubclass(kind, KeyboardInterrupt):  # a second Ctrl-C exits at once
+            with suppress(Exception):  # must not hide the error
                 self.write(running=False)
 
     def __call__(self) -> None:
@@ -68,7 +59,7 @@ class LivePage:
         """Write the page now.
 
         Args:
-            running: Whether the run goes on.
+            running: Whether the run is still training.
 
         Raises:
             OSError: The page cannot be written, and checkpoint.on_error is stop.

@@ -24,8 +24,8 @@ def run_page(run: RunFolder, running: bool | None = None, refresh: int = REFRESH
 
     Args:
         run: The run.
-        running: Whether the run goes on, if the run itself writes the page; None: the page tells
-            by the age of the last log line.
+        running: Whether the run is still training, if the run itself writes the page; None: the
+            browser judges by the age of the last log line.
         refresh: Seconds after which the page of an unfinished run reloads.
     """
     state = run.state()

@@ -38,12 +38,11 @@ def write_profile_page(path: Path, figures: Mapping[str, Any], yaml: str, trace:
     for name, title in titles.items():
         mib = [(seconds, held / 2**20) for seconds, held in figures["memory"][name]]
         charts[title] = line_chart({name: mib}, "time, s", "memory, MiB")
-    fastest = max(rate["max"] for rate in figures["rates"].values())
     page = render(
         "profile.html",
         **figures,
         phases=named_phases(figures),
-        fastest=fastest,
+        fastest=max(rate["max"] for rate in figures["rates"].values()),
         charts={title: svg for title, svg in charts.items() if svg is not None},
         assumed=figures["plan"] and figures["plan"]["assumed"],
         yaml=yaml,

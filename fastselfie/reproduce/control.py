@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastselfie.reproduce.protocol import Protocol
-from fastselfie.reproduce.scheduler import RESULT, RUNS, Result
+from fastselfie.reproduce.rate_search import Result
+from fastselfie.reproduce.scheduler import RESULT, RUNS
 from fastselfie.runs.folder import read_facts
 from fastselfie.stage_names import SUPERVISED
 from fastselfie.system.console import say

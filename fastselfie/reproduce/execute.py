@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,20 @@ from fastselfie.data.dataset import open_dataset
 from fastselfie.errors import UserError
 from fastselfie.report.live import LivePage
 from fastselfie.reproduce.control import copy_control_results
-from fastselfie.reproduce.progress import ProgressReporter
-from fastselfie.reproduce.protocol import Protocol
+from fastselfie.reproduce.progress import progress_reporter
+from fastselfie.reproduce.protocol import Protocol, Trial
 from fastselfie.reproduce.provenance import check_folders, write_provenance
 from fastselfie.reproduce.representations import FEATURES, FIGURES, measure_features
-from fastselfie.reproduce.scheduler import Scheduler
+from fastselfie.reproduce.scheduler import RUNS, Scheduler
 from fastselfie.reproduce.statistics import summary_of
 from fastselfie.reproduce.table import write_table
-from fastselfie.reproduce.trials import TrialRunner
+from fastselfie.reproduce.trials import TrialRunner, drop_checkpoints
 from fastselfie.reproduce.workers import run_in_workers
 from fastselfie.runs.folder import read_facts
 from fastselfie.runs.train import train
 from fastselfie.stage_names import PRETRAIN
 from fastselfie.system.accelerator import choose_accelerator
-from fastselfie.system.console import console, say
+from fastselfie.system.console import console, messages, say
 from fastselfie.system.distributed import ranks_of
 from fastselfie.system.files import write_atomically
 from fastselfie.system.lock import exclusive_lock
@@ -80,26 +81,24 @@ def reproduce(
             features = measure_features(config, dataset, accelerator, runner.pretrained)
             write_atomically(out / FEATURES, json.dumps(features, indent=1) + "\n")
         scheduler = Scheduler(protocol, out)
-        scheduler.drop_old_checkpoints()
-        reporter = ProgressReporter(scheduler)
+        for trial in scheduler.results:  # a kill may have come before this
+            drop_checkpoints(out / RUNS / trial.name, trial)
+        report = progress_reporter(scheduler)
         if jobs == 1:
-            _run_in_this_process(scheduler, runner, reporter)
+            _run_in_this_process(scheduler, runner, report)
         else:
             torch.cuda.empty_cache()  # the workers need the memory that pretraining used
-            run_in_workers(scheduler, jobs, reporter.report)
+            run_in_workers(scheduler, jobs, report)
         figures = summary_of(scheduler, dataset, features)
         write_table(figures, out)
         return figures
 
 
 def _run_in_this_process(
-    scheduler: Scheduler, runner: TrialRunner, reporter: ProgressReporter
+    scheduler: Scheduler, runner: TrialRunner, report: Callable[[Trial], None]
 ) -> None:
     # In a terminal a trial shows its progress bar; elsewhere its lines would be too many.
-    quiet, console.quiet = console.quiet, not console.is_terminal
-    try:
+    with messages(shown=console.is_terminal):
         while (trial := scheduler.next()) is not None:
             scheduler.finish(trial, runner.run(trial))
-            reporter.report(trial)
-    finally:
-        console.quiet = quiet
+            report(trial)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +19,7 @@ from fastselfie.data.dataset import Dataset, NoSource, open_dataset
 from fastselfie.data.loaders import build_loader
 from fastselfie.errors import UserError
 from fastselfie.profiling.estimate import Target, paper_rates
+from fastselfie.profiling.rates import measure_round
 from fastselfie.report.render import format_duration
 from fastselfie.reproduce.protocol import Protocol
 from fastselfie.reproduce.provenance import check_folders
@@ -32,6 +31,7 @@ from fastselfie.training.step import TrainStep
 
 # Images of a timed step: cheap for any network on a CPU, enough to keep a GPU busy.
 _TIMED_BATCH = {"cpu": 8, "cuda": 64}
+_TIMED_SECONDS = 0.5
 _CLASSES = 1000  # assumed while there are no images
 
 
@@ -185,7 +185,7 @@ def forecast(
 
     for labels in protocol.labels:
         arms = [arm for arm in protocol.arms if arm.labels == labels]
-        searches = [trial for arm in arms for trial in scheduler.search_trials(arm)]
+        searches = [trial for arm in arms for trial in scheduler.search(arm).trials]
         searched = labelled = f"{labels:g}%"
         if dataset is not None:
             labelled = f"{len(protocol.labelled(dataset, labels)):,}"
@@ -212,37 +212,29 @@ def measured_rates(
     """
     timed = _TIMED_BATCH[accelerator.device.type]
     small = {"batch_size": timed, "micro_batch_size": None}
-    config = config.model_copy(
-        update={
-            "pretrain": config.pretrain.model_copy(update=small),
-            "finetune": config.finetune.model_copy(update=small),
-            "runtime": config.runtime.model_copy(update={"compile": "off", "cuda_graphs": False}),
-        }
+    changes = {
+        "pretrain": config.pretrain.model_copy(update=small),
+        "finetune": config.finetune.model_copy(update=small),
+        "runtime": config.runtime.model_copy(update={"compile": "off", "cuda_graphs": False}),
+    }
+    config = config.model_copy(update=changes)
+
+    stage = finetuning_stage(config, "", from_p=False)
+    pretrain = _rate(build_pretraining(config, accelerator).step, config, classes)
+    finetune = _rate(
+        build_finetuning(config, stage, classes, accelerator, None).step, config, classes
     )
-
-    def finetuning() -> TrainStep:
-        stage = finetuning_stage(config, "", from_p=False)
-        return build_finetuning(config, stage, classes, accelerator, None).step
-
-    pretrain = _rate(lambda: build_pretraining(config, accelerator).step, config, classes)
-    finetune = _rate(finetuning, config, classes)
     gpus = torch.cuda.device_count() if accelerator.device.type == "cuda" else 1
     how = f"from steps of {timed} images on {accelerator.device} in {accelerator.precision.name}"
     return ForecastRates(pretrain, finetune, min(gpus, jobs or gpus), how)
 
 
-def _rate(build: Callable[[], TrainStep], config: Config, classes: int) -> float:
-    """Return images per second of the faster of two steps, after one that warms up."""
-    step = build()
+def _rate(step: TrainStep, config: Config, classes: int) -> float:
+    """Return the images per second of a training step."""
     images = step.stage.batch_size
     noise = NoSource(np.arange(images, dtype=np.int64) % classes, [str(i) for i in range(classes)])
     data = config.data.model_copy(update={"loader": "synthetic"})
     loader = build_loader(noise, data, config.seed, step.accelerator.device)
-    spent = []
     with closing(loader.stream(0, images)) as batches:
-        for number in range(3):
-            batch, start = next(batches), time.perf_counter()
-            step(number, batch)
-            step.read()  # waits for the device
-            spent.append(time.perf_counter() - start)
-    return images / min(spent[1:])
+        measured = measure_round(batches, step, _TIMED_SECONDS)
+    return measured.images / measured.seconds

@@ -8,22 +8,21 @@ seed (seed runs). Only seed runs are measured on the test images (paper, section
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from fastselfie.config import Config, StageConfig
 from fastselfie.data.dataset import Dataset
-from fastselfie.data.random import IntArray
+from fastselfie.data.draws import IntArray
 from fastselfie.data.splits import validation_split
 from fastselfie.errors import UserError
 from fastselfie.stage_names import FINETUNED, SUPERVISED
 from fastselfie.training.finetune import FewLabels, labelled
 
+STARTS = (FINETUNED, SUPERVISED)
 _MAX_BUDGET = 1000  # more is a typo: the paper's stages have 120,000 steps
-
-Settings = TypeVar("Settings", bound=StageConfig)
 
 
 class Arm(NamedTuple):
@@ -31,8 +30,7 @@ class Arm(NamedTuple):
 
     Attributes:
         labels: Share of the labels, in percent.
-        start: Where the network starts: FINETUNED from the pretrained weights, SUPERVISED from
-            random ones.
+        start: One of STARTS: FINETUNED from the pretrained weights, SUPERVISED from random ones.
     """
 
     labels: float
@@ -87,19 +85,13 @@ class Protocol:
     @property
     def arms(self) -> list[Arm]:
         """All arms, by share of the labels."""
-        starts = (FINETUNED, SUPERVISED) if self.config.finetune.control else (FINETUNED,)
+        starts = STARTS if self.config.finetune.control else (FINETUNED,)
         return [Arm(labels, start) for labels in self.labels for start in starts]
 
-    def grid_trials(self, arm: Arm) -> list[Trial]:
-        """Return the search trials of the whole grid; none if the grid has a single rate."""
-        if len(self.grid) == 1:
-            return []
-        return [trial for lr in self.grid for trial in self.search_trials(arm, lr)]
-
-    def search_trials(self, arm: Arm, lr: float) -> list[Trial]:
-        """Return the search trials of one rate: every split, with the config's seed."""
-        splits = range(self.config.reproduce.splits)
-        return [Trial(arm, lr, self.config.seed, split) for split in splits]
+    def search_trials(self, arm: Arm, rates: Sequence[float]) -> list[Trial]:
+        """Return the search trials: every rate on every split. A single rate needs no search."""
+        splits = range(self.config.reproduce.splits if len(rates) > 1 else 0)
+        return [Trial(arm, lr, self.config.seed, split) for lr in rates for split in splits]
 
     def seed_runs(self, arm: Arm, lr: float) -> list[Trial]:
         """Return the seed runs at the rate `lr`."""
@@ -144,48 +136,39 @@ class Protocol:
             UserError: The dataset has one class, or a class has too few images for a split.
         """
         for arm in self.arms:
-            first = next(iter(self.grid_trials(arm) or self.seed_runs(arm, 1.0)))
+            first = (self.search_trials(arm, self.grid) or self.seed_runs(arm, 1.0))[0]
             try:
                 self.images_for(first, dataset)
             except UserError as error:
                 raise UserError(f"--labels {arm.labels:g}: {error}") from error
 
 
-def make_protocol(config: Config, labels: str, seeds: int, budget: float | None) -> Protocol:
+def make_protocol(config: Config, labels: str, seeds: int, budget: float) -> Protocol:
     """Build the protocol from the options of the command line.
 
     Args:
         config: Before `budget` is applied.
         labels: Shares of the labels, in percent, separated by commas.
-        seeds: Number of seed runs of each arm; their seeds count up from the config's.
-        budget: Factor of the steps of both stages; None: 1.
+        seeds: Number of seed runs of each arm, at least 1; their seeds count up from the config's.
+        budget: Factor of the steps of both stages.
 
     Raises:
         UserError: An option is out of range.
     """
-    if seeds < 1:
-        raise UserError(f"--seeds {seeds}: give at least 1; the paper uses 5")
     if config.seed + seeds > 2**32:
         raise UserError(
             f"--seeds {seeds}: they count up from seed={config.seed} and must stay below 2^32: "
             "set a lower seed"
         )
-    if budget is not None and not 0 < budget <= _MAX_BUDGET:
+    if not 0 < budget <= _MAX_BUDGET:
         raise UserError(
-            f"--budget {budget:g}: give a factor for the steps of both stages, above 0 and at "
+            f"--budget {budget:g}: pass a factor for the steps of both stages, above 0 and at "
             f"most {_MAX_BUDGET}"
         )
-    factor = 1.0 if budget is None else budget
-    updates = {
-        "pretrain": _scaled(config.pretrain, factor),
-        "finetune": _scaled(config.finetune, factor),
-    }
-    return Protocol(
-        config.model_copy(update=updates),
-        factor,
-        tuple(dict.fromkeys(_percents(labels))),
-        tuple(range(config.seed, config.seed + seeds)),
-    )
+    scaled = {name: _scaled(getattr(config, name), budget) for name in ("pretrain", "finetune")}
+    shares = tuple(dict.fromkeys(_percents(labels)))
+    seeds_up = tuple(range(config.seed, config.seed + seeds))
+    return Protocol(config.model_copy(update=scaled), budget, shares, seeds_up)
 
 
 def _percents(text: str) -> Iterator[float]:
@@ -202,7 +185,7 @@ def _percents(text: str) -> Iterator[float]:
         yield float(f"{percent:g}")  # as in the name of its folder
 
 
-def _scaled(stage: Settings, factor: float) -> Settings:
+def _scaled(stage: StageConfig, factor: float) -> StageConfig:
     steps = max(1, round(factor * stage.steps))
     warmup = round(factor * stage.warmup_steps)
     return stage.model_copy(update={"steps": steps, "warmup_steps": warmup})

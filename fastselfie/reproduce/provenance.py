@@ -17,6 +17,7 @@ from fastselfie.stage_names import PRETRAIN
 from fastselfie.system.files import write_atomically
 from fastselfie.training.checkpoint import newest_checkpoint
 from fastselfie.training.pretrain import pretraining_stage
+from fastselfie.training.resume_check import check_resumable
 
 PROVENANCE = "reproduce.json"
 SECTIONS = ("seed", "data", "model", "pretrain", "finetune", "reproduce")
@@ -49,18 +50,16 @@ def check_folders(
     """
     config = protocol.config
     if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file: give another --out")
+        raise UserError(f"{out}: is a file: pass another --out")
     if (out / PROVENANCE).exists():
         _check_provenance(config, dataset, precision, out / PROVENANCE, SECTIONS, "another --out")
     if control is not None:
         if not config.finetune.control:
-            raise UserError(
-                "--control: finetune.control is false, so no trial is supervised: leave it out"
-            )
+            raise UserError("--control: not with finetune.control=false: remove one of the two")
         path = control / PROVENANCE
         if not path.is_file():
             raise UserError(
-                f"--control {control}: has no {PROVENANCE}: give the folder of a reproduction"
+                f"--control {control}: has no {PROVENANCE}: pass the folder of a reproduction"
             )
         sections = tuple(section for section in SECTIONS if section != "pretrain")
         _check_provenance(config, dataset, precision, path, sections, "another --control, or none")
@@ -68,7 +67,7 @@ def check_folders(
     if found is None:
         return 0
     if dataset is not None:
-        pretraining_stage(config, dataset).check(found.state, found.path)
+        check_resumable(pretraining_stage(config, dataset), found)
     # The last step counts only once it was evaluated.
     return int(found.state["step"]) - bool(found.state["owed"])
 
@@ -109,19 +108,19 @@ def _check_provenance(
     """
     record = read_facts(path)
     if not {"config", "images"} <= set(record):
-        raise UserError(f"{path}: is damaged: give {other}")
+        raise UserError(f"{path}: is damaged: pass {other}")
     new = config.model_dump(mode="json")
     differing = differing_keys(record["config"], new, sections, _UNUSED)
     if differing:
         raise UserError(
             f"{path}: was started with another config: {', '.join(differing)}: set them back, or "
-            f"give {other}"
+            f"pass {other}"
         )
     if dataset is not None and record["images"] != dataset.fingerprint():
-        raise UserError(f"{path}: was started on other images: restore them, or give {other}")
+        raise UserError(f"{path}: was started on other images: restore them, or pass {other}")
     recorded = record.get("precision")
     if None not in (recorded, precision) and recorded != precision:
         raise UserError(
             f"{path}: was started in {recorded}, but this machine uses {precision}: "
-            f"set runtime.precision={recorded}, or give {other}"
+            f"set runtime.precision={recorded}, or pass {other}"
         )

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from fastselfie.config import Config
 from fastselfie.data.dataset import Dataset, limited
-from fastselfie.data.inputs import InputTransform
 from fastselfie.data.loaders import build_loader
 from fastselfie.data.splits import choose_labels
 from fastselfie.evaluation.knn import knn_accuracy
@@ -61,60 +60,38 @@ def measure_features(
           before training; pixels_*: the pixels, at most 32x32;
         * *_places: the vectors of all patches, concatenated, which keep positions as pixels do.
           These and pixels_knn_standardised have each column standardised over their bank;
-        * bank_places: number of images in that bank, as many as 1 GiB holds of such vectors; also
-          the most queries.
+        * bank_places: images in that bank, as many as fit in 1 GiB; also the most queries.
     """
     share = min(1.0, _BANK / len(dataset.train))
     chosen = choose_labels(dataset.train.labels, share, None, config.seed)
     source = dataset.train.select(chosen)
     held = _PLACES_MEMORY // (4 * config.patches * config.model.embedding_width)
+    few, few_asked = (limited(each, held, config.seed) for each in (source, dataset.held_out))
     bank, queries, placed, asking = (
         build_loader(images, config.data, config.seed, accelerator.device)
-        for images in (
-            source,
-            dataset.held_out,
-            limited(source, held, config.seed),
-            limited(dataset.held_out, held, config.seed),
-        )
+        for images in (source, dataset.held_out, few, few_asked)
     )
     pixels = measuring_pixels(config, accelerator, len(dataset.train.classes))
     figures: dict[str, float] = {"bank": len(bank.source), "bank_places": len(placed.source)}
-    figures |= _pretext(config, dataset, accelerator, pretrained, pixels)
+    accelerator.place(pretrained)
+    for name, data in (("", config.data), ("_cropped", config.pretraining_data)):
+        held_out = build_loader(dataset.held_out, data, config.seed, accelerator.device)
+        count = len(held_out.source)
+        found = pretext_accuracy(pretrained, held_out, pixels, count, bool(name))
+        figures[f"pretext_accuracy{name}"] = found["pretext_accuracy"]
     torch.manual_seed(config.seed)
     networks = {"p": pretrained.patch_network, "random": build_patch_network(config)}
     for name, network in networks.items():
         accelerator.place(network)
-        measures = evaluate_features(network, bank, queries, pixels, accelerator)
+        measures = evaluate_features(network, bank, queries, pixels)
         figures |= {f"{name}_{key}": value for key, value in measures.items()}
         places = PatchConcat(network, config.grid)
-        known, asked = (extract_features(places, x, pixels, accelerator) for x in (placed, asking))
+        known, asked = (extract_features(places, x, pixels) for x in (placed, asking))
         figures[f"{name}_knn_places"] = _knn_standardised(known, asked)
     known, asked = (pixel_features(loader, pixels) for loader in (bank, queries))
     figures["pixels_knn"] = knn_accuracy(*known, *asked)
     known, asked = (pixel_features(loader, pixels) for loader in (placed, asking))
     figures["pixels_knn_standardised"] = _knn_standardised(known, asked)
-    return figures
-
-
-def _pretext(
-    config: Config,
-    dataset: Dataset,
-    accelerator: Accelerator,
-    pretrained: Selfie,
-    pixels: InputTransform,
-) -> dict[str, float]:
-    accelerator.place(pretrained)
-    ways = (
-        ("pretext_accuracy", config.data, False),
-        ("pretext_accuracy_cropped", config.pretraining_data, True),
-    )
-    figures = {}
-    for name, data, augment in ways:
-        held_out = build_loader(dataset.held_out, data, config.seed, accelerator.device)
-        measured = pretext_accuracy(
-            pretrained, held_out, pixels, accelerator, len(held_out.source), augment
-        )
-        figures[name] = measured["pretext_accuracy"]
     return figures
 
 

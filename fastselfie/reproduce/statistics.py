@@ -9,7 +9,7 @@ from typing import Any
 
 from fastselfie.data.dataset import Dataset
 from fastselfie.reproduce.control import control_note
-from fastselfie.reproduce.protocol import Arm
+from fastselfie.reproduce.protocol import STARTS
 from fastselfie.reproduce.scheduler import Scheduler
 from fastselfie.stage_names import FINETUNED, SUPERVISED
 
@@ -118,34 +118,24 @@ def summary_of(scheduler: Scheduler, dataset: Dataset, features: Figures) -> Fig
 
 
 def _row(scheduler: Scheduler, labels: float) -> Figures:
-    arms = {arm.start: arm for arm in scheduler.protocol.arms if arm.labels == labels}
-    finetuned = scheduler.seed_results(arms[FINETUNED])
-    row: Figures = {"labels": labels, "images": finetuned[0]["images"], "n": len(finetuned)}
-    for start in (FINETUNED, SUPERVISED):
-        row[start] = _arm(scheduler, arms[start]) if start in arms else None
-    row["difference"] = row["spread_ratio"] = None
-    if SUPERVISED in arms:
+    keys = ("labels", "images", "n", *STARTS, "difference", "spread_ratio", "paper")
+    row: Figures = {**dict.fromkeys(keys), "labels": labels}
+    for arm in (arm for arm in scheduler.protocol.arms if arm.labels == labels):
+        choice, results = scheduler.finished_arm(arm)
+        row |= {"images": results[0]["images"], "n": len(results)}
+        top1 = [result["top1"] for result in results]
+        scores = {f"{lr:g}": score for lr, score in choice.scores.items()}
+        row[arm.start] = {**spread(top1), "top1": top1, "lr": choice.lr, "search": scores}
+    if row[SUPERVISED] is not None:
         row["difference"] = paired_difference(row[FINETUNED]["top1"], row[SUPERVISED]["top1"])
         ours, theirs = row[FINETUNED]["std"], row[SUPERVISED]["std"]
         row["spread_ratio"] = theirs / ours if ours else None
-    row["paper"] = _paper(scheduler.protocol.config.reproduce.paper, labels)
+    paper = PAPER.get(scheduler.protocol.config.reproduce.paper or "", {}).get(labels)
+    if paper is not None:
+        difference = round(paper[FINETUNED][0] - paper[SUPERVISED][0], 1)
+        top1_of = {start: list(top1) for start, top1 in paper.items()}
+        row["paper"] = {**top1_of, "difference": difference}
     return row
-
-
-def _arm(scheduler: Scheduler, arm: Arm) -> Figures:
-    choice = scheduler.choice(arm)
-    assert choice is not None
-    top1 = [result["top1"] for result in scheduler.seed_results(arm)]
-    scores = {f"{lr:g}": score for lr, score in choice.scores.items()}
-    return {**spread(top1), "top1": top1, "lr": choice.lr, "search": scores}
-
-
-def _paper(name: str | None, labels: float) -> Figures | None:
-    row = PAPER[name].get(labels) if name is not None else None
-    if row is None:
-        return None
-    difference = round(row[FINETUNED][0] - row[SUPERVISED][0], 1)
-    return {**{start: list(top1) for start, top1 in row.items()}, "difference": difference}
 
 
 def _notes(scheduler: Scheduler, dataset: Dataset) -> list[str]:
@@ -175,15 +165,13 @@ def _notes(scheduler: Scheduler, dataset: Dataset) -> list[str]:
             f"{', '.join(f'{lr:g}' for lr in grid)}{beyond} on {splits} of the labelled training "
             f"images, one seed{apart}."
         )
-    arms = [arm for arm in protocol.arms if arm.start == SUPERVISED]
-    supervised = [result for arm in arms for result in scheduler.seed_results(arm)]
+    arms = {arm: scheduler.finished_arm(arm) for arm in protocol.arms}
+    supervised = [r for arm, (_, found) in arms.items() if arm.start == SUPERVISED for r in found]
     if (note := control_note(supervised)) is not None:
         notes.append(note)
     if dataset.warning:
         notes.append(f"Warning: {dataset.warning}.")
-    for arm in protocol.arms:
-        choice = scheduler.choice(arm)
-        assert choice is not None
+    for arm, (choice, _) in arms.items():
         where = f"{arm.labels:g}%, {arm.start}"
         if choice.at_edge:
             notes.append(f"{where}: the best rate, {choice.lr:g}, is at the edge of those tried.")

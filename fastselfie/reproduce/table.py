@@ -16,8 +16,8 @@ from rich.table import Table
 
 from fastselfie.report.curves import Bars, label_share_chart
 from fastselfie.report.render import render
+from fastselfie.reproduce.protocol import STARTS
 from fastselfie.reproduce.statistics import Figures
-from fastselfie.stage_names import FINETUNED, SUPERVISED
 from fastselfie.system.files import write_atomically
 
 JSON, MARKDOWN, CSV, PAGE = "table.json", "table.md", "table.csv", "table.html"
@@ -114,16 +114,17 @@ def as_csv(figures: Figures) -> str:
     lines = []
     for row in figures["rows"]:
         line: dict[str, Any] = {key: row[key] for key in ("labels", "images", "n")}
-        for start in (FINETUNED, SUPERVISED):
-            found = row[start] or dict.fromkeys(("mean", "std", "lr"))
-            line |= {f"{start}_{key}": _percent(found[key]) for key in ("mean", "std")}
-            line[f"{start}_lr"] = found["lr"]
-        difference = row["difference"] or dict.fromkeys(("mean", "low", "high"))
-        line |= {f"difference_{key}": _percent(value) for key, value in difference.items()}
+        for start in STARTS:
+            found = row[start] or {}
+            line |= {f"{start}_{key}": _percent(found.get(key)) for key in ("mean", "std")}
+            line[f"{start}_lr"] = found.get("lr")
+        difference = row["difference"] or {}
+        for key in ("mean", "low", "high"):
+            line[f"difference_{key}"] = _percent(difference.get(key))
         line["spread_ratio"] = row["spread_ratio"]
-        paper = row["paper"] or {FINETUNED: (None, None), SUPERVISED: (None, None)}
-        for start in (FINETUNED, SUPERVISED):
-            line[f"paper_{start}_mean"], line[f"paper_{start}_std"] = paper[start]
+        for start in STARTS:
+            top1 = row["paper"][start] if row["paper"] else (None, None)
+            line[f"paper_{start}_mean"], line[f"paper_{start}_std"] = top1
         lines.append(line)
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(lines[0]), lineterminator="\n")
@@ -135,18 +136,15 @@ def as_csv(figures: Figures) -> str:
 def cells(row: Figures) -> list[str]:
     """Return a row of the table as text; missing figures are empty."""
     paper, ratio = row["paper"], row["spread_ratio"]
-    rates = [f"{row[start]['lr']:g}" for start in (FINETUNED, SUPERVISED) if row[start]]
+    rates = [f"{row[start]['lr']:g}" for start in STARTS if row[start]]
     return [
         f"{row['labels']:g}%",
         f"{row['images']:,}",
         str(row["n"]),
-        *(_mean(row[start]) for start in (FINETUNED, SUPERVISED)),
+        *(_mean(row[start]) for start in STARTS),
         _difference(row["difference"]),
         "" if ratio is None else f"{ratio:.1f}",
-        *(
-            f"{paper[start][0]} +- {paper[start][1]}" if paper else ""
-            for start in (FINETUNED, SUPERVISED)
-        ),
+        *("{} +- {}".format(*paper[start]) if paper else "" for start in STARTS),
         f"{paper['difference']:+.1f}" if paper else "",
         ", ".join(rates),
     ]
@@ -204,17 +202,18 @@ def _difference(found: Figures | None) -> str:
 
 def chart_of(figures: Figures) -> str | None:
     """Return an SVG chart of accuracy by share of the labels; None without matplotlib."""
-    bars: dict[str, Bars] = {}
-    for start in (FINETUNED, SUPERVISED):
-        rows = [row for row in figures["rows"] if row[start]]
-        bars[start] = [
-            (row["labels"], 100 * row[start]["mean"], 100 * (row[start]["std"] or 0))
-            for row in rows
+    bars: dict[str, Bars] = {
+        start: [
+            (row["labels"], 100 * found["mean"], 100 * (found["std"] or 0))
+            for row in figures["rows"]
+            if (found := row[start])
         ]
+        for start in STARTS
+    }
     paper = {
         f"paper: {name}": [
             (row["labels"], *row["paper"][start]) for row in figures["rows"] if row["paper"]
         ]
-        for start, name in ((FINETUNED, "Selfie"), (SUPERVISED, "supervised"))
+        for start, name in zip(STARTS, ("Selfie", "supervised"), strict=True)
     }
     return label_share_chart(bars, paper, "labels, percent", "top-1, percent")

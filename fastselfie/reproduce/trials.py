@@ -12,13 +12,15 @@ from fastselfie.data.dataset import Dataset
 from fastselfie.errors import Diverged
 from fastselfie.models.selfie import Selfie
 from fastselfie.reproduce.protocol import Protocol, Trial
-from fastselfie.reproduce.scheduler import RESULT, RUNS, Result, drop_checkpoints
+from fastselfie.reproduce.rate_search import LOWER_THE_RATES, Result
+from fastselfie.reproduce.scheduler import RESULT, RUNS
 from fastselfie.runs.folder import read_facts
 from fastselfie.runs.load import load_pretrained
 from fastselfie.stage_names import FINETUNED, PRETRAIN
 from fastselfie.system.accelerator import Accelerator
 from fastselfie.system.console import say
 from fastselfie.system.files import write_atomically
+from fastselfie.training.checkpoint import LATEST, step_paths
 from fastselfie.training.finetune import finetune
 
 
@@ -64,8 +66,7 @@ class TrialRunner:
                 # The message of `finetune` names finetune.lr, which a reproduction does not read.
                 raise Diverged(
                     f"{trial.name}: training diverged at the rate that the search chose, "
-                    f"{trial.lr:g}: set lower rates in reproduce.grid, copy {self.out / PRETRAIN} "
-                    "to a new folder, and give that as --out"
+                    f"{trial.lr:g}: {LOWER_THE_RATES}"
                 ) from error
             measures = dict.fromkeys(("heldout_loss", "top1", "top5"))
         result: Result = {
@@ -91,3 +92,14 @@ def _set_aside(folder: Path, lr: float) -> None:
         shutil.rmtree(kept, ignore_errors=True)
         folder.rename(kept)
         say(f"{folder}: has the rate {before:g}, but the search now chose {lr:g}: moved to {kept}")
+
+
+def drop_checkpoints(folder: Path, trial: Trial) -> None:
+    """Delete the checkpoints of a finished trial; a seed run keeps its newest."""
+    old = list(step_paths(folder).values())
+    if trial.split is None:
+        old = old[1:]
+    else:
+        old += [folder / LATEST, *folder.glob("nonfinite-*.pt")]
+    for path in old:
+        path.unlink(missing_ok=True)

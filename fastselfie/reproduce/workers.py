@@ -11,13 +11,15 @@ import torch
 
 from fastselfie.data.dataset import open_dataset
 from fastselfie.reproduce.protocol import Protocol, Trial
-from fastselfie.reproduce.scheduler import Result, Scheduler
+from fastselfie.reproduce.rate_search import Result
+from fastselfie.reproduce.scheduler import Scheduler
 from fastselfie.reproduce.trials import TrialRunner
-from fastselfie.system.accelerator import choose_accelerator, usable_cores
-from fastselfie.system.console import console
+from fastselfie.system.accelerator import choose_accelerator
+from fastselfie.system.console import messages
 from fastselfie.system.distributed import Ranks
 from fastselfie.system.lock import helping_in
 from fastselfie.system.processes import Worker, wait_for_results, worker_pool
+from fastselfie.system.resources import share_machine, usable_cores
 from fastselfie.system.signals import deferred_signals
 
 
@@ -66,15 +68,12 @@ def _run_trials(
     the death of its parent.
     """
     os.setpgid(0, 0)  # a signal to the parent's group must not reach it twice
-    # As torchrun says it: a share of the cores for decoding and training, and of the memory.
-    os.environ["LOCAL_WORLD_SIZE"] = str(shares)
-    console.quiet = True
-    with helping_in(out, number):
+    share_machine(shares)
+    with messages(shown=False), helping_in(out, number):
         config = protocol.config
         threads = config.runtime.threads or usable_cores()
         ranks = Ranks(local_rank=number % max(1, torch.cuda.device_count()))
-        accelerator = choose_accelerator(
-            config.runtime.model_copy(update={"threads": threads}), ranks
-        )
+        runtime = config.runtime.model_copy(update={"threads": threads})
+        accelerator = choose_accelerator(runtime, ranks)
         dataset = open_dataset(config.data, config.seed)
         yield from map(TrialRunner(protocol, dataset, out, accelerator).run, trials)

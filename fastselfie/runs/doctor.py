@@ -15,12 +15,8 @@ import torch
 from fastselfie import __version__
 from fastselfie.config import RuntimeConfig
 from fastselfie.data.loaders.backends import INSTALL
-from fastselfie.system.accelerator import (
-    choose_device,
-    choose_precision,
-    total_memory,
-    usable_cores,
-)
+from fastselfie.system.accelerator import choose_device, choose_precision
+from fastselfie.system.resources import total_memory, usable_cores
 
 _MIB = 2**20
 # Packages that only some configs and datasets need; those say so themselves.
@@ -57,12 +53,10 @@ def environment(device: torch.device) -> dict[str, str]:
         "memory": f"{total_memory(torch.device('cpu')) / 2**30:.1f} GiB",
         "device": "cpu",
     }
-    return facts | _gpu(device) if device.type == "cuda" else facts
-
-
-def _gpu(device: torch.device) -> dict[str, str]:
+    if device.type != "cuda":
+        return facts
     major, minor = torch.cuda.get_device_capability(device)
-    return {
+    return facts | {
         "device": torch.cuda.get_device_name(device),
         "capability": f"sm_{major}{minor}",
         "cuda": str(torch.version.cuda),
@@ -94,14 +88,8 @@ def examine() -> list[Finding]:
         Finding("cpu", "ok", f"{facts['processor']}, {facts['cores']} cores, {facts['memory']}"),
     ]
     if torch.version.cuda is None and Path("/dev/nvidiactl").exists():
-        findings.append(
-            Finding(
-                "gpu",
-                "bad",
-                "there is a GPU, but this torch is a CPU build",
-                "pip install --force-reinstall torch",
-            )
-        )
+        text = "there is a GPU, but this torch is a CPU build"
+        findings.append(Finding("gpu", "bad", text, "pip install --force-reinstall torch"))
     findings += [_disk(Path.cwd()), _shared_memory()]
     findings += [
         _package("matplotlib", "the curves of report.html", "pip install 'fastselfie[report]'"),
@@ -119,11 +107,11 @@ def examine() -> list[Finding]:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    found = re.search(r"^model name[ \t]*:[ \t]*(.*)$", text, re.MULTILINE)
+    return found[1] if found else platform.machine()
 
 
 def _disk(folder: Path) -> Finding:
@@ -141,14 +129,10 @@ def _shared_memory() -> Finding:
         return Finding("shared memory", "ok", "not used here")
     size = shutil.disk_usage(folder).total
     text = f"{size / _MIB:,.0f} MiB in /dev/shm"
-    if size < 1024 * _MIB:
-        return Finding(
-            "shared memory",
-            "bad",
-            f"{text}: too little for data.loader folder",
-            "docker run --shm-size=8g, or data.workers=0",
-        )
-    return Finding("shared memory", "ok", text)
+    if size >= 1024 * _MIB:
+        return Finding("shared memory", "ok", text)
+    fix = "docker run --shm-size=8g, or data.workers=0"
+    return Finding("shared memory", "bad", f"{text}: too little for data.loader folder", fix)
 
 
 def _package(name: str, use: str, fix: str, module: str | None = None) -> Finding:

@@ -18,7 +18,8 @@ from fastselfie.errors import UserError
 from fastselfie.models.selfie import Selfie
 from fastselfie.runs.doctor import ON_REQUEST, examine
 from fastselfie.stage_names import FINETUNED, stages_to_run
-from fastselfie.system.accelerator import choose_accelerator, total_memory
+from fastselfie.system.accelerator import choose_accelerator
+from fastselfie.system.resources import total_memory
 from fastselfie.training.finetune import labelled
 from fastselfie.training.memory import MemoryEstimate, estimate_finetuning, estimate_pretraining
 from fastselfie.training.trackers import require_wandb
@@ -42,7 +43,6 @@ def print_plan(config: Config, out: Path, console: Console, stage: str = "all") 
     """
     finetunes = FINETUNED in stages_to_run(stage)
     accelerator = choose_accelerator(config.runtime)
-    console.print(config.to_yaml(), markup=False)
     table = Table(title=f"{config.name}: what a run would do", show_header=False)
     table.add_row("device", f"{accelerator.device} ({accelerator.why})")
     table.add_row("precision", f"{accelerator.precision.name} ({accelerator.precision.why})")
@@ -80,6 +80,7 @@ def print_plan(config: Config, out: Path, console: Console, stage: str = "all") 
     if config.finetune.control:
         table.add_row("control", "the same network, steps and labels from scratch")
     table.add_row("output", escape(str(out)))
+    console.print(config.to_yaml(), markup=False)
     console.print(table)
     try:
         require_wandb(config.log)

@@ -103,9 +103,8 @@ class RunFolder:
 
     def _finished(self, begun: Sequence[StageName]) -> bool:
         """Whether all requested stages are done and the summary is written."""
-        asked = set(begun)
-        if FINETUNED in asked and self.config.finetune.control:
-            asked.add(SUPERVISED)
+        control = FINETUNED in begun and self.config.finetune.control
+        asked = {*begun, SUPERVISED} if control else set(begun)
         done = all(
             self.logs[name]
             and self.logs[name][-1]["step"] >= self.config.stage_settings(name).steps

@@ -110,7 +110,7 @@ def stages_of(run: Path) -> Sequence[StageName]:
     return found
 
 
-def open_trained(run: Path, stage: str | None = None, allow_unfinished: bool = False) -> Trained:
+def load_run(run: Path, stage: str | None = None, allow_unfinished: bool = False) -> Trained:
     """Open a trained stage of a run.
 
     Args:
@@ -129,7 +129,7 @@ def open_trained(run: Path, stage: str | None = None, allow_unfinished: bool = F
     checkpoint = newest_checkpoint(run / kind, kind)
     if checkpoint is None:
         raise UserError(
-            f"{run}: holds no checkpoint of {kind}, but of {', '.join(found)}: give another --stage"
+            f"{run}: holds no checkpoint of {kind}, but of {', '.join(found)}: pass another --stage"
         )
     trained = Trained(run, config, kind, checkpoint)
     steps = config.stage_settings(kind).steps

@@ -26,13 +26,14 @@ from fastselfie.runs.load import load_pretrained, open_run
 from fastselfie.runs.summary import write_summary
 from fastselfie.stage_names import FINETUNED, PRETRAIN, SUPERVISED, StageName, stages_to_run
 from fastselfie.system.accelerator import Accelerator, choose_accelerator
-from fastselfie.system.console import console, say
+from fastselfie.system.console import messages, say
 from fastselfie.system.distributed import Ranks
 from fastselfie.system.files import write_atomically
 from fastselfie.system.lock import LOCK, exclusive_lock
 from fastselfie.system.rendezvous import init_distributed, restarted
 from fastselfie.training.checkpoint import (
     LATEST,
+    Checkpoint,
     has_checkpoints,
     load_checkpoint,
     newest_checkpoint,
@@ -40,7 +41,8 @@ from fastselfie.training.checkpoint import (
 from fastselfie.training.finetune import few_labels, finetune, finetuning_stage, labelled
 from fastselfie.training.metrics_log import OnLogLine
 from fastselfie.training.pretrain import pretrain, pretraining_stage
-from fastselfie.training.state import Stage
+from fastselfie.training.resume_check import check_resumable
+from fastselfie.training.stage_state import Stage
 from fastselfie.training.trackers import WANDB_ID, require_wandb
 
 # Takes the config, the folder and whether this is rank 0; opens a page that follows the run.
@@ -80,47 +82,33 @@ def train(
     ranks = init_distributed(config.runtime)
     if restarted():
         resume = "auto"  # the first start has moved or copied the earlier run
-    console.quiet = not ranks.is_main
-    with ExitStack() as stack:
+    with messages(shown=ranks.is_main), ExitStack() as stack:
         with ranks.raise_together():
             accelerator, dataset = _open(config, stages, resume, out, ranks, stack)
-        ranks.require_same(
-            dataset.fingerprint(),
-            f"{config.data.train}: other images on another machine: data.train and data.test must "
-            "be the same on all",
-        )
-        return _run_stages(config, dataset, stages, out, accelerator, began, open_page)
-
-
-def _run_stages(
-    config: Config,
-    dataset: Dataset,
-    stages: Sequence[StageName],
-    out: Path,
-    accelerator: Accelerator,
-    began: float,
-    open_page: OpenPage,
-) -> dict[str, Any] | None:
-    """Train and keep the run's page up to date; return the summary on rank 0."""
-    measures: dict[StageName, dict[str, float]] = {}
-    with open_page(config, out, accelerator.ranks.is_main) as on_log_line:
+        images = ranks.broadcast_from_main(dataset.fingerprint)
+        with ranks.raise_together():
+            if dataset.fingerprint() != images:
+                raise UserError(
+                    f"{config.data.train}: other images on another machine: data.train and "
+                    "data.test must be the same on all"
+                )
+        on_log_line = stack.enter_context(open_page(config, out, ranks.is_main))
+        measures: dict[StageName, dict[str, float]] = {}
         if PRETRAIN in stages:
             network, measures[PRETRAIN] = pretrain(
                 config, dataset, out / PRETRAIN, accelerator, on_log_line
             )
         else:
             read = partial(load_pretrained, config, out / PRETRAIN, whole=True)
-            network = accelerator.ranks.broadcast_from_main(read)
+            network = ranks.broadcast_from_main(read)
         if FINETUNED in stages:
             arms: list[tuple[StageName, Selfie | None]] = [(FINETUNED, network)]
             if config.finetune.control:
                 arms.append((SUPERVISED, None))
+            few = few_labels(config, dataset)
             for name, start in arms:
-                few = few_labels(config, dataset)
                 measures[name] = finetune(config, few, out / name, accelerator, start, on_log_line)
-        if not accelerator.ranks.is_main:
-            return None
-        return write_summary(out, measures, time.time() - began)
+        return write_summary(out, measures, time.time() - began) if ranks.is_main else None
 
 
 def _open(
@@ -143,7 +131,13 @@ def _open(
     if ranks.is_main:
         require_wandb(config.log)
         _announce(config, stages, accelerator, dataset, 0 if chosen is None else len(chosen))
-        _prepare_folder(out, resume, _stages(config, dataset))
+        images = dataset.fingerprint()
+        stages_of_run = {
+            PRETRAIN: pretraining_stage(config, dataset),
+            FINETUNED: finetuning_stage(config, images, from_p=True),
+            SUPERVISED: finetuning_stage(config, images, from_p=False),
+        }
+        _prepare_folder(out, resume, stages_of_run)
         stack.enter_context(exclusive_lock(out))
         if chosen is not None:
             if not any(has_checkpoints(out / name) for name in StageName):
@@ -170,7 +164,12 @@ def _check_processes(config: Config, stages: Sequence[StageName], accelerator: A
         )
     for stage in stages:
         name, settings = stage.section, config.stage_settings(stage)
-        part = ranks.share_of(settings.batch_size, f"{name}.batch_size")
+        part, rest = divmod(settings.batch_size, ranks.world)
+        if rest:
+            raise UserError(
+                f"{name}.batch_size is {settings.batch_size}: not a multiple of the {ranks.world} "
+                "ranks: set another size, or start another number of processes"
+            )
         micro = min(settings.micro_batch_size or part, part)
         if part % micro:
             raise UserError(
@@ -179,25 +178,16 @@ def _check_processes(config: Config, stages: Sequence[StageName], accelerator: A
             )
 
 
-def _stages(config: Config, dataset: Dataset) -> dict[StageName, Stage]:
-    """Return what the checkpoints of each stage must agree with."""
-    return {
-        PRETRAIN: pretraining_stage(config, dataset),
-        FINETUNED: finetuning_stage(config, dataset.fingerprint(), from_p=True),
-        SUPERVISED: finetuning_stage(config, dataset.fingerprint(), from_p=False),
-    }
-
-
 def _prepare_folder(out: Path, resume: str, stages: dict[StageName, Stage]) -> None:
     """Prepare `out` for training, or raise UserError and leave it as it was."""
     if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file: give another --out")
+        raise UserError(f"{out}: is a file: pass another --out")
     source = out if resume in ("auto", "never") else Path(resume)
     if resume != "never":
         for name, stage in stages.items():
             found = newest_checkpoint(source / name, name, quiet=True)  # the stage warns
             if found is not None:
-                stage.check(found.state, found.path)
+                check_resumable(stage, found)
     if resume == "never" and out.exists():
         whole = out.resolve()
         aside = whole.with_name(f"{whole.name}.{time.strftime('%Y%m%d-%H%M%S')}")
@@ -225,7 +215,7 @@ def _copy_run(source: Path, out: Path, stages: dict[StageName, Stage]) -> None:
     state = load_checkpoint(source)
     if state["kind"] not in stages:
         raise UserError(f"{source}: a checkpoint of an unknown stage, {state['kind']!r}")
-    stages[state["kind"]].check(state, source)
+    check_resumable(stages[state["kind"]], Checkpoint(source, state))
     target = out / state["kind"] / LATEST
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy2(source, target)

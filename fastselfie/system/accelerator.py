@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import warnings
@@ -18,7 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from fastselfie.config import RuntimeConfig
 from fastselfie.errors import UserError
 from fastselfie.kernels.impl import unavailable
-from fastselfie.system.distributed import ALONE, Ranks, mean_in_order, ranks_of
+from fastselfie.system.distributed import ALONE, Ranks, mean_in_order
+from fastselfie.system.resources import usable_cores
 
 # Values of ONEDNN_MAX_CPU_ISA without bf16 matrix products (oneDNN, "CPU Dispatcher Control").
 _ISAS_WITHOUT_BF16 = {
@@ -157,16 +157,8 @@ def choose_accelerator(runtime: RuntimeConfig, ranks: Ranks = ALONE) -> Accelera
     elif ranks.world > 1:  # torchrun sets one
         torch.set_num_threads(usable_cores())
     precision = choose_precision(runtime, device)
-    compiling = choose_compile(runtime, device)
-    return Accelerator(
-        device,
-        why,
-        precision,
-        runtime.channels_last,
-        compiling,
-        ranks,
-        runtime.bf16_gradients,
-    )
+    mode, bf16 = choose_compile(runtime, device), runtime.bf16_gradients
+    return Accelerator(device, why, precision, runtime.channels_last, mode, ranks, bf16)
 
 
 def choose_device(runtime: RuntimeConfig, local_rank: int = 0) -> tuple[torch.device, str]:
@@ -246,36 +238,6 @@ def choose_compile(runtime: RuntimeConfig, device: torch.device) -> str | None:
     if runtime.compile == "default":
         return "reduce-overhead" if runtime.cuda_graphs else "default"
     return "max-autotune" if runtime.cuda_graphs else "max-autotune-no-cudagraphs"
-
-
-def usable_cores() -> int:
-    """Return the CPU cores that this process may use, divided by the number of local ranks."""
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    return max(1, cores // ranks_of(os.environ).local_world)
-
-
-def total_memory(device: torch.device) -> int:
-    """Return this process's share of the device's memory, in bytes.
-
-    The processes on a GPU share it. On a CPU, the local ranks share the memory of the machine or
-    the limit of the cgroup.
-    """
-    processes = ranks_of(os.environ).local_world
-    if device.type == "cuda":
-        memory = int(torch.cuda.get_device_properties(device).total_memory)
-        return memory // math.ceil(processes / torch.cuda.device_count())
-    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
-            limit = file.read().strip()
-    except OSError:
-        limit = "max"
-    if limit.isdigit():
-        available = min(available, int(limit))
-    return available // processes
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

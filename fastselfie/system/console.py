@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
@@ -19,3 +21,13 @@ def say(text: str) -> None:
 def say_once(text: str) -> None:
     """Print one line once per process, for messages that every opening of a dataset repeats."""
     say(text)
+
+
+@contextmanager
+def messages(shown: bool) -> Iterator[None]:
+    """Show or drop all messages inside the block; the innermost block decides."""
+    before, console.quiet = console.quiet, not shown
+    try:
+        yield
+    finally:
+        console.quiet = before

@@ -50,23 +50,6 @@ class Ranks:
         """Whether this is rank 0, which writes and prints for all."""
         return self.rank == 0
 
-    def share_of(self, batch_size: int, key: str) -> int:
-        """Return this rank's number of images in each batch.
-
-        Args:
-            batch_size: Images per batch, over all ranks.
-            key: The config key of the batch size, for the error message.
-
-        Raises:
-            UserError: The number of ranks does not divide the batch size.
-        """
-        if batch_size % self.world:
-            raise UserError(
-                f"{key} is {batch_size}: not a multiple of the {self.world} ranks: set another "
-                "size, or start another number of processes"
-            )
-        return batch_size // self.world
-
     def summed(self, *numbers: float) -> tuple[float, ...]:
         """Return the sum of each number over all ranks. Integers are exact below 2^53."""
         return tuple(self._reduced(numbers, dist.ReduceOp.SUM))
@@ -108,17 +91,6 @@ class Ranks:
         value: Value = values[0]
         return value
 
-    def require_same(self, text: str, message: str) -> None:
-        """Check that `text` is the same on all ranks.
-
-        Raises:
-            UserError: It is not. `message` is the error message.
-        """
-        text_of_main = self.broadcast_from_main(lambda: text)
-        with self.raise_together():
-            if text != text_of_main:
-                raise UserError(message)
-
     def broadcast_buffers(self, model: nn.Module) -> None:
         """Send the buffers of rank 0, such as running statistics, to all ranks."""
         if self.world > 1:
@@ -145,8 +117,7 @@ class Ranks:
             fault = error
         if not self.largest(fault is not None):
             return
-        faults: list[Exception | None] = [None] * self.world
-        dist.all_gather_object(faults, fault)
+        faults = self.gathered(fault)
         if self.is_main:
             _skip_process_group_shutdown()
             raise fault or next(error for error in faults if error is not None)

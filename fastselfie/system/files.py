@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 
 
 class NewFile:
@@ -40,14 +39,9 @@ class NewFile:
     def __enter__(self) -> NewFile:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
-            if kind is None:
+            if error is None:
                 with self._naming():
                     self._file.flush()
                     os.fsync(self._file.fileno())
@@ -57,7 +51,7 @@ class NewFile:
             with suppress(OSError):  # closing flushes data that is discarded anyway
                 self._file.close()
             self._temporary.unlink(missing_ok=True)  # missing after the rename
-        if kind is None:
+        if error is None:
             _sync(self.path.parent)
 
     @contextmanager

@@ -11,6 +11,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -27,16 +28,16 @@ Work = Callable[[Iterator[Any]], Iterable[Any]]
 _AHEAD = 3  # unfinished tasks per worker: bounds the memory
 
 
+@dataclass(eq=False)
 class Worker:
     """A worker process, and the connection for its tasks and results."""
 
-    def __init__(self, process: BaseProcess, connection: Connection[Any, Any], option: str) -> None:
-        self.process = process
-        self.connection = connection
-        self._option = option
+    process: BaseProcess
+    connection: Connection[Any, Any]
+    _option: str
 
     def send(self, task: Any) -> None:
-        """Give the worker a task; None ends it after the tasks that it has."""
+        """Send the worker a task; None ends it after the tasks that it has."""
         with suppress(ConnectionError):  # it was killed: `receive` will say so
             self.connection.send(task)
 
@@ -54,7 +55,7 @@ class Worker:
             self.process.join()
             raise UserError(
                 f"a worker process was killed (status {self.process.exitcode}), perhaps for lack "
-                f"of memory: run the same command to go on, with fewer {self._option}"
+                f"of memory: run the same command to resume, with fewer {self._option}"
             ) from error
         if isinstance(result, Exception):
             raise result

@@ -10,7 +10,6 @@ import signal
 import sys
 import time
 from datetime import timedelta
-from types import FrameType
 from uuid import uuid4
 
 import torch
@@ -84,9 +83,8 @@ def _terminate_with_torchrun() -> None:
         return
     terminated = False
 
-    def terminate(number: int, frame: FrameType | None) -> None:
+    def terminate(*_: object) -> None:
         nonlocal terminated
-        del number, frame
         if not terminated:
             terminated = True  # before the kill: another signal may arrive during it
             os.kill(os.getpid(), signal.SIGTERM)

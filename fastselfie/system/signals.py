@@ -1,4 +1,7 @@
-"""Defer Ctrl-C, SIGTERM and SLURM's SIGUSR1 until the current step is complete."""
+"""Defer Ctrl-C, SIGTERM and SLURM's SIGUSR1 until the current step is complete.
+
+This module only receives the signals. `save_after_signal` in training/loop.py saves the step.
+"""
 
 from __future__ import annotations
 
@@ -43,14 +46,13 @@ class Pending:
         """
         self._abandons = True  # before the check below, so that no signal falls between them
         try:
-            self.leave()
+            self._raise_if_signalled()
             yield
         finally:
             self._abandons = False
-        self.leave()  # if a destructor swallowed the exception
+        self._raise_if_signalled()  # if a destructor swallowed the exception
 
-    def leave(self) -> None:
-        """Raise Interrupted if a signal has arrived."""
+    def _raise_if_signalled(self) -> None:
         if self.number is not None:
             raise Interrupted(self.number)
 
@@ -75,11 +77,10 @@ def deferred_signals() -> Iterator[Pending]:
     before = {number: signal.getsignal(number) for number in SIGNALS}
 
     def restore() -> None:
-        for number in SIGNALS:
-            signal.signal(number, before[number])
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
-    def keep(number: int, frame: FrameType | None) -> None:
-        del frame
+    def keep(number: int, _: FrameType | None) -> None:
         restore()
         pending.keep(number)
 

@@ -11,17 +11,9 @@ from torch.profiler import record_function
 # waiting: for the next batch. forward: the rest of the objective beside the phases inside it, and
 # the whole network if it is compiled.
 Phase = Literal[
-    "waiting",
-    "copy",
-    "patchify",
-    "forward",
-    "P",
-    "A",
-    "scoring",
-    "backward",
-    "optimiser",
+    "waiting", "copy", "patchify", "forward", "P", "A", "scoring", "backward", "optimiser",
     "logging",
-]
+]  # fmt: skip
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from fastselfie.config import Config, StageConfig
 from fastselfie.data.inputs import InputTransform
 from fastselfie.data.loaders import Batch
-from fastselfie.system.accelerator import Accelerator, total_memory
+from fastselfie.system.accelerator import Accelerator
+from fastselfie.system.resources import total_memory
 from fastselfie.training.memory import MemoryEstimate
 from fastselfie.training.step import TrainStep
 

@@ -38,12 +38,11 @@ class Damaged(UserError):
     """
 
     def __init__(self, path: Path, fault: str) -> None:
-        self.path, self.fault_text = path, fault
+        super().__init__(path, fault)  # both, as other ranks receive it pickled
         self.fault = f"{path}: {fault}"
-        super().__init__(f"{self.fault}: give another checkpoint")
 
-    def __reduce__(self) -> tuple[type[Damaged], tuple[Path, str]]:
-        return Damaged, (self.path, self.fault_text)  # to send it to other ranks
+    def __str__(self) -> str:
+        return f"{self.fault}: pass another checkpoint"
 
 
 class Checkpoint(NamedTuple):
@@ -144,7 +143,10 @@ def newest_checkpoint(folder: Path, kind: str, quiet: bool = False) -> Checkpoin
         if best is not None and step <= best.state["step"]:
             break
         try:
-            best = Checkpoint(path, _load_stage(path, kind))
+            state = load_checkpoint(path)
+            if state.get("kind") != kind or not isinstance(state.get("step"), int):
+                raise Damaged(path, f"a checkpoint of stage {state.get('kind')}, not of {kind}")
+            best = Checkpoint(path, state)
         except Damaged as damaged:
             faults.append(damaged.fault)
     if best is None:
@@ -155,13 +157,6 @@ def newest_checkpoint(folder: Path, kind: str, quiet: bool = False) -> Checkpoin
     for fault in [] if quiet else faults:
         say(f"warning: {fault}: resuming from {best.path.name}, step {best.state['step']}")
     return best
-
-
-def _load_stage(path: Path, kind: str) -> dict[str, Any]:
-    state = load_checkpoint(path)
-    if state.get("kind") != kind or not isinstance(state.get("step"), int):
-        raise Damaged(path, f"a checkpoint of stage {state.get('kind')}, not of {kind}")
-    return state
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:

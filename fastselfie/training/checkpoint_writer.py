@@ -1,4 +1,4 @@
-"""Writing of checkpoints in a thread, while training goes on.
+"""Writing of checkpoints in a thread, while training continues.
 
 The state is copied at its step; the thread serialises, hashes, syncs and renames the copy.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -51,12 +50,7 @@ class CheckpointWriter:
                     _delete(path)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is None:
             self.wait()
         elif not isinstance(error, KeyboardInterrupt):  # a second Ctrl-C, which leaves at once

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from fastselfie.system.console import say
 
 
+@dataclass
 class DiskErrors:
     """Handles every OSError inside its `with` blocks as `checkpoint.on_error` says.
 
@@ -19,31 +20,25 @@ class DiskErrors:
         consequence: what is lost, for the warning: "this checkpoint is not written".
     """
 
-    def __init__(self, on_error: str, path: Path, consequence: str) -> None:
-        self._on_error = on_error
-        self._path = path
-        self._consequence = consequence
-        self._warned = False
+    on_error: str
+    path: Path
+    consequence: str
+    _warned: bool = False
 
     def __enter__(self) -> None:
         pass
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         if not isinstance(error, OSError):
             return False
-        path = error.filename or self._path
-        if self._on_error == "stop":
+        path = error.filename or self.path
+        if self.on_error == "stop":
             if error.errno is None:  # a library's own: its text would be lost
                 return False
             raise OSError(error.errno, error.strerror, str(path)) from error
         if not self._warned:
             say(
-                f"warning: {path}: {error.strerror or error}: {self._consequence}, "
+                f"warning: {path}: {error.strerror or error}: {self.consequence}, "
                 "checkpoint.on_error is continue"
             )
         self._warned = True

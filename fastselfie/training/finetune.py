@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +14,9 @@ from torch.optim.swa_utils import update_bn
 
 from fastselfie.config import Config
 from fastselfie.data.dataset import Dataset, Source
+from fastselfie.data.draws import IntArray
 from fastselfie.data.inputs import InputTransform
 from fastselfie.data.loaders import Batch, Loader, build_loader
-from fastselfie.data.random import IntArray
 from fastselfie.data.splits import choose_labels
 from fastselfie.errors import UserError
 from fastselfie.evaluation.metrics import classification_accuracy
@@ -27,7 +28,7 @@ from fastselfie.training.checkpoint import has_checkpoints
 from fastselfie.training.loop import fit
 from fastselfie.training.memory import estimate_finetuning
 from fastselfie.training.metrics_log import OnLogLine
-from fastselfie.training.state import Stage
+from fastselfie.training.stage_state import Stage
 
 
 class FewLabels(NamedTuple):
@@ -52,19 +53,15 @@ def finetuning_stage(config: Config, images: str, from_p: bool) -> Stage:
         images: see `FewLabels`.
         from_p: True: the finetuned network; False: the control, which has `finetune.scratch_lr`.
     """
-    settings = config.finetune
-    own_rate = ("finetune.lr",) if settings.scratch_lr is not None else ()
-    if not from_p and settings.scratch_lr is not None:
+    settings, sections = config.finetune, ("seed", "data", "model", "finetune")
+    if from_p:
+        unused = ["finetune.scratch_lr"]
+        return Stage(FINETUNED, config, settings, (*sections, "pretrain"), images, unused)
+    unused = ["finetune.recalibrate"]
+    if settings.scratch_lr is not None:
         settings = settings.model_copy(update={"lr": settings.scratch_lr})
-    sections = ("seed", "data", "model", "pretrain", "finetune")
-    return Stage(
-        kind=FINETUNED if from_p else SUPERVISED,
-        config=config,
-        settings=settings,
-        sections=sections if from_p else tuple(s for s in sections if s != "pretrain"),
-        images=images,
-        unused=("finetune.scratch_lr",) if from_p else ("finetune.recalibrate", *own_rate),
-    )
+        unused.append("finetune.lr")
+    return Stage(SUPERVISED, config, settings, sections, images, unused)
 
 
 def labelled(config: Config, dataset: Dataset) -> IntArray:
@@ -114,14 +111,9 @@ def build_finetuning(
         right = (logits.argmax(dim=1) == batch.labels).sum()
         return F.cross_entropy(logits, batch.labels), right, len(batch.images)
 
-    return build_stage(
-        config,
-        stage.settings,
-        accelerator,
-        estimate_finetuning(config, classes, accelerator.precision),
-        lambda: build_classifier(config, classes, start),
-        objective,
-    )
+    estimate = estimate_finetuning(config, classes, accelerator.precision)
+    build = partial(build_classifier, config, classes, start)
+    return build_stage(config, stage.settings, accelerator, estimate, build, objective)
 
 
 def finetune(
@@ -158,25 +150,15 @@ def finetune(
         with accelerator.ranks.raise_together():
             # A separate loader: training must count the images that it skips itself.
             seen = build_loader(few.train, config.data, config.seed, accelerator.device)
-        recalibrate(network, seen, pixels, accelerator, config.finetune.recalibrate)
+        recalibrate(network, seen, pixels, config.finetune.recalibrate)
     with accelerator.ranks.raise_together():
         train = build_loader(few.train, config.data, config.seed, accelerator.device)
         held_out = build_loader(few.held_out, config.data, config.seed, accelerator.device)
-
-    def evaluate(step: int) -> dict[str, float]:
-        del step
-        return classification_accuracy(network, held_out, pixels, accelerator)
-
-    return fit(stage, folder, built.step, train, evaluate, on_log_line=on_log_line)
+    evaluate = partial(classification_accuracy, network, held_out, pixels)
+    return fit(stage, folder, built.step, train, lambda _: evaluate(), on_log_line=on_log_line)
 
 
-def recalibrate(
-    network: Classifier,
-    loader: Loader,
-    pixels: InputTransform,
-    accelerator: Accelerator,
-    images: int,
-) -> None:
+def recalibrate(network: Classifier, loader: Loader, pixels: InputTransform, images: int) -> None:
     """Recompute batch norm's running statistics: a plain mean over forward passes.
 
     It takes the first images that training will see, with training's order and crops: in the order
@@ -185,10 +167,10 @@ def recalibrate(
     Args:
         network: changed in place.
         loader: of the training images.
-        pixels: makes the network's input.
-        accelerator: where the network is.
+        pixels: makes the network's input; its accelerator is where the network is.
         images: how many, rounded up to whole passes.
     """
+    accelerator = pixels.accelerator
     passes = -(-images // pixels.batch)
 
     def inputs() -> Iterator[Tensor]:

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fastselfie.data.draws import process_seed
 from fastselfie.data.loaders import Batch, Loader
-from fastselfie.data.random import process_seed
 from fastselfie.errors import Diverged
 from fastselfie.system.console import say
 from fastselfie.system.signals import Interrupted, Pending, deferred_signals
@@ -21,7 +21,8 @@ from fastselfie.training.checkpoint import LATEST
 from fastselfie.training.checkpoint_writer import CheckpointWriter
 from fastselfie.training.metrics_log import OnLogLine, RunLog, Window
 from fastselfie.training.nonfinite import dump_step
-from fastselfie.training.state import Progress, Stage, checkpoint_state, resume_stage
+from fastselfie.training.resume_check import resume_stage
+from fastselfie.training.stage_state import Progress, Stage, checkpoint_state
 from fastselfie.training.step import TrainStep
 
 # Takes the number of whole steps done; returns the metrics to log, `heldout_loss` among them.
@@ -58,32 +59,26 @@ def fit(
             is not finite; a checkpoint cannot be written.
         Interrupted: a rank received a signal; the step in progress was finished and saved.
     """
-    settings, ranks = stage.settings, step.accelerator.ranks
+    settings, config, ranks = stage.settings, stage.config, step.accelerator.ranks
     progress = resume_stage(stage, step, folder)
-    if progress.done >= settings.steps and not progress.evaluation_pending:
+    done, repeats = progress.done, progress.evaluation_pending
+    if done >= settings.steps and not repeats:
         return progress.metrics
     _say_how_it_trains(stage, step, loader, progress)
-    consumed = progress.done * settings.batch_size
+    consumed = done * settings.batch_size
     with (
         RunLog(
-            folder,
-            stage.kind,
-            settings.steps,
-            progress.done,
-            ranks.is_main,
-            progress.evaluation_pending,
-            stage.config,
-            on_log_line,
+            folder, stage.kind, settings.steps, done, ranks.is_main, repeats, config, on_log_line
         ) as log,
         deferred_signals() as pending,
-        CheckpointWriter(folder, stage.config.checkpoint, progress.done, ranks.is_main) as writer,
+        CheckpointWriter(folder, config.checkpoint, done, ranks.is_main) as writer,
         closing(loader.stream(consumed, settings.batch_size, ranks)) as batches,
     ):
         training = _Training(stage, step, loader, evaluate, also_at, progress, log, writer, pending)
         try:
             training.run(batches)
         except Interrupted as left:
-            training.save_and_leave(128 + left.number)
+            training.save_after_signal(128 + left.number)
             raise
     return progress.metrics
 
@@ -151,8 +146,8 @@ class _Training:
             self.writer.wait()
         self._stop_if_signalled()
 
-    def save_and_leave(self, status: int) -> None:
-        """Save the last step unless it is saved, and leave.
+    def save_after_signal(self, status: int) -> None:
+        """Save the last step unless it is saved, and end the ranks other than 0.
 
         Args:
             status: exit status of the ranks other than 0.
@@ -247,8 +242,9 @@ class _Training:
         nonfinite_step = self.step.guard.nonfinite_step()
         if nonfinite_step is None:
             return
+        before = nonfinite_step.before
         accumulators = self._metric_accumulators()
-        samples = self.ranks.gathered(nonfinite_step.samples())
+        samples = self.ranks.gathered(before and before.samples)
         with self.ranks.raise_together():
             if self.ranks.is_main:
                 state = checkpoint_state(self.stage, self.step, self.progress, accumulators)

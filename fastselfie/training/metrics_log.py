@@ -8,16 +8,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastselfie.config import Config
 from fastselfie.system.console import console, say
@@ -80,7 +73,7 @@ class RunLog:
             ]
             write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115
-        self._trackers = open_trackers(folder, title, start, config, say) if is_main else []
+        self._trackers = open_trackers(folder, title, start, config) if is_main else []
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=8),
@@ -96,12 +89,7 @@ class RunLog:
         self._progress.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._progress.stop()
         with self._disk_errors:
             self._file.close()  # writes buffered lines if the disk has room again
@@ -148,9 +136,6 @@ class Window:
     """
 
     def __init__(self, step: int) -> None:
-        self._begin(step)
-
-    def _begin(self, step: int) -> None:
         self._step, self._waited, self._since = step, 0.0, time.perf_counter()
 
     @contextmanager
@@ -175,7 +160,7 @@ class Window:
         """Return images/s and the share of waiting, and begin the next window."""
         spent = self.age()
         rate, waiting = (step - self._step) * batch_size / spent, self._waited / spent
-        self._begin(step)
+        self._step, self._waited, self._since = step, 0.0, time.perf_counter()
         return {"images_per_s": rate, "waiting": waiting}
 
 
@@ -201,8 +186,6 @@ def _shown(name: str, value: float) -> str:
     """Format a number in few characters: a line of the progress bar has 80 columns."""
     if name == "images_per_s":
         return f"{value:,.0f} img/s" if value >= 10 else f"{value:.2g} img/s"
-    if name == "waiting":
-        return f"wait {value:.0%}"
-    if name == "accuracy":
-        return f"right {value:.0%}"
+    if name in ("waiting", "accuracy"):
+        return f"{'wait' if name == 'waiting' else 'right'} {value:.0%}"
     return f"{name} {value:.3g}"

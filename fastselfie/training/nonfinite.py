@@ -55,10 +55,6 @@ class NonFiniteStep(NamedTuple):
     norm: float
     before: StepSnapshot | None
 
-    def samples(self) -> Index | None:
-        """Samples of this rank's share of the batch; None if they are not known."""
-        return None if self.before is None else self.before.samples
-
 
 class Guard:
     """Decides whether each step of a model is applied, and restores its batch statistics if not.

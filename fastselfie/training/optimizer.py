@@ -46,10 +46,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     decayed = [m.weight for m in model.modules() if isinstance(m, _DECAYED)]
     ids = {id(p) for p in decayed}
     rest = [p for p in model.parameters() if id(p) not in ids]
-    return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": rest, "weight_decay": 0.0},
-    ]
+    split = ((decayed, weight_decay), (rest, 0.0))
+    return [{"params": parameters, "weight_decay": decay} for parameters, decay in split]
 
 
 def build_optimizer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from fastselfie.config import Config
 from fastselfie.data.dataset import Dataset
 from fastselfie.data.inputs import InputTransform
 from fastselfie.data.loaders import Batch, Loader, build_loader
-from fastselfie.evaluation.mask_picture import filled, originals
-from fastselfie.evaluation.metrics import evaluating, pretext_accuracy
+from fastselfie.evaluation.mask_picture import filled, originals, predictions
+from fastselfie.evaluation.metrics import pretext_accuracy
 from fastselfie.evaluation.online import Monitor
 from fastselfie.models.selfie import Selfie
 from fastselfie.stage_names import PRETRAIN
@@ -23,20 +24,15 @@ from fastselfie.training.disk_errors import DiskErrors
 from fastselfie.training.loop import fit
 from fastselfie.training.memory import estimate_pretraining
 from fastselfie.training.metrics_log import OnLogLine, picture_path
-from fastselfie.training.state import Stage
+from fastselfie.training.stage_state import Stage
 
 _PICTURED = 6  # images in the mask-prediction picture
 
 
 def pretraining_stage(config: Config, dataset: Dataset) -> Stage:
     """Return what pretraining's checkpoints must agree with."""
-    return Stage(
-        kind=PRETRAIN,
-        config=config,
-        settings=config.pretrain,
-        sections=("seed", "data", "model", "pretrain"),
-        images=dataset.fingerprint(),
-    )
+    sections = ("seed", "data", "model", "pretrain")
+    return Stage(PRETRAIN, config, config.pretrain, sections, dataset.fingerprint())
 
 
 def build_pretraining(config: Config, accelerator: Accelerator) -> BuiltStage[Selfie]:
@@ -82,14 +78,10 @@ def pretrain(
     built = build_pretraining(config, accelerator)
     model, pixels, step = built.result, built.pixels, built.step
     with accelerator.ranks.raise_together():
-        train, held_out = (
-            build_loader(images, data, config.seed, accelerator.device)
-            for images, data in (
-                (dataset.train, config.pretraining_data),
-                (dataset.held_out, config.data),
-            )
-        )
-        monitor = Monitor(config, dataset, pixels, accelerator)
+        device, seed = accelerator.device, config.seed
+        train = build_loader(dataset.train, config.pretraining_data, seed, device)
+        held_out = build_loader(dataset.held_out, config.data, seed, device)
+        monitor = Monitor(config, dataset, pixels)
     pictured = frozenset((*settings.picture_steps, settings.steps))
 
     def evaluate(done: int) -> dict[str, float]:
@@ -97,34 +89,18 @@ def pretrain(
             if done in pictured and accelerator.ranks.is_main:
                 path = picture_path(folder, done)
                 with DiskErrors(config.checkpoint.on_error, path, "the picture is not written"):
-                    _take_picture(model, held_out, pixels, accelerator, path)
-        measures = pretext_accuracy(model, held_out, pixels, accelerator, settings.eval_images)
+                    _take_picture(model, held_out, pixels, path)
+        measures = pretext_accuracy(model, held_out, pixels, settings.eval_images)
         return measures | monitor.measure(model.patch_network, done)
 
-    measures = fit(
-        pretraining_stage(config, dataset),
-        folder,
-        step,
-        train,
-        evaluate,
-        also_at=pictured | monitor.steps,
-        on_log_line=on_log_line,
-    )
-    return model, measures
+    stage, also_at = pretraining_stage(config, dataset), pictured | monitor.steps
+    return model, fit(stage, folder, step, train, evaluate, also_at, on_log_line)
 
 
-def _take_picture(
-    model: Selfie, loader: Loader, pixels: InputTransform, accelerator: Accelerator, path: Path
-) -> None:
+def _take_picture(model: Selfie, loader: Loader, pixels: InputTransform, path: Path) -> None:
     """Save the first held-out images as the model fills them, and the originals beside it."""
-    batches = loader.in_order(_PICTURED, _PICTURED)
-    batch = next(batches)
-    batches.close()
-    with evaluating(model), accelerator.autocast():
-        patches, places = pixels.patches(batch)
-        scores = model.scores(patches, places)
-    images, order = batch.images.cpu().numpy(), places.cpu().numpy()
+    with closing(loader.in_order(_PICTURED, _PICTURED)) as batches:
+        images, order, chosen = predictions(model, next(batches), pixels)
     path.parent.mkdir(parents=True, exist_ok=True)
-    chosen = scores.argmax(dim=-1).cpu().numpy()
     filled(images, order, chosen, pixels.patch_size).save(path)
     originals(images).save(path.with_name("original.png"))

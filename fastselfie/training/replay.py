@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from fastselfie.config import Config
-from fastselfie.data.dataset import Dataset, Source, open_dataset
+from fastselfie.data.dataset import open_dataset
 from fastselfie.data.loaders import Batch, Index, build_loader
 from fastselfie.errors import UserError
 from fastselfie.stage_names import FINETUNED, PRETRAIN
-from fastselfie.system.accelerator import Accelerator, choose_accelerator, set_random_state
+from fastselfie.system.accelerator import choose_accelerator, set_random_state
 from fastselfie.training.checkpoint import load_checkpoint, load_weights
 from fastselfie.training.finetune import build_finetuning, few_labels, finetuning_stage
 from fastselfie.training.nonfinite import NONFINITE
@@ -57,15 +58,11 @@ class Replay:
 
     def summary(self) -> dict[str, Any]:
         """Describe the step for a program. JSON has no NaN: such numbers are text."""
-        return {
-            "step": self.step,
-            "losses": [_json_number(loss) for loss in self.losses],
-            "norms": [_json_number(norm) for norm in self.norms],
-            "parameter": self.parameter,
-            "activation": self.activation,
-            "gradient": self.gradient,
-            "samples": [sample for sample, _, _ in self.samples],
+        numbers = {
+            name: [value if math.isfinite(value) else str(value) for value in values]
+            for name, values in (("losses", self.losses), ("norms", self.norms))
         }
+        return {**vars(self), **numbers, "samples": [sample for sample, _, _ in self.samples]}
 
 
 def replay_step(path: Path) -> Replay:
@@ -82,14 +79,22 @@ def replay_step(path: Path) -> Replay:
     """
     record = load_checkpoint(path)
     if record.get("kind") != NONFINITE or "samples" not in record:
-        raise UserError(f"{path}: holds no step to run again: give a nonfinite-STEP.pt")
-    config = _uncompiled(Config.model_validate_json(record["config"]))
+        raise UserError(f"{path}: holds no step to run again: pass a nonfinite-STEP.pt")
+    config = Config.model_validate_json(record["config"])
+    runtime = config.runtime.model_copy(update={"compile": "off", "cuda_graphs": False})
+    config = config.model_copy(update={"runtime": runtime})
     accelerator = choose_accelerator(config.runtime)
     pretrains = record["stage"] == PRETRAIN
     dataset = open_dataset(config.data, config.seed, labels_needed=not pretrains)
     if dataset.fingerprint() != record["images"]:
         raise UserError(f"{path}: its images ({config.data.train}) are not those of the run now")
-    step, source = _build(record["stage"], config, dataset, accelerator)
+    source = dataset.train
+    if pretrains:
+        step = build_pretraining(config, accelerator).step
+    else:
+        source, _, images = few_labels(config, dataset)
+        stage = finetuning_stage(config, images, from_p=record["stage"] == FINETUNED)
+        step = build_finetuning(config, stage, len(source.classes), accelerator, None).step
     load_weights(step.model, record["model"], path)
     data = config.pretraining_data if pretrains else config.data
     loader = build_loader(source, data, config.seed, accelerator.device)
@@ -103,27 +108,17 @@ def replay_step(path: Path) -> Replay:
     return found
 
 
-def _uncompiled(config: Config) -> Config:
-    runtime = config.runtime.model_copy(update={"compile": "off", "cuda_graphs": False})
-    return config.model_copy(update={"runtime": runtime})
-
-
-def _build(
-    kind: str, config: Config, dataset: Dataset, accelerator: Accelerator
-) -> tuple[TrainStep, Source]:
-    """Build the step of a stage; also return the images it trains on."""
-    if kind == PRETRAIN:
-        return build_pretraining(config, accelerator).step, dataset.train
-    few = few_labels(config, dataset)
-    stage = finetuning_stage(config, few.images, from_p=kind == FINETUNED)
-    built = build_finetuning(config, stage, len(few.train.classes), accelerator, None)
-    return built.step, few.train
-
-
 def _run(step: TrainStep, batch: Batch, micro_batch: int, found: Replay) -> None:
     """Run forward and backward as TrainStep does, and record everything."""
-    found.parameter = _first_nonfinite(step.model)
-    with _watched(step.model, found):
+    names = {module: name or "the loss" for name, module in step.model.named_modules()}
+
+    def check(module: nn.Module, _: Any, output: Any) -> None:
+        outputs = output if isinstance(output, tuple) else (output,)
+        values = ((names.get(module), o) for o in outputs if isinstance(o, Tensor))
+        found.activation = found.activation or _first_nonfinite(values)
+
+    found.parameter = _first_nonfinite(step.model.named_parameters())
+    with register_module_forward_hook(check):
         for part in batch.split(micro_batch):
             share = len(part.images) / len(batch.images)
             with step.accelerator.autocast():
@@ -132,38 +127,9 @@ def _run(step: TrainStep, batch: Batch, micro_batch: int, found: Replay) -> None
             found.losses.append(float(loss.detach()))
             gradients = [p.grad for p in step.model.parameters() if p.grad is not None]
             found.norms.append(float(nn.utils.get_total_norm(gradients)))
-    found.gradient = _first_nonfinite(step.model, gradients=True)
+    found.gradient = _first_nonfinite((n, p.grad) for n, p in step.model.named_parameters())
 
 
-def _first_nonfinite(model: nn.Module, gradients: bool = False) -> str | None:
-    for name, parameter in model.named_parameters():
-        values = parameter.grad if gradients else parameter
-        if values is not None and not torch.isfinite(values).all():
-            return name
-    return None
-
-
-@contextmanager
-def _watched(model: nn.Module, found: Replay) -> Iterator[None]:
-    """Record the first module whose output is not finite."""
-
-    def watch(name: str) -> Any:
-        def check(module: nn.Module, inputs: Any, output: Any) -> None:
-            del module, inputs
-            outputs = output if isinstance(output, tuple) else (output,)
-            tensors = [o for o in outputs if isinstance(o, Tensor) and o.is_floating_point()]
-            if found.activation is None and not all(torch.isfinite(t).all() for t in tensors):
-                found.activation = name or "the loss"
-
-        return check
-
-    hooks = [m.register_forward_hook(watch(name)) for name, m in model.named_modules()]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _json_number(value: float) -> float | str:
-    return value if abs(value) < float("inf") else str(value)
+def _first_nonfinite(values: Iterable[tuple[str | None, Tensor | None]]) -> str | None:
+    """Return the name of the first tensor with a value that is not finite."""
+    return next((n for n, v in values if v is not None and not torch.isfinite(v).all()), None)

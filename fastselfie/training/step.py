@@ -51,21 +51,6 @@ class Means(NamedTuple):
     largest_norm: float
 
 
-class Update(NamedTuple):
-    """Result of applying one step's gradients (tensors on the device).
-
-    Attributes:
-        applied: () bool, whether the guard accepted the step.
-        moved: () bool, whether the weights changed: fp16's scaler skips the update when it lowers
-            its scale.
-        norm: () norm of the gradients; NaN if unknown.
-    """
-
-    applied: Tensor
-    moved: Tensor
-    norm: Tensor
-
-
 class TrainStep:
     """Updates a model: `step(number, batch)`, where number 0 is the first step.
 
@@ -147,14 +132,9 @@ class TrainStep:
         loss, correct, answers = ranks.summed(*(totals[k] for k in ("loss", "correct", "answers")))
         steps, skipped = int(totals["steps"]), int(totals["skipped"])  # equal on all ranks
         self._clear()
-        return Means(
-            loss / max(1, ranks.world * steps),
-            correct / max(1, answers),
-            steps,
-            skipped,
-            totals["norm"] / max(1, steps),
-            totals["largest_norm"],
-        )
+        loss, accuracy = loss / max(1, ranks.world * steps), correct / max(1, answers)
+        norm, largest_norm = totals["norm"] / max(1, steps), totals["largest_norm"]
+        return Means(loss, accuracy, steps, skipped, norm, largest_norm)
 
     def metric_accumulators(self) -> dict[str, Tensor]:
         """Sums since the last `read`, by name, as a checkpoint saves them for a resumed run."""
@@ -193,8 +173,13 @@ class TrainStep:
             total += answers
         return torch.stack(losses).sum(), torch.stack(rights).sum(), total
 
-    def _update(self, step: int, loss: Tensor) -> Update:
-        """Apply the gradients if the guard accepts the step."""
+    def _update(self, step: int, loss: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Apply the gradients if the guard accepts the step.
+
+        Returns:
+            On the device, () each: whether the guard accepted the step; whether the weights
+            changed; and the norm of the gradients, NaN if unknown.
+        """
         norm = nn.utils.get_total_norm(self._all_gradients())
         if self.stage.clip_grad_norm is not None:
             parameters = self.model.parameters()
@@ -206,14 +191,15 @@ class TrainStep:
             self.optimizer.step()
         elif applied:  # apex has no such switch: this waits for the device
             self.optimizer.step()
-        return Update(applied, applied, norm)
+        return applied, applied, norm
 
-    def _update_scaled(self, step: int, loss: Tensor) -> Update:
-        """Apply the gradients in fp16, where the scaler looks for infinite ones itself.
+    def _update_scaled(self, step: int, loss: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Do as `_update` in fp16, where the scaler looks for infinite gradients itself.
 
-        It answers them by lowering its scale, so they are only an error at the lowest scale. A step
-        that the guard rejects is passed on to the scaler as an infinite gradient. The norm is NaN,
-        unknown: the gradients are scaled, and only the optimizer's kernel unscales them.
+        It answers them by lowering its scale and skipping the update, so they are only an error at
+        the lowest scale. A step that the guard rejects is passed on to the scaler as an infinite
+        gradient. The norm is NaN, unknown: the gradients are scaled, and only the optimizer's
+        kernel unscales them.
         """
         before = self.scaler.scale(torch.ones_like(loss))
         norm = torch.where(before < _LEAST_SCALE, math.inf, torch.zeros_like(loss))
@@ -225,7 +211,7 @@ class TrainStep:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         moved = self.scaler.scale(torch.ones_like(loss)) >= before
-        return Update(applied, moved, torch.full_like(loss, math.nan))
+        return applied, moved, torch.full_like(loss, math.nan)
 
     def _all_gradients(self) -> list[Tensor]:
         return [p.grad for p in self.model.parameters() if p.grad is not None]

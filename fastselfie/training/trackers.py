@@ -17,6 +17,7 @@ from PIL import Image
 
 from fastselfie.config import Config, LogConfig
 from fastselfie.errors import UserError
+from fastselfie.system.console import say
 from fastselfie.system.files import write_atomically
 
 WANDB_ID = "wandb-id.txt"
@@ -86,13 +87,9 @@ class Wandb:
         folder: keeps the W&B id, under which a resumed stage continues.
         stage: the stage's name.
         config: the run's.
-        say: prints the run's URL and the warning.
     """
 
-    def __init__(
-        self, folder: Path, stage: str, config: Config, say: Callable[[str], None]
-    ) -> None:
-        self._say = say
+    def __init__(self, folder: Path, stage: str, config: Config) -> None:
         self._run: Any = None
         with self._tolerate_errors():
             import wandb
@@ -118,19 +115,18 @@ class Wandb:
             say(f"{stage}: {self._run.url}")
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        with self._tolerate_errors():
-            if self._run is not None:
-                self._run.log(dict(values), step=step)
+        self._send(lambda run: run.log(dict(values), step=step))
 
     def picture(self, path: Path, step: int) -> None:
-        with self._tolerate_errors():
-            if self._run is not None:
-                self._run.log({"mask_prediction": self._picture(str(path))}, step=step)
+        self._send(lambda run: run.log({"mask_prediction": self._picture(str(path))}, step=step))
 
     def close(self, failed: bool) -> None:
+        self._send(lambda run: run.finish(exit_code=int(failed)))
+
+    def _send(self, send: Callable[[Any], object]) -> None:
         with self._tolerate_errors():
             if self._run is not None:
-                self._run.finish(exit_code=int(failed))
+                send(self._run)
 
     @contextmanager
     def _tolerate_errors(self) -> Iterator[None]:
@@ -139,7 +135,7 @@ class Wandb:
         except Exception as error:  # a network or a server can fail in any way
             self._run = None
             lines = str(error).splitlines() or [""]
-            self._say(
+            say(
                 f"warning: log.wandb: {type(error).__name__}: {lines[0]}: W&B gets nothing more of "
                 "this stage, log.jsonl does"
             )
@@ -163,9 +159,7 @@ def require_wandb(settings: LogConfig) -> None:
         ) from error
 
 
-def open_trackers(
-    folder: Path, stage: str, start: int, config: Config | None, say: Callable[[str], None]
-) -> list[Tracker]:
+def open_trackers(folder: Path, stage: str, start: int, config: Config | None) -> list[Tracker]:
     """Open TensorBoard if it is installed, and W&B if `config` asks for it.
 
     Args:
@@ -173,11 +167,10 @@ def open_trackers(
         stage: its name.
         start: whole steps done.
         config: the run's; None: no W&B.
-        say: see `Wandb`.
     """
     trackers: list[Tracker] = []
     with suppress(ImportError):
         trackers.append(TensorBoard(folder / "tensorboard", start))
     if config is not None and config.log.wandb != "off":
-        trackers.append(Wandb(folder, stage, config, say))
+        trackers.append(Wandb(folder, stage, config))
     return trackers

@@ -12,12 +12,20 @@ def uniform(
     samples: npt.NDArray[np.int64],
     count: int,
 ) -> npt.NDArray[np.float64]:
-    """`count` numbers in [0, 1) for each sample, (B, count): Philox4x32-10.
+    """Draw random numbers in [0, 1) with Philox4x32-10.
 
-    seed, purpose: the key. epochs, samples: (B,) of the counter. All below 2^32.
+    Args:
+        seed: First half of the key, below 2^32.
+        purpose: Second half of the key, below 2^32.
+        epochs: (B,) part of the counter, below 2^32.
+        samples: (B,) part of the counter, below 2^32.
+        count: Numbers per sample.
+
+    Returns:
+        (B, count).
 
     Raises:
-        ValueError: a wrong shape, or a number out of range.
+        ValueError: A shape is wrong, or a number is out of range.
     """
 
 def gather_crops(
@@ -27,13 +35,17 @@ def gather_crops(
     flips: npt.NDArray[np.bool_],
     out: npt.NDArray[np.uint8],
 ) -> None:
-    """Crop i of `out` (B, S, S, 3) is at offsets[i] = (y, x) of images[samples[i]].
+    """Copy square crops of images.
 
-    images: (n, H, W, 3), contiguous. samples: (B,). offsets: (B, 2). flips: (B,), which crops are
-    mirrored left to right.
+    Args:
+        images: (n, H, W, 3), contiguous.
+        samples: (B,), the image of each crop.
+        offsets: (B, 2), top and left of each crop.
+        flips: (B,), whether a crop is mirrored left to right.
+        out: (B, S, S, 3), contiguous; receives the crops.
 
     Raises:
-        ValueError: a wrong shape, or a crop outside of its image.
+        ValueError: A shape is wrong, or a crop leaves its image.
     """
 
 def patchify(
@@ -46,13 +58,20 @@ def patchify(
     threads: int,
     out: npt.NDArray[np.float32] | npt.NDArray[np.uint16],
 ) -> None:
-    """out[b, k] = level x scale + offset of the patch at place order[b, k] of image b.
+    """Cut images into normalised patches, in a given order.
 
-    images: (B, H, W, 3), contiguous. flips: (B,), mirrored before they are cut. order: (B, N).
-    side: P. scale, offset: (3,). out: (B, N, P, P, 3) float32, or uint16 for bfloat16's bits.
+    Args:
+        images: (B, H, W, 3), contiguous.
+        flips: (B,), whether an image is mirrored before it is cut.
+        order: (B, N), the place of each patch, counted row by row over the grid.
+        side: P, side of a patch in pixels.
+        scale: (3,), factor of each channel.
+        offset: (3,), added to level * scale.
+        threads: Number of threads.
+        out: (B, N, P, P, 3), float32 or uint16 for the bits of bfloat16; receives the patches.
 
     Raises:
-        ValueError: a wrong shape or dtype, or a place outside of the grid.
+        ValueError: A shape or dtype is wrong, or a place is outside of the grid.
     """
 
 def norm_relu_forward(
@@ -64,14 +83,20 @@ def norm_relu_forward(
     found: npt.NDArray[np.float32],
     y: _Numbers,
 ) -> None:
-    """y = max(0, batch norm of x), and what it finds of each channel; writes its last two.
+    """Compute y = max(0, batch_norm(x)) in training mode. The result does not depend on `threads`.
 
-    x, y: (pixels, C), contiguous, float32 or uint16 for bfloat16's bits. weight, bias: (C,). found:
-    (4, C), the mean, the biased variance, and scale and shift: normalised and weighted, x is x
-    scale + shift. The result does not depend on `threads`.
+    Args:
+        x: (pixels, C), contiguous, float32 or uint16 for the bits of bfloat16.
+        weight: (C,).
+        bias: (C,).
+        epsilon: Added to the variance.
+        threads: Number of threads.
+        found: (4, C); receives mean, biased variance, scale and shift. The normalised and weighted
+            x is x * scale + shift.
+        y: As x; receives the output.
 
     Raises:
-        ValueError: a wrong shape or dtype.
+        ValueError: A shape or dtype is wrong.
     """
 
 def norm_relu_backward(
@@ -85,29 +110,39 @@ def norm_relu_backward(
     grad_weight: npt.NDArray[np.float32],
     grad_bias: npt.NDArray[np.float32],
 ) -> None:
-    """The gradients for x, weight and bias from `gradient`, that for y; writes its last three.
+    """Compute the gradients of `norm_relu_forward`.
+
+    Args:
+        x: As in the forward pass.
+        gradient: Gradient of y, as x.
+        weight: As in the forward pass.
+        found: What the forward pass found.
+        epsilon: As in the forward pass.
+        threads: Number of threads.
+        grad_x: As x; receives the gradient of x.
+        grad_weight: (C,); receives the gradient of weight.
+        grad_bias: (C,); receives the gradient of bias.
 
     Raises:
-        ValueError: a wrong shape or dtype.
+        ValueError: A shape or dtype is wrong.
     """
 
 def run_parallel(task: Callable[[int], None], count: int) -> None:
-    """Call task(0) to task(count - 1), each on a thread of its own of OpenMP's pool.
+    """Call task(0) to task(count - 1), each on its own thread of OpenMP's pool.
 
-    Task 0 runs on the calling thread. The GIL is released between the calls, and by whatever in
-    `task` releases it.
+    Task 0 runs on the calling thread. A call holds the GIL unless `task` releases it.
 
     Raises:
-        ValueError: count is below 1.
-        Exception: the first that a task raised, once all tasks are done.
+        ValueError: `count` is below 1.
+        Exception: The first that a task raised, after all tasks have ended.
     """
 
 def openmp_threads() -> int:
-    """Return how many threads a parallel region of the calling thread gets by default."""
+    """Return the default number of threads of a parallel region of the calling thread."""
 
 def set_openmp_threads(threads: int) -> None:
-    """Set `openmp_threads` for the calling thread; inside `run_parallel` until the task ends.
+    """Set `openmp_threads` for the calling thread; in `run_parallel`, until the task ends.
 
     Raises:
-        ValueError: threads is below 1.
+        ValueError: `threads` is below 1.
     """

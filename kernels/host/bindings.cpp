@@ -1,5 +1,5 @@
-// Python's view of the host kernels; typed and documented in _host.pyi. What is wrong with an
-// argument is a ValueError that names it; the GIL is released while they run.
+// Python bindings of the host kernels; _host.pyi has the types and the documentation. A wrong
+// argument raises ValueError, which names it. The kernels run without the GIL.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
@@ -32,7 +32,7 @@ void require_shape(const Array<T>& array, std::initializer_list<py::ssize_t> sha
   require(equal, std::string(name) + " has the wrong shape");
 }
 
-// All of `values` lie in [0, end).
+// Requires that every value lies in [0, end).
 void require_below(const int64_t* values, py::ssize_t count, py::ssize_t step, int64_t end,
                    const char* name) {
   for (py::ssize_t i = 0; i < count; ++i) {
@@ -107,7 +107,7 @@ void py_patchify(const Array<uint8_t>& images, const Array<bool>& flips,
   half ? run(static_cast<uint16_t*>(numbers)) : run(static_cast<float*>(numbers));
 }
 
-// What a Number is to numpy, which has no bfloat16.
+// The numpy name of Number. numpy has no bfloat16, so uint16 holds its bits.
 template <typename Number>
 constexpr const char* kind = sizeof(Number) == 4 ? "float32" : "uint16";
 
@@ -116,7 +116,7 @@ bool holds(const py::array& array) {
   return py::isinstance<py::array_t<Number>>(array);
 }
 
-// The data of a contiguous array of `size` Numbers.
+// Returns the data of a contiguous array of `size` Numbers.
 template <typename Number>
 Number* numbers(const py::array& array, py::ssize_t size, const char* name) {
   require(holds<Number>(array) && (array.flags() & py::array::c_style) && array.size() == size,
@@ -129,7 +129,7 @@ float* floats(const py::array& array, py::ssize_t size, const char* name) {
   return numbers<float>(array, size, name);
 }
 
-// (4, C) float32: mean, variance, scale, shift.
+// Splits a (4, C) float32 array into mean, variance, scale and shift.
 Statistics statistics(const py::array& found, py::ssize_t channels) {
   float* const rows = floats(found, 4 * channels, "found");
   return {rows, rows + channels, rows + 2 * channels, rows + 3 * channels};
@@ -142,7 +142,7 @@ Activations<Number> activations(const py::array& x, int threads) {
   return {numbers<Number>(x, x.size(), "x"), x.shape(0), x.shape(1)};
 }
 
-// run(a Number), of those that x holds.
+// Calls `run` with a value of x's element type.
 template <typename Run>
 void with_numbers_of(const py::array& x, Run&& run) {
   holds<uint16_t>(x) ? run(uint16_t{}) : run(float{});
@@ -184,7 +184,7 @@ void py_norm_relu_backward(const py::array& x, const py::array& gradient, const 
   });
 }
 
-// The first exception is rethrown once every thread is done: none may leave a parallel region.
+// An exception must not leave a parallel region, so the first one is rethrown after it.
 void py_run_parallel(const py::object& task, int count) {
   require(count > 0, "count must be at least 1");
   std::exception_ptr failed;

@@ -1,4 +1,4 @@
-// The augmentation of small images that are whole in memory: pad (beforehand), crop and flip.
+// Random crops and flips of small images that lie padded in memory.
 #include <cstring>
 
 #include "host.hpp"

@@ -1,6 +1,6 @@
-// Batch norm and ReLU in one, for training on a CPU: over rows of channels, as a channels-last
-// tensor lies in memory. Plain batch norm and ReLU read and write the activations five times
-// forward and eight times backward; here it is three and five, and that is what they cost.
+// Fused batch norm and ReLU for training on a CPU, on channels-last tensors. Their cost is memory
+// traffic: separate batch norm and ReLU read or write the activations five times in the forward
+// pass and eight times in the backward pass; these do it three and five times.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -13,13 +13,14 @@
 namespace fastselfie::host {
 namespace {
 
-// Rows of a block. Its sums are made in float, those of blocks are added in double, in order: so a
-// result depends neither on the number of threads nor on the batch being large.
+// Rows per block. A block is summed in float; the sums of the blocks are added in double and in
+// order. So the result does not depend on the number of threads, and a large batch does not lose
+// precision.
 constexpr int64_t kRows = 64;
 
 int64_t blocks_of(int64_t rows) { return (rows + kRows - 1) / kRows; }
 
-// The rows [begin, begin + count) of a block, one after another.
+// Calls run(block, begin, count) for every block of rows, in parallel.
 template <typename Run>
 void over_blocks(int64_t rows, int threads, Run&& run) {
   const int64_t blocks = blocks_of(rows);
@@ -30,8 +31,8 @@ void over_blocks(int64_t rows, int threads, Run&& run) {
   }
 }
 
-// A block's mean and the squared distances from it, (2, channels). Both while the block is in
-// cache: sums of squares alone would cancel where the mean is large.
+// Computes the mean of a block and the sum of squared distances from it, (2, channels). A second
+// pass, while the block is in cache, because sums of squares would cancel for a large mean.
 template <typename Number>
 FASTSELFIE_SIMD void moments(const Number* rows, int64_t count, int64_t channels, float* out) {
   float* const mean = out;
@@ -52,8 +53,8 @@ FASTSELFIE_SIMD void moments(const Number* rows, int64_t count, int64_t channels
   }
 }
 
-// Adds a block of `count` rows to the mean and squares, (2, channels), of the `seen` ones before it
-// (Chan et al., 1983).
+// Merges the moments of a block of `count` rows into those of the `seen` rows before it, both
+// (2, channels) (Chan et al., 1983).
 FASTSELFIE_SIMD void merge(const float* block, int64_t channels, int64_t seen, int64_t count,
                            double* merged) {
   double* const mean = merged;
@@ -72,7 +73,7 @@ template <typename Number>
 FASTSELFIE_SIMD void activate(const Number* rows, int64_t count, int64_t channels,
                               const float* scale, const float* shift, Number* y) {
   for (int64_t r = 0; r < count; ++r) {
-    // The comparison is this way round so that a NaN goes through.
+    // Written so that NaN passes through: max(0, NaN) could be 0.
 #pragma omp simd
     for (int64_t c = 0; c < channels; ++c) {
       const float value = load(rows[r * channels + c]) * scale[c] + shift[c];
@@ -81,19 +82,19 @@ FASTSELFIE_SIMD void activate(const Number* rows, int64_t count, int64_t channel
   }
 }
 
-// What the forward pass found of each channel.
+// The part of Statistics that the backward pass reads.
 struct Found {
   const float *mean, *scale, *shift;
 };
 
-// The gradient that came through the ReLU. What the ReLU let through is computed again, to the bit:
-// cheaper than to read y.
+// Returns the gradient behind the ReLU. Its input is computed again, with the same bits as in the
+// forward pass, because that is cheaper than reading y.
 inline float came_through(float value, float gradient, const Found& found, int64_t c) {
   return value * found.scale[c] + found.shift[c] > 0.0f ? gradient : 0.0f;
 }
 
-// A block's sums, (2, channels): of the gradient that came through, and of it times x's distance
-// from the mean.
+// Computes two sums over a block, (2, channels): of the gradient behind the ReLU, and of that
+// gradient times (x - mean).
 template <typename Number>
 FASTSELFIE_SIMD void gradient_sums(const Number* rows, const Number* gradient, int64_t count,
                                    int64_t channels, Found found, float* out) {
@@ -111,7 +112,7 @@ FASTSELFIE_SIMD void gradient_sums(const Number* rows, const Number* gradient, i
   }
 }
 
-// dx = factor g + slope (x - mean) + offset
+// Coefficients of dx = factor * g + slope * (x - mean) + offset, per channel.
 struct Line {
   const float *factor, *slope, *offset;
 };
@@ -182,7 +183,7 @@ void norm_relu_backward(const Activations<Number>& x, const Number* gradient, co
     const double inverse = 1.0 / std::sqrt(found.variance[c] + epsilon);
     grad_bias[c] = static_cast<float>(plain[c]);
     grad_weight[c] = static_cast<float>(weighted[c] * inverse);
-    // dx = scale (g - mean(g) - xhat mean(g xhat)) = scale g + slope x + offset
+    // dx = factor * (g - mean(g) - xhat * mean(g * xhat)), xhat = (x - mean) * inverse
     const double factor = weight[c] * inverse;
     const double along = -factor * inverse * inverse * weighted[c] / static_cast<double>(rows);
     factors[c] = static_cast<float>(factor);

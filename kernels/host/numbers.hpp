@@ -1,4 +1,4 @@
-// Numbers as they lie in memory: float, or bfloat16 as the uint16_t that holds its bits.
+// Loads and stores of float, and of bfloat16 held in a uint16_t.
 #pragma once
 
 #include <cstdint>
@@ -17,8 +17,8 @@ inline float load(uint16_t value) {
 
 inline void store(float value, float& out) { out = value; }
 
-// bfloat16: the upper half of a float, rounded to nearest, ties to even. A NaN stays one: rounded
-// as a number, it could become infinity or zero.
+// A bfloat16 is the upper half of a float, rounded to nearest, ties to even. NaN needs a branch:
+// the rounding could turn it into infinity or zero.
 inline void store(float value, uint16_t& out) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);

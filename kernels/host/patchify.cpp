@@ -1,4 +1,4 @@
-// Normalise, flip, cut into patches and put in order, in one pass over the bytes of the images.
+// Normalises, flips, cuts into patches and orders them, in one pass over the pixels.
 #include <vector>
 
 #include "host.hpp"
@@ -10,7 +10,7 @@ template <typename Number>
 void patchify(const ImageSet& images, const bool* flips, const int64_t* order, int64_t patches,
               int64_t side, const float* scale, const float* offset, int threads, Number* out) {
   const int64_t columns = images.width / side, row_bytes = 3 * side;
-  // A row of factors as long as a row of a patch, so that the innermost loop is one plain sweep.
+  // Factors for a whole row of a patch, so that the innermost loop vectorises.
   std::vector<float> scales(row_bytes), offsets(row_bytes);
   for (int64_t i = 0; i < row_bytes; ++i) {
     scales[i] = scale[i % 3];

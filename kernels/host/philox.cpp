@@ -1,4 +1,4 @@
-// The counter-based generator; see fastselfie/data/random.py for what its streams mean.
+// Counter-based random numbers; fastselfie/data/draws.py defines the streams.
 #include <algorithm>
 
 #include "host.hpp"

@@ -11,45 +11,61 @@ from typing_extensions import Buffer
 Box = tuple[int, int, int, int]
 Size = tuple[int, int]
 
-class JpegError(ValueError): ...
+class JpegError(ValueError):
+    """The data is no JPEG, is damaged, or is of a kind that the function does not support."""
 
 class Header:
+    """What the header of a JPEG says."""
+
     @property
     def width(self) -> int: ...
     @property
     def height(self) -> int: ...
     @property
     def sampling(self) -> list[tuple[int, int]]:
-        """Horizontal and vertical factors of each component; 4:2:0 is [(2, 2), (1, 1), (1, 1)]."""
+        """(horizontal, vertical) factors per component; 4:2:0 is [(2, 2), (1, 1), (1, 1)]."""
     @property
     def color(self) -> Literal["gray", "ycbcr", "rgb"]: ...
     @property
     def progressive(self) -> bool: ...
     @property
     def restart_interval(self) -> int:
-        """In MCUs; 0 where there are no restart markers."""
+        """Number of MCUs between restart markers; 0 without markers."""
     @property
     def can_crop(self) -> bool:
-        """Whether crop() works on it: every restart interval is a rectangle."""
+        """Whether crop() works: every restart interval is a rectangle."""
 
-def read_header(data: Buffer) -> Header: ...
+def read_header(data: Buffer) -> Header:
+    """Read the header without decoding. Raises JpegError."""
+
 def transcode(data: Buffer, restart_mcus: int | None = None) -> bytes:
-    """The same coefficients as a baseline JPEG with restart intervals and optimised tables.
+    """Rewrite a JPEG as baseline with restart markers and optimised Huffman tables.
 
-    The interval is the largest number of MCUs up to ``restart_mcus`` that divides a row; by default
-    64 pixels' worth. Metadata is dropped. What 8-bit baseline YCbCr or gray cannot hold raises.
+    All coefficients stay the same. Metadata is dropped.
+
+    Args:
+        data: The JPEG.
+        restart_mcus: Upper limit of the restart interval; the interval is the largest number of
+            MCUs that divides a row. By default the MCUs of 64 pixels.
+
+    Raises:
+        JpegError: Pixels are lost, or 8-bit baseline YCbCr or gray cannot hold the image.
     """
 
 def check(data: Buffer) -> None:
-    """Raises where pixels are lost, as transcode() does and at a lower cost.
+    """Raise JpegError if pixels are lost. Cheaper than transcode().
 
-    Passes a sound file that transcode() cannot hold, such as a CMYK one.
+    An intact file that transcode() cannot hold, for example a CMYK one, passes.
     """
 
 def crop(
     data: Buffer, left: int, top: int, width: int, height: int
 ) -> tuple[bytes, int, int] | None:
-    """A small JPEG that holds the box, and the box's left and top in it; None if not can_crop."""
+    """Cut out the restart intervals that a box touches, without decoding them.
+
+    Returns:
+        A JPEG, and the left and top of the box in it. None if not `Header.can_crop`.
+    """
 
 def decode_resized(
     data: Buffer,
@@ -58,7 +74,18 @@ def decode_resized(
     flip: bool = False,
     engine: Literal["auto", "libjpeg"] = "auto",
 ) -> NDArray[np.uint8]:
-    """Like Pillow's crop(box) and antialiased bilinear resize: (height, width, 3)."""
+    """Decode a box and resize it, as Pillow's crop and antialiased bilinear resize do.
+
+    Args:
+        data: The JPEG.
+        box: (left, top, width, height) in pixels.
+        size: (height, width) of the result.
+        flip: Whether to mirror the result left to right.
+        engine: "auto" uses our decoder if it supports the file; "libjpeg" is the reference.
+
+    Returns:
+        (height, width, 3).
+    """
 
 def resize_raw(
     image: NDArray[np.uint8],
@@ -67,29 +94,33 @@ def resize_raw(
     flip: bool = False,
     padding: Literal["none", "zero", "reflect"] = "none",
 ) -> NDArray[np.uint8]:
-    """The same of raw pixels; with padding, the box may reach out of the image."""
+    """As decode_resized(), for raw pixels. With padding, the box may reach outside of the image."""
 
 def coefficients(data: Buffer) -> list[NDArray[np.int16]]:
-    """Quantised DCT coefficients, an array (block rows, block columns, 8, 8) a component."""
+    """Return the quantised DCT coefficients: per component (block rows, block columns, 8, 8)."""
 
 def planes(
     data: Buffer, box: Box, block_size: int = 8, engine: Literal["auto", "libjpeg"] = "auto"
 ) -> list[NDArray[np.uint8]]:
-    """For tests: the blocks that cover the box, a plane a component, before any resize."""
+    """Return the blocks that cover the box, one plane per component, not resized. For tests."""
 
 def available_kernels() -> list[str]:
-    """The instruction sets that this processor has kernels for, best first."""
+    """Return the instruction sets of the kernels that this processor can run, best first."""
 
-def selected_kernels() -> str: ...
+def selected_kernels() -> str:
+    """Return the instruction set in use."""
+
 def select_kernels(name: str) -> None:
-    """One of available_kernels(), or "auto"; all give the same bytes. For tests and benchmarks."""
+    """Use one of available_kernels(), or "auto". All give the same bytes. For tests, benchmarks."""
 
 class BatchDecoder:
     """A pool of threads that fills batches in the background, in the order of submit().
 
-    Not to be used across a fork: the child has none of the threads, and submit() says so.
+    It does not survive a fork: the child has none of the threads, so submit() raises there.
 
-    niceness: of the threads, 0 to 19 as nice(1) has it: they yield to threads of a smaller one.
+    Args:
+        threads: Number of threads.
+        niceness: Niceness of the threads, 0 to 19 as for nice(1).
     """
 
     def __init__(self, threads: int, niceness: int = 0) -> None: ...
@@ -107,23 +138,38 @@ class BatchDecoder:
         kinds: NDArray[np.uint8] | None = None,
         shapes: NDArray[np.int32] | None = None,
     ) -> int:
-        """Starts to fill ``out`` (B, H, W, 3) and returns a ticket for wait().
+        """Start to fill a batch. All arguments are kept until wait() returns or close().
 
-        ``data`` is one buffer with ``offsets`` and ``sizes`` into it, or a buffer an item.
-        ``boxes`` (B, 4), ``flips`` (B,), ``kinds`` (B,) of KIND_*, ``shapes`` (B, 2): height and
-        width of raw items. Everything is held until wait() returns or the decoder is closed.
         A mapped file must keep its length meanwhile: the system kills a process that reads behind
         the end of one (SIGBUS).
+
+        Args:
+            data: One buffer with `offsets` and `sizes` into it, or one buffer per item.
+            boxes: (B, 4), left, top, width and height of each crop.
+            flips: (B,), whether an item is mirrored.
+            out: (B, H, W, 3); receives the crops, resized to (H, W).
+            offsets: (B,), start of each item in `data`.
+            sizes: (B,), bytes of each item.
+            kinds: (B,), one of KIND_* per item.
+            shapes: (B, 2), height and width of raw items.
+
+        Returns:
+            A ticket for wait().
         """
 
     def wait(self, ticket: int, help: bool = False) -> list[tuple[int, str]]:
-        """Blocks until the batch is full; the items that failed, their rows zeroed, and why.
+        """Wait until a batch is full.
 
-        ``help``: decode on this thread too, instead of sleeping.
+        Args:
+            ticket: What submit() returned.
+            help: Decode on this thread too, instead of sleeping.
+
+        Returns:
+            The items that failed, and why. Their pixels are zero.
         """
 
     def close(self) -> None:
-        """Ends the threads; what is left of the batches in flight fails. May be called twice."""
+        """End the threads. The unfinished items of all batches fail. A second call does nothing."""
 
     def __enter__(self) -> BatchDecoder: ...
     def __exit__(

@@ -1,4 +1,4 @@
-"""What a benchmark says of bad input: one line, before it measures for minutes."""
+"""Bad options of a benchmark give one line, before it measures for minutes."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def test_bad_input_is_one_line(tmp_path, arguments, named):
     assert named in line.replace(str(tmp_path) + "/", "")
 
 
-def test_what_is_interpreted_is_not_timed(tmp_path):
+def test_kernels_are_not_timed_in_the_interpreter(tmp_path):
     done = run("kernels.py", "--json", str(tmp_path / "out.json"), interpret="1")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert "TRITON_INTERPRET is set" in line
 
 
-def test_a_step_is_measured_into_a_folder_that_was_missing(tmp_path, tiny_yaml):
+def test_a_missing_result_folder_is_created(tmp_path, tiny_yaml):
     out = tmp_path / "missing" / "result.json"
     done = run(
         "step.py", "--config", str(tiny_yaml), "--contenders", "ours", "--rounds", "1",
@@ -79,7 +79,7 @@ def test_a_step_is_measured_into_a_folder_that_was_missing(tmp_path, tiny_yaml):
     assert out.stat().st_size > 0
 
 
-def test_an_instruction_set_that_the_processor_lacks_is_not_measured(monkeypatch):
+def test_an_unsupported_instruction_set_is_refused(monkeypatch):
     monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)

@@ -16,15 +16,16 @@ from conftest import REPOSITORY
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
 import gpu_check
+from support import checks
 
 
 @pytest.mark.parametrize("ratio", [1.01, math.inf, math.nan])
 @pytest.mark.parametrize("first", [True, False])
-def test_a_ratio_above_or_no_number_fails_and_all_are_told(ratio, first):
-    """max(worst, nan) is worst: the place of a NaN must not matter."""
+def test_a_ratio_above_the_limit_or_nan_fails_and_all_are_reported(ratio, first):
+    """max() may drop NaN, depending on its position."""
     rows = {"a": {"loss": 0.5, "du": 1.0}, "b": {"loss": ratio}}
     rows = rows if first else dict(reversed(rows.items()))
-    made = gpu_check._made(lambda: gpu_check.within(rows, 1.0, "error"), 60.0)
+    made = checks.run_check(lambda: checks.within(rows, 1.0, "error"), 60.0)
     assert made["state"] == "FAILED"
     assert "b: loss" in made["why"]
     assert "a: " not in made["why"]
@@ -32,14 +33,12 @@ def test_a_ratio_above_or_no_number_fails_and_all_are_told(ratio, first):
     assert made["found"] == {"error": {"a": {"loss": 0.5, "du": 1.0}, "b": {"loss": told}}}
 
 
-def test_ratios_that_hold_are_told():
-    assert gpu_check.within({"a": {"du": 0.123456}}, 1.0, "error") == {
-        "error": {"a": {"du": 0.1235}}
-    }
+def test_ratios_within_the_limit_are_reported():
+    assert checks.within({"a": {"du": 0.123456}}, 1.0, "error") == {"error": {"a": {"du": 0.1235}}}
 
 
-def test_the_allowed_error_tells_tf32_from_three_products():
-    """A sum of 1,024 products whose factors keep tf32's 11 bits of 24 is refused."""
+def test_the_tolerance_rejects_tf32_and_accepts_three_products():
+    """A sum of 1,024 products is rejected if the factors have 11 bits, as in tf32, not 24."""
     x, y = torch.randn(2, 64, 1024)
     true, plain = x.double() @ y.double().T, x @ y.T
 
@@ -56,7 +55,7 @@ def test_the_allowed_error_tells_tf32_from_three_products():
 # --- time and results -------------------------------------------------------------------------
 
 
-def test_one_deadline_is_for_all_and_every_outcome_is_written_at_once(tmp_path):
+def test_all_checks_share_one_deadline_and_each_result_is_written_at_once(tmp_path):
     path, seen = tmp_path / "results" / "gpu.json", []
 
     def read():
@@ -77,7 +76,7 @@ def test_one_deadline_is_for_all_and_every_outcome_is_written_at_once(tmp_path):
     def late():
         seen.append("late")
 
-    made = gpu_check.make((right, wrong, stubborn, late), path, 0.5)
+    made = checks.run_checks((right, wrong, stubborn, late), path, 0.5)
     assert seen == [["ok"], ["ok", "FAILED"]]
     assert read() == [row["state"] for row in made] == ["ok", *["FAILED"] * 3]
     assert made[0]["found"] == {"figure": 1}
@@ -86,8 +85,8 @@ def test_one_deadline_is_for_all_and_every_outcome_is_written_at_once(tmp_path):
     ]  # fmt: skip
 
 
-def test_a_script_out_of_time_takes_its_workers_along(tmp_path, monkeypatch):
-    """The script rings the alarm itself, once its worker is there and holds a pipe open."""
+def test_a_script_that_times_out_is_killed_with_its_workers(tmp_path, monkeypatch):
+    """The script sends SIGALRM itself, after its worker has opened a pipe."""
     held, script = tmp_path / "held", tmp_path / "script.py"
     os.mkfifo(held)
     end = os.open(held, os.O_RDONLY | os.O_NONBLOCK)
@@ -104,22 +103,22 @@ def test_a_script_out_of_time_takes_its_workers_along(tmp_path, monkeypatch):
         "worker.wait()\n"
     )
     monkeypatch.setattr(gpu_check, "HERE", tmp_path)
-    made = gpu_check._made(lambda: gpu_check._script("script.py"), 600.0)
+    made = checks.run_check(lambda: gpu_check._script("script.py"), 600.0)
     assert made["why"] == "TimeoutError: the time for all checks is over"
     assert select.select([end], [], [], 30)[0], "the worker lives on"
     assert os.read(end, 1) == b""
     os.close(end)
 
 
-def test_the_end_of_a_script_that_fails_is_told(tmp_path, monkeypatch):
+def test_the_last_output_of_a_failed_script_is_reported(tmp_path, monkeypatch):
     (tmp_path / "script.py").write_text("raise SystemExit('error: no such file')")
     monkeypatch.setattr(gpu_check, "HERE", tmp_path)
-    made = gpu_check._made(lambda: gpu_check._script("script.py"), 60.0)
+    made = checks.run_check(lambda: gpu_check._script("script.py"), 60.0)
     assert made["why"] == "CheckError: error: no such file\n"
 
 
 def test_without_dali_its_check_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)  # stands for one that is not there
-    made = gpu_check._made(gpu_check.dali_mixed, 60.0)
+    made = checks.run_check(gpu_check.dali_mixed, 60.0)
     assert made["state"] == "missing"
     assert "nvidia.dali" in made["why"]

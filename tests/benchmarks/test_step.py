@@ -1,4 +1,4 @@
-"""The step's benchmark: the straightforward code does what ours does."""
+"""benchmarks/step.py: the straightforward code computes what ours computes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from conftest import REPOSITORY, tiny_config
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
-from step import StepJob
 from support import step_contenders
 from support.step_contenders import shape_of
 from support.straightforward import StraightforwardSelfie, normalised, their_names
@@ -47,8 +46,8 @@ def test_the_straightforward_code_gives_the_same_loss_and_gradients(stem, positi
     assert not gradients
 
 
-def test_one_graph_at_a_time_is_in_memory_for_the_facts(monkeypatch, tiny_yaml):
-    """The parent holds the GPU's memory that the contenders need."""
+def test_facts_keep_one_autograd_graph_in_memory_at_a_time(monkeypatch, tiny_yaml):
+    """Memory of a GPU that this process holds is missing for the contenders."""
     with_graph, losses = [], step_contenders._loss
     forward = StraightforwardSelfie.forward
 
@@ -64,8 +63,7 @@ def test_one_graph_at_a_time_is_in_memory_for_the_facts(monkeypatch, tiny_yaml):
 
     monkeypatch.setattr(step_contenders, "_loss", seen)
     monkeypatch.setattr(StraightforwardSelfie, "forward", seen_forward)
-    job = StepJob("ours", str(tiny_yaml), ("data.loader=synthetic",), 8, 1)
-    facts = step_contenders.facts(job, 16)
+    facts = step_contenders.facts(str(tiny_yaml), ["data.loader=synthetic"], 16)
     assert with_graph == [True, False, False, False]
     ours, in_fp32, plain = facts["losses"].values()
     assert ours == in_fp32 == pytest.approx(plain, rel=1e-5)

@@ -1,4 +1,4 @@
-"""benchmarks/throughput.py whole, on a tiny set: what it writes, and what it says of bad input."""
+"""benchmarks/throughput.py on a tiny dataset: its result, and its errors for bad options."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def raw(tmp_path):
 
 
 def throughput(*arguments):
-    """Runs the script in a process of its own."""
+    """Run the script in its own process."""
     command = [sys.executable, "benchmarks/throughput.py", *map(str, arguments)]
     paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
     return subprocess.run(

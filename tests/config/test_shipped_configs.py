@@ -106,9 +106,9 @@ def test_one_is_printed_or_copied_and_nothing_overwritten(cli, elsewhere):
     mine = elsewhere / "new" / "mine.yaml"
     assert mine.read_text() == text
     mine.write_text("name: changed")
-    refused(cli("configs", "in32", "--out", mine), "mine.yaml: already exists")
+    refused(cli("configs", "in32", "--out", mine), "mine.yaml: File exists: pass another path")
     assert mine.read_text() == "name: changed"
-    refused(cli("configs", "in32", "--out", elsewhere), "already exists")
+    refused(cli("configs", "in32", "--out", elsewhere), "File exists")
     refused(cli("configs", "in23", "--out", "a.yaml"), "in23: not a shipped config", *NAMES)
     refused(cli("configs", "--out", "a.yaml"), "--out a.yaml: name the config to copy", *NAMES)
     assert not (elsewhere / "a.yaml").exists()

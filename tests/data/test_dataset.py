@@ -50,14 +50,14 @@ def test_a_flat_folder_is_one_class(tmp_path):
 def test_16_bit_samples_are_scaled_and_not_clipped(tmp_path):
     levels = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
     Image.fromarray(levels).save(tmp_path / "a.png")
-    rows = np.asarray(open_part(tmp_path, "train")[0].image(0))
+    rows = np.asarray(open_part(tmp_path, "train").source.image(0))
     assert np.array_equal(rows[..., 0], np.arange(256).reshape(16, 16))
 
 
 def test_float_samples_are_refused(tmp_path):
     Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "a.tif")
     with pytest.raises(UserError, match=r"a\.tif: unreadable image .*floats"):
-        open_part(tmp_path, "train")[0].image(0)
+        open_part(tmp_path, "train").source.image(0)
 
 
 def test_one_image_a_class_is_split_as_a_whole(tmp_path):

@@ -31,7 +31,7 @@ def setting(image_folder, accelerator):
 def test_pretext_accuracy_is_the_share_of_places_answered_right(setting, accelerator):
     config, loader, pixels = setting
     model = Selfie(config)
-    measured = pretext_accuracy(model, loader, pixels, accelerator, limit=10)
+    measured = pretext_accuracy(model, loader, pixels, limit=10)
     assert model.training
     right = 0
     model.eval()
@@ -39,7 +39,7 @@ def test_pretext_accuracy_is_the_share_of_places_answered_right(setting, acceler
         best = model.scores(*pixels.patches(batch))[0].argmax(dim=1)
         right += sum(int(chosen) == place for place, chosen in enumerate(best))
     assert measured["pretext_accuracy"] == right / 40
-    again = pretext_accuracy(model, loader, pixels, accelerator, limit=10)
+    again = pretext_accuracy(model, loader, pixels, limit=10)
     assert again == measured
 
 
@@ -49,7 +49,7 @@ def test_classification_accuracy_counts_every_image_once(setting, accelerator):
     with torch.no_grad():
         network.head.fc.weight.zero_()
         network.head.fc.bias.copy_(torch.tensor([1.0, 0.0]))
-    measured = classification_accuracy(network, loader, pixels, accelerator)
+    measured = classification_accuracy(network, loader, pixels)
     assert measured["top1"] == 0.5
     assert measured["top5"] == 1.0
     assert measured["heldout_loss"] == pytest.approx((np.log1p(np.e) - 1 + np.log1p(np.e)) / 2)
@@ -58,7 +58,7 @@ def test_classification_accuracy_counts_every_image_once(setting, accelerator):
 def test_features_are_in_the_order_of_the_images(setting, accelerator):
     config, loader, pixels = setting
     network = Selfie(config).patch_network
-    features, labels = extract_features(network, loader, pixels, accelerator)
+    features, labels = extract_features(network, loader, pixels)
     assert features.shape == (16, 64)
     assert labels.tolist() == [0] * 8 + [1] * 8
     with evaluating(network):
@@ -71,7 +71,7 @@ def test_patches_side_by_side_are_p_of_each_place(setting, accelerator):
     config, loader, pixels = setting
     network, side, grid = Selfie(config).patch_network, config.model.patch_size, config.grid
     places = PatchConcat(network, grid)
-    features, _ = extract_features(places, loader, pixels, accelerator)
+    features, _ = extract_features(places, loader, pixels)
     assert features.shape == (16, config.patches * network.width)
     with evaluating(network):
         batch = next(loader.in_order(1, limit=1))
@@ -98,10 +98,7 @@ def test_augmented_they_are_measured_as_training_shows_them_first(image_folder, 
     assert torch.equal(*orders)
     assert torch.equal(orders[0], draw_masks(trained, 0, 16)[rows])
     model, pixels = Selfie(config), InputTransform(config, accelerator, batch=7)
-    found = [
-        pretext_accuracy(model, loader, pixels, accelerator, 16, augment)
-        for augment in (False, True)
-    ]
+    found = [pretext_accuracy(model, loader, pixels, 16, augment) for augment in (False, True)]
     assert found[0]["heldout_loss"] != found[1]["heldout_loss"]
 
 

@@ -73,7 +73,7 @@ def test_it_measures_p_on_a_part_of_the_images(image_folder, accelerator):
         data={"train": str(image_folder)}, pretrain={"knn_images": 11, "knn_queries": 5}
     )
     dataset, pixels = open_dataset(config.data), InputTransform(config, accelerator, batch=4)
-    watch = Monitor(config, dataset, pixels, accelerator)
+    watch = Monitor(config, dataset, pixels)
     assert (len(watch.bank.source), len(watch.queries.source)) == (11, 5)
     # Drawn, not the first: an image folder is sorted by class.
     assert len(set(watch.queries.source.labels.tolist())) == 2
@@ -81,11 +81,11 @@ def test_it_measures_p_on_a_part_of_the_images(image_folder, accelerator):
     found = watch.measure(network, 0)
     assert network.training
     bank, queries = (
-        extract_features(network, each, pixels, accelerator) for each in (watch.bank, watch.queries)
+        extract_features(network, each, pixels) for each in (watch.bank, watch.queries)
     )
     assert found["knn"] == knn_accuracy(*bank, *queries)
     assert found["linear_probe"] == linear_probe_accuracy(*bank, *queries)
-    assert Monitor(config, dataset, pixels, accelerator).measure(network, 0) == found
+    assert Monitor(config, dataset, pixels).measure(network, 0) == found
     assert watch.measure(network, 1) == {}
 
 

@@ -17,7 +17,7 @@ from fastselfie.errors import UserError
 from fastselfie.export import to_onnx
 from fastselfie.models.resnet import ResNetV2
 from fastselfie.models.selfie import Selfie, build_classifier
-from fastselfie.runs.load import open_trained
+from fastselfie.runs.load import load_run
 from fastselfie.system.files import write_atomically
 from fastselfie.training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -28,7 +28,7 @@ def summary(result):
 
 
 def outputs(run, stage, images):
-    network = open_trained(run, stage).network().eval()
+    network = load_run(run, stage).network().eval()
     with torch.no_grad():
         return network(images)
 
@@ -38,7 +38,7 @@ def images_of(count):
 
 
 def longer(run, tmp_path):
-    """The same run, in which finetuning is to go on to step 9."""
+    """The same run, in which finetuning is to continue to step 9."""
     copy = tmp_path / "longer"
     shutil.copytree(run, copy)
     config = load_config(copy / "config.yaml", ["finetune.steps=9"])
@@ -163,8 +163,8 @@ def test_onnx_gives_our_outputs_for_any_batch(cli, tiny_run, tmp_path, stage):
 
 @pytest.mark.extra
 def test_an_onnx_file_that_differs_is_refused(tiny_run, tmp_path, monkeypatch, capsys):
-    network = open_trained(tiny_run).network().eval()
-    data, figures = to_onnx.onnx_bytes(open_trained(tiny_run), network, {})
+    network = load_run(tiny_run).network().eval()
+    data, figures = to_onnx.onnx_bytes(load_run(tiny_run), network, {})
     assert figures["difference"] <= to_onnx.TOLERANCE
     with torch.no_grad():  # as if the graph had blue first
         network.stem.conv.weight.copy_(network.stem.conv.weight.flip(1))
@@ -219,9 +219,9 @@ def test_runs_that_are_none(cli, tiny_run, tmp_path):
 def test_a_run_that_kept_no_names_numbers_its_classes(tiny_run, tmp_path):
     run = tmp_path / "old"
     shutil.copytree(tiny_run, run)
-    assert open_trained(run).classes() == ["cat", "dog"]
+    assert load_run(run).classes() == ["cat", "dog"]
     (run / "classes.json").unlink()
-    assert open_trained(run).classes() == ["0", "1"]
+    assert load_run(run).classes() == ["0", "1"]
 
 
 def test_damaged_notes_of_a_run(cli, tiny_run, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,11 +46,13 @@ def make_samples(n: int, seed: int = 0, raw_every: int = 3) -> list[Sample]:
     return samples
 
 
-def write(path: Path, samples: list[Sample], page_size: int = 1 << 21) -> Path:
+def write(
+    path: Path, samples: list[Sample], page_size: int = 1 << 21, classes: Sequence[str] = ("a", "b")
+) -> Path:
     with BetonWriter(path, len(samples), page_size) as writer:
         for sample in samples:
             writer.append(*sample)
-        writer.finish({"classes": ["a", "b"]})
+        writer.finish({"classes": classes})
     return path
 
 

@@ -18,7 +18,7 @@ SOON = 60  # seconds: a start beside other tests takes some
 
 
 class Page:
-    """A tab. events: what it said so far, as (method, parameters)."""
+    """A tab. `events` has the messages so far, as (method, parameters)."""
 
     def __init__(self, write: int, read: int) -> None:
         self._write, self._read = os.fdopen(write, "wb"), read
@@ -95,7 +95,7 @@ class Page:
 
 @contextmanager
 def browser(profile: Path) -> Iterator[Page]:
-    """Chromium with a profile of its own. Its absence is a failure: the page goes unseen else."""
+    """Start Chromium with its own profile. If it is missing, the test fails."""
     program = shutil.which("chromium") or shutil.which("google-chrome")
     if program is None:
         pytest.fail("no Chromium: sudo apt-get install chromium (make test does, for root)")

@@ -19,15 +19,13 @@ from fastselfie.data.dataset import Dataset, Source, open_dataset, open_part
 
 
 def dataset(path: Path, labels_needed: bool = True, **data: Any) -> Dataset:
-    """What `open_dataset` finds at `path`; `data` are keys of the config's section."""
+    """Open the dataset at `path`; `data` has keys of the config section."""
     config = tiny_config(data={"train": str(path), **data})
     return open_dataset(config.data, labels_needed=labels_needed)
 
 
 def read(path: Path, part: str = "train") -> Source:
-    found = open_part(path, part)
-    assert found is not None
-    return found[0]
+    return open_part(path, part).source
 
 
 def png(seed: int) -> bytes:
@@ -35,7 +33,7 @@ def png(seed: int) -> bytes:
 
 
 def same(image: Image.Image, seed: int) -> bool:
-    """Whether `image` is picture `seed`, to the bit."""
+    """Return whether `image` equals picture `seed` bit for bit."""
     return np.array_equal(np.asarray(image), np.asarray(picture(seed)))
 
 
@@ -45,7 +43,7 @@ def save(path: Path, seed: int = 0) -> None:
 
 
 def tree(root: Path, part: str, classes: Iterable[str], count: int = 2) -> None:
-    """`count` images in each class folder; without classes, loose images."""
+    """Write `count` images into each class folder, or into `path` without classes."""
     for place in [root / part / name for name in classes] or [root / part]:
         for i in range(count):
             save(place / f"{i}.png", i)
@@ -56,7 +54,7 @@ def names(source: Source) -> list[str]:
 
 
 def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
-    """A tar file of (name, content)."""
+    """Write a tar file of (name, content)."""
     with tarfile.open(path, "w") as tar:
         for name, data in members:
             info = tarfile.TarInfo(name)
@@ -66,7 +64,7 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
 
 
 def write_shard(path: Path, labels: Sequence[int | None]) -> Path:
-    """A WebDataset shard. An image whose label is None has no .cls member."""
+    """Write a WebDataset shard. An image with label None has no .cls member."""
     members = []
     for i, label in enumerate(labels):
         members.append((f"{i:03}.jpg", jpeg_bytes(picture(i))))
@@ -76,7 +74,7 @@ def write_shard(path: Path, labels: Sequence[int | None]) -> Path:
 
 
 def write_parquet(path: Path, labels: Sequence[int], classes: Sequence[str]) -> Path:
-    """As Hugging Face writes it; without classes there is no label column."""
+    """Write Parquet as Hugging Face does; without classes there is no label column."""
     columns: dict[str, Any] = {
         "image": [{"bytes": jpeg_bytes(picture(i))} for i in range(len(labels))]
     }

@@ -37,7 +37,7 @@ FLOAT64 = torch.float64
 
 
 def one_step(config, accelerator, micro_batch):
-    """In float64 with batch norm frozen: gradients, weights, average, means, exchanges."""
+    """Train in float64 with batch norm frozen; return what the ranks must agree on."""
     torch.manual_seed(0)
     model = Selfie(config).double().eval()
     replica = accelerator.replica(model, False)
@@ -75,7 +75,7 @@ def one_step(config, accelerator, micro_batch):
 
 
 def measures(config, accelerator):
-    """Of fresh networks, whose batch statistics only rank 0 has right."""
+    """Evaluate fresh networks whose batch statistics are right only on rank 0."""
     torch.manual_seed(0)
     loader = build_loader(open_dataset(config.data).train, config.data, 0, accelerator.device)
     pixels = InputTransform(config, accelerator, batch=3)  # 16 images: six batches, the last of one
@@ -83,8 +83,8 @@ def measures(config, accelerator):
     for model in (selfie, classifier):
         for buffer in model.buffers():
             buffer.add_(accelerator.ranks.rank)
-    pretext = pretext_accuracy(selfie, loader, pixels, accelerator, limit=13)
-    return pretext, classification_accuracy(classifier, loader, pixels, accelerator)
+    pretext = pretext_accuracy(selfie, loader, pixels, limit=13)
+    return pretext, classification_accuracy(classifier, loader, pixels)
 
 
 def figures(out, path):
@@ -130,7 +130,7 @@ def hurt(kind, rank, at):
 
 
 def gloo_runs():
-    """Whether it has a thread in this process."""
+    """Return whether gloo has a thread in this process."""
     names = []
     for file in Path("/proc/self/task").glob("*/comm"):
         with suppress(FileNotFoundError, ProcessLookupError):  # a thread that just ended

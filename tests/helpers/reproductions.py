@@ -26,7 +26,7 @@ def make_reproduction(root):
         runtime={"threads": 1},
     )
     (root / "tiny.yaml").write_text(config.to_yaml(), encoding="utf-8")
-    reproduce(make_protocol(config, "50", 2, None), root / "one", jobs=1)
+    reproduce(make_protocol(config, "50", 2, 1.0), root / "one", jobs=1)
     return root / "tiny.yaml", root / "one"
 
 

@@ -1,4 +1,4 @@
-"""Folders of runs that never ran: what a page is made from, in seconds."""
+"""Folders of runs that look finished, for tests of reports, without training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ENVIRONMENT = {"fastselfie": "0.1.0", "device": "cpu", "torch": "2.13.0"}
 def make_run(
     folder: Path, steps: int = 400, done: bool = True, every: int = 20, **sections: Any
 ) -> Config:
-    """A run that did all of its steps, or stands at half of its pretraining since just now."""
+    """Write a finished run, or one that is in the middle of its pretraining now."""
     training = {"steps": steps, "log_every": every, "eval_every": 5 * every}
     sections["pretrain"] = {**training, **sections.get("pretrain", {})}
     config = tiny_config(finetune=training, **sections)
@@ -44,7 +44,7 @@ def write(path: Path, text: str) -> None:
 
 
 def log(folder: Path, steps: int, every: int, done: int, end: float, kind: Any) -> None:
-    """Up to the step `done` a line every so many, a second apart, and an evaluation at a fifth."""
+    """Write a line every `every` steps up to `done`, one second apart; each fifth evaluates."""
     lines = []
     for step in range(0, done + 1, every):
         trained, measured = kind(step / steps)
@@ -55,7 +55,7 @@ def log(folder: Path, steps: int, every: int, done: int, end: float, kind: Any) 
 
 
 def pretraining(far: float) -> tuple[dict[str, float], dict[str, float]]:
-    """What is logged of training, and of an evaluation, when so much of the steps is done."""
+    """Return what training and an evaluation log at the share `far` of the steps."""
     noise = 0.03 * math.sin(1e6 * far)
     accuracy = 0.25 + 0.6 * far**0.3
     return (
@@ -71,7 +71,7 @@ def finetuning(far: float) -> tuple[dict[str, float], dict[str, float]]:
 
 
 def pictures(folder: Path, steps: list[int]) -> None:
-    """As large as those of photographs are, with their grain."""
+    """Write pictures with grain, as large as those of photographs."""
     folder.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     textured(0, 104, 6 * 110 - 6).save(buffer, "PNG")

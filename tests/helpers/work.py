@@ -19,7 +19,7 @@ def square(task):
 
 
 def save_at_signal(path, tasks):
-    """Works until a signal comes, then saves, as training does."""
+    """Work until a signal comes, then save, as training does."""
     for task in tasks:
         with deferred_signals() as pending:
             path.with_suffix(".started").touch()

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fastselfie.config.load import load_config
 from fastselfie.kernels.reference import scale_and_offset
-from fastselfie.runs.load import open_trained
+from fastselfie.runs.load import load_run
 from fastselfie.system.files import write_atomically
 
 
@@ -28,7 +28,7 @@ def files(images, part):
 
 def by_hand(run, stage, paths):
     """One image at a time, without any loader."""
-    trained = open_trained(run, stage)
+    trained = load_run(run, stage)
     network = trained.network().eval()
     data = trained.config.data
     scale, offset = scale_and_offset(torch.tensor(data.mean), torch.tensor(data.std), torch.float32)
@@ -95,7 +95,7 @@ def test_mistakes(cli, tiny_run, tmp_path):
             tiny_run,
             images,
             tmp_path / "f.csv",
-            "f.csv: is written as .npy: give a name that",
+            "f.csv: is written as .npy: pass a name that",
         ),
     ):
         refused(cli("features", run, "--data", data, "--out", target), words)

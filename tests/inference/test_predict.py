@@ -10,12 +10,12 @@ import torch
 from conftest import refused
 from PIL import Image
 
-from fastselfie.data import random as rng
+from fastselfie.data import draws
 from fastselfie.data.dataset import open_dataset
 from fastselfie.data.inputs import InputTransform
 from fastselfie.data.loaders import build_loader
 from fastselfie.evaluation.metrics import evaluating
-from fastselfie.runs.load import open_trained
+from fastselfie.runs.load import load_run
 from fastselfie.system.accelerator import choose_accelerator
 
 
@@ -33,7 +33,7 @@ def images(tiny_run):
 @pytest.fixture
 def evaluation(tiny_run):
     """A batch of the run's own evaluation of its held-out set, and its input."""
-    trained = open_trained(tiny_run, "pretrain")
+    trained = load_run(tiny_run, "pretrain")
     config = trained.config
     accelerator = choose_accelerator(config.runtime)
     held_out = open_dataset(config.data, config.seed).held_out
@@ -43,7 +43,7 @@ def evaluation(tiny_run):
 
 def test_classes_are_those_of_the_evaluation(cli, tiny_run, images, evaluation):
     batch, pixels = evaluation
-    network = open_trained(tiny_run, "finetuned").network()
+    network = load_run(tiny_run, "finetuned").network()
     with evaluating(network):
         expected = network(pixels.whole(batch)).softmax(dim=1)
     result = cli("predict", tiny_run, *images)
@@ -61,11 +61,11 @@ def test_classes_are_those_of_the_evaluation(cli, tiny_run, images, evaluation):
 def test_holes_are_those_of_the_evaluation(cli, tiny_run, images, evaluation, tmp_path):
     batch, pixels = evaluation
     patches, order = pixels.patches(batch)
-    model = open_trained(tiny_run, "pretrain").selfie()
+    model = load_run(tiny_run, "pretrain").selfie()
     with evaluating(model):
         chosen = model.scores(patches, order).argmax(dim=-1)
     right = (chosen == torch.arange(4)).sum(dim=1).tolist()
-    assert np.array_equal(order, rng.patch_orders(0, 0, np.arange(8), 16))
+    assert np.array_equal(order, draws.patch_orders(0, 0, np.arange(8), 16))
     # One folder's four: the other's have the same names, and so would their pictures.
     out = tmp_path / "pictures"
     found = answers(cli("predict", tiny_run, *images[:4], "--stage", "pretrain", "--out", out))
@@ -107,7 +107,7 @@ def test_an_image_that_cannot_be_read_is_named(cli, tiny_run, images, tmp_path, 
     command = ("predict", tiny_run, "--stage", stage, *out, images[1])
     refused(cli(*command, bad), str(bad), "unreadable image")
     refused(cli(*command, tmp_path / "none.png"), "none.png: no such image file")
-    refused(cli(*command, tmp_path), f"{tmp_path}: is a folder: give its images")
+    refused(cli(*command, tmp_path), f"{tmp_path}: is a folder: pass its images")
     assert list(tmp_path.iterdir()) == [bad]
 
 

@@ -13,15 +13,15 @@ from conftest import REPOSITORY
 pytestmark = pytest.mark.slow
 
 
-def output_of(script, interpret):
-    """The JSON that a benchmark prints."""
+def output_of(module, interpret):
+    """The JSON that a module of benchmarks/support/ prints."""
     environment = {**os.environ, "TRITON_INTERPRET": interpret}
     environment["PYTHONPATH"] = os.pathsep.join(
         filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
     )
     done = subprocess.run(
-        [sys.executable, f"benchmarks/{script}.py"],
-        cwd=REPOSITORY,
+        [sys.executable, "-m", f"support.{module}"],
+        cwd=REPOSITORY / "benchmarks",
         env=environment,
         capture_output=True,
         text=True,

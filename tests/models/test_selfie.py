@@ -9,7 +9,7 @@ import torch
 from conftest import REPOSITORY, tiny_config
 
 from fastselfie.config.load import load_config
-from fastselfie.data.random import patch_orders
+from fastselfie.data.draws import patch_orders
 from fastselfie.kernels.reference import patchify
 from fastselfie.models.resnet import ResNetV2
 from fastselfie.models.selfie import Positions, Selfie, build_classifier, cut_patches

@@ -126,15 +126,15 @@ def test_a_compiled_network_is_one_phase(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--steps", "0"], "--steps is 0"),
+        (["--steps", "0"], "Invalid value for '--steps'"),
         (["data.train=/no/such"], "/no/such: no such file or folder"),
-        (["--plan", "8xH1000", "--cores", "96"], "--plan 8xH1000: give COUNTxGPU with one of H200"),
+        (["--plan", "8xH1000", "--cores", "96"], "--plan 8xH1000: pass COUNTxGPU with one of H200"),
         (["--plan", "0xH100", "--cores", "96"], "--plan 0xH100"),
         (["--plan", "8xH100"], "--cores is missing"),
         (["--plan", "8xH100", "--cores", "0"], "--cores is 0"),
         (["--cores", "96"], "--cores needs --plan"),
-        (["--out", "FILE"], "give another --out"),
-        (["--out", "FILE/inside"], "give another --out"),
+        (["--out", "FILE"], "pass another path"),
+        (["--out", "FILE/inside"], "pass another path"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(cli, tiny_yaml, image_folder, tmp_path, arguments,

@@ -11,7 +11,7 @@ from helpers.runs import make_run
 
 from fastselfie.report.compare import compare_page
 from fastselfie.report.page import run_page, write_page
-from fastselfie.report.serve import open_server
+from fastselfie.report.serve import PageServer
 from fastselfie.runs.folder import read_run
 
 pytestmark = [pytest.mark.extra, pytest.mark.slow]
@@ -146,7 +146,7 @@ def test_a_served_page_is_live(tab, tmp_path):
     def make():
         return run_page(read_run(tmp_path, config), refresh=1)
 
-    with open_server(make, 0) as server:
+    with PageServer(make, 0) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
             tab.open(f"http://127.0.0.1:{server.server_port}/", 1200)

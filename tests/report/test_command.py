@@ -18,7 +18,7 @@ import urllib.request
 import pytest
 from helpers.runs import make_run
 
-from fastselfie.report.serve import open_server
+from fastselfie.report.serve import PageServer
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def served():
             raise page
         return page
 
-    with open_server(make, 0) as server:
+    with PageServer(make, 0) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server.server_port, pages
         server.shutdown()
@@ -78,7 +78,7 @@ def test_mistakes_are_one_line(cli, tmp_path):
         for arguments, words in (
             ([tmp_path / "empty"], "empty: not a run"),
             ([tmp_path / "run", tmp_path / "none"], "none: not a run"),
-            ([tmp_path / "run", "--out", tmp_path], "is a folder"),
+            ([tmp_path / "run", "--out", tmp_path], "Is a directory: pass a file name"),
             ([tmp_path / "run", "--serve", "--out", "x.html"], "--serve writes no file"),
             ([tmp_path / "empty", "--serve"], "empty: not a run"),
             ([tmp_path / "run", "--serve", "--port", port], f"port {port} is in use"),

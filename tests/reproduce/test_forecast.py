@@ -13,7 +13,7 @@ from fastselfie.reproduce.scheduler import Scheduler
 
 def test_counts_and_seconds_by_hand(idx_folder, tmp_path):
     config = tiny_config(data={"train": str(idx_folder)}, reproduce={"grid": [0.1, 0.2, 0.4]})
-    protocol = make_protocol(config, "20,100", 5, None)
+    protocol = make_protocol(config, "20,100", 5, 1.0)
     rates = ForecastRates(pretrain=16.0, finetune=4.0, devices=2, how="")
     dataset, scheduler = open_dataset(config.data), Scheduler(protocol, tmp_path / "out")
     rows = forecast(scheduler, dataset, rates, 0)
@@ -23,7 +23,9 @@ def test_counts_and_seconds_by_hand(idx_folder, tmp_path):
     assert [row.seconds for row in rows] == [2, 12, 20, 12, 20]
     odd = forecast(scheduler, dataset, rates._replace(devices=4), 0)
     assert [row.seconds for row in odd] == [2, 8, 12, 8, 12]  # 6 are 4 and 2
-    searches = [trial for arm in protocol.arms[:2] for trial in protocol.grid_trials(arm)]
+    searches = [
+        trial for arm in protocol.arms[:2] for trial in protocol.search_trials(arm, protocol.grid)
+    ]
     for trial in searches:
         scheduler.finish(trial, {})
     scheduler.finish(protocol.seed_runs(protocol.arms[2], 0.1)[3], {})
@@ -73,4 +75,4 @@ def test_this_machine_is_timed_by_steps(cli, tiny_yaml, image_folder, tmp_path):
 def test_an_unknown_gpu_is_one_line(cli, tiny_yaml):
     result = cli("reproduce", tiny_yaml, "--dry-run", "--plan", "8xH10")
     assert result.status == 2
-    assert "--plan 8xH10: give COUNTxGPU with one of H200" in result.err
+    assert "--plan 8xH10: pass COUNTxGPU with one of H200" in result.err

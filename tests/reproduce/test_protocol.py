@@ -20,7 +20,7 @@ def protocol(idx_folder):
         finetune={"lr": 9.0, "scratch_lr": 8.0, "labels_per_class": 3},
         reproduce={"grid": [0.2, 0.05, 0.2], "splits": 2},
     )
-    return make_protocol(config, "20, 50,20", 3, None)
+    return make_protocol(config, "20, 50,20", 3, 1.0)
 
 
 def test_both_arms_have_the_same_runs_at_each_share(protocol):
@@ -28,7 +28,7 @@ def test_both_arms_have_the_same_runs_at_each_share(protocol):
                            (50.0, "supervised")]  # fmt: skip
     names = {}
     for arm in protocol.arms:
-        trials = [*protocol.grid_trials(arm), *protocol.seed_runs(arm, 0.05)]
+        trials = [*protocol.search_trials(arm, protocol.grid), *protocol.seed_runs(arm, 0.05)]
         names[arm] = [trial.name.replace(arm.start, "ARM") for trial in trials]
     assert names[protocol.arms[2]] == [
         "labels-50/ARM/lr-0.05-split-0", "labels-50/ARM/lr-0.05-split-1",
@@ -43,7 +43,7 @@ def test_a_run_has_its_rate_share_and_seed_and_nothing_else_of_its_own(protocol)
     config = protocol.config_for(protocol.seed_runs(arm, 0.05)[2])
     assert (config.seed, config.finetune.lr, config.finetune.scratch_lr) == (2, 0.05, None)
     assert (config.finetune.labels, config.finetune.labels_per_class) == (0.5, None)
-    search = protocol.config_for(protocol.grid_trials(arm)[0])
+    search = protocol.config_for(protocol.search_trials(arm, protocol.grid)[0])
     assert (search.seed, search.finetune.steps) == (0, 2)
     assert search.model_copy(update={"seed": 2, "finetune": config.finetune}) == config
 
@@ -55,7 +55,7 @@ def test_no_search_sees_a_test_image_and_splits_divide_the_labelled_ones(protoco
         labelled = dataset.train.select(protocol.labelled(dataset, arm.labels))
         known = {image.tobytes() for image in labelled.images}
         assert len(known) == 40 * arm.labels / 100
-        for trial in protocol.grid_trials(arm):
+        for trial in protocol.search_trials(arm, protocol.grid):
             few = protocol.images_for(trial, dataset)
             trained, measured = ({i.tobytes() for i in s.images} for s in few[:2])
             assert trained | measured == known
@@ -73,7 +73,7 @@ def test_seeds_and_arms_share_the_images_and_splits_have_their_own(protocol):
     prints = {}
     for start in ("finetuned", "supervised"):
         arm = Arm(50.0, start)
-        trials = [*protocol.grid_trials(arm), *protocol.seed_runs(arm, 0.2)]
+        trials = [*protocol.search_trials(arm, protocol.grid), *protocol.seed_runs(arm, 0.2)]
         prints[start] = [protocol.images_for(trial, dataset).images for trial in trials]
     assert prints["finetuned"] == prints["supervised"]
     first, second, *_ = prints["finetuned"]
@@ -106,11 +106,11 @@ def test_the_budget_shortens_both_stages_alike():
     short = make_protocol(config, "100", 1, 0.1).config
     assert (short.pretrain.steps, short.pretrain.warmup_steps) == (40, 10)
     assert (short.finetune.steps, short.finetune.warmup_steps) == (8, 1)
-    assert make_protocol(config, "100", 1, None).config == config
+    assert make_protocol(config, "100", 1, 1.0).config == config
 
 
 def test_one_rate_needs_no_search_and_no_control_no_second_arm():
     config = tiny_config(reproduce={"grid": [0.1]}, finetune={"control": False})
-    protocol = make_protocol(config, "5", 2, None)
+    protocol = make_protocol(config, "5", 2, 1.0)
     assert protocol.arms == [(5.0, "finetuned")]
-    assert protocol.grid_trials(protocol.arms[0]) == []
+    assert protocol.search_trials(protocol.arms[0], protocol.grid) == []

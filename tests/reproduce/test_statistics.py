@@ -43,9 +43,9 @@ def test_the_difference_is_paired():
 def scheduler_of(tmp_path, grid, top1, splits=1):
     """A scheduler whose search at 50%, finetuned, found top1[lr][split]."""
     config = tiny_config(reproduce={"grid": grid, "splits": splits})
-    protocol = make_protocol(config, "50", 1, None)
+    protocol = make_protocol(config, "50", 1, 1.0)
     scheduler = Scheduler(protocol, tmp_path)
-    for trial in protocol.grid_trials(protocol.arms[0]):
+    for trial in protocol.search_trials(protocol.arms[0], protocol.grid):
         scheduler.finish(trial, {"top1": top1[trial.lr][trial.split]})
     return scheduler, protocol.arms[0]
 
@@ -61,22 +61,22 @@ def scheduler_of(tmp_path, grid, top1, splits=1):
 )
 def test_the_best_rate(tmp_path, top1, best, at_edge):
     scheduler, arm = scheduler_of(tmp_path, [0.4, 0.1, 0.2], top1)
-    choice = scheduler.choice(arm)
+    choice = scheduler.search(arm).choice()
     assert (choice.lr, choice.at_edge) == (best, at_edge)
 
 
 def test_a_rate_is_the_mean_of_its_splits_and_one_that_diverged_is_out(tmp_path):
     top1 = {0.1: [0.6, 0.6], 0.2: [0.9, 0.4], 0.4: [1.0, None]}
     scheduler, arm = scheduler_of(tmp_path, [0.1, 0.2, 0.4], top1, splits=2)
-    assert scheduler.choice(arm).scores == {0.1: 0.6, 0.2: pytest.approx(0.65), 0.4: None}
-    assert scheduler.choice(arm).lr == 0.2
+    assert scheduler.search(arm).choice().scores == {0.1: 0.6, 0.2: pytest.approx(0.65), 0.4: None}
+    assert scheduler.search(arm).choice().lr == 0.2
 
 
 def test_rounding_breaks_no_tie(tmp_path):
     top1 = {0.1: [0.48, 0.46], 0.2: [0.40, 0.54]}
     assert sum(top1[0.2]) / 2 > sum(top1[0.1]) / 2  # as floats, in numbers they are equal
     scheduler, arm = scheduler_of(tmp_path, [0.1, 0.2], top1, splits=2)
-    assert scheduler.choice(arm).lr == 0.1
+    assert scheduler.search(arm).choice().lr == 0.1
 
 
 @pytest.mark.parametrize(
@@ -95,14 +95,14 @@ def test_rounding_breaks_no_tie(tmp_path):
 )  # fmt: skip
 def test_a_search_goes_on_beyond_an_end_that_is_the_best(tmp_path, top1, rates, best, at_edge):
     config = tiny_config(reproduce={"grid": [0.1, 0.2, 0.4], "widen": 2})
-    scheduler = Scheduler(make_protocol(config, "50", 1, None), tmp_path)
+    scheduler = Scheduler(make_protocol(config, "50", 1, 1.0), tmp_path)
     arm = scheduler.protocol.arms[0]
     tried = []
     while (trial := scheduler.next()) is not None and trial.arm == arm and trial.split is not None:
-        assert scheduler.choice(arm) is None
+        assert scheduler.search(arm).choice() is None
         tried.append(trial.lr)
         scheduler.finish(trial, {"top1": top1[trial.lr]})
-    choice = scheduler.choice(arm)
+    choice = scheduler.search(arm).choice()
     assert sorted(tried) == rates == list(choice.scores)
     assert (choice.lr, choice.at_edge) == (best, at_edge)
     assert trial == scheduler.protocol.seed_runs(arm, best)[0]
@@ -111,7 +111,7 @@ def test_a_search_goes_on_beyond_an_end_that_is_the_best(tmp_path, top1, rates, 
 
 def test_where_every_rate_diverges_the_search_ends(tmp_path):
     config = tiny_config(reproduce={"grid": [0.1, 0.2], "widen": 1}, finetune={"control": False})
-    scheduler = Scheduler(make_protocol(config, "50", 1, None), tmp_path)
+    scheduler = Scheduler(make_protocol(config, "50", 1, 1.0), tmp_path)
     for lr in (0.1, 0.2, 0.05):
         trial = scheduler.next()
         assert trial.lr == lr
@@ -122,14 +122,14 @@ def test_where_every_rate_diverges_the_search_ends(tmp_path):
 
 def test_one_rate_is_never_widened(tmp_path):
     config = tiny_config(reproduce={"grid": [0.1], "widen": 3})
-    scheduler = Scheduler(make_protocol(config, "50", 1, None), tmp_path)
+    scheduler = Scheduler(make_protocol(config, "50", 1, 1.0), tmp_path)
     assert scheduler.next().split is None
 
 
 def test_a_seed_run_of_another_rate_is_not_taken(tmp_path):
     """Its folder has no rate in its name."""
     config = tiny_config(reproduce={"grid": [0.1]}, finetune={"control": False})
-    protocol = make_protocol(config, "50", 1, None)
+    protocol = make_protocol(config, "50", 1, 1.0)
     (trial,) = protocol.seed_runs(protocol.arms[0], 0.1)
     path = tmp_path / RUNS / trial.name / RESULT
     for lr, left in ((0.2, 1), (0.1, 0)):

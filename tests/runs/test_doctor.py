@@ -54,7 +54,7 @@ GCC version:  gcc version 12.2.0 (Debian 12.2.0-14)
         (None, "unknown"),
     ],
 )
-def test_a_gpu_is_told_with_what_drives_it(monkeypatch, text, driver):
+def test_a_gpu_is_reported_with_its_driver(monkeypatch, text, driver):
     read = doctor.Path.read_text
 
     def fake(path, **options):

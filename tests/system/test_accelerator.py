@@ -9,7 +9,8 @@ import torch
 from conftest import tiny_config
 
 from fastselfie.errors import UserError
-from fastselfie.system.accelerator import choose_accelerator, total_memory
+from fastselfie.system.accelerator import choose_accelerator
+from fastselfie.system.resources import total_memory
 
 AUTO = {"device": "cpu", "precision": "auto"}
 

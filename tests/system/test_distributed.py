@@ -18,12 +18,13 @@ import torch
 from conftest import REPOSITORY, tiny_config
 
 from fastselfie.data.dataset import open_dataset
+from fastselfie.data.draws import process_seed
 from fastselfie.data.loaders import SampleStream, build_loader
-from fastselfie.data.random import process_seed
 from fastselfie.errors import UserError
-from fastselfie.system.accelerator import choose_accelerator, total_memory, usable_cores
+from fastselfie.system.accelerator import choose_accelerator
 from fastselfie.system.distributed import Ranks, ranks_of
 from fastselfie.system.rendezvous import init_distributed
+from fastselfie.system.resources import share_machine, total_memory, usable_cores
 from fastselfie.training.checkpoint import load_checkpoint
 from fastselfie.training.memory import MemoryEstimate
 from fastselfie.training.metrics_log import read_log
@@ -174,7 +175,7 @@ def test_one_that_loses_another_ends_in_order(tmp_path, yaml_of):
 
 
 def test_a_killed_process_costs_only_time(tmp_path, yaml_of):
-    """torchrun starts all again, they go on from step 2 of 6, and the weights are the same bits;
+    """torchrun starts all again, they resume at step 2 of 6, and the weights are the same bits;
     dropout, another on each rank, is drawn again."""
     path = yaml_of(pretrain={"steps": 6})
     ended = {}
@@ -323,7 +324,8 @@ def test_who_is_who_is_read_from_the_environment(monkeypatch):
 
 def test_processes_share_cores_and_memory(monkeypatch):
     cores, memory = usable_cores(), total_memory(torch.device("cpu"))
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # restores it after the test
+    share_machine(2)
     assert usable_cores() == max(1, cores // 2)
     assert total_memory(torch.device("cpu")) == memory // 2
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4096")

@@ -1,4 +1,4 @@
-"""The moving average of pretraining: its formula, what moves it, and where it is used."""
+"""The moving average of pretraining: its formula, when it changes, and where it is used."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_config
+from helpers.training import run_pretraining, stopping_at
 
 from fastselfie.data.dataset import open_dataset
 from fastselfie.data.loaders import Batch, Index
@@ -16,15 +17,13 @@ from fastselfie.runs.load import load_pretrained
 from fastselfie.system.accelerator import Precision
 from fastselfie.training.checkpoint import load_checkpoint
 from fastselfie.training.finetune import few_labels, finetune
-from fastselfie.training.pretrain import pretrain
 from fastselfie.training.step import TrainStep
 
 SETTINGS = {"ema": 0.75, "steps": 6, "batch_size": 6, "save_every": 4}
 
 
 def run(folder, out, accelerator, **pretraining):
-    config = tiny_config(data={"train": str(folder)}, pretrain={**SETTINGS, **pretraining})
-    return pretrain(config, open_dataset(config.data, config.seed), out, accelerator)
+    return run_pretraining(folder, out, accelerator, pretrain={**SETTINGS, **pretraining})
 
 
 def same(one, other):
@@ -33,7 +32,7 @@ def same(one, other):
 
 @pytest.fixture
 def followed(monkeypatch):
-    """The average by the formula, in float64 beside each run, from what the steps leave."""
+    """Compute the average by its formula in float64, from the weights after each step."""
     original, kept = TrainStep.__call__, {}
 
     def call(self, step, batch):
@@ -64,7 +63,7 @@ def test_it_is_the_average_of_weights_and_batch_statistics(
             assert torch.equal(value, state["model"][name])
 
 
-def test_the_weights_themselves_train_as_without_it(image_folder, tmp_path, accelerator):
+def test_the_average_does_not_change_training(image_folder, tmp_path, accelerator):
     states = []
     for name, decay in (("with", 0.75), ("without", None)):
         run(image_folder, tmp_path / name, accelerator, ema=decay)
@@ -73,7 +72,7 @@ def test_the_weights_themselves_train_as_without_it(image_folder, tmp_path, acce
     assert states[1]["average"] is None
 
 
-def test_a_step_that_is_left_out_does_not_move_it(
+def test_a_skipped_step_does_not_change_the_average(
     image_folder, tmp_path, accelerator, monkeypatch, followed
 ):
     original = TrainStep._gradients
@@ -95,8 +94,8 @@ def test_a_step_that_is_left_out_does_not_move_it(
             assert int(value) == 4
 
 
-def test_a_step_that_fp16s_scaler_leaves_out_does_not_move_it(accelerator):
-    """One that lowers the scale is no offence to the guard."""
+def test_a_step_skipped_by_the_fp16_scaler_does_not_change_the_average(accelerator):
+    """The guard does not count a step that only lowers the scale."""
     half = replace(accelerator, precision=Precision("fp16", "test"))
     model = torch.nn.Linear(2, 2)
 
@@ -122,26 +121,17 @@ def batch_of(images):
     return Batch((pixels,), torch.zeros(images), (torch.zeros(images),), index)
 
 
-def test_it_goes_on_where_it_was(image_folder, tmp_path, accelerator, monkeypatch):
+def test_a_resumed_run_has_the_same_average(image_folder, tmp_path, accelerator):
     straight, measured = run(image_folder, tmp_path / "straight", accelerator)
-    original = TrainStep.__call__
-
-    def stop(self, step, batch):
-        if step == 5:
-            raise KeyboardInterrupt
-        original(self, step, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainStep, "__call__", stop)
-        with pytest.raises(KeyboardInterrupt):
-            run(image_folder, tmp_path / "left", accelerator)
+    with stopping_at(5):
+        run(image_folder, tmp_path / "left", accelerator)
     assert load_checkpoint(tmp_path / "left" / "latest.pt")["step"] == 4
     again, measured_again = run(image_folder, tmp_path / "left", accelerator)
     assert same(again.state_dict(), straight.state_dict())
     assert measured_again == measured
 
 
-def test_finetuning_evaluation_and_pictures_take_it(
+def test_finetuning_evaluation_and_pictures_use_the_average(
     image_folder, tmp_path, accelerator, monkeypatch
 ):
     measured = []

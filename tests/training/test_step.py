@@ -1,4 +1,4 @@
-"""The training step: what it waits for, and the switches that change how fast it is, not what."""
+"""The training step: when it waits for the device, and switches that change only its speed."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ from conftest import tiny_config
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastselfie.data.dataset import open_dataset
+from fastselfie.data.inputs import draw_masks
 from fastselfie.data.loaders import build_loader
 from fastselfie.errors import UserError
+from fastselfie.kernels.reference import patchify
+from fastselfie.models.selfie import Selfie
 from fastselfie.system.accelerator import choose_accelerator, choose_compile
 from fastselfie.training.memory import estimate_pretraining
 from fastselfie.training.pretrain import build_pretraining
+from fastselfie.training.step import TrainStep
 
 
 def train(folder, accelerator, steps, dtype=torch.float32, **sections):
-    """The losses of some steps and the weights after them."""
+    """Return the losses of some steps, and the weights after them."""
     config = tiny_config(data={"train": str(folder)}, **sections)
     built = build_pretraining(config, accelerator)
     model, pixels, step = built.model, built.pixels, built.step
@@ -53,7 +57,7 @@ class _Waits(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("clip", [None, 1.0])
-def test_a_step_waits_for_nothing_but_a_reading(image_folder, accelerator, clip):
+def test_a_step_does_not_wait_for_the_device_until_it_is_read(image_folder, accelerator, clip):
     config = tiny_config(data={"train": str(image_folder)}, pretrain={"clip_grad_norm": clip})
     step = build_pretraining(config, accelerator).step
     loader = build_loader(open_dataset(config.data).train, config.data, 0, accelerator.device)
@@ -76,7 +80,7 @@ def test_a_step_waits_for_nothing_but_a_reading(image_folder, accelerator, clip)
 
 
 def test_the_norm_of_the_gradient_is_read_with_the_means(image_folder, accelerator, monkeypatch):
-    """Of the gradient as it was before it was clipped; of applied steps alone."""
+    """The norm is that before clipping, and only of steps that were applied."""
     settings = {"clip_grad_norm": 0.01, "on_nonfinite": "skip"}
     config = tiny_config(data={"train": str(image_folder)}, pretrain=settings)
     step = build_pretraining(config, accelerator).step
@@ -103,8 +107,8 @@ def test_the_norm_of_the_gradient_is_read_with_the_means(image_folder, accelerat
     assert step.read()[-2:] == (0, 0)
 
 
-def test_an_older_checkpoint_knows_no_norms(image_folder, accelerator):
-    """Then the line over its steps has none, and the next has."""
+def test_a_checkpoint_without_gradient_norms_can_be_resumed(image_folder, accelerator):
+    """The first line of the log after it has no norm, and the next has one."""
     config = tiny_config(data={"train": str(image_folder)})
     step = build_pretraining(config, accelerator).step
     loader = build_loader(open_dataset(config.data).train, config.data, 0, accelerator.device)
@@ -121,7 +125,7 @@ def test_an_older_checkpoint_knows_no_norms(image_folder, accelerator):
             assert math.isfinite(means.loss)
 
 
-def test_checkpointing_keeps_less_and_learns_the_same(image_folder, accelerator):
+def test_activation_checkpointing_saves_memory_and_gives_the_same_losses(image_folder, accelerator):
     def kept(checkpointed):
         config = tiny_config(runtime={"activation_checkpointing": checkpointed})
         return estimate_pretraining(config, accelerator.precision).per_image
@@ -159,7 +163,7 @@ def test_the_compiled_step_gives_the_same_losses(image_folder, accelerator):
         ({"compile": "default"}, "C[+][+] compiler no-such-compiler"),
     ],
 )
-def test_what_the_machine_cannot_do_is_said(monkeypatch, runtime, named):
+def test_options_that_the_machine_lacks_are_refused(monkeypatch, runtime, named):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match=named):
         choose_accelerator(tiny_config(runtime={"device": "cpu", **runtime}).runtime)
@@ -167,7 +171,7 @@ def test_what_the_machine_cannot_do_is_said(monkeypatch, runtime, named):
 
 @pytest.mark.parametrize("mode", ["default", "max-autotune"])
 def test_micro_batches_do_not_go_with_cuda_graphs(monkeypatch, accelerator, mode):
-    """A replay overwrites the first one's gradients, which lie in the graph's memory."""
+    """A replay would overwrite the gradients of the first pass, in the memory of the graph."""
     gpu = torch.device("cuda")
     monkeypatch.setattr(torch, "compile", lambda model, mode: model)
     for graphs, micro, refused in ((True, 4, True), (True, 8, False), (False, 4, False)):
@@ -198,6 +202,53 @@ def test_switches_that_exclude_each_other_are_refused(runtime, named):
         tiny_config(runtime=runtime)
 
 
-def test_a_bare_off_is_no_boolean():
+def test_a_bare_off_is_read_as_text():
     """YAML 1.1 reads it as false."""
     assert tiny_config(runtime={"compile": False}).runtime.compile == "off"
+
+
+def test_micro_batches_add_up_to_the_batch(image_folder, accelerator):
+    """With batch norm in eval mode the gradients are those of one large pass."""
+    config = tiny_config(data={"train": str(image_folder)}, model={"dropout": 0.0})
+    loader = build_loader(open_dataset(config.data).train, config.data, 0, accelerator.device)
+    with closing(loader.stream(0, 12)) as batches:
+        batch = next(batches)
+    mean, std = torch.tensor(config.data.mean), torch.tensor(config.data.std)
+    weights = []
+    for micro in (12, 5):  # 5 leaves a smaller rest
+        torch.manual_seed(0)
+        model = Selfie(config).double().eval()
+
+        def objective(part, model=model):
+            order = draw_masks(part, 0, config.patches)
+            patches = patchify(part.images, part.flip, order, 8, mean, std, torch.float64)
+            loss, correct = model(patches, order)
+            return loss, correct, len(part.images) * 4
+
+        step = TrainStep(model, objective, config.pretrain, accelerator, micro)
+        step(0, batch)
+        weights.append((torch.cat([p.flatten() for p in model.parameters()]), step.read()))
+    assert torch.allclose(weights[0][0], weights[1][0], rtol=1e-10, atol=1e-12)
+    assert weights[0][1].loss == pytest.approx(weights[1][1].loss, rel=1e-6)
+    assert weights[0][1].accuracy == weights[1][1].accuracy
+
+
+def test_gradients_are_clipped_to_the_configured_norm(image_folder, accelerator):
+    config = tiny_config(
+        data={"train": str(image_folder)},
+        pretrain={"clip_grad_norm": 0.01, "warmup_steps": 0, "lr": 1.0, "momentum": 0.0,
+                  "weight_decay": 0.0},
+    )  # fmt: skip
+    model = Selfie(config)
+    loader = build_loader(open_dataset(config.data).train, config.data, 0, accelerator.device)
+    mean, std = torch.tensor(config.data.mean), torch.tensor(config.data.std)
+
+    def objective(batch):
+        order = draw_masks(batch, 0, config.patches)
+        return *model(patchify(batch.images, batch.flip, order, 8, mean, std), order), 1
+
+    before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+    with closing(loader.stream(0, 8)) as batches:
+        TrainStep(model, objective, config.pretrain, accelerator, 8)(0, next(batches))
+    after = torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert (after - before).norm().item() == pytest.approx(0.01, rel=1e-3)

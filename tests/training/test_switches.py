@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import picture, tiny_config
+from helpers.training import stopping_at
 from PIL import Image
 
 from fastselfie.data.dataset import open_dataset
@@ -21,7 +22,6 @@ from fastselfie.training.finetune import few_labels, finetune, recalibrate
 from fastselfie.training.metrics_log import read_log
 from fastselfie.training.nonfinite import Guard
 from fastselfie.training.pretrain import pretrain
-from fastselfie.training.step import TrainStep
 
 pytestmark = pytest.mark.slow
 
@@ -85,17 +85,6 @@ def test_a_switch_changes_the_first_losses_and_runs_through(
         assert "knn" in measured["pretrain"]
 
 
-def stop_at(monkeypatch, at):
-    original = TrainStep.__call__
-
-    def call(self, step, batch):
-        if step == at:
-            raise KeyboardInterrupt
-        original(self, step, batch)
-
-    monkeypatch.setattr(TrainStep, "__call__", call)
-
-
 @pytest.mark.parametrize("started", [True, False])
 def test_the_second_form_goes_on_where_it_was(folder, tmp_path, accelerator, monkeypatch, started):
     """With all the rest of finetuning's switches, in the middle of an epoch of 8."""
@@ -107,12 +96,10 @@ def test_the_second_form_goes_on_where_it_was(folder, tmp_path, accelerator, mon
     few = few_labels(config, open_dataset(config.data))
     start = Selfie(config) if started else None
     straight = finetune(config, few, tmp_path / "straight", accelerator, start)
+    with stopping_at(5):
+        finetune(config, few, tmp_path / "left", accelerator, start)
     with monkeypatch.context() as patch:
-        stop_at(patch, 5)
-        with pytest.raises(KeyboardInterrupt):
-            finetune(config, few, tmp_path / "left", accelerator, start)
-    with monkeypatch.context() as patch:
-        # A run that goes on has its statistics.
+        # A resumed run has its statistics.
         patch.setattr(
             "fastselfie.training.finetune.recalibrate", lambda *_: pytest.fail("taken anew")
         )
@@ -133,7 +120,7 @@ def test_recalibrating_takes_the_mean_over_passes(folder, accelerator):
         batches = loader.stream(0, 5)
         outputs = [network.stem(pixels.whole(next(batches))) for _ in range(2)]
         batches.close()
-    recalibrate(network, loader, pixels, accelerator, images=6)  # two passes
+    recalibrate(network, loader, pixels, images=6)  # two passes
     first = network.stages[0].blocks[0].norm1
     means = torch.stack([y.mean(dim=(0, 2, 3)) for y in outputs]).mean(dim=0)
     variances = torch.stack([y.var(dim=(0, 2, 3)) for y in outputs]).mean(dim=0)

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fastselfie.data.beton.reader import IMAGE_MODES, BetonError, BetonReader
 from fastselfie.data.beton.writer import BetonWriter
@@ -17,13 +17,6 @@ from fastselfie.data.conversion.skip_list import SkipList, skip_list_of, skipped
 from fastselfie.errors import UserError
 
 _MODES = {number: name for name, number in IMAGE_MODES.items()}
-
-
-class _Shard(NamedTuple):
-    """A shard, and the index in the whole source where its images begin."""
-
-    reader: BetonReader
-    begin: int
 
 
 def merge_shards(paths: Sequence[Path], out: Path) -> dict[str, Any]:
@@ -45,37 +38,32 @@ def merge_shards(paths: Sequence[Path], out: Path) -> dict[str, Any]:
     """
     check_out(out)
     shards = _in_order(paths)
-    first = shards[0].reader
-    note = {key: value for key, value in first.info.items() if key != "shard"}
-    note["skipped"] = sum(shard.reader.info["skipped"] for shard in shards)
-    total = sum(len(shard.reader) for shard in shards)
-    fingerprint = hashlib.sha256(json.dumps([s.reader.info for s in shards]).encode()).hexdigest()
+    note = {key: value for key, value in shards[0].info.items() if key != "shard"}
+    note["skipped"] = sum(shard.info["skipped"] for shard in shards)
+    total = sum(map(len, shards))
+    fingerprint = hashlib.sha256(json.dumps([s.info for s in shards]).encode()).hexdigest()
     out.parent.mkdir(parents=True, exist_ok=True)
-    with BetonWriter(
-        out, total + note["skipped"], first.page_size, fingerprint=fingerprint
-    ) as writer:
-        _append_all(writer, shards)
-        skipped = SkipList(out, 0)
+    size = shards[0].page_size
+    with BetonWriter(out, total + note["skipped"], size, fingerprint=fingerprint) as writer:
+        images = ((shard, k) for shard in shards for k in range(len(shard)))
+        for reader, k in islice(images, writer.next_source, None):
+            data, mode = reader.image(k).tobytes(), _MODES[int(reader.mode[k])]
+            if reader.crc32 is None or zlib.crc32(data) != reader.crc32[k]:
+                # The writer would store a valid checksum of the damaged bytes.
+                raise BetonError(f"{reader.path}: sample {k} is damaged: copy or prepare it again")
+            shape = int(reader.width[k]), int(reader.height[k])
+            writer.append(data, mode, *shape, int(reader.label[k]))
+        skipped, begin = SkipList(out, 0), 0  # begin: where a shard begins in the whole source
         for shard in shards:
-            for index, name, reason in skipped_lines(skip_list_of(shard.reader.path)):
-                skipped.add(shard.begin + index, name, reason)
+            for index, name, reason in skipped_lines(skip_list_of(shard.path)):
+                skipped.add(begin + index, name, reason)
+            begin += len(shard) + shard.info["skipped"]
         writer.finish(note, allow_fewer=True)
     return {"file": str(out), "images": total, "skipped": note["skipped"],
             "bytes": out.stat().st_size}  # fmt: skip
 
 
-def _append_all(writer: BetonWriter, shards: Sequence[_Shard]) -> None:
-    images = ((shard.reader, k) for shard in shards for k in range(len(shard.reader)))
-    for reader, k in islice(images, writer.next_source, None):
-        data, mode = reader.image(k).tobytes(), _MODES[int(reader.mode[k])]
-        if reader.crc32 is None or zlib.crc32(data) != reader.crc32[k]:
-            # The writer would store a valid checksum of the damaged bytes.
-            raise BetonError(f"{reader.path}: sample {k} is damaged: copy or prepare it again")
-        shape = int(reader.width[k]), int(reader.height[k])
-        writer.append(data, mode, *shape, int(reader.label[k]))
-
-
-def _in_order(paths: Sequence[Path]) -> list[_Shard]:
+def _in_order(paths: Sequence[Path]) -> list[BetonReader]:
     """Open the shards, check that they belong together and are complete, and sort them."""
     found: dict[int, BetonReader] = {}
     for path in paths:
@@ -93,12 +81,7 @@ def _in_order(paths: Sequence[Path]) -> list[_Shard]:
     missing = [str(k) for k in range(1, count + 1) if k not in found]
     if missing:
         raise UserError(f"shard {', '.join(missing)} of {count} is missing: pass all shards")
-    shards, begin = [], 0
-    for number in range(1, count + 1):
-        reader = found[number]
-        shards.append(_Shard(reader, begin))
-        begin += len(reader) + reader.info["skipped"]
-    return shards
+    return [found[number] for number in range(1, count + 1)]
 
 
 def _require_same(first: BetonReader, other: BetonReader) -> None:

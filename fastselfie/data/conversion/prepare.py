@@ -19,13 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastselfie.data.beton.reader import BetonError, BetonReader
 from fastselfie.data.beton.verify import verify
@@ -35,9 +29,9 @@ from fastselfie.data.conversion.skip_list import SkipList
 from fastselfie.data.dataset import class_warning, open_part
 from fastselfie.data.sources.base import ArraySource, Source
 from fastselfie.errors import UserError
-from fastselfie.system.accelerator import usable_cores
 from fastselfie.system.console import console, say
 from fastselfie.system.processes import map_in_order
+from fastselfie.system.resources import usable_cores
 
 _CHUNK = 8  # images per task: enough to hide the transfer, few enough for large photographs
 
@@ -83,10 +77,8 @@ def prepare(path: Path, out: Path, options: Options) -> dict[str, Any]:
     """
     began = time.perf_counter()
     _check_options(out, options)
-    found = open_part(path, options.part)
-    if found is None:
-        raise UserError(f"{path}: holds no {options.part} images: pass another --part or dataset")
-    source, format_ = found
+    found = open_part(path, "train" if options.part == "train" else "held_out")
+    source, format_ = found.source, found.format
     if options.recoding.recodes() and source.encoded(0) is None:
         raise UserError(
             f"{path}: {format_} holds pixels, which are stored unchanged: remove --max-side, "
@@ -94,7 +86,13 @@ def prepare(path: Path, out: Path, options: Options) -> dict[str, Any]:
         )
     if warning := class_warning(source, path):
         say(warning)
-    source = _select_shard(source, *options.shard)
+    shard, shards = options.shard
+    count = len(source)
+    if shards > count:
+        raise UserError(f"--shard {shard}/{shards}: there are only {count} images: lower N")
+    if shards > 1:
+        first, end = (count * number // shards for number in (shard - 1, shard))
+        source = source.select(np.arange(first, end))
     out.parent.mkdir(parents=True, exist_ok=True)
     with BetonWriter(
         out, len(source), options.page_size, fingerprint=_fingerprint(path, source, options)
@@ -110,7 +108,7 @@ def prepare(path: Path, out: Path, options: Options) -> dict[str, Any]:
             "options": options.recoding.note(),
             "skipped": len(source) - writer.count,
         }
-        if options.shard[1] > 1:
+        if shards > 1:
             note["shard"] = options.shard
         writer.finish(note, allow_fewer=True)
     seconds = time.perf_counter() - began
@@ -171,16 +169,6 @@ def _check_options(out: Path, options: Options) -> None:
         raise UserError(f"--workers {options.workers}: give at least 1")
 
 
-def _select_shard(source: Source, shard: int, shards: int) -> Source:
-    """Return one of `shards` ranges of the images, none of which is empty."""
-    if shards == 1:
-        return source
-    count = len(source)
-    if shards > count:
-        raise UserError(f"--shard {shard}/{shards}: there are only {count} images: lower N")
-    return source.select(np.arange(count * (shard - 1) // shards, count * shard // shards))
-
-
 def _fingerprint(path: Path, source: Source, options: Options) -> str:
     """Return a hash of what the bytes depend on: names and labels of the images, and options."""
     digest = hashlib.sha256()
@@ -198,31 +186,26 @@ def _append_all(writer: BetonWriter, source: Source, options: Options, skipped: 
     stored_all = _store_all(source, writer.next_source, options)
     with _progress() as bar, closing(stored_all):
         task = bar.add_task(writer.path.name, total=len(source), completed=writer.next_source)
-        for index, found in stored_all:
+        for index, stored in stored_all:
             name = source.name(index)
-            stored = _fitting(found, name, options.page_size)
-            if isinstance(stored, Stored):
-                data, mode, width, height = stored
-                writer.append(data, mode, width, height, int(source.labels[index]), index)
-            elif options.on_error == "raise":
-                raise UserError(
-                    f"{stored}, or resume with --on-error skip (finished images are kept)"
-                )
+            if isinstance(stored, str):
+                reason = stored
             else:
-                skipped.add(index, name, stored)
+                data, mode, width, height = stored
+                if max(width, height) <= MAX_SIDE and len(data) <= options.page_size:
+                    writer.append(data, mode, width, height, int(source.labels[index]), index)
+                    bar.advance(task)
+                    continue
+                reason = (
+                    f"{name}: {width}x{height} pixels in {len(data)} bytes are more than a page "
+                    f"of {options.page_size} holds: use --max-side or a larger --page-size"
+                )
+            if options.on_error == "raise":
+                raise UserError(
+                    f"{reason}, or resume with --on-error skip (finished images are kept)"
+                )
+            skipped.add(index, name, reason)
             bar.advance(task)
-
-
-def _fitting(stored: Stored | str, name: str, page_size: int) -> Stored | str:
-    """Return `stored`, or an error message if the format cannot hold the image."""
-    if isinstance(stored, str):
-        return stored
-    if max(stored.width, stored.height) > MAX_SIDE or len(stored.data) > page_size:
-        return (
-            f"{name}: {stored.width}x{stored.height} pixels in {len(stored.data)} bytes are more "
-            f"than a page of {page_size} holds: use --max-side or a larger --page-size"
-        )
-    return stored
 
 
 def _store_all(source: Source, start: int, options: Options) -> Generator[tuple[int, Stored | str]]:
@@ -232,22 +215,19 @@ def _store_all(source: Source, start: int, options: Options) -> Generator[tuple[
         np.arange(first, min(first + _CHUNK, len(source)), dtype=np.int64)
         for first in range(start, len(source), _CHUNK)
     )
+    tasks, numbers = tee(chunks)
+    convert = partial(_store_chunk, recoding=options.recoding)
+    # Each task gets a source of its chunk only: the whole source may be large to copy.
+    parts = (source.select(chunk) for chunk in tasks)
     # Pixels in memory are only copied: sending them to another process would cost more.
     if workers == 1 or isinstance(source, ArraySource):
-        for chunk in chunks:
-            results = _store_chunk(source.select(chunk), options.recoding)
-            yield from zip((int(index) for index in chunk), results, strict=True)
-        return
-    tasks, numbers = tee(chunks)
-    stored = map_in_order(
-        partial(_store_chunk, recoding=options.recoding),
-        # Each task gets a source of its chunk only: the whole source may be large to copy.
-        (source.select(chunk) for chunk in tasks),
-        min(workers, -(-(len(source) - start) // _CHUNK)) or 1,
-    )
+        stored = (convert(part) for part in parts)
+    else:
+        count = -(-(len(source) - start) // _CHUNK)
+        stored = map_in_order(convert, parts, min(workers, count) or 1)
     with closing(stored):
         for chunk, results in zip(numbers, stored, strict=True):
-            yield from zip((int(index) for index in chunk), results, strict=True)
+            yield from zip(chunk.tolist(), results, strict=True)
 
 
 def _store_chunk(source: Source, recoding: Recoding) -> list[Stored | str]:

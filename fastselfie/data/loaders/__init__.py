@@ -1,7 +1,7 @@
 """Loaders: from a source of images to batches on the device.
 
 `Loader` is the class that everybody uses. The modules native, folder, resident, synthetic, ffcv and
-dali are its backends, which turn indices into pixels (`Backend`).
+dali are its backends, which turn indices into pixels (`Backend`). to_device copies them to the GPU.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -14,7 +13,7 @@ from torch import Tensor
 from fastselfie.data.dataset import Source, expanded
 from fastselfie.data.loaders.checks import require_numbers, require_whole
 from fastselfie.data.loaders.view import View
-from fastselfie.data.sources.parts import PARTS, open_exact_part
+from fastselfie.data.sources.parts import PARTS, open_part
 from fastselfie.system.distributed import ALONE, Ranks
 
 DTYPES = (torch.uint8, torch.float32, torch.bfloat16, torch.float16)
@@ -98,4 +97,4 @@ def opened_source(data: str | os.PathLike[str] | Source, part: str) -> Source:
         raise ValueError(f"part is {part!r}: it must be one of {', '.join(PARTS)}")
     if not os.fspath(data):
         raise ValueError("data is empty: it must be a path")
-    return open_exact_part(expanded(Path(data)), part)
+    return open_part(expanded(data), part).source

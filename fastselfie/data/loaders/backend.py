@@ -14,13 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastselfie.data import random as rng
+from fastselfie.data import draws
 from fastselfie.data.dataset import BetonSource, Source
 from fastselfie.data.loaders.batch import DecodedBatch, Index
-from fastselfie.data.loaders.failures import FailurePolicy
+from fastselfie.data.loaders.crops import shift
+from fastselfie.data.loaders.failures import FailurePolicy, Failures
 from fastselfie.data.loaders.view import View
 from fastselfie.errors import UserError
-from fastselfie.system.accelerator import usable_cores
+from fastselfie.system.resources import usable_cores
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,28 @@ class Backend(ABC):
         self.seed = options.seed
         self.device = options.device
 
+    def batch(
+        self,
+        index: Index,
+        images: Sequence[npt.NDArray[np.uint8]],
+        views: Sequence[View],
+        failures: Failures = (),
+        flipped: bool = False,
+    ) -> DecodedBatch:
+        """Make a batch of decoded pixels: shift them as crop `pad` asks, and add the labels.
+
+        Args:
+            index: The samples.
+            images: For each view (B, H, W, 3), which the batch keeps.
+            views: The views.
+            failures: Rows that could not be decoded, see `DecodedBatch`.
+            flipped: Whether the images are mirrored already, see `DecodedBatch`.
+        """
+        for number, (view, pixels) in enumerate(zip(views, images, strict=True)):
+            shift(pixels, view, number, self.seed, index)
+        labels = torch.from_numpy(self.source.labels[index.samples])
+        return DecodedBatch(list(map(torch.from_numpy, images)), labels, failures, flipped)
+
     @abstractmethod
     def load(self, plan: Iterator[Index], views: Sequence[View]) -> Generator[DecodedBatch]:
         """Decode each index of `plan`, in order, in each of `views`.
@@ -88,7 +111,7 @@ def decoder_count(workers: int | None) -> int:
 def flips_of(view: View, number: int, seed: int, index: Index) -> npt.NDArray[np.bool_]:
     """Which images of view `number` are drawn to be mirrored, (B,) bool."""
     if view.flips:
-        return rng.flips(seed, index.epochs, index.samples, number)
+        return draws.flips(seed, index.epochs, index.samples, number)
     return np.zeros(len(index.samples), dtype=np.bool_)
 
 
@@ -101,6 +124,6 @@ def required_beton(source: Source, backend: str) -> BetonSource:
     if isinstance(source, BetonSource):
         return source
     raise UserError(
-        f"data.loader is {backend}, which reads a .beton file: make one with `fastselfie prepare "
-        "DIR --out FILE.beton` and give data.train=FILE.beton"
+        f"the {backend} loader reads .beton files alone: make one with `fastselfie prepare DIR "
+        "--out FILE.beton` and pass it as the dataset"
     )

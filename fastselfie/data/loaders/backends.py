@@ -11,7 +11,7 @@ from fastselfie.data.dataset import BetonSource, Source
 from fastselfie.data.loaders.backend import Backend
 from fastselfie.data.loaders.view import View
 from fastselfie.errors import UserError
-from fastselfie.system.accelerator import total_memory
+from fastselfie.system.resources import total_memory
 
 _RESIDENT_SHARE = 0.25  # of the device's memory
 
@@ -85,6 +85,6 @@ def backend_class(name: str) -> type[Backend]:
         # A shared library that is missing is an ImportError too: say which.
         reason = " ".join(str(error).split())
         raise UserError(
-            f"data.loader is {name}, which is not installed here ({reason}): {INSTALL[name]}"
+            f"the {name} loader is not installed here ({reason}): {INSTALL[name]}"
         ) from error
     return made

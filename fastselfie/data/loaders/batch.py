@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastselfie.data.draws import IntArray
 from fastselfie.data.loaders.failures import Failures
-from fastselfie.data.random import IntArray
 from fastselfie.system.trace_ranges import trace_range
 
 
@@ -67,16 +67,6 @@ class Batch:
         """Which images of the first view are to be mirrored, (B,) bool."""
         return self.flips[0]
 
-    def hand_over(self, stream: torch.cuda.Stream) -> None:
-        """Let the current stream use what `stream` makes.
-
-        The host runs ahead of the step, so this batch travels while the one before it trains.
-        """
-        current = torch.cuda.current_stream(stream.device)
-        current.wait_stream(stream)
-        for tensor in (*self.views, self.labels, *self.flips):
-            tensor.record_stream(current)  # its memory stays until the step is done with it
-
     def shrunk(self, side: int | None) -> Batch:
         """The same samples, `side` pixels wide and high; None: as they are.
 
@@ -99,15 +89,6 @@ class Batch:
                 tuple(flip[part] for flip in self.flips),
                 Index(self.index.samples[part], self.index.epochs[part]),
             )
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor of the host to a GPU without waiting; on a CPU, the tensor itself."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        with trace_range("copy"):
-            # Does nothing to what a backend has put into pinned memory already.
-            return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor
 
 
 def _shrink(images: Tensor, side: int) -> Tensor:

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from fastselfie.data.beton.reader import IMAGE_MODES
 from fastselfie.data.dataset import BetonSource, FolderSource, Source
+from fastselfie.data.draws import IntArray
 from fastselfie.data.loaders.backend import Backend, BackendOptions
 from fastselfie.data.loaders.batch import DecodedBatch, Index
-from fastselfie.data.loaders.crops import boxes, shift, wrong_size
+from fastselfie.data.loaders.crops import boxes, wrong_size
 from fastselfie.data.loaders.view import View
-from fastselfie.data.random import IntArray
 from fastselfie.errors import UserError
 from fastselfie.kernels.jpeg import JpegError, crop, read_header, transcode
 
@@ -99,10 +99,10 @@ class DaliBackend(Backend):
                 yield self._pixels(images, pipeline.fed.popleft(), view)
 
     def _pixels(self, images: Tensor, batch: _Prepared, view: View) -> DecodedBatch:
-        if not self.on_gpu:
-            shift(images.numpy(), view, 0, self.seed, batch.asked)
-        labels = torch.from_numpy(self.source.labels[batch.asked.samples])
-        return DecodedBatch([images], labels, batch.failures)
+        if self.on_gpu:
+            labels = torch.from_numpy(self.source.labels[batch.asked.samples])
+            return DecodedBatch([images], labels, batch.failures)
+        return self.batch(batch.asked, [images.numpy()], [view], batch.failures)
 
     def _pipeline(self, most: int, size: int, advance: Callable[[], _Prepared]) -> _Pipeline:
         device = self.device if self.on_gpu else torch.device("cpu")
@@ -117,8 +117,8 @@ class DaliBackend(Backend):
             name = self.source.name(int(index.samples[row]))
             if isinstance(found, str):
                 failures.append((row, f"{name}: {found}"))
-            elif view.crop == "none" and tuple(sizes[row]) != (view.size, view.size):
-                failures.append((row, wrong_size(view, sizes[row], name)))
+            elif wrong := wrong_size(view, sizes[row], name):
+                failures.append((row, wrong))
             items.append(_NOTHING if isinstance(found, str) else found)
         return _Prepared(index, items, failures)
 

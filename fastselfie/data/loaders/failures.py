@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+from fastselfie.data.draws import IntArray
 from fastselfie.data.loaders.checks import require_whole
-from fastselfie.data.random import IntArray
 from fastselfie.errors import UserError
 
 # Rows of a batch that could not be decoded, each with a line that names the image and the reason.
@@ -15,7 +15,7 @@ Failures = Sequence[tuple[int, str]]
 
 
 class FailurePolicy:
-    """Stops at a failure or puts another image of the batch in its place, and counts.
+    """Stops at a failure or puts another image in its place, and counts.
 
     A batch keeps its size, which compiled steps and other processes count on.
 
@@ -31,43 +31,41 @@ class FailurePolicy:
     def __init__(self, on_error: str = "raise", limit: int = 100) -> None:
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error is {on_error!r}: it must be raise or skip")
-        require_whole("max_skipped_in_a_row", limit, 1)
         self.on_error = on_error
-        self.limit = limit
+        self.limit = require_whole("max_skipped_in_a_row", limit, 1)
         self.skipped = 0
-        self._in_a_row: list[str] = []
+        self._in_a_row = 0
+        self._first = ""  # what failed first among those in a row
 
     def rows(self, count: int, failures: Failures) -> IntArray | None:
-        """The row that stands in each place: its own, or the next good one. None: all are good.
+        """The row that stands in each place: its own, or the next good one.
+
+        Returns:
+            (count,) int64; empty if no row is good, None if all are.
 
         Raises:
-            UserError: The first failure, with on_error raise or where no image is good; or more
-                failures in a row than `limit`.
+            UserError: The first failure, with on_error raise; or as many in a row as `limit`, also
+                over the ends of batches.
         """
         if not failures:
-            self._in_a_row.clear()
+            self._in_a_row = 0
             return None
-        failed = np.asarray([row for row, _ in failures], dtype=np.int64)
         if self.on_error == "raise":
             raise UserError(failures[0][1])
-        if len(failed) == count:
-            raise UserError(f"{failures[0][1]} (no image in its batch of {count} can replace it)")
-        self._count_in_a_row(count, dict(failures))
-        rows = np.arange(count, dtype=np.int64)
-        good = np.setdiff1d(rows, failed)
-        rows[failed] = good[np.searchsorted(good, failed) % len(good)]
-        self.skipped += len(failed)
-        return rows
-
-    def _count_in_a_row(self, count: int, failures: Mapping[int, str]) -> None:
-        """Refuse a run of failures that is too long, also over the ends of batches."""
+        failed = dict(failures)
         for row in range(count):
-            if row not in failures:
-                self._in_a_row.clear()
-                continue
-            self._in_a_row.append(failures[row])
-            if len(self._in_a_row) == self.limit:
+            self._in_a_row = self._in_a_row + 1 if row in failed else 0
+            if self._in_a_row == 1:
+                self._first = failed[row]
+            if self._in_a_row == self.limit:
                 raise UserError(
-                    f"{self._in_a_row[0]}: the first of {self.limit} images in a row that cannot "
-                    "be decoded: see to the disk, or raise data.max_skipped_in_a_row"
+                    f"{self._first}: the first of {self.limit} images in a row that cannot be "
+                    "decoded: see to the disk, or raise max_skipped_in_a_row"
                 )
+        self.skipped += len(failed)
+        rows = np.arange(count, dtype=np.int64)
+        bad, good = np.asarray(list(failed)), np.setdiff1d(rows, list(failed))
+        if len(good) == 0:
+            return good
+        rows[bad] = good[np.searchsorted(good, bad) % len(good)]
+        return rows

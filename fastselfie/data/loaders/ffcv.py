@@ -16,7 +16,7 @@ import torch
 from fastselfie.data.dataset import Source
 from fastselfie.data.loaders.backend import Backend, BackendOptions, required_beton
 from fastselfie.data.loaders.batch import DecodedBatch, Index
-from fastselfie.data.loaders.crops import CENTER, shift, wrong_size
+from fastselfie.data.loaders.crops import CENTER, wrong_size
 from fastselfie.data.loaders.view import View
 from fastselfie.errors import UserError
 
@@ -70,14 +70,19 @@ class FfcvBackend(Backend):
             return
         stream = self._open(len(first.samples), view)
         waiting: deque[Index] = deque()
+
+        def finished() -> DecodedBatch:
+            # A copy, because FFCV decodes a later batch into the same memory.
+            return self.batch(waiting.popleft(), [next(stream).copy()], [view])
+
         try:
             for index in chain([first], plan):
                 stream.feed(self._file.indices[index.samples].astype(np.uint64))
                 waiting.append(index)
                 if len(waiting) > _AHEAD + 1:  # its queue, and the one it works at
-                    yield self._pixels(next(stream), waiting.popleft(), view)
+                    yield finished()
             while waiting:
-                yield self._pixels(next(stream), waiting.popleft(), view)
+                yield finished()
         finally:
             stream.stop()
 
@@ -114,21 +119,13 @@ class FfcvBackend(Backend):
             return RandomResizedCropRGBImageDecoder(size, scale=view.area, ratio=view.ratio)
         if view.crop == "center":
             return CenterCropRGBImageDecoder(size, ratio=CENTER)
-        if np.all(reader.width == size[1]) and np.all(reader.height == size[0]):
+        if np.all(reader.width == view.size) and np.all(reader.height == view.size):
             return SimpleRGBImageDecoder()
         if view.crop == "none":
-            other = np.flatnonzero((reader.width != size[1]) | (reader.height != size[0]))[0]
-            name = f"{reader.path}: image {other}"
+            other = int(np.argmax((reader.width != view.size) | (reader.height != view.size)))
             found = (int(reader.width[other]), int(reader.height[other]))
-            raise UserError(wrong_size(view, found, name))
+            raise UserError(wrong_size(view, found, f"{reader.path}: image {other}"))
         return CenterCropRGBImageDecoder(size, ratio=1.0)
-
-    def _pixels(self, images: npt.NDArray[np.uint8], index: Index, view: View) -> DecodedBatch:
-        # FFCV decodes a later batch into the same memory.
-        images = images.copy()
-        shift(images, view, 0, self.seed, index)
-        labels = torch.from_numpy(self.source.labels[index.samples])
-        return DecodedBatch([torch.from_numpy(images)], labels)
 
 
 class _Stream(EpochIterator):  # type: ignore[misc]

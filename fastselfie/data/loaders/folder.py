@@ -8,17 +8,15 @@ from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from fastselfie.data.dataset import Source
 from fastselfie.data.loaders.backend import Backend
 from fastselfie.data.loaders.batch import DecodedBatch, Index
-from fastselfie.data.loaders.crops import boxes, read_box, shift, wrong_size
+from fastselfie.data.loaders.crops import read_image
 from fastselfie.data.loaders.view import View
-from fastselfie.errors import UserError
-from fastselfie.system.accelerator import usable_cores
+from fastselfie.system.resources import usable_cores
 from fastselfie.system.signals import SIGNALS
 
 
@@ -30,8 +28,8 @@ class FolderBackend(Backend):
     def load(self, plan: Iterator[Index], views: Sequence[View]) -> Generator[DecodedBatch]:
         workers = self.options.workers
         loader: DataLoader[DecodedBatch] = DataLoader(
-            _Decode(self.source, views, self.seed),
-            sampler=_Plan(plan),
+            _Decode(self, views),
+            sampler=plan,
             batch_size=None,  # an index is a whole batch already
             num_workers=usable_cores() if workers is None else workers,
             worker_init_fn=_quiet,
@@ -50,43 +48,20 @@ class FolderBackend(Backend):
 class _Decode(TorchDataset[DecodedBatch]):
     """An index to its pixels. A fault is a value: raised in a worker, it is a traceback."""
 
-    def __init__(self, source: Source, views: Sequence[View], seed: int) -> None:
-        self.source = source
+    def __init__(self, backend: Backend, views: Sequence[View]) -> None:
+        self.backend = backend
         self.views = views
-        self.seed = seed
 
     def __getitem__(self, index: Index) -> DecodedBatch:
-        count = len(index.samples)
-        made = [np.empty((count, view.size, view.size, 3), np.uint8) for view in self.views]
+        source, seed = self.backend.source, self.backend.seed
+        shapes = [(len(index.samples), view.size, view.size, 3) for view in self.views]
+        images = [np.empty(shape, dtype=np.uint8) for shape in shapes]
         failures = []
-        for row, sample in enumerate(index.samples.tolist()):
-            try:
-                image = self.source.image(sample)
-            except UserError as error:
-                failures.append((row, str(error)))
-                continue
-            one = Index(index.samples[row : row + 1], index.epochs[row : row + 1])
-            sizes = np.asarray([image.size], dtype=np.int64)
-            for number, (view, images) in enumerate(zip(self.views, made, strict=True)):
-                if view.crop == "none" and image.size != (view.size, view.size):
-                    failures.append((row, wrong_size(view, image.size, self.source.name(sample))))
-                    break
-                box = boxes(view, number, self.seed, one, sizes)[0]
-                images[row] = read_box(image, box, view.size)
-        for number, (view, images) in enumerate(zip(self.views, made, strict=True)):
-            shift(images, view, number, self.seed, index)
-        labels = torch.from_numpy(self.source.labels[index.samples])
-        return DecodedBatch([torch.from_numpy(images) for images in made], labels, failures)
-
-
-class _Plan(Sampler[Index]):
-    """A sampler that hands out whole index batches."""
-
-    def __init__(self, plan: Iterator[Index]) -> None:
-        self.plan = plan
-
-    def __iter__(self) -> Iterator[Index]:
-        return self.plan
+        for row, (sample, epoch) in enumerate(zip(*map(np.ndarray.tolist, index), strict=True)):
+            out = [pixels[row] for pixels in images]
+            if failure := read_image(source, sample, epoch, self.views, seed, out):
+                failures.append((row, failure))
+        return self.backend.batch(index, images, self.views, failures)
 
 
 def _quiet(_: int) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastselfie.data import random as rng
+from fastselfie.data import draws
 from fastselfie.data.dataset import Source
 from fastselfie.data.loaders.arguments import (
     expanded_views,
@@ -42,8 +42,8 @@ class Loader(BatchStreams):
     workers and after a resume, and ranks see disjoint parts of the same epoch.
 
     Args:
-        data: A dataset: any path that `data.train` takes (image folder, .beton, .tar, .parquet,
-            CIFAR, IDX, ...), or a source of `open_dataset`.
+        data: The path of a dataset (image folder, .beton, .tar, .parquet, CIFAR, IDX, ...), or a
+            part of what `open_dataset` returns.
         batch_size: Images in a batch of this process.
         size, crop, area, ratio, pad, pad_mode, flip: The one view of each image; see `View`.
         views: Several views of each image instead, for one read of it. Each batch is then
@@ -59,13 +59,14 @@ class Loader(BatchStreams):
             torch.distributed says, or 0 of 1.
         workers: Decoding threads or processes; None: one a core.
         on_error: What an image that cannot be decoded does: `raise` stops with its name, `skip`
-            puts another image of the batch in its place and counts it in `skipped`.
-        max_skipped_in_a_row: With `skip`, stop after so many failures one after another.
+            puts another image in its place, one of the batch or, where all of it are bad, one of
+            those that follow in the set.
+        max_skipped_in_a_row: With `skip`, stop at so many failures one after another.
         backend: auto, native, folder, resident, synthetic, ffcv or dali.
 
     Attributes:
         classes: Names of the classes, in the order of the labels.
-        skipped: How many images `skip` has replaced.
+        skipped: How many bad images `skip` has met.
 
     Raises:
         UserError: `data` is not there or cannot be read, or an image cannot be decoded.
@@ -245,7 +246,7 @@ class Loader(BatchStreams):
 
     def _run_epoch(self, epoch: int, start: int) -> Generator[tuple[Images, Tensor]]:
         count = len(self.source)
-        order = rng.epoch_order(self.seed, epoch, count) if self.shuffle else np.arange(count)
+        order = draws.epoch_order(self.seed, epoch, count) if self.shuffle else np.arange(count)
 
         def plan() -> Iterator[Index]:
             return one_epoch(order, epoch, start, self.batch_size, self.drop_last, self._ranks)

@@ -15,9 +15,8 @@ from fastselfie.data.beton.reader import IMAGE_MODES
 from fastselfie.data.dataset import Source
 from fastselfie.data.loaders.backend import Backend, BackendOptions, flips_of, required_beton
 from fastselfie.data.loaders.batch import DecodedBatch, Index
-from fastselfie.data.loaders.crops import boxes, shift, wrong_size
+from fastselfie.data.loaders.crops import boxes, wrong_size
 from fastselfie.data.loaders.view import View
-from fastselfie.data.random import IntArray
 from fastselfie.kernels.jpeg import KIND_JPEG, KIND_RAW, BatchDecoder
 
 Images = npt.NDArray[np.uint8]
@@ -36,7 +35,7 @@ class _Pending(NamedTuple):
     tickets: list[int]
     images: list[Images]
     asked: Index
-    failures: list[tuple[int, str]]
+    failures: dict[int, str]
 
 
 class NativeBackend(Backend):
@@ -81,6 +80,7 @@ class NativeBackend(Backend):
         raw = reader.mode[samples] == IMAGE_MODES["raw"]
         kinds = np.where(raw, KIND_RAW, KIND_JPEG).astype(np.uint8)
         tickets, made = [], []
+        failures: dict[int, str] = {}
         for number, view in enumerate(views):
             images = buffers.take(len(samples), view.size)
             flips = flips_of(view, number, self.seed, index) if mirror else None
@@ -97,33 +97,20 @@ class NativeBackend(Backend):
                 )
             )
             made.append(images)
-        return _Pending(tickets, made, index, self._wrong_sizes(index, views, sizes))
+            for row, size in enumerate(sizes) if view.crop == "none" else ():
+                if wrong := wrong_size(view, size, self.source.name(int(index.samples[row]))):
+                    failures[row] = wrong
+        return _Pending(tickets, made, index, failures)
 
     def _finish_one(
         self, decoder: BatchDecoder, batch: _Pending, views: Sequence[View], mirror: bool
     ) -> DecodedBatch:
-        name, samples = self.source.name, batch.asked.samples
         failed = dict(batch.failures)
         for ticket in batch.tickets:
             for row, why in decoder.wait(ticket):
-                failed.setdefault(row, f"{name(int(samples[row]))}: {why}")
-        for number, (view, images) in enumerate(zip(views, batch.images, strict=True)):
-            shift(images, view, number, self.seed, batch.asked)
-        labels = torch.from_numpy(self.source.labels[samples])
-        tensors = [torch.from_numpy(each) for each in batch.images]
-        return DecodedBatch(tensors, labels, sorted(failed.items()), flipped=mirror)
-
-    def _wrong_sizes(
-        self, index: Index, views: Sequence[View], sizes: IntArray
-    ) -> list[tuple[int, str]]:
-        """Images that a view with crop `none` cannot take."""
-        wrong = {
-            row: wrong_size(view, sizes[row], self.source.name(int(index.samples[row])))
-            for view in views
-            if view.crop == "none"
-            for row in np.flatnonzero((sizes != view.size).any(axis=1)).tolist()
-        }
-        return sorted(wrong.items())
+                name = self.source.name(int(batch.asked.samples[row]))
+                failed.setdefault(row, f"{name}: {why}")
+        return self.batch(batch.asked, batch.images, views, sorted(failed.items()), mirror)
 
 
 class _Buffers:

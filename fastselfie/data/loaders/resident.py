@@ -10,14 +10,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastselfie.data import random as rng
+from fastselfie.data import draws
 from fastselfie.data.dataset import ArraySource, Source
+from fastselfie.data.draws import IntArray
 from fastselfie.data.loaders.backend import Backend, BackendOptions, flips_of
-from fastselfie.data.loaders.batch import DecodedBatch, Index, to_device
-from fastselfie.data.loaders.crops import boxes, padded, read_box
+from fastselfie.data.loaders.batch import DecodedBatch, Index
+from fastselfie.data.loaders.crops import padded, read_image
 from fastselfie.data.loaders.failures import Failures
+from fastselfie.data.loaders.to_device import to_device
 from fastselfie.data.loaders.view import View
-from fastselfie.data.random import IntArray
 from fastselfie.errors import UserError
 from fastselfie.kernels.host import gather_crops
 
@@ -41,6 +42,8 @@ class ResidentBackend(Backend):
         labels = source.labels
         rows = options.failures.rows(len(source), failures)
         if rows is not None:
+            if len(rows) == 0:
+                raise UserError(f"{failures[0][1]} (as all {len(source):,} images of the set)")
             images, labels = images[rows], labels[rows]
         self.labels = torch.from_numpy(labels).to(self.device)
         whole = padded(images, self.pad, view.pad_mode) if self.pad else images
@@ -52,7 +55,7 @@ class ResidentBackend(Backend):
         for index in plan:
             offsets = np.full((len(index.samples), 2), self.pad, dtype=np.int64)
             if view.shift:
-                offsets = rng.shifts(self.seed, index.epochs, index.samples, self.pad)
+                offsets = draws.shifts(self.seed, index.epochs, index.samples, self.pad)
             yield gather(index, offsets, view)
 
     def _gather_on_host(self, index: Index, offsets: IntArray, view: View) -> DecodedBatch:
@@ -76,20 +79,13 @@ def decode_all(source: Source, view: View) -> tuple[npt.NDArray[np.uint8], Failu
     if isinstance(source, ArraySource) and source.images.shape[1:3] == (size, size):
         return source.images, []
     images = np.empty((len(source), size, size, 3), dtype=np.uint8)
-    zeros = Index(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))
 
-    def decode(i: int) -> str | None:
-        try:
-            image = source.image(i)
-        except UserError as error:
-            return str(error)
-        sizes = np.asarray([image.size], dtype=np.int64)
-        images[i] = read_box(image, boxes(view, 0, 0, zeros, sizes)[0], size)
-        return None
+    def decode(row: int) -> str | None:
+        return read_image(source, row, 0, [view], 0, [images[row]])
 
     with ThreadPoolExecutor() as pool:
-        faults = list(pool.map(decode, range(len(source))))
-    return images, [(row, fault) for row, fault in enumerate(faults) if fault is not None]
+        found = enumerate(pool.map(decode, range(len(source))))
+        return images, [(row, failure) for row, failure in found if failure]
 
 
 def _windows(images: Tensor, size: int) -> Tensor:
@@ -100,6 +96,5 @@ def _windows(images: Tensor, size: int) -> Tensor:
     n, height, width, channels = images.shape
     image, row, pixel, _ = images.stride()
     return images.as_strided(
-        (n, height - size + 1, width - size + 1, size, channels * size),
-        (image, row, pixel, row, 1),
+        (n, height - size + 1, width - size + 1, size, channels * size), (image, row, pixel, row, 1)
     )

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from fastselfie.data import random as rng
+from fastselfie.data import draws
+from fastselfie.data.draws import IntArray
 from fastselfie.data.loaders.batch import Index
-from fastselfie.data.random import IntArray
 from fastselfie.system.distributed import Ranks
 
 
@@ -49,7 +49,7 @@ class SampleStream:
         if epoch not in self._orders:
             # Positions only grow, so the epoch before is all that can still be asked for.
             self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
-            self._orders[epoch] = rng.epoch_order(self.seed, epoch, self.count)
+            self._orders[epoch] = draws.epoch_order(self.seed, epoch, self.count)
         return self._orders[epoch]
 
 

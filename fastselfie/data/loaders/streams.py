@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,9 +12,10 @@ import torch
 from fastselfie.data.dataset import Source
 from fastselfie.data.loaders.backend import BackendOptions, flips_of
 from fastselfie.data.loaders.backends import backend_class, choose_backend
-from fastselfie.data.loaders.batch import Batch, DecodedBatch, Index, to_device
+from fastselfie.data.loaders.batch import Batch, DecodedBatch, Index
 from fastselfie.data.loaders.failures import FailurePolicy
 from fastselfie.data.loaders.sampling import SampleStream, in_order
+from fastselfie.data.loaders.to_device import prefetched, to_device
 from fastselfie.data.loaders.view import View
 from fastselfie.system.distributed import ALONE, Ranks
 
@@ -57,13 +59,8 @@ class BatchStreams:
 
     @property
     def skipped(self) -> int:
-        """How many images `on_error: skip` has replaced since the loader was made."""
+        """How many bad images `on_error: skip` has met since the loader was made."""
         return self._failures.skipped
-
-    @property
-    def view(self) -> View:
-        """The first view."""
-        return self._views[0]
 
     @property
     def repeats(self) -> bool:
@@ -78,11 +75,7 @@ class BatchStreams:
         return self._batches(lambda: self._samples.batches(start, batch_size, ranks), self._views)
 
     def in_order(
-        self,
-        batch_size: int,
-        limit: int | None = None,
-        ranks: Ranks = ALONE,
-        augment: bool = False,
+        self, batch_size: int, limit: int | None = None, ranks: Ranks = ALONE, augment: bool = False
     ) -> Generator[Batch]:
         """`limit` images once, in order, as they are; the last batch may be smaller.
 
@@ -104,25 +97,20 @@ class BatchStreams:
         self, plan: Callable[[], Iterator[Index]], views: Sequence[View]
     ) -> Generator[Batch]:
         # The plan is walked twice: a backend reads ahead of what is delivered.
-        stream: torch.cuda.Stream | None = None
-        if self.device.type == "cuda":
-            stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         with closing(self._backend.load(plan(), views)) as loaded:
             pairs = zip(loaded, plan(), strict=False)
-            while True:
-                with torch.cuda.stream(stream):  # does nothing where it is None
-                    decoded, index = next(pairs, (None, None))
-                    if decoded is None or index is None:
-                        return
-                    batch = self._on_device(decoded, index, views)
-                if stream is not None:
-                    batch.hand_over(stream)
-                yield batch
+            yield from prefetched((self._on_device(*pair, views) for pair in pairs), self.device)
 
     def _on_device(self, decoded: DecodedBatch, index: Index, views: Sequence[View]) -> Batch:
         """The batch on the device, with other images in the place of failed ones."""
+        count = len(index.samples)
+        rows = self._failures.rows(count, decoded.failures)
+        while rows is not None and len(rows) == 0:  # none is good: take the next ones of the set
+            index = Index((index.samples + count) % len(self.source), index.epochs)
+            with closing(self._backend.load(iter([index]), views)) as loaded:
+                decoded = next(loaded)
+            rows = self._failures.rows(count, decoded.failures)
         images, labels = decoded.views, decoded.labels
-        rows = self._failures.rows(len(labels), decoded.failures)
         if rows is not None:
             taken = torch.from_numpy(rows).to(labels.device)
             images, labels = [each[taken] for each in images], labels[taken]
@@ -131,9 +119,7 @@ class BatchStreams:
         for number, view in enumerate(views):
             flip = flips_of(view, number, self.seed, index)
             flips.append(torch.from_numpy(np.zeros_like(flip) if decoded.flipped else flip))
+        on_device = partial(to_device, device=self.device)
         return Batch(
-            tuple(to_device(each, self.device) for each in images),
-            to_device(labels, self.device),
-            tuple(to_device(flip, self.device) for flip in flips),
-            index,
+            tuple(map(on_device, images)), on_device(labels), tuple(map(on_device, flips)), index
         )

@@ -8,7 +8,8 @@ import torch
 
 from fastselfie.data.dataset import Source
 from fastselfie.data.loaders.backend import Backend, BackendOptions
-from fastselfie.data.loaders.batch import DecodedBatch, Index, to_device
+from fastselfie.data.loaders.batch import DecodedBatch, Index
+from fastselfie.data.loaders.to_device import to_device
 from fastselfie.data.loaders.view import View
 
 _POOL = 64  # distinct images: enough that batch statistics are those of noise

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fastselfie.data.random import IntArray
+from fastselfie.data.draws import IntArray
 from fastselfie.data.sources.decode import decode_image
 from fastselfie.errors import UserError
 
 UNLABELLED = ("images",)  # the one class of a source without labels
 
 
-@runtime_checkable
-class Source(Protocol):
+class Source:
     """A sequence of labelled images. Every source is a frozen dataclass.
 
     Attributes:
@@ -26,16 +26,16 @@ class Source(Protocol):
         classes: Names of the classes; UNLABELLED where there are no labels.
     """
 
-    @property
-    def labels(self) -> IntArray: ...
+    labels: IntArray
+    classes: Sequence[str]
+    _per_image: ClassVar[tuple[str, ...]] = ("labels",)  # the fields that have an item an image
 
-    @property
-    def classes(self) -> Sequence[str]: ...
-
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self.labels)
 
     def name(self, index: int) -> str:
         """Return what a message calls image `index`, for example its path."""
+        raise NotImplementedError
 
     def image(self, index: int) -> Image.Image:
         """Decode image `index` to mode RGB.
@@ -43,6 +43,7 @@ class Source(Protocol):
         Raises:
             UserError: It is unreadable.
         """
+        return decode_image(io.BytesIO(self.encoded(index) or b""), self.name(index))
 
     def encoded(self, index: int) -> bytes | None:
         """Return the encoded file (JPEG, PNG, ...) of image `index`; None if stored as pixels.
@@ -50,9 +51,22 @@ class Source(Protocol):
         Raises:
             UserError: It is unreadable.
         """
+        return None
 
     def select(self, indices: IntArray) -> Source:
         """Return the images at `indices`, in that order."""
+        chosen = {}
+        for name in self._per_image:
+            items = getattr(self, name)
+            is_array = isinstance(items, np.ndarray)
+            chosen[name] = items[indices] if is_array else [items[i] for i in indices]
+        return changed(self, **chosen)
+
+
+def changed(source: Source, **fields: Any) -> Source:
+    """Return a copy of `source` with other values of `fields`."""
+    copy: Source = replace(source, **fields)  # type: ignore[type-var]
+    return copy
 
 
 def is_labelled(source: Source) -> bool:
@@ -68,12 +82,11 @@ def relabelled(source: Source, labels: IntArray, classes: Sequence[str]) -> Sour
         labels: (n,) int64, indices into `classes`.
         classes: Names of the classes.
     """
-    copy: Source = replace(source, labels=labels, classes=classes)  # type: ignore[type-var]
-    return copy
+    return changed(source, labels=labels, classes=classes)
 
 
 @dataclass(frozen=True)
-class ArraySource:
+class ArraySource(Source):
     """Images in memory.
 
     Attributes:
@@ -87,9 +100,7 @@ class ArraySource:
     labels: IntArray
     classes: Sequence[str]
     origin: str
-
-    def __len__(self) -> int:
-        return len(self.images)
+    _per_image = ("labels", "images")
 
     def name(self, index: int) -> str:
         return f"{self.origin}, image {index}"
@@ -97,23 +108,15 @@ class ArraySource:
     def image(self, index: int) -> Image.Image:
         return Image.fromarray(self.images[index])
 
-    def encoded(self, index: int) -> bytes | None:
-        return None
-
-    def select(self, indices: IntArray) -> ArraySource:
-        return replace(self, images=self.images[indices], labels=self.labels[indices])
-
 
 @dataclass(frozen=True)
-class FolderSource:
+class FolderSource(Source):
     """Image files on disk: `paths`, their labels (n,) int64, and the names of the classes."""
 
     paths: Sequence[str]
     labels: IntArray
     classes: Sequence[str]
-
-    def __len__(self) -> int:
-        return len(self.paths)
+    _per_image = ("labels", "paths")
 
     def name(self, index: int) -> str:
         return self.paths[index]
@@ -129,28 +132,16 @@ class FolderSource:
             reason = f"cannot be read ({error.strerror}): fix or remove it"
             raise UserError(f"{self.paths[index]}: {reason}") from error
 
-    def select(self, indices: IntArray) -> FolderSource:
-        return FolderSource([self.paths[i] for i in indices], self.labels[indices], self.classes)
-
 
 @dataclass(frozen=True)
-class NoSource:
+class NoSource(Source):
     """A source without images. The synthetic loader needs only its length and labels."""
 
     labels: IntArray
     classes: Sequence[str]
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def name(self, index: int) -> str:
         return f"synthetic image {index}"
 
-    def image(self, index: int) -> Image.Image:
-        raise UserError(f"{self.name(index)} has no file: data.loader is synthetic")
-
     def encoded(self, index: int) -> bytes | None:
-        raise UserError(f"{self.name(index)} has no file: data.loader is synthetic")
-
-    def select(self, indices: IntArray) -> NoSource:
-        return NoSource(self.labels[indices], self.classes)
+        raise UserError(f"{self.name(index)} has no file: it is noise")

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import functools
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from fastselfie.data.beton.reader import IMAGE_MODES, BetonReader
-from fastselfie.data.random import IntArray
-from fastselfie.data.sources.base import UNLABELLED
-from fastselfie.data.sources.decode import decode_image
+from fastselfie.data.draws import IntArray
+from fastselfie.data.sources.base import UNLABELLED, Source
 from fastselfie.data.sources.labels import numbered_classes
 from fastselfie.errors import UserError
 from fastselfie.system.console import say_once
 
 
 @dataclass(frozen=True)
-class BetonSource:
+class BetonSource(Source):
     """Samples of a .beton file.
 
     Attributes:
@@ -35,20 +33,17 @@ class BetonSource:
     indices: IntArray
     labels: IntArray
     classes: Sequence[str]
-
-    def __len__(self) -> int:
-        return len(self.indices)
+    _per_image = ("labels", "indices")
 
     def name(self, index: int) -> str:
         return f"{self.reader.path}: sample {self.indices[index]}"
 
     def image(self, index: int) -> Image.Image:
         sample = int(self.indices[index])
-        data = self.reader.image(sample)
-        if self.reader.mode[sample] == IMAGE_MODES["raw"]:
-            shape = (int(self.reader.height[sample]), int(self.reader.width[sample]), 3)
-            return Image.fromarray(data.reshape(shape))
-        return decode_image(io.BytesIO(data.data), self.name(index))
+        if self.reader.mode[sample] != IMAGE_MODES["raw"]:
+            return super().image(index)
+        shape = (int(self.reader.height[sample]), int(self.reader.width[sample]), 3)
+        return Image.fromarray(self.reader.image(sample).reshape(shape))
 
     def encoded(self, index: int) -> bytes | None:
         sample = int(self.indices[index])
@@ -57,9 +52,6 @@ class BetonSource:
 
     def __reduce__(self) -> tuple[object, ...]:
         return _unpickle, (self.reader.path, self.indices, self.labels, self.classes)
-
-    def select(self, indices: IntArray) -> BetonSource:
-        return replace(self, indices=self.indices[indices], labels=self.labels[indices])
 
 
 def _unpickle(

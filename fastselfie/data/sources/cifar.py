@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fastselfie.data.random import IntArray
+from fastselfie.data.draws import IntArray
 from fastselfie.data.sources.base import ArraySource
 from fastselfie.data.sources.labels import numbered_classes
 from fastselfie.data.sources.restricted_pickle import load_arrays
@@ -64,12 +64,18 @@ def open_cifar(folder: Path, part: str, beside_train: bool = False) -> ArraySour
 
 
 def _read(folder: Path, part: str) -> Arrays | None:
-    for label_bytes, names in enumerate(_BINARY.get(part, ()), start=1):
-        if (folder / names[0]).is_file():
-            return _concatenate([_read_binary(_require(folder / n), label_bytes) for n in names])
-    for names in _PYTHON.get(part, ()):
-        if (folder / names[0]).is_file():
-            return _concatenate([_read_python(_require(folder / n)) for n in names])
+    for number, names in enumerate([*_BINARY.get(part, ()), *_PYTHON.get(part, ())]):
+        paths = [folder / name for name in names]
+        if not paths[0].is_file():
+            continue
+        for path in paths:
+            if not path.is_file():
+                raise UserError(f"{path}: missing, but other batches are there: unpack CIFAR again")
+        binary = number < len(_BINARY[part])
+        batches = [_read_binary(p, number + 1) if binary else _read_python(p) for p in paths]
+        planes = np.concatenate([images for images, _ in batches]).reshape(-1, 3, 32, 32)
+        images = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
+        return images, np.concatenate([labels for _, labels in batches])
     return None
 
 
@@ -101,18 +107,6 @@ def _is_pickle(path: Path) -> bool:
         return False
     with open(path, "rb") as file:
         return file.read(1) in (b"\x80", b"(")
-
-
-def _require(path: Path) -> Path:
-    if not path.is_file():
-        raise UserError(f"{path}: missing, but other batches are there: unpack CIFAR again")
-    return path
-
-
-def _concatenate(batches: list[Arrays]) -> Arrays:
-    planes = np.concatenate([images for images, _ in batches]).reshape(-1, 3, 32, 32)
-    images = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
-    return images, np.concatenate([labels for _, labels in batches])
 
 
 def _read_binary(path: Path, label_bytes: int) -> Arrays:

@@ -96,7 +96,7 @@ class DatasetLocation:
             return None if source is None else Part(source, self.format.name, name)
         if name in self.part_folders:
             return self._open_part_folder(name)
-        if beside_train or (name != "train" and "train" in self.part_folders):
+        if beside_train or (name != "train" and self.part_folders):
             return None
         own = {folder.name for folder in self.part_folders.values()}
         if name == "train" and own and not self._has_training_images(own):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastselfie.data.random import IntArray
+from fastselfie.data.draws import IntArray
 from fastselfie.data.sources.base import ArraySource
 from fastselfie.data.sources.labels import numbered_classes
 from fastselfie.errors import UserError

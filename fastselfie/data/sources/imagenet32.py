@@ -42,10 +42,9 @@ def open_imagenet32(folder: Path, part: str, beside_train: bool = False) -> Arra
     first = _first(folder, part) if part in ("train", "test") else None
     if first is None:
         return None
-    paths = [first]
-    if part == "train":
-        names = [f"train_data_batch_{i}{first.suffix}" for i in range(1, _TRAIN_BATCHES + 1)]
-        paths = [first.with_name(name) for name in names]
+    count = _TRAIN_BATCHES if part == "train" else 1
+    names = [first.name.replace("_1", f"_{i}") for i in range(1, count + 1)]
+    paths = [first.with_name(name) for name in names]
     for path in paths:
         if not path.is_file():
             raise UserError(f"{path}: missing, but other batches are there: unpack it again")

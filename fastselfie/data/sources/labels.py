@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastselfie.data.random import IntArray
+from fastselfie.data.draws import IntArray
 from fastselfie.errors import UserError
 
 _MOST_CLASSES = 1 << 24

@@ -7,18 +7,15 @@ fast in order, as `fastselfie prepare` reads, and slow in random order.
 from __future__ import annotations
 
 import functools
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-from PIL import Image
 
-from fastselfie.data.random import IntArray
-from fastselfie.data.sources.base import UNLABELLED
-from fastselfie.data.sources.decode import decode_image
+from fastselfie.data.draws import IntArray
+from fastselfie.data.sources.base import UNLABELLED, Source
 from fastselfie.data.sources.parquet_columns import choose_columns, holds_integers
 from fastselfie.data.sources.shard_checks import labels_and_classes, require_whole, unread_shards
 from fastselfie.data.sources.shards import files_of, files_of_part
@@ -29,7 +26,7 @@ _BATCH_ROWS = 16  # so few that the largest photographs fit in one Arrow array, 
 
 
 @dataclass(frozen=True)
-class ParquetSource:
+class ParquetSource(Source):
     """Encoded images in a column of parquet files.
 
     Attributes:
@@ -45,16 +42,11 @@ class ParquetSource:
     place: IntArray
     labels: IntArray
     classes: Sequence[str]
-
-    def __len__(self) -> int:
-        return len(self.place)
+    _per_image = ("labels", "place")
 
     def name(self, index: int) -> str:
         file, group, row = (int(v) for v in self.place[index])
         return f"{self.files[file]}: row group {group}, row {row}"
-
-    def image(self, index: int) -> Image.Image:
-        return decode_image(io.BytesIO(self.encoded(index)), self.name(index))
 
     def encoded(self, index: int) -> bytes:
         file, group, row = (int(v) for v in self.place[index])
@@ -67,10 +59,6 @@ class ParquetSource:
                 f"{self.name(index)}: holds no image bytes{path}: write the file with image bytes"
             )
         return data
-
-    def select(self, indices: IntArray) -> ParquetSource:
-        place, labels = self.place[indices], self.labels[indices]
-        return ParquetSource(self.files, self.column, place, labels, self.classes)
 
 
 def is_parquet(path: Path) -> bool:

@@ -48,12 +48,12 @@ def choose_columns(file: Path, schema: Any) -> Columns:
         name: schema.field(name).type for name in schema.names if schema.names.count(name) == 1
     }
     images = [name for name, kind in types.items() if _holds_images(kind)]
-    noted = [name for name in images if _is_noted(features.get(name), "Image")]
+    noted = [name for name in images if features.get(name, {}).get("_type") == "Image"]
     image = _choose(file, "images", _IMAGE_NAMES, noted, images)
     if image is None:
         found = ", ".join(f"{name} ({kind})" for name, kind in types.items())
         raise UserError(f"{file}: no column of image bytes, one image a row, among {found}")
-    classes = {name: _class_names(features.get(name)) for name in types}
+    classes = {name: _class_names(features.get(name, {})) for name in types}
     noted = [name for name in types if classes[name]]
     called = [name for name in types if name.lower() in _LABEL_NAMES]
     whole = [name for name in called if holds_integers(types[name])]
@@ -125,23 +125,19 @@ def _holds_images(kind: Any) -> bool:
     return not pa.types.is_nested(kind) and "binary" in str(kind)
 
 
-def _features(schema: Any) -> dict[str, Any]:
+def _features(schema: Any) -> dict[str, dict[str, Any]]:
     """Return Hugging Face's description of each column; {} without metadata."""
     metadata = (schema.metadata or {}).get(b"huggingface", b"{}")
     try:
         features = json.loads(metadata)["info"]["features"]
-    except (ValueError, KeyError, TypeError):
+        return {name: each for name, each in features.items() if isinstance(each, dict)}
+    except (ValueError, KeyError, TypeError, AttributeError):
         return {}
-    return features if isinstance(features, dict) else {}
 
 
-def _is_noted(feature: Any, kind: str) -> bool:
-    return isinstance(feature, dict) and feature.get("_type") == kind
-
-
-def _class_names(feature: Any) -> Sequence[str]:
+def _class_names(feature: dict[str, Any]) -> Sequence[str]:
     """Return the class names of a ClassLabel; () for any other feature."""
-    if not isinstance(feature, dict) or feature.get("_type", "ClassLabel") != "ClassLabel":
+    if feature.get("_type", "ClassLabel") != "ClassLabel":
         return ()
     names = feature.get("names")
     if isinstance(names, dict):  # {"0": NAME}, in any order

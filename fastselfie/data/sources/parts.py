@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,86 +19,60 @@ PARTS = {
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
+_SPOKEN = {"train": "training", "held_out": "held-out"}
 
 
-def open_part(
-    path: Path, part: str, classes: Sequence[str] | None = None
-) -> tuple[Source, str] | None:
-    """Open the training part or the test part of a dataset in any supported format.
+def open_part(path: Path, part: str, classes: Sequence[str] | None = None) -> Part:
+    """Open one part of a dataset in any supported format.
 
-    A dataset without parts counts as whichever part is asked for. The test part is the one that
-    `open_held_out` chooses. If its class names are training classes, its labels are indices into
-    the training classes.
+    A dataset without parts counts as whichever part is asked for. If the class names of a held-out
+    part are training classes, its labels are indices into the training classes.
 
     Args:
         path: The dataset.
-        part: train or test.
-        classes: The training classes; None for those of the dataset's own training part.
-
-    Returns:
-        The images and the name of the format; None if there is no such part.
+        part: A key of PARTS; or held_out, the part that `choose_held_out` chooses.
+        classes: The training classes, for held_out; None for those of the dataset's own training
+            part.
 
     Raises:
-        UserError: Nothing is there, no dataset, or a damaged one.
+        UserError: Nothing is there, no dataset, or a damaged one; or it has other parts alone, or a
+            part has other classes than the training part.
     """
     location = find_dataset(path)
-    found = _choose_held_out(location, classes) if part != "train" else None
+    if part == "held_out":
+        found = choose_held_out(location, classes)
+    else:
+        named = (location.open(name, True) for name in PARTS[part])
+        found = next((opened for opened in named if opened is not None), None)
     found = found or location.open(part, False)
-    return None if found is None else (found.source, found.format)
-
-
-def open_exact_part(path: Path, part: str) -> Source:
-    """Open the part of this name, with labels that are indices into the training classes.
-
-    A dataset without parts counts as whichever part is asked for.
-
-    Args:
-        path: The dataset.
-        part: A key of PARTS.
-
-    Raises:
-        UserError: As in `open_part`; or there are other parts alone, or other classes.
-    """
-    location = find_dataset(path)
-    names = PARTS[part]
-    found = [opened for name in names if (opened := location.open(name, True)) is not None]
-    train = location.open("train", True)
-    if not found:
-        parts = [name for name in TEST_NAMES if location.open(name, True) is not None]
-        apart = part != "train" and (parts or train is not None)
-        whole = None if apart else location.open(part, False)
-        if whole is None:
-            raise UserError(f"{path}: holds no {part} images")
-        return whole.source
-    if part == "train" or train is None or not is_labelled(found[0].source):
-        return found[0].source
-    aligned = align_labels(found[0].source, train.source.classes)
+    if found is None:
+        kind = _SPOKEN.get(part, part)
+        raise UserError(f"{path}: holds no {kind} images: pass another part or dataset")
+    train = location.open("train", True) if part in ("val", "test") else None
+    if train is None or not is_labelled(found.source):
+        return found
+    aligned = align_labels(found.source, train.source.classes)
     if aligned is None:
         raise UserError(f"{path}: the classes of its {part} part are not those of its train part")
-    return aligned
+    return replace(found, source=aligned)
 
 
-def open_held_out(path: Path, classes: Sequence[str]) -> Part | None:
+def choose_held_out(location: DatasetLocation, classes: Sequence[str] | None) -> Part | None:
     """Open the first part in the order of TEST_NAMES that has labels of the training classes.
 
     If there is none, take the first part with any labels, else the first part. If the training
     images have no labels, take the first part.
 
     Args:
-        path: The dataset.
-        classes: The training classes.
+        location: The dataset.
+        classes: The training classes; None for those of the dataset's own training part.
 
     Returns:
         The part; None for a dataset without parts.
 
     Raises:
-        UserError: As in `open_part`.
+        UserError: A part is damaged.
     """
-    return _choose_held_out(find_dataset(path), classes)
-
-
-def _choose_held_out(location: DatasetLocation, classes: Sequence[str] | None) -> Part | None:
-    """Choose as `open_held_out` says; `classes` may be None, as in `open_part`."""
     found: list[Part] = []
     for name in TEST_NAMES:
         part = location.open(name, True)
@@ -110,10 +85,8 @@ def _choose_held_out(location: DatasetLocation, classes: Sequence[str] | None) -
             continue
         if classes is None:
             # If the classes are only numbers from the files, all parts share them.
-            own = part.source.classes
-            numbered = part.format != IMAGE_FOLDER.name and list(own) == list(
-                map(str, range(len(own)))
-            )
+            own = list(part.source.classes)
+            numbered = part.format != IMAGE_FOLDER.name and own == [*map(str, range(len(own)))]
             train = None if numbered else location.open("train", True)
             classes = own if train is None else train.source.classes
         aligned = align_labels(part.source, classes)

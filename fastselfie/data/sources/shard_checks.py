@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastselfie.data.random import IntArray
+from fastselfie.data.draws import IntArray
 from fastselfie.data.sources.base import UNLABELLED
 from fastselfie.data.sources.labels import numbered_classes
 from fastselfie.errors import UserError
@@ -79,11 +79,7 @@ def require_whole(path: Path, files: Sequence[Path], suffix: str) -> None:
 
 
 def labels_and_classes(
-    labels: IntArray,
-    names: Sequence[str],
-    path: Path,
-    part: str,
-    name_of: Callable[[int], str],
+    labels: IntArray, names: Sequence[str], path: Path, part: str, name_of: Callable[[int], str]
 ) -> tuple[IntArray, Sequence[str]]:
     """Check a column of labels.
 

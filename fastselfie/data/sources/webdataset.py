@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import tarfile
@@ -11,11 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from fastselfie.data.random import IntArray
-from fastselfie.data.sources.base import UNLABELLED
-from fastselfie.data.sources.decode import EXTENSIONS, decode_image
+from fastselfie.data.draws import IntArray
+from fastselfie.data.sources.base import UNLABELLED, Source, changed
+from fastselfie.data.sources.decode import EXTENSIONS
 from fastselfie.data.sources.ignored_files import describe_ignored, is_expected
 from fastselfie.data.sources.shard_checks import labels_and_classes, require_whole, unread_shards
 from fastselfie.data.sources.shards import files_of, files_of_part
@@ -37,7 +35,7 @@ _COMPANIONS = frozenset({
 
 
 @dataclass(frozen=True)
-class TarSource:
+class TarSource(Source):
     """Images in uncompressed tar files, found by one scan of the headers.
 
     Attributes:
@@ -57,15 +55,10 @@ class TarSource:
     keys: Sequence[str]
     labels: IntArray
     classes: Sequence[str]
-
-    def __len__(self) -> int:
-        return len(self.keys)
+    _per_image = ("labels", "shard", "offset", "size", "keys")
 
     def name(self, index: int) -> str:
         return f"{self.shards[self.shard[index]]}: {self.keys[index]}"
-
-    def image(self, index: int) -> Image.Image:
-        return decode_image(io.BytesIO(self.encoded(index)), self.name(index))
 
     def encoded(self, index: int) -> bytes:
         size = int(self.size[index])
@@ -79,17 +72,11 @@ class TarSource:
             raise UserError(f"{self.name(index)}: the tar file is cut short: download it again")
         return data
 
-    def select(self, indices: IntArray) -> TarSource:
+    def select(self, indices: IntArray) -> Source:
+        # Only the shards in use, because `prepare` sends each chunk of images to a process.
         used, shard = np.unique(self.shard[indices], return_inverse=True)
-        return TarSource(
-            [self.shards[i] for i in used],
-            shard.astype(np.int64),
-            self.offset[indices],
-            self.size[indices],
-            [self.keys[i] for i in indices],
-            self.labels[indices],
-            self.classes,
-        )
+        names = [self.shards[i] for i in used]
+        return changed(super().select(indices), shards=names, shard=shard)
 
 
 def is_webdataset(path: Path) -> bool:

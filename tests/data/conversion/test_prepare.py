@@ -75,7 +75,7 @@ def test_a_folder_keeps_order_labels_names_and_coefficients(cli, folder, tmp_pat
     assert (summary["images"], summary["skipped"]) == (40, 0)
     assert summary["bytes"] == out.stat().st_size
     assert beside(out) == ["photos.beton"]
-    reader, (source, _) = BetonReader(out), open_part(folder, "train")
+    reader, source = BetonReader(out), open_part(folder, "train").source
     assert reader.label.tolist() == source.labels.tolist()
     assert reader.info["classes"] == ["a", "b", "c"]
     assert reader.info["source"] == "image folder photos, train"
@@ -195,7 +195,7 @@ def test_an_unreadable_image_stops_or_is_skipped_and_listed(cli, folder, tmp_pat
     assert result.status == 0, result.err
     assert json.loads(result.out)["skipped"] == 3
     lines = [line.split("\t") for line in listed.read_text().splitlines()]
-    source, _ = open_part(folder, "train")
+    source = open_part(folder, "train").source
     assert [line[1] for line in lines] == [str(path) for path in bad]
     assert [source.name(int(line[0])) for line in lines] == [line[1] for line in lines]
     assert all(line[2].startswith("unreadable image (") for line in lines)
@@ -240,7 +240,7 @@ def test_an_image_larger_than_a_page_is_named_or_skipped(cli, tmp_path):
         (["--out", "x.beton", "--quality", 0], "--quality 0: give 1 to 100"),
         (["--out", "x.beton", "--max-side", 0], "--max-side 0: give 1 to 65535"),
         (["--out", "x.beton", "--workers", 0], "--workers 0: give at least 1"),
-        (["--out", "x.beton", "--part", "test"], "holds no test images"),
+        (["--out", "x.beton", "--part", "test"], "holds no held-out images"),
         ([], "pass SOURCE and --out"),
         (["--check", "x.beton"], "remove SOURCE"),
     ],
@@ -294,7 +294,7 @@ def test_arrays_are_stored_as_pixels(cli, idx_folder, tmp_path):
     for part, count in (("train", 40), ("test", 20)):
         out = tmp_path / f"{part}.beton"
         assert cli("prepare", idx_folder, "--out", out, "--part", part).status == 0
-        reader, (source, _) = BetonReader(out), open_part(idx_folder, part)
+        reader, source = BetonReader(out), open_part(idx_folder, part).source
         assert len(reader) == count
         assert set(reader.mode) == {1}
         stored = np.stack([reader.image(i).reshape(32, 32, 3) for i in range(count)])

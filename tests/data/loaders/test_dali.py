@@ -5,39 +5,28 @@ from __future__ import annotations
 import subprocess
 import sys
 from contextlib import closing
-from itertools import islice
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from conftest import jpeg_bytes, psnr, textured, thread_count, tiny_config, write_beton
+from conftest import jpeg_bytes, psnr, textured, thread_count, write_beton
 from helpers.deviations import HARMLESS, LOST, SOURCES, cases
+from helpers.loaders import make_loader, take
 from PIL import Image
 
 from fastselfie.data.beton.writer import BetonWriter
-from fastselfie.data.dataset import open_dataset
-from fastselfie.data.loaders import Index, build_loader
+from fastselfie.data.loaders import Index
 from fastselfie.data.loaders.dali import _cut
 from fastselfie.errors import UserError
 from fastselfie.kernels.jpeg import read_header, transcode
 
 pytestmark = [pytest.mark.extra, pytest.mark.slow]
 
-CPU = torch.device("cpu")
+loader = partial(make_loader, crop="resized", image_size=48, held_out=0.1, workers=2)
 # Decoders and filters differ in rounding alone: 52 dB is the least on 600 photographs. A shift by
 # half a pixel costs more than 10 dB on these pictures.
 CLOSE = 34
-
-
-def loader(path, kind, **data):
-    values = {"train": str(path), "loader": kind, "crop": "resized", "image_size": 48, **data}
-    config = tiny_config(data={"workers": 2, "held_out": 0.1, **values})
-    return build_loader(open_dataset(config.data).train, config.data, 3, CPU)
-
-
-def take(iterator, count):
-    with closing(iterator):
-        return list(islice(iterator, count))
 
 
 def sizes_of(seed):
@@ -275,7 +264,8 @@ def test_the_same_jpegs_of_a_folder_are_damaged_as_for_pillow(tmp_path, kind, fa
     for loader_kind in ("dali", "folder"):
         made = loader(tmp_path, loader_kind, workers=1)
         every = np.arange(len(made.source), dtype=np.int64)
-        plan, still = iter([Index(every, np.zeros_like(every))]), made.view.without_augmentation()
+        plan = iter([Index(every, np.zeros_like(every))])
+        still = made._views[0].without_augmentation()
         with closing(made._backend.load(plan, [still])) as loaded:
             found[loader_kind] = [row for row, _ in next(loaded).failures]
         assert found[loader_kind] == (every.tolist() if failing else [])

@@ -5,38 +5,26 @@ from __future__ import annotations
 import io
 import sys
 import threading
-from contextlib import closing
-from itertools import islice
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from conftest import jpeg_bytes, picture, textured, tiny_config, write_beton
+from helpers.loaders import CPU, make_loader, take
 from PIL import Image
 
-from fastselfie.data.dataset import open_dataset
-from fastselfie.data.loaders import build_loader, choose_loader
+from fastselfie.data.loaders import choose_loader
 from fastselfie.errors import UserError
 from fastselfie.kernels.jpeg import transcode
 
 pytestmark = [pytest.mark.extra, pytest.mark.slow]
 
-CPU = torch.device("cpu")
+# One thread: FFCV compiles twice as fast where it need not make its loops parallel.
+loader = partial(make_loader, crop="resized", image_size=48, held_out=0.1, workers=1)
 # Mean levels between two decoders of one JPEG: FFCV's fast DCT works with 8-bit factors, which
 # costs 1 to 2 levels a channel at this quality.
 DECODER = 2.0
-
-
-def loader(path, kind, **data):
-    values = {"train": str(path), "loader": kind, "crop": "resized", "image_size": 48, **data}
-    # One thread: FFCV compiles twice as fast where it need not make its loops parallel.
-    config = tiny_config(data={"workers": 1, "held_out": 0.1, **values})
-    return build_loader(open_dataset(config.data).train, config.data, 3, CPU)
-
-
-def take(iterator, count):
-    with closing(iterator):
-        return list(islice(iterator, count))
 
 
 def streams():
@@ -230,7 +218,7 @@ def test_a_corrupt_image_trains_silently_as_documented(tmp_path):
 
 def test_a_fault_in_ffcvs_thread_is_raised_not_waited_for(colours):
     ours = loader(colours, "ffcv")
-    backend, still = ours._backend, ours.view.without_augmentation()
+    backend, still = ours._backend, ours._views[0].without_augmentation()
     backend._stock[still] = backend._stock_loader(still)
     backend._stock[still].code = None
     with pytest.raises(RuntimeError, match="FFCV's thread ended"):

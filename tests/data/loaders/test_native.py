@@ -6,20 +6,17 @@ import gc
 import io
 import threading
 from contextlib import closing
-from itertools import islice
 
 import numpy as np
 import pytest
 import torch
-from conftest import picture, tiny_config
+from conftest import picture
+from helpers.loaders import make_loader, take
 
 from fastselfie.data.beton.writer import BetonWriter
-from fastselfie.data.dataset import open_dataset
-from fastselfie.data.loaders import build_loader
 from fastselfie.errors import UserError
 from fastselfie.kernels import jpeg
 
-CPU = torch.device("cpu")
 COUNT = 24
 
 
@@ -59,19 +56,12 @@ def beton(tmp_path, photos):
     return write(tmp_path / "photos.beton", photos)
 
 
-def loader(path, kind="native", seed=3, **data):
-    data = {"crop": "resized", "held_out": 0.01, "test": str(path), **data}
-    config = tiny_config(data={"train": str(path), "loader": kind, **data})
-    return build_loader(open_dataset(config.data).train, config.data, seed, CPU)
+def loader(path, kind="native", **data):
+    return make_loader(path, kind, **{"crop": "resized", "test": str(path), **data})
 
 
-def take(iterator, count):
-    """Copies: the loader may fill a batch's memory again once nobody holds it."""
-    with closing(iterator):
-        return [
-            (b.images.clone(), b.labels, b.flip, b.index.samples.tolist())
-            for b in islice(iterator, count)
-        ]
+def taken(iterator, count):
+    return [(b.images, b.labels, b.flip, b.index.samples.tolist()) for b in take(iterator, count)]
 
 
 def same(a, b):
@@ -90,7 +80,7 @@ def test_pixels_are_those_of_the_plain_loader(beton, augment):
     for kind in ("native", "folder"):
         made = loader(beton, kind)
         batches.append(
-            take(made.stream(0, 7) if augment else made.in_order(7), 10 if augment else 9)
+            taken(made.stream(0, 7) if augment else made.in_order(7), 10 if augment else 9)
         )
     for native, plain in zip(*batches, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(native[1:3], plain[1:3], strict=True))
@@ -102,22 +92,22 @@ def test_small_raw_images_are_exact(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
     path = write(tmp_path / "raw.beton", [(x.tobytes(), "raw", 32, 32) for x in images])
     options = {"crop": "pad", "pad": 4, "pad_mode": "reflect", "flip": False}
-    native = take(loader(path, **options).stream(0, 8), 6)
+    native = taken(loader(path, **options).stream(0, 8), 6)
     for kind in ("folder", "resident"):
-        plain = take(loader(path, kind, **options).stream(0, 8), 6)
+        plain = taken(loader(path, kind, **options).stream(0, 8), 6)
         assert all(same(a, b) for a, b in zip(native, plain, strict=True)), kind
 
 
 def test_batches_do_not_depend_on_the_threads(beton):
-    runs = [take(loader(beton, workers=threads).stream(0, 7), 8) for threads in (1, 2, 4)]
+    runs = [taken(loader(beton, workers=threads).stream(0, 7), 8) for threads in (1, 2, 4)]
     for other in runs[1:]:
         assert all(same(a, b) for a, b in zip(runs[0], other, strict=True))
 
 
 @pytest.mark.parametrize("start", [1, 7, 23, 24, 40])
 def test_a_resume_at_any_sample_goes_on_exactly(beton, start):
-    whole = take(loader(beton).stream(0, 1), start + 9)
-    rest = take(loader(beton, workers=2).stream(start, 3), 3)
+    whole = taken(loader(beton).stream(0, 1), start + 9)
+    rest = taken(loader(beton, workers=2).stream(start, 3), 3)
     for i, batch in enumerate(rest):
         for row in range(3):
             one = whole[start + 3 * i + row]
@@ -126,7 +116,7 @@ def test_a_resume_at_any_sample_goes_on_exactly(beton, start):
 
 
 def test_evaluation_keeps_the_remainder(beton):
-    batches = take(loader(beton).in_order(10), 99)
+    batches = taken(loader(beton).in_order(10), 99)
     assert [len(b[0]) for b in batches] == [10, 10, 4]
     assert [sample for b in batches for sample in b[3]] == list(range(COUNT))
 
@@ -150,13 +140,13 @@ def test_memory_of_batches_is_used_again(beton):
 def test_threads_end_with_an_epoch_left_early(beton):
     before = threading.active_count()
     for _ in range(5):
-        take(loader(beton, workers=4).stream(0, 5), 2)
+        taken(loader(beton, workers=4).stream(0, 5), 2)
     gc.collect()
     assert threading.active_count() == before
     with open("/proc/self/status") as status:
         threads = next(int(x.split()[1]) for x in status if x.startswith("Threads:"))
     for _ in range(5):
-        take(loader(beton, workers=4).stream(0, 5), 2)
+        taken(loader(beton, workers=4).stream(0, 5), 2)
     with open("/proc/self/status") as status:
         assert next(int(x.split()[1]) for x in status if x.startswith("Threads:")) <= threads
 
@@ -174,7 +164,7 @@ def damaged(tmp_path, photos):
 def test_a_resident_set_skips_damaged_images_once(damaged):
     made = loader(damaged, "resident", crop="pad", on_error="skip")
     assert made.skipped == 2
-    images = take(made.in_order(COUNT), 1)[0][0]
+    images = taken(made.in_order(COUNT), 1)[0][0]
     assert torch.equal(images[3], images[4])
     with pytest.raises(UserError, match=r"damaged\.beton: sample 3"):
         loader(damaged, "resident", crop="pad")
@@ -183,16 +173,16 @@ def test_a_resident_set_skips_damaged_images_once(damaged):
 @pytest.mark.parametrize("kind", ["native", "folder"])
 def test_a_damaged_image_is_named(damaged, kind):
     with pytest.raises(UserError, match=r"damaged\.beton: sample (3|10): ") as caught:
-        take(loader(damaged, kind).stream(0, 8), 3)
+        taken(loader(damaged, kind).stream(0, 8), 3)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["native", "folder"])
 def test_a_damaged_image_is_skipped_and_counted(damaged, beton, kind):
     made = loader(damaged, kind, on_error="skip")
-    batches = take(made.stream(0, 8), 6)  # two epochs of 24
+    batches = taken(made.stream(0, 8), 6)  # two epochs of 24
     assert made.skipped == 4
-    whole = take(loader(beton, kind).stream(0, 8), 6)
+    whole = taken(loader(beton, kind).stream(0, 8), 6)
     for skipped, good in zip(batches, whole, strict=True):
         for row, sample in enumerate(good[3]):
             if sample in (3, 10):
@@ -208,13 +198,12 @@ def test_a_damaged_image_is_skipped_and_counted(damaged, beton, kind):
 def test_a_batch_of_nothing_but_damage_is_an_error(tmp_path, photos):
     path = write(tmp_path / "all.beton", [(d[:60], m, w, h) for d, m, w, h in photos if m == "jpg"])
     with pytest.raises(UserError, match=r"all\.beton: sample"):
-        take(loader(path, on_error="skip").stream(0, 8), 1)
+        taken(loader(path, on_error="skip").stream(0, 8), 1)
 
 
 def test_other_sources_are_refused(image_folder):
-    config = tiny_config(data={"train": str(image_folder), "loader": "native"})
     with pytest.raises(UserError, match="fastselfie prepare DIR --out"):
-        build_loader(open_dataset(config.data).train, config.data, 0, CPU)
+        make_loader(image_folder, "native")
 
 
 def test_auto_picks_native_for_a_prepared_file(beton):

@@ -29,7 +29,7 @@ def test_a_beton_file_of_fewer_classes_is_renumbered(tmp_path):
 
 def test_a_beton_file_without_labels_is_unlabelled(tmp_path):
     path = write_beton(tmp_path / "a.beton", [jpeg_bytes(picture(0))] * 2, [-1, -1])
-    source, _ = open_part(path, "train")
+    source = open_part(path, "train").source
     assert (source.classes, source.labels.tolist()) == (("images",), [0, 0])
     path = write_beton(tmp_path / "b.beton", [jpeg_bytes(picture(0))] * 2, [-1, 1])
     with pytest.raises(UserError, match="a label is -1"):
@@ -73,7 +73,7 @@ def write_stock_beton(path, fields, images=("image",)):
     ],
 )
 def test_the_label_of_a_stock_beton_file_is_found_by_name(tmp_path, fields, labels):
-    source, _ = open_part(write_stock_beton(tmp_path / "a.beton", fields), "train")
+    source = open_part(write_stock_beton(tmp_path / "a.beton", fields), "train").source
     if labels is None:
         assert source.classes == ("images",)
     else:
@@ -102,7 +102,7 @@ def test_a_number_that_is_no_class_takes_no_memory_for_names(tmp_path, label):
 )
 def test_the_image_field_that_is_read_is_reported(tmp_path, capsys, images, read, ignored):
     path = write_stock_beton(tmp_path / "a.beton", {"label": [0, 1, 1, 0]}, images)
-    source, _ = open_part(path, "train")
+    source = open_part(path, "train").source
     assert source.reader.image_field == read
     words = f"{path}: field {read} is read, other image fields ignored: {ignored}\n"
     assert capsys.readouterr().err == words

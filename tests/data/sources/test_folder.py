@@ -109,7 +109,8 @@ def test_a_folder_of_class_folders_stays_one_whatever_lies_beside(tmp_path, name
     for label in "ab":
         save(tmp_path / label / "1.png")
     (tmp_path / name).write_bytes(b"\x80 of another kind")
-    source, kind = open_part(tmp_path, "train")
+    found = open_part(tmp_path, "train")
+    source, kind = found.source, found.format
     assert (kind, list(source.classes), len(source)) == ("image folder", ["a", "b"], 2)
 
 

@@ -23,7 +23,7 @@ def test_shards_in_folders_beside_shards_are_counted(tmp_path, capsys, kind, pla
             write_shard(path, [0, 1])
         else:
             write_parquet(path, [0, 1], ["a", "b"])
-    assert len(open_part(tmp_path, "train")[0]) == 2
+    assert len(open_part(tmp_path, "train").source) == 2
     words = f"{tmp_path / place}: 2 files ignored, first: more/1.{kind}\n"
     assert capsys.readouterr().err == words
 
@@ -42,7 +42,7 @@ def test_loose_images_beside_fewer_shards_are_refused(tmp_path):
 def test_images_beside_shards_are_counted(tmp_path, capsys, place):
     write_shard(tmp_path / "0.tar", [0, 1])
     tree(tmp_path, place, [], 3 if place else 1)
-    assert len(open_part(tmp_path, "train")[0]) == 2
+    assert len(open_part(tmp_path, "train").source) == 2
     words = "3 files ignored, first: a/0.png" if place else "1 file ignored, first: 0.png"
     assert capsys.readouterr().err == f"{tmp_path}: {words}\n"
 
@@ -51,7 +51,7 @@ def test_images_beside_shards_are_counted(tmp_path, capsys, place):
 def test_a_table_of_what_is_known_of_images_is_no_set(tmp_path, capsys, place):
     pq.write_table(pa.table({"file_name": ["0.png"]}), tmp_path / "metadata.parquet")
     tree(tmp_path, place, [], 3)
-    assert len(open_part(tmp_path, "train")[0]) == 3
+    assert len(open_part(tmp_path, "train").source) == 3
     words = f"{tmp_path}: 1 file ignored, first: metadata.parquet\n"
     assert capsys.readouterr().err == words
 

@@ -46,7 +46,8 @@ def test_parquet_of_hugging_face(tmp_path):
 
 def test_parquet_of_plain_bytes_without_labels(tmp_path):
     path = write_rows(tmp_path / "a.parquet", range(3), labels=False, image=png(5))
-    source, kind = open_part(path, "train")
+    found = open_part(path, "train")
+    source, kind = found.source, found.format
     assert (kind, source.classes, len(source)) == ("parquet", ("images",), 3)
     assert same(source.image(1), 5)
 
@@ -84,12 +85,12 @@ def test_a_parquet_image_that_is_only_a_path_is_named(tmp_path):
     pq.write_table(pa.table(table), tmp_path / "a.parquet")
     words = r"a\.parquet: row group 0, row 0: holds no image bytes, only the path /etc/passwd"
     with pytest.raises(UserError, match=words):
-        open_part(tmp_path / "a.parquet", "train")[0].encoded(0)
+        open_part(tmp_path / "a.parquet", "train").source.encoded(0)
 
 
 def test_a_damaged_row_group_is_named(tmp_path):
     path = write_rows(tmp_path / "a.parquet", range(3))
-    source, _ = open_part(path, "train")
+    source = open_part(path, "train").source
     data = bytearray(path.read_bytes())
     data[4:400] = bytes(396)
     path.write_bytes(data)

@@ -31,7 +31,7 @@ def test_a_row_group_of_several_batches_is_whole(file, monkeypatch):
     """A row group of more than 2 GiB does not fit in one of Arrow's arrays."""
     monkeypatch.setattr(parquet, "_BATCH_ROWS", 3)
     parquet._row_group.cache_clear()
-    source = open_part(file, "train")[0]
+    source = open_part(file, "train").source
     for seed in range(7):
         assert np.array_equal(np.asarray(source.image(seed)), np.asarray(picture(seed, 16, 12)))
 
@@ -40,7 +40,7 @@ def test_a_row_group_of_several_batches_is_whole(file, monkeypatch):
     "error", [NotImplementedError("Nested data conversions"), MemoryError(), pa.ArrowInvalid("x")]
 )
 def test_whatever_arrow_raises_is_one_line(file, monkeypatch, error):
-    source = open_part(file, "train")[0]
+    source = open_part(file, "train").source
     parquet._row_group.cache_clear()
 
     def fail(*_, **__):

@@ -38,7 +38,7 @@ def test_of_two_labelled_parts_test_is_held_out(tmp_path):
 def test_the_labelled_part_is_chosen_without_a_training_part_too(tmp_path):
     tree(tmp_path, "test", [])
     tree(tmp_path, "val", ["a", "b"])
-    assert list(open_part(tmp_path, "test")[0].classes) == ["a", "b"]
+    assert list(open_part(tmp_path, "held_out").source.classes) == ["a", "b"]
     with pytest.raises(UserError, match="holds no training images"):
         dataset(tmp_path)
 
@@ -56,7 +56,7 @@ def test_a_share_is_held_out_where_only_the_test_part_has_no_labels(tmp_path):
     found = dataset(tmp_path, held_out=0.2)
     assert (len(found.train), len(found.held_out)) == (16, 4)
     assert found.split == f"20% of {tmp_path}: its test part has no labels"
-    assert len(open_part(tmp_path, "test")[0]) == 2  # for `features`
+    assert len(open_part(tmp_path, "held_out").source) == 2  # for `features`
 
 
 @pytest.mark.parametrize("name", ["unknown", "test", "images"])
@@ -106,7 +106,7 @@ def test_shards_hold_out_the_labelled_part(tmp_path):
     write_shard(tmp_path / "in-test-0.tar", [None] * 4)
     write_shard(tmp_path / "in-val-0.tar", [0, 1, 0])
     assert len(dataset(tmp_path).held_out) == 3
-    assert len(open_part(tmp_path, "test")[0]) == 3
+    assert len(open_part(tmp_path, "held_out").source) == 3
 
 
 def test_parquet_holds_out_the_labelled_part(tmp_path):
@@ -115,7 +115,7 @@ def test_parquet_holds_out_the_labelled_part(tmp_path):
     write_parquet(tmp_path / "test-0.parquet", [0] * 4, [])
     write_parquet(tmp_path / "validation-0.parquet", [0, 1, 2], labels)
     assert names(dataset(tmp_path).held_out) == labels
-    assert len(open_part(tmp_path, "test")[0]) == 3
+    assert len(open_part(tmp_path, "held_out").source) == 3
 
 
 # --- what the labels mean

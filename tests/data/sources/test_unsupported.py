@@ -55,7 +55,7 @@ def test_mnist_unpacked_to_folders_of_the_files_names(tmp_path):
         path.rename(tmp_path / "file")
         path.mkdir()
         (tmp_path / "file").rename(path / path.name)
-    assert len(open_part(tmp_path, "train")[0]) == 20
+    assert len(open_part(tmp_path, "train").source) == 20
 
 
 @pytest.mark.parametrize("place", ["MNIST/raw", "FashionMNIST/raw", "fashion-mnist"])

@@ -25,7 +25,8 @@ def shard(first, count, labels=True):
 def test_webdataset_shards(tmp_path):
     write_tar(tmp_path / "b.tar", shard(6, 4))
     write_tar(tmp_path / "a.tar", shard(0, 6))
-    source, kind = open_part(tmp_path, "train")
+    found = open_part(tmp_path, "train")
+    source, kind = found.source, found.format
     assert (len(source), kind, source.classes) == (10, "WebDataset", ["0", "1", "2"])
     assert source.labels.tolist() == [i % 3 for i in range(10)]
     assert all(same(source.image(i), i) for i in range(10))
@@ -54,7 +55,7 @@ def test_tar_files_named_after_parts(tmp_path):
 
 
 def test_a_tar_file_without_labels_is_one_class(tmp_path):
-    source, _ = open_part(write_tar(tmp_path / "a.tar", shard(0, 3, labels=False)), "train")
+    source = open_part(write_tar(tmp_path / "a.tar", shard(0, 3, labels=False)), "train").source
     assert source.classes == ("images",)
 
 
@@ -108,7 +109,7 @@ def test_a_damaged_tar_file_is_named(tmp_path, damage):
 
 def test_a_tar_file_cut_after_the_scan_is_named(tmp_path):
     path = write_tar(tmp_path / "a.tar", shard(0, 3))
-    source, _ = open_part(path, "train")
+    source = open_part(path, "train").source
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"part/0002\.png: the tar file is cut short"):
         source.encoded(2)
@@ -378,4 +379,4 @@ def test_an_archive_beside_images_does_not_make_them_shards(tmp_path, beside):
     (tmp_path / "all.tar.gz").write_bytes(b"\x1f\x8b")
     (tmp_path / beside).parent.mkdir(exist_ok=True)
     (tmp_path / beside).write_bytes(png(0))
-    assert open_part(tmp_path, "train")[1] == "image folder"
+    assert open_part(tmp_path, "train").format == "image folder"

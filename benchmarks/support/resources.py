@@ -1,8 +1,9 @@
-"""Registers, spills and shared memory of the Triton programs, compiled for GPUs that are not here.
+"""Read registers, spilled bytes and shared memory of the Triton programs, for GPUs not present.
 
-    python benchmarks/resources.py    JSON, a row a target and shape; without TRITON_INTERPRET
+python -m support.resources    # in benchmarks/: JSON, one object per target and shape
 
-Triton compiles to machine code for any target; cuobjdump, which its wheel ships, reads the rest.
+Triton compiles to machine code for any target, unless TRITON_INTERPRET is set. cuobjdump, which is
+in its wheel, reads the rest.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from traffic import SHAPES, Shape
+from support.traffic import SHAPES, Shape
 
 if TYPE_CHECKING:
     from triton import JITFunction
@@ -37,8 +38,13 @@ _TYPES = {
 
 
 class Program(NamedTuple):
-    """A Triton function as it is launched. types: of arguments that are neither constants nor i32;
-    aligned: arguments that 16 divides; tile: what the constants come from."""
+    """A Triton function as it is launched.
+
+    Args:
+        types: Types of the arguments that are neither constants nor i32.
+        aligned: Arguments that are multiples of 16.
+        tile: What the constants come from.
+    """
 
     name: str
     shape: str
@@ -83,7 +89,7 @@ def patches(dtype: str, name: str) -> Program:
 
 
 def compiled(program: Program, target: int) -> dict[str, Any]:
-    """What a program takes on sm_TARGET. A stack holds what registers could not."""
+    """Compile a program for sm_TARGET and read its resources. Spilled registers are on a stack."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

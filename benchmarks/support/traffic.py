@@ -1,9 +1,9 @@
-"""Bytes that a computation moves: counted from the running program, not from a formula.
+"""Count the bytes that a computation moves, from the running program and not from a formula.
 
-A Triton program is counted in its interpreter, load by load and store by store; plain torch by the
-operations that it dispatches, each reading its inputs and writing its outputs once.
+TRITON_INTERPRET=1 python -m support.traffic    # in benchmarks/: JSON, one object per SHAPES
 
-    TRITON_INTERPRET=1 python benchmarks/traffic.py    JSON of every shape of SHAPES, see `measured`
+A Triton program is counted in its interpreter, load by load and store by store. Plain torch is
+counted by the operations that it dispatches: each reads its inputs and writes its outputs once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class TritonTraffic:
-    """total: bytes of every load and store. distinct: of every address, however often used."""
+    """Bytes of all loads and stores (`total`), and of all addresses, each once (`distinct`)."""
 
     def __init__(self) -> None:
         self.total = 0
@@ -46,7 +46,7 @@ class TritonTraffic:
 
 @contextmanager
 def triton_traffic() -> Iterator[TritonTraffic]:
-    """Counts what Triton programs load and store meanwhile; needs TRITON_INTERPRET=1."""
+    """Count what Triton programs load and store inside. Needs TRITON_INTERPRET=1."""
     from triton.runtime.interpreter import InterpreterBuilder
 
     traffic = TritonTraffic()
@@ -68,10 +68,13 @@ def triton_traffic() -> Iterator[TritonTraffic]:
 
 
 class TorchTraffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """total: bytes of the inputs and outputs of torch's every operation that is not a view.
+    """Bytes of the inputs and outputs of all torch operations that are not views (`total`).
 
-    A tensor that repeats its memory (expand) counts with the memory that it has. Ours are Triton
-    programs, which `triton_traffic` counts. only: the name of the one operation to count.
+    An expanded tensor counts with the memory that it has. Our own operations are Triton programs,
+    which `triton_traffic` counts.
+
+    Args:
+        only: Name of the one operation to count.
     """
 
     def __init__(self, only: str | None = None) -> None:
@@ -100,7 +103,7 @@ def _size(leaf: object) -> int:
 
 @dataclass(frozen=True)
 class Shape:
-    """Of one call: bfloat16 u and h, float32 positions for a grid of grid x grid."""
+    """Sizes of one call: bfloat16 u and h, float32 positions for a grid of grid x grid."""
 
     name: str
     b: int
@@ -110,7 +113,7 @@ class Shape:
     row_column: bool
 
 
-# The batch fills the programs (64 images of 4, 16 of 12), so more images cost as much each.
+# The batch fills the programs (64 images of M = 4, 16 of M = 12): the bytes per image are final.
 SHAPES = (
     Shape("224: M 12, rows + columns", 64, 12, 1024, 7, True),
     Shape("32: M 4, learned", 64, 4, 1024, 4, False),
@@ -120,7 +123,7 @@ SHAPES = (
 def inputs(
     shape: Shape, device: str = "cpu"
 ) -> tuple[Tensor, Tensor, Tensor | tuple[Tensor, Tensor], Tensor]:
-    """u, h, positions and locations; all but the last ask for gradients."""
+    """Return u, h, positions and locations. All but the last require gradients."""
     draws = torch.Generator().manual_seed(0)
     b, m, d, grid = shape.b, shape.m, shape.d, shape.grid
 
@@ -134,16 +137,17 @@ def inputs(
 
 
 def model_bytes(shape: Shape) -> int:
-    """The least: u and h read, their gradients written. The tables are not in it."""
+    """Return the least bytes: read u and h, write their gradients. Without the tables."""
     return 2 * 2 * shape.b * (shape.m + 1) * shape.d
 
 
 def measured(shape: Shape) -> dict[str, Any]:
-    """Bytes by the model, of the Triton program and of the reference, forward and backward.
+    """Count the bytes of the Triton program and of the reference, forward and backward.
 
-    sums: what torch moves to add up the programs' partial results. scaling: what autograd's
-    backward pass moves where the incoming gradient is not 1, which it is in a step of one
-    micro-batch in bfloat16: unit_scaling.
+    Returns:
+        Among others "sums": what torch moves to add the partial results of the programs.
+        "scaling": what the backward pass moves if the incoming gradient is not 1. "unit_scaling":
+        the same if it is 1, as in a step of one micro-batch in bfloat16.
     """
     from fastselfie.kernels import distractor_score_triton as program
     from fastselfie.kernels.distractor_score import distractor_score
@@ -176,7 +180,7 @@ def measured(shape: Shape) -> dict[str, Any]:
 
 
 def _backward_bytes(shape: Shape, incoming: float) -> int:
-    """Of Triton's backward pass, with what autograd does around it."""
+    """Count the bytes of the Triton backward pass, with those of autograd around it."""
     from fastselfie.kernels.distractor_score import distractor_score
 
     u, h, positions, locations = inputs(shape)

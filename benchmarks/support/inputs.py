@@ -1,9 +1,6 @@
-"""Makes what throughput.py reads, so that every loader sees the same pictures.
+"""Make the files that throughput.py and conversion.py read: the same pictures for every loader.
 
-python benchmarks/inputs.py folder FILE.beton DIR      the JPEGs of a .beton as DIR/CLASS/N.jpg
-python benchmarks/inputs.py shards DIR                 the JPEGs of DIR as DIR-shards/N.tar
-python benchmarks/inputs.py ffcv DIR FILE.beton        FFCV's own writer: long side 500, quality 90
-python benchmarks/inputs.py noise FILE.beton           50,000 raw images of 32x32, as CIFAR-10 is
+python -m support.inputs PHOTOS FILE.beton    # FFCV's own writer: long side 500, quality 90
 """
 
 from __future__ import annotations
@@ -16,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from support.contenders import files_of, shards_of
 
 from fastselfie.data.beton.reader import IMAGE_MODES, BetonReader
 from fastselfie.data.beton.writer import BetonWriter
 from fastselfie.errors import UserError
+from support.contenders import files_of, shards_of
 
 _SHARDS = 4
 _NOISE, _SIDE, _CLASSES = 50_000, 32, 10
 
 
-def folder(beton: str, folder: str) -> None:
-    """An image folder of the JPEG bytes in a .beton file."""
+def make_folder(beton: str, folder: str) -> None:
+    """Write the JPEGs of a .beton file as an image folder."""
     reader = BetonReader(beton)
     if (reader.mode != IMAGE_MODES["jpg"]).any():
         raise UserError(f"{beton}: holds raw images; an image folder is made of JPEGs")
@@ -39,8 +36,8 @@ def folder(beton: str, folder: str) -> None:
     os.rename(making, folder)
 
 
-def shards(folder: str) -> None:
-    """WebDataset's shards of an image folder."""
+def make_shards(folder: str) -> None:
+    """Write an image folder as WebDataset shards."""
     files, labels = files_of(folder)
     making = Path(f"{shards_of(folder)}.making")
     making.mkdir()
@@ -55,10 +52,10 @@ def shards(folder: str) -> None:
     os.rename(making, shards_of(folder))
 
 
-def ffcv(
+def make_ffcv_file(
     folder: str, beton: str, max_side: int | None = 500, workers: int = os.cpu_count() or 1
 ) -> None:
-    """What an FFCV user has: its DatasetWriter on the photographs, its default quality."""
+    """Write photographs with FFCV's DatasetWriter at its default quality."""
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
 
@@ -82,8 +79,8 @@ class _Pictures:
         return Image.open(self.files[k]).convert("RGB"), self.labels[k]
 
 
-def noise(beton: str) -> None:
-    """Raw images of CIFAR-10's number and size; no loader cares what is on them."""
+def make_noise(beton: str) -> None:
+    """Write random raw images, as many and as large as those of CIFAR-10."""
     pixels = np.random.default_rng(0).integers(0, 256, (_NOISE, _SIDE, _SIDE, 3), np.uint8)
     with BetonWriter(beton, _NOISE) as writer:
         for k, image in enumerate(pixels):
@@ -91,18 +88,11 @@ def noise(beton: str) -> None:
         writer.finish({"classes": [str(i) for i in range(_CLASSES)]})
 
 
-def main() -> None:
-    made = {"folder": (folder, 2), "shards": (shards, 1), "ffcv": (ffcv, 2), "noise": (noise, 1)}
-    name, *arguments = sys.argv[1:] or [""]
-    make, count = made.get(name, (None, -1))
-    if make is None or len(arguments) != count:
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
         raise SystemExit(__doc__)
     try:
-        make(*arguments)  # type: ignore[operator]
-    except (UserError, OSError) as error:
+        make_ffcv_file(sys.argv[1], sys.argv[2])
+    except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""A run goes on as it would have, although keys that are free to change were changed."""
+"""A resumed run continues as it would have, although keys that are free to change were changed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastselfie.system.accelerator import choose_accelerator
 from fastselfie.system.signals import Interrupted
 from fastselfie.training.checkpoint import Checkpoint, newest_checkpoint
 from fastselfie.training.pretrain import build_pretraining, pretrain
-from fastselfie.training.state import restore
+from fastselfie.training.stage_state import restore
 from fastselfie.training.step import TrainStep
 
 pytestmark = pytest.mark.slow

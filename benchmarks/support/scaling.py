@@ -1,13 +1,13 @@
-"""On paper and by simulation: what many ranks cost a step, by formula and measured inputs.
+"""Estimate what many ranks cost a step, by formula and simulation from measured inputs.
 
-All-reduce: a ring, 2 (n - 1) hops of bytes / n each, so 2 (n - 1) / n x bytes / bandwidth plus 2 (n
-- 1) latencies; over several machines NCCL's rings use every GPU's own network card, so the slowest
-link of the ring counts; its trees, which it takes where a ring's latency grows long, would be
-faster. A step waits for its slowest rank: simulated from the spread of step times measured here, on
-a shared CPU, which is wider than that of a GPU. Backward overlaps with all of the all-reduce but
-its last bucket. Hosts agree twice a step, in a tree of 2 log2 n hops over TCP, while their GPUs are
-still at the steps that wait in their queues. The start is that of one process, a meeting with rank
-0 for each other one, and a checkpoint that rank 0 hands down a tree of log2 n hops.
+All-reduce is a ring: 2 (n - 1) hops of bytes / n each, so 2 (n - 1) / n x bytes / bandwidth plus
+2 (n - 1) latencies. Over several machines NCCL's rings use every GPU's own network card, so the
+slowest link of the ring counts; NCCL's trees, which it uses where a ring's latency grows long,
+would be faster. A step waits for its slowest rank; this is simulated from the spread of step times
+measured here, on a shared CPU, where it is wider than on a GPU. The backward pass overlaps with all
+of the all-reduce but its last bucket. The hosts agree twice a step, in a tree of 2 log2 n hops over
+TCP, while their GPUs still work on queued steps. The start takes that of one process, one meeting
+with rank 0 for each other rank, and a checkpoint that rank 0 hands down a tree of log2 n hops.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _BACKWARD = 2 / 3  # of a step, during which gradients travel
 
 
 class Link(NamedTuple):
-    """gb_per_s: of a GPU, as all-reduce benchmarks report it. latency_us: a hop's."""
+    """A connection: all-reduce bandwidth of a GPU, and latency of a hop."""
 
     name: str
     gb_per_s: float
@@ -50,9 +50,13 @@ def all_reduce_s(ranks: int, size: float, link: Link) -> float:
     return hops * (size / ranks / (link.gb_per_s * 1e9) + link.latency_us * 1e-6)
 
 
-def on_paper(measured: dict[str, Any]) -> dict[str, Any]:
-    """measured: step_s of one GPU, relative step times (a list around 1), join_s a rank, start_s,
-    copy_s and save_s of a checkpoint, save_every in steps."""
+def estimate_ranks(measured: dict[str, Any]) -> dict[str, Any]:
+    """Estimate the cost for each number of ranks.
+
+    Args:
+        measured: step_s of one GPU, relative step times (a list around 1), join_s per rank,
+            start_s, copy_s of a checkpoint, save_every in steps.
+    """
     return {
         "formula": " ".join((__doc__ or "").split("\n\n")[1].split()),
         "inputs": {
@@ -90,7 +94,7 @@ def _row(ranks: int, measured: dict[str, Any]) -> dict[str, Any]:
 
 
 def _exchange(ranks: int, link: Link, size: float, measured: dict[str, Any]) -> dict[str, float]:
-    """What gradients of `size` bytes cost a step whose ranks are equally fast."""
+    """Estimate what gradients of `size` bytes cost a step of equally fast ranks."""
     whole = all_reduce_s(ranks, size, link)
     last = all_reduce_s(ranks, _BUCKET * size, link)
     step = measured["step_s"]
@@ -107,9 +111,9 @@ def _exchange(ranks: int, link: Link, size: float, measured: dict[str, Any]) -> 
 
 
 def _waiting(ranks: int, relative: list[float], steps: int = 2000, seed: int = 0) -> float:
-    """How much longer than the mean step the slowest of `ranks` takes, in steps: simulated.
+    """Simulate how much longer than the mean step the slowest of `ranks` takes, in steps.
 
-    Each rank's step is drawn from the measured ones; all wait for the slowest.
+    Each rank's step is drawn from the measured ones.
     """
     draws = np.random.default_rng(seed).choice(np.asarray(relative), (steps, ranks))
     return float(draws.max(axis=1).mean() - np.mean(relative))

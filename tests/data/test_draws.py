@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastselfie.data import random as rng
+from fastselfie.data import draws
 
 IDS = np.arange(1000, dtype=np.int64)
 
 
 def test_a_draw_belongs_to_its_sample_alone():
-    whole = rng.patch_orders(3, 5, IDS, 16)
+    whole = draws.patch_orders(3, 5, IDS, 16)
     some = np.array([7, 999, 0])
-    assert np.array_equal(rng.patch_orders(3, 5, some, 16), whole[some])
+    assert np.array_equal(draws.patch_orders(3, 5, some, 16), whole[some])
     epochs = np.array([5, 6, 5])
-    mixed = rng.patch_orders(3, epochs, some, 16)
+    mixed = draws.patch_orders(3, epochs, some, 16)
     assert np.array_equal(mixed[0], whole[7])
     assert not np.array_equal(mixed[1], whole[999])
 
 
 def test_seeds_epochs_samples_and_purposes_are_independent():
-    base = rng.uniform(0, 0, IDS, rng.Purpose.CROP, 8)
+    base = draws.uniform(0, 0, IDS, draws.Purpose.CROP, 8)
     others = [
-        rng.uniform(1, 0, IDS, rng.Purpose.CROP, 8),
-        rng.uniform(0, 1, IDS, rng.Purpose.CROP, 8),
-        rng.uniform(0, 0, IDS + 1000, rng.Purpose.CROP, 8),
-        rng.uniform(0, 0, IDS, rng.Purpose.FLIP, 8),
+        draws.uniform(1, 0, IDS, draws.Purpose.CROP, 8),
+        draws.uniform(0, 1, IDS, draws.Purpose.CROP, 8),
+        draws.uniform(0, 0, IDS + 1000, draws.Purpose.CROP, 8),
+        draws.uniform(0, 0, IDS, draws.Purpose.FLIP, 8),
         base[:, ::-1],
     ]
     bound = 4 / np.sqrt(base.size)  # four standard errors of a correlation of independent draws
@@ -34,40 +34,40 @@ def test_seeds_epochs_samples_and_purposes_are_independent():
 
 
 def test_draws_are_uniform():
-    draws = rng.uniform(0, 0, IDS, rng.Purpose.ORDER, 100)
-    assert draws.min() >= 0
-    assert draws.max() < 1
-    counts = np.histogram(draws, bins=50, range=(0, 1))[0]
-    expected = draws.size / 50
+    found = draws.uniform(0, 0, IDS, draws.Purpose.ORDER, 100)
+    assert found.min() >= 0
+    assert found.max() < 1
+    counts = np.histogram(found, bins=50, range=(0, 1))[0]
+    expected = found.size / 50
     chi2 = ((counts - expected) ** 2 / expected).sum()
     assert chi2 < 49 + 4 * np.sqrt(2 * 49)  # mean and four deviations of chi-squared, 49 degrees
 
 
 def test_orders_are_permutations_and_differ():
-    orders = rng.patch_orders(0, 0, IDS, 49)
+    orders = draws.patch_orders(0, 0, IDS, 49)
     assert np.array_equal(np.sort(orders, axis=1), np.tile(np.arange(49), (1000, 1)))
     assert len(np.unique(orders, axis=0)) == 1000
-    assert np.array_equal(np.sort(rng.epoch_order(0, 3, 777)), np.arange(777))
-    assert not np.array_equal(rng.epoch_order(0, 3, 777), rng.epoch_order(0, 4, 777))
+    assert np.array_equal(np.sort(draws.epoch_order(0, 3, 777)), np.arange(777))
+    assert not np.array_equal(draws.epoch_order(0, 3, 777), draws.epoch_order(0, 4, 777))
 
 
 def test_every_location_is_masked_equally_often():
     samples = np.arange(20_000, dtype=np.int64)
-    masked = rng.patch_orders(0, 0, samples, 16)[:, 12:]
+    masked = draws.patch_orders(0, 0, samples, 16)[:, 12:]
     share = np.bincount(masked.ravel(), minlength=16) / len(samples)
     assert np.abs(share - 0.25).max() < 4 * np.sqrt(0.25 * 0.75 / len(samples))
 
 
 def test_shifts_and_flips():
-    shifts = rng.shifts(0, 0, IDS, 4)
+    shifts = draws.shifts(0, 0, IDS, 4)
     assert (shifts.min(), shifts.max()) == (0, 8)
-    assert abs(rng.flips(0, 0, IDS).mean() - 0.5) < 4 * 0.5 / np.sqrt(1000)
+    assert abs(draws.flips(0, 0, IDS).mean() - 0.5) < 4 * 0.5 / np.sqrt(1000)
 
 
 def test_resized_crops_are_inside_and_of_the_asked_area_and_ratio():
     sizes = np.stack([300 + IDS % 200, 200 + IDS % 300], axis=1)
     area, ratio = (0.08, 1.0), (3 / 4, 4 / 3)
-    left, top, w, h = rng.resized_crops(0, 0, IDS, sizes, area, ratio).T
+    left, top, w, h = draws.resized_crops(0, 0, IDS, sizes, area, ratio).T
     assert left.min() >= 0
     assert top.min() >= 0
     assert (left + w <= sizes[:, 0]).all()
@@ -82,14 +82,14 @@ def test_resized_crops_are_inside_and_of_the_asked_area_and_ratio():
 
 def test_the_area_of_resized_crops_is_uniform_where_every_box_fits():
     square = np.full((1000, 2), 1000)
-    _, _, w, h = rng.resized_crops(0, 0, IDS, square, (0.2, 0.8), (1, 1)).T
+    _, _, w, h = draws.resized_crops(0, 0, IDS, square, (0.2, 0.8), (1, 1)).T
     mean, deviation = 0.5, 0.6 / np.sqrt(12)
     assert abs((w * h / 1e6).mean() - mean) < 4 * deviation / np.sqrt(1000)
 
 
 def test_an_image_that_no_box_fits_gives_its_central_box():
-    boxes = rng.resized_crops(0, 0, IDS[:2], np.array([[1000, 10], [10, 1000]]), (0.9, 1), (1, 1))
+    boxes = draws.resized_crops(0, 0, IDS[:2], np.array([[1000, 10], [10, 1000]]), (0.9, 1), (1, 1))
     assert boxes.tolist() == [[495, 0, 10, 10], [0, 495, 10, 10]]
-    assert rng.resized_crops(
+    assert draws.resized_crops(
         0, 0, IDS[:1], np.array([[1, 1]]), (0.08, 1), (0.75, 1.3)
     ).tolist() == [[0, 0, 1, 1]]

@@ -1,21 +1,18 @@
-"""A stage's identity and progress, and how a checkpoint saves and restores them."""
+"""The state of one stage: what identifies it, its progress, and both as a checkpoint holds them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from fastselfie.config import Config, StageConfig, differing_keys
-from fastselfie.errors import UserError
+from fastselfie.config import Config, StageConfig
 from fastselfie.stage_names import StageName
 from fastselfie.system.accelerator import random_state, set_random_state
-from fastselfie.system.console import say
-from fastselfie.training.checkpoint import Checkpoint, load_weights, newest_checkpoint
+from fastselfie.training.checkpoint import Checkpoint, load_weights
 from fastselfie.training.optimizer import load_optimizer
 from fastselfie.training.step import TrainStep
 
@@ -40,26 +37,6 @@ class Stage:
     images: str
     unused: Sequence[str] = ()
 
-    def check(self, state: dict[str, Any], path: Path) -> None:
-        """Check that a checkpoint is of this experiment.
-
-        Args:
-            state: a checkpoint of this stage.
-            path: the file it was read from.
-
-        Raises:
-            UserError: its config or images are others; the message says what differs.
-        """
-        way_out = "set them back, or use --resume never or another --out"
-        old, new = json.loads(state["config"]), self.config.model_dump(mode="json")
-        differing = differing_keys(old, new, self.sections, self.unused)
-        if differing:
-            raise UserError(
-                f"{path}: was trained with another config: {', '.join(differing)}: {way_out}"
-            )
-        if state["images"] != self.images:
-            raise UserError(f"{path}: was trained or measured on other images: {way_out}")
-
 
 @dataclass
 class Progress:
@@ -76,36 +53,6 @@ class Progress:
     metrics: dict[str, float] = field(default_factory=dict)
     evaluation_pending: bool = False
     skipped: int = 0
-
-
-def resume_stage(stage: Stage, step: TrainStep, folder: Path) -> Progress:
-    """Restore the newest good checkpoint in `folder` if there is one; return the progress.
-
-    Every rank calls it, and rank 0 reads the file. A changed number of ranks or precision is said.
-
-    Raises:
-        UserError: see `newest_checkpoint`, `Stage.check` and `restore`.
-    """
-    ranks = step.accelerator.ranks
-    found = ranks.broadcast_from_main(lambda: newest_checkpoint(folder, stage.kind))
-    if found is None:
-        return Progress()
-    with ranks.raise_together():
-        stage.check(found.state, found.path)
-        progress = restore(step, found)
-    before, world = found.state["processes"], ranks.world
-    if before != world:
-        say(
-            f"{stage.kind}: was trained by {before} processes, resumes with {world}: the order of "
-            "samples is the same, but batch norm and dropout see other parts of a batch"
-        )
-    before, now = found.state["precision"], step.accelerator.precision.name
-    if before != now:
-        say(
-            f"warning: {stage.kind}: was trained in {before}, resumes in {now} "
-            f"({step.accelerator.precision.why}): set runtime.precision={before} to keep it"
-        )
-    return progress
 
 
 def checkpoint_state(

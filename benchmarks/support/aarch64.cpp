@@ -11,10 +11,10 @@
 #include <iterator>
 #include <memory>
 
-#include "../kernels/host/host.hpp"
-#include "../kernels/jpeg/batch.hpp"
-#include "../kernels/jpeg/coefficients.hpp"
-#include "../kernels/jpeg/transcode.hpp"
+#include "../../kernels/host/host.hpp"
+#include "../../kernels/jpeg/batch.hpp"
+#include "../../kernels/jpeg/coefficients.hpp"
+#include "../../kernels/jpeg/transcode.hpp"
 
 using namespace fastselfie;
 

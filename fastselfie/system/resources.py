@@ -1,0 +1,52 @@
+"""The share of the machine that this process may use: CPU cores and memory.
+
+The processes that train together on a machine share it equally. The environment variable
+LOCAL_WORLD_SIZE has their number, in every process. torchrun sets it, or `share_machine`; if it is
+not set, there is one process.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from fastselfie.system.distributed import ranks_of
+
+
+def share_machine(processes: int) -> None:
+    """Set the number of processes that share the machine, for this process and its children."""
+    os.environ["LOCAL_WORLD_SIZE"] = str(processes)
+
+
+def usable_cores() -> int:
+    """Return the number of CPU cores that this process may use, its share of them."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return max(1, cores // _processes())
+
+
+def total_memory(device: torch.device) -> int:
+    """Return this process's share of the device's memory, in bytes.
+
+    The processes on a GPU share it. On a CPU, all processes share the memory of the machine or the
+    limit of the cgroup.
+    """
+    processes = _processes()
+    if device.type == "cuda":
+        memory = int(torch.cuda.get_device_properties(device).total_memory)
+        return memory // math.ceil(processes / torch.cuda.device_count())
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError, ValueError):  # no cgroup, or "max": it has no limit
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")
+        available = min(available, int(limit))
+    return available // processes
+
+
+def _processes() -> int:
+    return ranks_of(os.environ).local_world

@@ -1,0 +1,35 @@
+"""`train --dry-run`: the plan, and what it says without data."""
+
+from __future__ import annotations
+
+from conftest import REPOSITORY
+
+
+def test_dry_run_prints_the_plan_and_touches_nothing(cli, tiny_yaml, image_folder, tmp_path):
+    out = tmp_path / "run"
+    before = sorted(tmp_path.rglob("*"))
+    result = cli("train", tiny_yaml, f"data.train={image_folder}", "--out", out, "--dry-run")
+    assert result.status == 0
+    flat = " ".join(result.out.split())
+    for words in ("16 of 2 classes", "4 of 16 patches masked", "parameters of P", "4 steps x 8",
+                  "MiB an image", "batch_size: 8", "resident"):  # fmt: skip
+        assert words in flat
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_dry_run_on_a_missing_path_is_refused(cli, tiny_yaml):
+    result = cli("train", tiny_yaml, "data.train=/no/such", "--dry-run")
+    assert (result.status, result.out, result.err.count("\n")) == (2, "", 1)
+    assert "/no/such: no such file or folder" in result.err
+
+
+def test_dry_run_without_data_says_how_to_make_it(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = cli("train", REPOSITORY / "configs" / "in224.yaml", "--dry-run")
+    assert result.status == 0
+    flat = " ".join(result.out.split())
+    assert "data.train is not set" in flat
+    assert "ILSVRC2012_img_train.tar" in flat
+    assert "8.54 M" in flat
+    assert "120,000 steps x 1,024 images" in flat
+    assert list(tmp_path.iterdir()) == []
