@@ -18,8 +18,8 @@ inline void refill(BitPosition& at) {
   at.count |= 56;
 }
 
-// The six lowest bits of `n` count. So do those of at.count, until decode_chunk() is done.
-inline void consume(BitPosition& at, int n) {
+// The six lowest bits of `n` count. So do those of at.count, until a loop is done.
+inline void consume(BitPosition& at, uint32_t n) {
   at.bits <<= n & 63;
   at.count -= n;
 }
@@ -68,7 +68,7 @@ template <Order kOrder>
     coefficients[block + place<kOrder>(k - 1)] =
         static_cast<int16_t>(extended_value(bits << length, 63 - size));
   }
-  consume(cursor.at, length + size);
+  consume(cursor.at, static_cast<uint32_t>(length + size));
   cursor.position = advance == 0 ? block + 64 : block + k;
   if (!table.is_ac || advance == 0 || k == 64) {
     cursor.step = *cursor.next_step++;
@@ -102,7 +102,7 @@ inline bool decode_entry(Cursor& cursor, int16_t* coefficients) {
   values[place<kOrder>(k + (entry >> F::kLastPlace & 0xFF))] =
       static_cast<int16_t>(extended_value(cursor.at.bits << (entry >> F::kBitsBefore & 63),
                                           static_cast<int>(entry >> F::kLastSize)));
-  consume(cursor.at, static_cast<int>(entry));
+  consume(cursor.at, static_cast<uint32_t>(entry));
   cursor.position =
       select(entry & HuffmanTable::kEndOfBlock, block + 64, cursor.position + advance);
   const bool done = entry & HuffmanTable::kNextTable;

@@ -114,7 +114,7 @@ inline void transpose(Octets (&v)[4]) {
 struct BlockQueue {
   const int16_t* coefficients[kBlocks];
   uint8_t* out[kBlocks];
-  int size = 0;
+  unsigned size = 0;
 };
 
 // Writes kSize lines of kSize samples a block, `step` bytes apart: rows of the image, or columns.
@@ -144,7 +144,7 @@ inline void idct_blocks(const BlockQueue& queue, const int16_t* quant, bool rows
 // Empties the queue into the plane.
 inline void reconstruct_blocks(BlockQueue& queue, const ComponentScan& component) {
   if (queue.size == 0) return;
-  for (int i = queue.size; i < kBlocks; ++i) {  // the first once more
+  for (unsigned i = queue.size; i < kBlocks; ++i) {  // the first once more
     queue.coefficients[i] = queue.coefficients[0];
     queue.out[i] = queue.out[0];
   }
@@ -155,7 +155,7 @@ inline void reconstruct_blocks(BlockQueue& queue, const ComponentScan& component
     case 4: idct_blocks<4>(queue, quant, plane.by_rows, plane.step()); break;
     case 2: idct_blocks<2>(queue, quant, plane.by_rows, plane.step()); break;
     default:  // the mean, which is all that the reduction to 1x1 needs
-      for (int i = 0; i < queue.size; ++i) {
+      for (unsigned i = 0; i < queue.size; ++i) {
         const auto dc = static_cast<int16_t>(queue.coefficients[i][0] * quant[0]);
         *queue.out[i] = static_cast<uint8_t>(std::clamp((dc + 4) >> 3, -128, 127) + 128);
       }

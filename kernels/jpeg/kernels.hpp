@@ -30,12 +30,12 @@ struct Scan {
 // How far the bits of an interval are read.
 struct BitPosition {
   uint64_t bits = 0;              // the next, from the highest on
-  int count = 0;                  // of them; they may go on behind
+  uint32_t count = 0;             // of them; they may go on behind
   const uint8_t* next = nullptr;  // the byte behind `count` bits
   const uint8_t* end = nullptr;   // of the interval, which is padded (see unstuff)
 
   // Negative where more was read than the interval has.
-  ptrdiff_t bits_left() const { return (end - next) * 8 + count; }
+  ptrdiff_t bits_left() const { return (end - next) * 8 + static_cast<ptrdiff_t>(count); }
 };
 
 // A restart interval, or its beginning.
