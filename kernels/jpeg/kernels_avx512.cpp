@@ -7,19 +7,9 @@
 
 #include "kernels.hpp"
 
-#if defined(__GNUC__) && !defined(__clang__)
-// GCC 12 takes the undefined operands of its own intrinsics for a fault of the program.
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
-#pragma GCC diagnostic pop
-#else
-#include <immintrin.h>
-#endif
 
 #define JPEG_HAVE_AVX2
-#define JPEG_HAVE_AVX512
 
 #if defined(__clang__)
 #pragma clang attribute push(                                                                \
