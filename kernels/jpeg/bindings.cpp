@@ -123,7 +123,7 @@ std::vector<py::array_t<uint8_t>> py_planes(const py::buffer& data, const BoxTup
     auto pixels = array.mutable_unchecked<2>();
     for (int y = 0; y < size.height; ++y) {
       for (int x = 0; x < size.width; ++x) {
-        pixels(y, x) = plane.data[static_cast<size_t>(x) * plane.stride + y];
+        pixels(y, x) = *plane.at(x + plane.first_x, y + plane.first_y);
       }
     }
     arrays.push_back(std::move(array));

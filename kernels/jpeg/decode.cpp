@@ -16,17 +16,6 @@ void require_output(Size size) {
   }
 }
 
-bool same_spec(const HuffmanSpec& a, const HuffmanSpec& b) {
-  return a.defined && b.defined && a.counts == b.counts && a.symbols == b.symbols;
-}
-
-void build_table(const HuffmanSpec& spec, bool ac, HuffmanTable& table, HuffmanSpec& built) {
-  if (same_spec(spec, built)) return;  // files of one writer often share the standard's tables
-  built.defined = false;               // a refused table is half built
-  table.build(spec, ac);
-  built = spec;
-}
-
 // Where along an axis each of `count` positions from `begin` finds its pixel; -1: a zero.
 void map_axis(int begin, int count, int length, Padding padding, std::vector<int>& map) {
   map.resize(count);
@@ -51,7 +40,11 @@ void Decoder::decode_resized(Bytes jpeg, const Box& box, bool flip, Size size, u
   require_box_inside(box, header_.size);
   make_plan(header_, box, size, flip, plan_);
   decode(jpeg, engine);
-  resample(size, rgb);
+  if (plan_.plain) {
+    convert(box, rgb);
+  } else {
+    resample(size, rgb);
+  }
 }
 
 std::vector<Decoder::PlaneView> Decoder::decode_planes(Bytes jpeg, const Box& box, int block_size,
@@ -73,7 +66,7 @@ void Decoder::decode(Bytes jpeg, Engine engine) {
   for (int i = 0; i < plan_.num_planes; ++i) {
     const ComponentPlan& c = plan_.components[i];
     allocate_plane(i, {c.blocks_x.begin * c.block_size, c.blocks_x.end * c.block_size},
-                   {c.blocks_y.begin * c.block_size, c.blocks_y.end * c.block_size});
+                   {c.blocks_y.begin * c.block_size, c.blocks_y.end * c.block_size}, plan_.plain);
   }
   if (engine == Engine::kAuto && header_.is_baseline()) {
     if (decode_fast(jpeg, false)) return;
@@ -84,31 +77,30 @@ void Decoder::decode(Bytes jpeg, Engine engine) {
   libjpeg_->decode(jpeg, header_, plan_, planes_.data());
 }
 
-void Decoder::allocate_plane(int index, Range xs, Range ys) {
+void Decoder::allocate_plane(int index, Range xs, Range ys, bool by_rows) {
   Plane& plane = planes_[index];
-  plane = {nullptr, round_up(ys.size(), 32), xs.begin, ys.begin};
+  plane = {nullptr, round_up(xs.size(), kTile), xs.begin, ys.begin, by_rows};
+  int lines = ys.size();
+  if (!by_rows) {
+    plane.stride = ptrdiff_t{Plane::kRows} * xs.size();
+    lines = round_up(lines, kTile) / Plane::kRows;
+  }
   std::vector<uint8_t>& bytes = plane_bytes_[index];
-  const size_t need = static_cast<size_t>(plane.stride) * xs.size() + kSlack;
+  const size_t need = static_cast<size_t>(plane.stride) * lines + kSlack;
   if (bytes.size() < need) bytes.resize(need);
   plane.data = bytes.data();
 }
 
-void Decoder::build_tables() {
+void Decoder::prepare_scan() {
+  tables_.build(header_);
+  scan_.tables = &tables_;
   scan_.num_components = header_.num_components;
   scan_.mcus_per_row = header_.mcus_per_row();
   scan_.mcus_x = plan_.mcus_x;
   scan_.mcus_y = plan_.mcus_y;
   for (int i = 0; i < header_.num_components; ++i) {
     const Component& c = header_.components[i];
-    const int dc = c.dc_table, ac = c.ac_table;
-    build_table(header_.dc_specs[dc], false, dc_tables_[dc], dc_built_[dc]);
-    build_table(header_.ac_specs[ac], true, ac_tables_[ac], ac_built_[ac]);
-    if (!header_.quant_defined[c.quant_table]) {
-      throw Error("corrupt header: a quantisation table is missing");
-    }
     ComponentScan& scan = scan_.components[i];
-    scan.dc = &dc_tables_[dc];
-    scan.ac = &ac_tables_[ac];
     for (int k = 0; k < 64; ++k) {
       scan.quant[kNaturalOrder[k]] = static_cast<int16_t>(header_.quant[c.quant_table][k]);
     }
@@ -121,27 +113,9 @@ void Decoder::build_tables() {
 
 bool Decoder::decode_fast(Bytes jpeg, bool checked) {
   if (!index_intervals(jpeg, header_, intervals_) && !checked) return false;
-  build_tables();
-  const int row = header_.mcus_per_row(), count = header_.mcu_count();
-  const int interval = header_.restart_interval ? header_.restart_interval : count;
-  const Range xs = plan_.mcus_x, ys = plan_.mcus_y;
-  const int last = ((ys.end - 1) * row + xs.end - 1) / interval;
-  for (int i = (ys.begin * row + xs.begin) / interval; i <= last; ++i) {
-    const int begin = i * interval, end = std::min(begin + interval, count);
-    const int first_row = begin / row, last_row = std::min((end - 1) / row, ys.end - 1);
-    // Within one row of MCUs an interval may lie beside the box.
-    const bool one_row = first_row == (end - 1) / row;
-    if (one_row && (end - first_row * row <= xs.begin || begin - first_row * row >= xs.end)) {
-      continue;
-    }
-    const int stop = std::min(end, last_row * row + xs.end);  // nothing is wanted behind it
-    const size_t size = unstuff(intervals_[i], unstuffed_);
-    const bool whole = stop == end && !checked;
-    if (!kernels().decode_interval(scan_, unstuffed_.data(), size, {begin, stop}, whole)) {
-      return false;
-    }
-  }
-  return true;
+  prepare_scan();
+  IntervalSource source(header_, plan_, intervals_, checked, unstuffed_);
+  return kernels().decode_intervals(scan_, source);
 }
 
 void Decoder::resample(Size size, uint8_t* rgb) {
@@ -150,28 +124,43 @@ void Decoder::resample(Size size, uint8_t* rgb) {
   std::array<RowFilterInput, kMaxComponents> inputs;
   for (int i = 0; i < plan_.num_planes; ++i) {
     const FilterPair& filter = plan_.filters[plan_.components[i].filter];
-    const Range ys = filter.y.support();
+    Range ys = filter.y.support();
+    const int above = (ys.begin - planes_[i].first_y) % Plane::kRows;  // of the first strip
+    ys.begin -= above;
     std::vector<uint8_t>& rows = row_bytes_[i];
     const size_t need = static_cast<size_t>(stride) * round_up(ys.size(), kTile) + kSlack;
     if (rows.size() < need) rows.resize(need);
     kernel.resample_columns(planes_[i], filter.x, ys, rows.data(), stride);
-    inputs[i] = {rows.data(), stride, &filter.y};
+    inputs[i] = {rows.data() + static_cast<ptrdiff_t>(above) * stride, stride, &filter.y};
   }
   kernel.resample_rows(inputs.data(), plan_.color, size.width, rgb);
+}
+
+void Decoder::convert(const Box& box, uint8_t* rgb) {
+  std::array<PlainInput, kMaxComponents> inputs;
+  for (int i = 0; i < plan_.num_planes; ++i) {
+    const ComponentPlan& c = plan_.components[i];
+    inputs[i] = {planes_[i], c.xs, c.ys, c.halved_x, c.halved_y, nullptr};
+    if (!c.halved_x) continue;
+    std::vector<uint8_t>& rows = row_bytes_[i];
+    const size_t need = size_t{3} * plain_scratch_stride(box.width);
+    if (rows.size() < need) rows.resize(need);
+    inputs[i].scratch = rows.data();
+  }
+  kernels().convert(inputs.data(), plan_.color, box, rgb);
 }
 
 void Decoder::gather_raw(const uint8_t* pixels, Size image, const Box& box, Padding padding) {
   map_axis(box.left, box.width, image.width, padding, raw_x_);
   map_axis(box.top, box.height, image.height, padding, raw_y_);
   for (int channel = 0; channel < 3; ++channel) {
-    allocate_plane(channel, {0, box.width}, {0, box.height});
+    allocate_plane(channel, {0, box.width}, {0, box.height}, false);
     const Plane& plane = planes_[channel];
     for (int y = 0; y < box.height; ++y) {
       const uint8_t* row = pixels + size_t{3} * image.width * std::max(raw_y_[y], 0) + channel;
       for (int x = 0; x < box.width; ++x) {
         const bool inside = raw_y_[y] >= 0 && raw_x_[x] >= 0;
-        plane.data[static_cast<size_t>(x) * plane.stride + y] =
-            inside ? row[size_t{3} * raw_x_[x]] : 0;
+        *plane.at(x, y) = inside ? row[size_t{3} * raw_x_[x]] : 0;
       }
     }
   }

@@ -44,9 +44,10 @@ class Decoder {
   // False where the file is damaged or unusual: only check() tells which. `checked`: it has passed,
   // so whatever is left over behind the blocks is no sign of damage.
   bool decode_fast(Bytes jpeg, bool checked);
-  void build_tables();
-  void allocate_plane(int index, Range xs, Range ys);
+  void prepare_scan();
+  void allocate_plane(int index, Range xs, Range ys, bool by_rows);
   void resample(Size size, uint8_t* rgb);
+  void convert(const Box& box, uint8_t* rgb);
   void gather_raw(const uint8_t* pixels, Size image, const Box& box, Padding padding);
 
   Header header_;
@@ -54,11 +55,10 @@ class Decoder {
   std::array<Plane, kMaxComponents> planes_;
   std::array<std::vector<uint8_t>, kMaxComponents> plane_bytes_, row_bytes_;
 
-  std::array<HuffmanTable, 4> dc_tables_, ac_tables_;
-  std::array<HuffmanSpec, 4> dc_built_, ac_built_;  // what those were built from
+  ScanTables tables_;
   Scan scan_;
   std::vector<Bytes> intervals_;
-  std::vector<uint8_t> unstuffed_;
+  std::array<std::vector<uint8_t>, kLanes> unstuffed_;
   std::unique_ptr<LibjpegDecoder> libjpeg_;  // made when first needed
 
   std::vector<int> raw_x_, raw_y_;

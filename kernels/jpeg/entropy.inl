@@ -1,75 +1,280 @@
-// The entropy decoder of baseline JPEG (T.81 F.2.2), fused with the inverse DCT block by block.
-#include "symbols.inl"
+// The entropy decoder of baseline JPEG (T.81 F.2.2).
+//
+// Its speed is the latency from one lookup to the next, and a misprediction of a branch costs more
+// than two lookups. So the loop over a chunk of blocks has no branch that depends on usual data: a
+// lookup gives up to two coefficients (see huffman.hpp), and the end of a block is a conditional
+// move to the next table.
 
-// Coefficients in zigzag order -> natural order. An index past 63 (a corrupt run, or the step of
-// end-of-block) leads to the spare place behind the block.
-struct Zigzag {
-  uint8_t natural[64 + HuffmanTable::kEndOfBlock + 16];
-  constexpr Zigzag() : natural() {
-    for (size_t k = 0; k < sizeof natural; ++k) natural[k] = k < 64 ? kNaturalOrder[k] : 64;
-  }
-};
-constexpr Zigzag kZigzag;
-
-struct alignas(64) Block {
-  int16_t values[64 + 8] = {};  // with a spare place for what lies past the end
-};
-
-// Returns the number of coefficients up to the last that was coded (1: only DC), or 0 if corrupt.
-inline int decode_block(const ComponentScan& component, BitReader& reader, int& dc, Block& block) {
-  reader.refill();
-  uint32_t entry = next_entry(*component.dc, reader);
-  if (entry == 0) return 0;
-  dc = static_cast<int16_t>(dc + entry_value(entry));  // wraps: hostile sums stay defined
-  block.values[0] = static_cast<int16_t>(dc);
-  int k = 1;
-  // Two symbols of at most 26 bits fit one refill (56 bits), a DC symbol and one of AC as well.
-  const auto step = [&] {
-    entry = next_entry(*component.ac, reader);
-    k += entry >> 8 & 0xFF;
-    block.values[kZigzag.natural[k - 1]] = static_cast<int16_t>(entry_value(entry));
-  };
-  for (;;) {
-    step();
-    if (entry == 0 || k >= 64) break;
-    reader.refill();
-    step();
-    if (entry == 0 || k >= 64) break;
-  }
-  if (k >= HuffmanTable::kEndOfBlock) return k - HuffmanTable::kEndOfBlock;
-  return k == 64 && entry != 0 ? 64 : 0;
+// At least 56 bits are there afterwards. Eight bytes are loaded whatever the need; those that do not
+// fit are simply loaded again next time, which is cheaper than a branch.
+inline void refill(BitPosition& at) {
+  static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);
+  uint64_t word;
+  std::memcpy(&word, at.next, 8);
+  at.bits |= __builtin_bswap64(word) >> (at.count & 63);
+  const uint8_t* const next = at.next + (~at.count >> 3 & 7);
+  const uint8_t* const stop = at.end + kReadBehind;
+  at.next = next < stop ? next : stop;
+  at.count |= 56;
 }
 
-bool decode_interval(const Scan& scan, const uint8_t* bytes, size_t size, Range mcus,
-                            bool whole) {
-  BitReader reader(bytes, size);
-  int dc[kMaxComponents] = {};
-  Block block;
+// The six lowest bits of `n` count. So do those of at.count, until a loop is done.
+inline void consume(BitPosition& at, uint32_t n) {
+  at.bits <<= n & 63;
+  at.count -= n;
+}
+
+// A chunk in the making.
+struct Cursor {
+  BitPosition at;
+  const TableStep* next_step;
+  TableStep step;
+  uint32_t position;  // block * 64 + coefficient index
+
+  Cursor(const BitPosition& begin, const TableStep* steps)
+      : at(begin), next_step(steps + 1), step(*steps), position(0) {}
+};
+
+// The value of `size` bits at the top of `bits`, as T.81 F.2.2.1 extends it. `rest`: 63 - size.
+inline int extended_value(uint64_t bits, int rest) {
+  const uint64_t negative = ~static_cast<uint64_t>(static_cast<int64_t>(bits) >> 63);
+  const uint64_t magnitude = (bits ^ negative) >> 1 >> (rest & 63);
+  return static_cast<int>((magnitude ^ negative) - negative);
+}
+
+// Where coefficient k of a block is stored.
+enum class Order { kNatural, kZigzag };
+
+template <Order kOrder>
+inline int place(uint32_t k) {
+  return kOrder == Order::kNatural ? kNaturalOrder[k] : static_cast<int>(k);
+}
+
+// Decodes one symbol: what the lookup does not give, or what may fill the block. False: a bad code.
+template <Order kOrder>
+[[gnu::noinline]] bool decode_symbol(Cursor& cursor, int16_t* coefficients) {
+  const HuffmanTable& table = table_of(cursor.step);
+  const uint64_t bits = cursor.at.bits;
+  const auto next16 = static_cast<uint32_t>(bits >> 48);
+  int length = 1;
+  while (length <= 16 && next16 >= table.limit[length]) ++length;
+  if (length > 16) return false;
+  const auto code = static_cast<int>(next16 >> (16 - length));
+  const int symbol = table.symbols[(code + table.symbol_offset[length]) & 0xFF];
+  const int advance = symbol_advance(symbol, table.is_ac), size = symbol & 15;
+  const uint32_t block = cursor.position & ~63u, k = (cursor.position & 63) + advance;
+  if (advance < 0 || k > 64) return false;
+  if (advance > 0) {
+    coefficients[block + place<kOrder>(k - 1)] =
+        static_cast<int16_t>(extended_value(bits << length, 63 - size));
+  }
+  consume(cursor.at, static_cast<uint32_t>(length + size));
+  cursor.position = advance == 0 ? block + 64 : block + k;
+  if (!table.is_ac || advance == 0 || k == 64) {
+    cursor.step = *cursor.next_step++;
+  }
+  return true;
+}
+
+// `chosen` where `condition`, else `other`, by a conditional move: no branch to mispredict.
+template <typename Value>
+inline Value select(bool condition, Value chosen, Value other) {
+  return __builtin_expect_with_probability(condition, 1, 0.5) ? chosen : other;
+}
+
+using F = HuffmanFields;
+
+// One lookup. It takes at most 27 bits, so that two fit one refill.
+template <Order kOrder>
+inline bool decode_entry(Cursor& cursor, int16_t* coefficients) {
+  const HuffmanEntry entry = table_of(cursor.step).lookup[cursor.at.bits >> (cursor.step & 63)];
+  const uint32_t k = cursor.position & 63, block = cursor.position - k;
+  const uint32_t advance = static_cast<uint32_t>(entry) >> F::kAdvance;
+  if (__builtin_expect(k + advance >= 64, 0)) {
+    Cursor copy = cursor;  // of its own, so that the loop's stays in registers
+    const bool good = decode_symbol<kOrder>(copy, coefficients);
+    cursor = copy;
+    return good;
+  }
+  int16_t* const values = coefficients + block;
+  values[place<kOrder>(k + (entry >> F::kFirstPlace))] =
+      static_cast<int16_t>(entry >> F::kFirstValue);
+  values[place<kOrder>(k + (entry >> F::kLastPlace & 0xFF))] =
+      static_cast<int16_t>(extended_value(cursor.at.bits << (entry >> F::kBitsBefore & 63),
+                                          static_cast<int>(entry >> F::kLastSize)));
+  consume(cursor.at, static_cast<uint32_t>(entry));
+  cursor.position =
+      select(entry & HuffmanTable::kEndOfBlock, block + 64, cursor.position + advance);
+  const bool done = entry & HuffmanTable::kNextTable;
+  TableStep next_step = *cursor.next_step;
+  asm("" : "+r"(next_step));  // loaded in any case, which leaves a register to choose
+  cursor.step = select(done, next_step, cursor.step);
+  cursor.next_step += done;
+  return true;
+}
+
+// Decodes up to the position `end`. False: a bad code. Not inlined: the loop needs every register.
+template <Order kOrder>
+[[gnu::noinline]] bool decode_until(Cursor& shared, uint32_t end, int16_t* coefficients) {
+  Cursor cursor = shared;
+  bool good = true;
+  while (good && cursor.position < end) {
+    refill(cursor.at);
+    good = decode_entry<kOrder>(cursor, coefficients);
+    if (!good || cursor.position >= end) break;
+    good = decode_entry<kOrder>(cursor, coefficients);
+  }
+  cursor.at.count &= 63;
+  shared = cursor;
+  return good;
+}
+
+bool decode_coefficients(const ScanTables& tables, int blocks, BitPosition& position,
+                         int16_t* coefficients) {
+  Cursor cursor(position, tables.steps());
+  const bool good =
+      decode_until<Order::kZigzag>(cursor, static_cast<uint32_t>(blocks) * 64, coefficients);
+  position = cursor.at;
+  return good;
+}
+
+// Adds up the differences of DC. A pass of its own: a vector loaded right behind the store of one of
+// its lanes waits for it.
+inline void sum_dc(const Scan& scan, int mcus, int (&dc)[kMaxComponents], int16_t* block) {
+  for (int mcu = 0; mcu < mcus; ++mcu) {
+    for (int i = 0; i < scan.num_components; ++i) {
+      const int16_t* const end = block + scan.components[i].h * scan.components[i].v * 64;
+      for (; block < end; block += 64) {
+        dc[i] = static_cast<int16_t>(dc[i] + block[0]);  // wraps: hostile sums stay defined
+        block[0] = static_cast<int16_t>(dc[i]);
+      }
+    }
+  }
+}
+
+// Reconstructs what is wanted of the MCUs of a chunk.
+[[gnu::noinline]] void reconstruct(const Scan& scan, Range mcus, const int16_t* block) {
+  BlockQueue queues[kMaxComponents];
   int mcu_x = mcus.begin % scan.mcus_per_row, mcu_y = mcus.begin / scan.mcus_per_row;
   for (int mcu = mcus.begin; mcu < mcus.end; ++mcu) {
     const bool wanted = scan.mcus_x.contains(mcu_x) && scan.mcus_y.contains(mcu_y);
-    for (int i = 0; i < scan.num_components; ++i) {
+    if (!wanted) block += 64 * scan.tables->blocks_per_mcu();
+    for (int i = 0; wanted && i < scan.num_components; ++i) {
       const ComponentScan& c = scan.components[i];
+      BlockQueue& queue = queues[i];
       for (int y = mcu_y * c.v; y < mcu_y * c.v + c.v; ++y) {
-        for (int x = mcu_x * c.h; x < mcu_x * c.h + c.h; ++x) {
-          const int count = decode_block(c, reader, dc[i], block);
-          if (count == 0) return false;  // a bad code
-          if (wanted && c.plan.blocks_x.contains(x) && c.plan.blocks_y.contains(y)) {
-            const int side = c.plan.block_size;
-            const ptrdiff_t stride = c.plane.stride;
-            uint8_t* const out =
-                c.plane.data + (x * side - c.plane.first_x) * stride + (y * side - c.plane.first_y);
-            reconstruct_block(block.values, count == 1, c.quant.data(), side, out, stride);
-          }
-          if (count > 1) block = Block();
+        for (int x = mcu_x * c.h; x < mcu_x * c.h + c.h; ++x, block += 64) {
+          if (!c.plan.blocks_x.contains(x) || !c.plan.blocks_y.contains(y)) continue;
+          queue.coefficients[queue.size] = block;
+          queue.out[queue.size] = c.plane.at(x * c.plan.block_size, y * c.plan.block_size);
+          if (++queue.size == kBlocks) reconstruct_blocks(queue, c);
         }
       }
     }
-    if (reader.bits_left() < 0) return false;  // the interval ends too early
     if (++mcu_x == scan.mcus_per_row) {
       mcu_x = 0;
       ++mcu_y;
     }
   }
-  return !whole || reader.bits_left() < 8;  // no bytes are left over
+  for (int i = 0; i < scan.num_components; ++i) reconstruct_blocks(queues[i], scan.components[i]);
+}
+
+// Decodes one interval after another, chunk by chunk.
+class Lane {
+ public:
+  Lane(const Scan& scan, IntervalSource& source, int index)
+      : scan_(scan), source_(source), index_(index) {
+    begin_interval();
+  }
+
+  bool active() const { return active_; }
+
+  // Decodes the rest of the chunk. False: the interval is damaged, or holds more than its MCUs.
+  bool decode_rest() {
+    return decode_until<Order::kNatural>(cursor_, end_, coefficients_) && finish_chunk();
+  }
+
+  // Decodes in step with another lane until a chunk of either is done: the processor overlaps the
+  // waits of two independent chains of lookups.
+  static bool decode_both(Lane& first, Lane& second) {
+    return run(first.cursor_, first.end_, first.coefficients_, second.cursor_, second.end_,
+               second.coefficients_) &&
+           (first.cursor_.position < first.end_ || first.finish_chunk()) &&
+           (second.cursor_.position < second.end_ || second.finish_chunk());
+  }
+
+ private:
+  [[gnu::noinline]] static bool run(Cursor& first, uint32_t first_end, int16_t* first_values,
+                                    Cursor& second, uint32_t second_end, int16_t* second_values) {
+    Cursor a = first, b = second;
+    bool good = true;
+    while (good && a.position < first_end && b.position < second_end) {
+      refill(a.at);
+      refill(b.at);
+      good = decode_entry<Order::kNatural>(a, first_values) &&
+             decode_entry<Order::kNatural>(b, second_values);
+      if (!good || a.position >= first_end || b.position >= second_end) break;
+      good = decode_entry<Order::kNatural>(a, first_values) &&
+             decode_entry<Order::kNatural>(b, second_values);
+    }
+    a.at.count &= 63;
+    b.at.count &= 63;
+    first = a;
+    second = b;
+    return good;
+  }
+
+  void begin_interval() {
+    active_ = source_.next(index_, interval_);
+    if (!active_) return;
+    cursor_.at = {0, 0, interval_.bytes, interval_.bytes + interval_.size};
+    std::fill_n(dc_, kMaxComponents, 0);
+    mcu_ = interval_.mcus.begin;
+    begin_chunk();
+  }
+
+  void begin_chunk() {
+    const ScanTables& tables = *scan_.tables;
+    chunk_end_ = std::min(mcu_ + tables.chunk_mcus(), interval_.mcus.end);
+    end_ = static_cast<uint32_t>((chunk_end_ - mcu_) * tables.blocks_per_mcu()) * 64;
+    cursor_ = Cursor(cursor_.at, tables.steps());
+  }
+
+  bool finish_chunk() {
+    if (cursor_.at.bits_left() < 0) return false;  // the interval ends too early
+    sum_dc(scan_, chunk_end_ - mcu_, dc_, coefficients_);
+    reconstruct(scan_, {mcu_, chunk_end_}, coefficients_);
+    std::memset(coefficients_, 0, end_ * sizeof *coefficients_);
+    mcu_ = chunk_end_;
+    if (mcu_ < interval_.mcus.end) {
+      begin_chunk();
+      return true;
+    }
+    if (interval_.whole && cursor_.at.bits_left() >= 8) return false;  // bytes are left over
+    begin_interval();
+    return true;
+  }
+
+  const Scan& scan_;
+  IntervalSource& source_;
+  const int index_;
+  bool active_ = false;
+  Interval interval_;
+  Cursor cursor_{{}, scan_.tables->steps()};
+  int mcu_ = 0, chunk_end_ = 0;  // the chunk
+  uint32_t end_ = 0;             // its end as a position
+  int dc_[kMaxComponents] = {};
+  alignas(64) int16_t coefficients_[kChunkBlocks * 64] = {};
+};
+
+bool decode_intervals(const Scan& scan, IntervalSource& source) {
+  Lane first(scan, source, 0), second(scan, source, 1);
+  while (first.active() && second.active()) {
+    if (!Lane::decode_both(first, second)) return false;
+  }
+  Lane& rest = first.active() ? first : second;
+  while (rest.active()) {
+    if (!rest.decode_rest()) return false;
+  }
+  return true;
 }

@@ -7,8 +7,6 @@
 namespace fastselfie::jpeg {
 namespace {
 
-constexpr int kLookupBits = HuffmanTable::kLookupBits;
-
 // T.81 tables K.3 to K.6: the DC and the AC codes of luminance, then those of chrominance.
 const std::array<HuffmanSpec, 4> kStandardSpecs = {{
     {true,
@@ -49,25 +47,59 @@ const std::array<HuffmanSpec, 4> kStandardSpecs = {{
          0xE8, 0xE9, 0xEA, 0xF2, 0xF3, 0xF4, 0xF5, 0xF6, 0xF7, 0xF8, 0xF9, 0xFA}}},
 }};
 
-// T.81 F.2.2.1 EXTEND: value bits with a leading 0 stand for negative numbers.
-int extend(int bits, int size) { return bits < 1 << (size - 1) ? bits - (1 << size) + 1 : bits; }
-
-void fill_lookup(HuffmanTable& table, int code, int length, int symbol) {
-  const int advance = symbol_advance(symbol, table.is_ac), size = symbol & 15;
-  if (advance < 0) return;  // stays incomplete: the slow path reports it
-  const int free_bits = kLookupBits - length;
-  uint32_t* entry = &table.lookup[static_cast<size_t>(code) << free_bits];
-  if (size > free_bits) {
-    std::fill_n(entry, 1 << free_bits,
-                huffman_entry(length, advance, size) | HuffmanTable::kIncomplete);
-    return;
-  }
-  const int repeats = 1 << (free_bits - size);
-  for (int bits = 0; bits < 1 << size; ++bits, entry += repeats) {
-    const int value = size ? extend(bits, size) : 0;
-    std::fill_n(entry, repeats, huffman_entry(length + size, advance, value));
-  }
+bool same_spec(const HuffmanSpec& a, const HuffmanSpec& b) {
+  return a.defined && b.defined && a.counts == b.counts && a.symbols == b.symbols;
 }
+
+void rebuild(const HuffmanSpec& spec, bool ac, HuffmanTable& table, HuffmanSpec& built) {
+  if (same_spec(spec, built)) return;
+  built.defined = false;  // a refused table is half built
+  table.build(spec, ac);
+  built = spec;
+}
+
+using F = HuffmanFields;
+
+// The parts of an entry that one symbol decides by itself.
+HuffmanEntry symbol_entry(int length, int symbol, bool ac) {
+  const int advance = symbol_advance(symbol, ac), size = symbol & 15;
+  if (advance < 0) return HuffmanTable::kSlow;  // which reports it
+  const HuffmanEntry ends = !ac          ? HuffmanTable::kNextTable
+                            : !advance ? HuffmanTable::kNextTable | HuffmanTable::kEndOfBlock
+                                       : 0;
+  return ends | huffman_field(length + size, F::kBits) | huffman_field(length, F::kBitsBefore) |
+         huffman_field(63 - size, F::kLastSize) | huffman_field(advance, F::kAdvance) |
+         huffman_field(std::max(advance - 1, 0), F::kLastPlace);
+}
+
+constexpr int entry_field(HuffmanEntry entry, int shift) { return entry >> shift & 0x3F; }
+
+// The entries of a code whose value leaves bits of the lookup to what follows it.
+struct Pairs {
+  const std::array<HuffmanEntry, 1 << HuffmanTable::kAcBits>& singles;
+  const std::array<uint8_t, 1 << HuffmanTable::kAcBits>& lengths;
+
+  void fill(int symbol, int length, HuffmanEntry* out) const {
+    const int size = symbol & 15, bits = HuffmanTable::kAcBits - length - size;
+    const HuffmanEntry single = symbol_entry(length, symbol, true);
+    const int advance = entry_field(single, F::kAdvance);
+    // Fields of two entries add up: none overflows into the next.
+    const HuffmanEntry both =
+        huffman_field(length + size, F::kBits) | huffman_field(length + size, F::kBitsBefore) |
+        huffman_field(advance, F::kAdvance) | huffman_field(advance - 1, F::kFirstPlace) |
+        huffman_field(advance, F::kLastPlace);
+    const HuffmanEntry alone = single | huffman_field(advance - 1, F::kFirstPlace);
+    for (int value = 0; value < 1 << size; ++value) {
+      const int negative = size > 0 && value < 1 << (size - 1);
+      const HuffmanEntry first =
+          huffman_field(value - negative * ((1 << size) - 1), F::kFirstValue);
+      for (int next = 0; next < 1 << bits; ++next) {
+        const int at = next << (HuffmanTable::kAcBits - bits);
+        *out++ = lengths[at] <= bits ? singles[at] + both + first : alone;
+      }
+    }
+  }
+};
 
 }  // namespace
 
@@ -76,7 +108,7 @@ int symbol_advance(int symbol, bool ac) {
   if (!ac) return symbol <= 11 ? 1 : -1;
   if (size > 10) return -1;
   if (size > 0) return run + 1;
-  if (run == 0) return HuffmanTable::kEndOfBlock;
+  if (run == 0) return 0;
   return run == 15 ? 16 : -1;
 }
 
@@ -88,19 +120,62 @@ void HuffmanTable::build(const HuffmanSpec& spec, bool ac) {
   if (!spec.defined) throw Error("corrupt header: the scan uses a Huffman table that is missing");
   is_ac = ac;
   symbols = spec.symbols;
-  lookup.fill(kIncomplete);
-  int code = 0, index = 0;
+  const int bits = ac ? kAcBits : kDcBits;
+  std::array<HuffmanEntry, 1 << kAcBits> singles;
+  std::array<uint8_t, 1 << kAcBits> lengths;  // of the code; 255 where there is no usable one
+  int code = 0, index = 0, filled = 0;
   for (int length = 1; length <= 16; ++length) {
     symbol_offset[length] = index - code;
     const int end = code + spec.counts[length - 1];
     if (end >= 1 << length) throw Error("bad Huffman table: more codes than its lengths allow");
     for (; code < end; ++code, ++index) {
       if (!ac && symbols[index] > 15) throw Error("bad Huffman table: a DC symbol above 15");
-      if (length <= kLookupBits) fill_lookup(*this, code, length, symbols[index]);
+      if (length > bits) continue;
+      const HuffmanEntry entry = symbol_entry(length, symbols[index], ac);
+      const int count = 1 << (bits - length);
+      std::fill_n(&singles[filled], count, entry);
+      std::fill_n(&lengths[filled], count, entry & kSlow ? 255 : length);
+      filled += count;
     }
     limit[length] = static_cast<uint32_t>(code) << (16 - length);
     code <<= 1;
   }
+  std::fill(&singles[filled], singles.end(), kSlow);
+  std::fill(&lengths[filled], lengths.end(), uint8_t{255});
+
+  const Pairs pairs{singles, lengths};
+  for (int at = 0; at < 1 << bits;) {
+    const HuffmanEntry entry = singles[at];
+    const int length = lengths[at], count = length > bits ? 1 : 1 << (bits - length);
+    if (!ac || length > bits || entry & kEndOfBlock || entry_field(entry, F::kBits) >= bits) {
+      const int last_place = entry_field(entry, F::kLastPlace);
+      std::fill_n(&lookup[at], count, entry | huffman_field(last_place, F::kFirstPlace));
+    } else {
+      const int symbol = symbols[(at >> (bits - length)) + symbol_offset[length]];
+      pairs.fill(symbol, length, &lookup[at]);
+    }
+    at += count;
+  }
+}
+
+void ScanTables::build(const Header& header) {
+  int steps = 0;
+  for (int i = 0; i < header.num_components; ++i) {
+    const Component& c = header.components[i];
+    const HuffmanTable &dc = dc_[c.dc_table], &ac = ac_[c.ac_table];
+    rebuild(header.dc_specs[c.dc_table], false, dc_[c.dc_table], dc_built_[c.dc_table]);
+    rebuild(header.ac_specs[c.ac_table], true, ac_[c.ac_table], ac_built_[c.ac_table]);
+    if (!header.quant_defined[c.quant_table]) {
+      throw Error("corrupt header: a quantisation table is missing");
+    }
+    for (int block = 0; block < c.h * c.v; ++block) {
+      steps_[steps++] = table_step(dc, HuffmanTable::kDcBits);
+      steps_[steps++] = table_step(ac, HuffmanTable::kAcBits);
+    }
+  }
+  blocks_per_mcu_ = steps / 2;
+  const int end = steps * chunk_mcus();
+  for (int at = steps; at <= end; ++at) steps_[at] = steps_[at - steps];
 }
 
 size_t unstuff(Bytes interval, std::vector<uint8_t>& out) {

@@ -5,23 +5,39 @@
 
 namespace fastselfie::jpeg {
 
-// One lookup of the next kLookupBits bits gives, for most symbols, the code *and* the coefficient's
-// value bits that follow it: the decoder's whole step is one load. An entry is
-//   bits 0-6    length: bits to consume
-//   bit 7       kIncomplete: the value bits lie (partly) outside of the lookup, `value` is their
-//               number; with length 0 the code itself is longer than the lookup
-//   bits 8-15   advance: how far the coefficient index moves (run + 1)
-//   bits 16-31  value, signed
-struct HuffmanTable {
-  static constexpr int kLookupBits = 11;
-  static constexpr uint32_t kIncomplete = 0x80;
-  // The advance of end-of-block: past any index that codes can reach by mistake (63 + 16), so that
-  // the final index tells a proper end (>= 128) from an overrun (65..79) without a branch of its
-  // own.
-  static constexpr int kEndOfBlock = 128;
+// What one lookup of the next bits gives: up to two coefficients and the end of their block. The
+// last coefficient's value is computed from the bits behind its code, so they need not lie inside of
+// the lookup; the first's is in the entry. From the lowest bit:
+//   bits 0-5    the bits that the entry takes, values included
+//   bit 6       kEndOfBlock: the block ends
+//   bit 7       kNextTable: another table decodes what follows (a DC is done, or the block ends)
+//   bits 8-15   where the last value goes, from the coefficient index on
+//   bits 16-21  the bits before the last value
+//   bits 24-31  how far the coefficient index moves; kSlow: the entry says nothing
+//   bits 32-47  the first value, signed
+//   bits 48-53  63 less the last value's number of bits
+//   bits 56-63  where the first value goes
+// An entry of one coefficient has it as its last, and as its first a value that is overwritten.
+using HuffmanEntry = uint64_t;
 
-  std::array<uint32_t, 1 << kLookupBits> lookup;
-  // For longer codes: codes of length n, left-aligned to 16 bits, are below limit[n].
+struct HuffmanFields {
+  static constexpr int kBits = 0, kLastPlace = 8, kBitsBefore = 16, kAdvance = 24, kFirstValue = 32,
+                       kLastSize = 48, kFirstPlace = 56;
+};
+
+constexpr HuffmanEntry huffman_field(int value, int shift) {
+  return static_cast<HuffmanEntry>(static_cast<uint16_t>(value)) << shift;
+}
+
+struct alignas(64) HuffmanTable {
+  // 8 KB of lookup for a table of AC codes and 2 KB for one of DC codes: with two of each, and the
+  // coefficients of a chunk, the decoder stays inside an L1 cache of 32 KB.
+  static constexpr int kAcBits = 10, kDcBits = 8;
+  static constexpr HuffmanEntry kEndOfBlock = 0x40, kNextTable = 0x80;
+  static constexpr HuffmanEntry kSlow = huffman_field(64, HuffmanFields::kAdvance);
+
+  std::array<HuffmanEntry, 1 << kAcBits> lookup;
+  // Codes of length n, left-aligned to 16 bits, are below limit[n].
   std::array<uint32_t, 17> limit;
   std::array<int, 17> symbol_offset;
   std::array<uint8_t, 256> symbols;
@@ -35,17 +51,44 @@ struct HuffmanTable {
 // Motion JPEG come without tables.
 void add_standard_huffman(bool ac, int table, HuffmanSpec& spec);
 
-constexpr uint32_t huffman_entry(int length, int advance, int value) {
-  return static_cast<uint32_t>(length) | static_cast<uint32_t>(advance) << 8 |
-         static_cast<uint32_t>(value) << 16;
+// Which table decodes what follows, and how far the next bits are shifted for its lookup, in one
+// word: tables are aligned, so the six lowest bits of their address are free.
+using TableStep = uintptr_t;
+
+inline TableStep table_step(const HuffmanTable& table, int lookup_bits) {
+  return reinterpret_cast<uintptr_t>(&table) | static_cast<uintptr_t>(64 - lookup_bits);
+}
+inline const HuffmanTable& table_of(TableStep step) {
+  return *reinterpret_cast<const HuffmanTable*>(step & ~uintptr_t{63});
 }
 
-// The advance of a symbol, or -1 if baseline JPEG does not allow it.
+constexpr int kChunkBlocks = 48;  // decoded in one go; their coefficients take 6 KB
+
+// The tables of a scan. They are kept from image to image: files of one writer often share them.
+class ScanTables {
+ public:
+  // Throws Error where a table is missing or bad.
+  void build(const Header& header);
+
+  int blocks_per_mcu() const { return blocks_per_mcu_; }
+  int chunk_mcus() const { return kChunkBlocks / blocks_per_mcu_; }
+  // For each block of a chunk the table of its DC and that of its AC; then a spare one.
+  const TableStep* steps() const { return steps_.data(); }
+
+ private:
+  std::array<HuffmanTable, 4> dc_, ac_;
+  std::array<HuffmanSpec, 4> dc_built_, ac_built_;  // what those were built from
+  int blocks_per_mcu_ = 0;
+  std::array<TableStep, 2 * kChunkBlocks + 1> steps_;
+};
+
+// How far a symbol moves the coefficient index (0: it ends the block), or -1 where baseline JPEG
+// does not allow it.
 int symbol_advance(int symbol, bool ac);
 
-// The decoder may read this far behind an interval before it notices: ten blocks (the largest MCU)
-// of 64 symbols of at most 31 bits, and a refill.
-constexpr size_t kIntervalPadding = 10 * 64 * 4 + 16;
+// The bit reader stops this many bytes behind an interval, however many bits a damaged one takes,
+// and loads eight bytes at a time.
+constexpr size_t kReadBehind = 16, kIntervalPadding = kReadBehind + 8;
 
 // Copies the interval without the zeros stuffed behind each 0xFF, and pads it with zeros. Returns
 // the length without the padding.

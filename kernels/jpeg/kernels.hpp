@@ -13,8 +13,6 @@
 namespace fastselfie::jpeg {
 
 struct ComponentScan {
-  const HuffmanTable* dc = nullptr;
-  const HuffmanTable* ac = nullptr;
   alignas(16) std::array<int16_t, 64> quant;  // natural order
   int h = 1, v = 1;
   ComponentPlan plan;
@@ -22,10 +20,49 @@ struct ComponentScan {
 };
 
 struct Scan {
+  const ScanTables* tables = nullptr;
   int num_components = 0;
   std::array<ComponentScan, kMaxComponents> components;
   int mcus_per_row = 0;
   Range mcus_x, mcus_y;  // to be reconstructed
+};
+
+// How far the bits of an interval are read.
+struct BitPosition {
+  uint64_t bits = 0;              // the next, from the highest on
+  uint32_t count = 0;             // of them; they may go on behind
+  const uint8_t* next = nullptr;  // the byte behind `count` bits
+  const uint8_t* end = nullptr;   // of the interval, which is padded (see unstuff)
+
+  // Negative where more was read than the interval has.
+  ptrdiff_t bits_left() const { return (end - next) * 8 + static_cast<ptrdiff_t>(count); }
+};
+
+// A restart interval, or its beginning.
+struct Interval {
+  const uint8_t* bytes = nullptr;  // padded (see unstuff)
+  size_t size = 0;
+  Range mcus;          // to be decoded
+  bool whole = false;  // they are all that it holds
+};
+
+constexpr int kLanes = 2;  // intervals that are decoded at a time
+
+// The intervals of a scan that a plan needs, in their order.
+class IntervalSource {
+ public:
+  IntervalSource(const Header& header, const Plan& plan, const std::vector<Bytes>& intervals,
+                 bool checked, std::array<std::vector<uint8_t>, kLanes>& unstuffed);
+  // False: there is none any more. What a lane got is valid until it asks again.
+  bool next(int lane, Interval& interval);
+
+ private:
+  const std::vector<Bytes>& intervals_;
+  std::array<std::vector<uint8_t>, kLanes>& unstuffed_;
+  const bool checked_;
+  const int per_row_, count_, length_;  // MCUs of a row, of the image, of an interval
+  const Range xs_, ys_;                 // MCUs that are wanted
+  int next_;
 };
 
 struct RowFilterInput {
@@ -34,19 +71,35 @@ struct RowFilterInput {
   const AxisFilter* filter = nullptr;
 };
 
+// A component of a plain plan.
+struct PlainInput {
+  Plane plane;
+  Range xs, ys;  // its samples that are read
+  bool halved_x = false, halved_y = false;
+  // Two rows of enlarged samples, and behind them one that is about to be; null if not halved.
+  uint8_t* scratch = nullptr;
+};
+
+// What one row of scratch needs for `width` pixels.
+constexpr int plain_scratch_stride(int width) { return round_up(width, 32) + 64; }
+
 struct Kernels {
   const char* name;
-  // Decodes the MCUs of one restart interval into the planes. `bytes` is padded (see unstuff).
-  // `whole`: the MCUs are all that the interval holds. Returns false where the
-  // interval is damaged or holds more than its MCUs.
-  bool (*decode_interval)(const Scan& scan, const uint8_t* bytes, size_t size, Range mcus,
-                                 bool whole);
+  // Decodes intervals into the planes. Returns false where one is damaged or holds more than its
+  // MCUs.
+  bool (*decode_intervals)(const Scan& scan, IntervalSource& source);
+  // Decodes `blocks` blocks, at most kChunkBlocks and whole MCUs. The coefficients, zeros before,
+  // are in zigzag order; DC is the difference to the block before. Returns false at a bad code.
+  bool (*decode_coefficients)(const ScanTables& tables, int blocks, BitPosition& position,
+                              int16_t* coefficients);
   // The horizontal pass: a transposed plane becomes rows of filter.out_length() samples. Writes up
   // to round_up(ys.size(), kTile) rows of round_up(out_length, kTile) bytes.
   void (*resample_columns)(const Plane& plane, const AxisFilter& filter, Range ys, uint8_t* out,
                            int out_stride);
   // The vertical pass, with the conversion to RGB on its way out. `width` pixels a row.
   void (*resample_rows)(const RowFilterInput* planes, ColorModel color, int width, uint8_t* rgb);
+  // The pixels of a box from the planes of a plain plan.
+  void (*convert)(const PlainInput* planes, ColorModel color, const Box& box, uint8_t* rgb);
 };
 
 constexpr int kTile = 32;

@@ -23,8 +23,10 @@ namespace fastselfie::jpeg::avx2 {
 #include "idct.inl"
 #include "entropy.inl"
 #include "resample.inl"
+#include "convert.inl"
 
-extern const Kernels kKernels{"avx2", decode_interval, resample_columns, resample_rows};
+extern const Kernels kKernels{"avx2",           decode_intervals, decode_coefficients,
+                             resample_columns, resample_rows,   convert};
 }  // namespace fastselfie::jpeg::avx2
 
 #if defined(__clang__)

@@ -24,8 +24,10 @@ namespace fastselfie::jpeg::avx512 {
 #include "idct.inl"
 #include "entropy.inl"
 #include "resample.inl"
+#include "convert.inl"
 
-extern const Kernels kKernels{"avx512", decode_interval, resample_columns, resample_rows};
+extern const Kernels kKernels{"avx512",           decode_intervals, decode_coefficients,
+                             resample_columns, resample_rows,   convert};
 }  // namespace fastselfie::jpeg::avx512
 
 #if defined(__clang__)

@@ -9,6 +9,8 @@ namespace fastselfie::jpeg::generic {
 #include "idct.inl"
 #include "entropy.inl"
 #include "resample.inl"
+#include "convert.inl"
 
-extern const Kernels kKernels{"generic", decode_interval, resample_columns, resample_rows};
+extern const Kernels kKernels{"generic",           decode_intervals, decode_coefficients,
+                             resample_columns, resample_rows,   convert};
 }  // namespace fastselfie::jpeg::generic

@@ -44,7 +44,6 @@ void LibjpegDecoder::State::prepare_strip() {
   }
 }
 
-// libjpeg gives rows, planes are transposed.
 void LibjpegDecoder::State::copy_strip(int strip_index, const Cut& cut, const Header& header,
                                        const Plan& plan, Plane* planes) {
   for (int i = 0; i < header.num_components; ++i) {
@@ -58,11 +57,12 @@ void LibjpegDecoder::State::copy_strip(int strip_index, const Cut& cut, const He
     const int y_begin = std::max(first, component.blocks_y.begin * size);
     const int y_end = std::min(first + lines, component.blocks_y.end * size);
     const Plane& plane = planes[i];
-    for (int x = component.blocks_x.begin * size; x < component.blocks_x.end * size; ++x) {
-      uint8_t* const out = plane.data + static_cast<ptrdiff_t>(x - plane.first_x) * plane.stride;
-      for (int y = y_begin; y < y_end; ++y) {
-        out[y - plane.first_y] = row_arrays[i][y - first][x - strip_x];
-      }
+    const int x_begin = component.blocks_x.begin * size, x_end = component.blocks_x.end * size;
+    const ptrdiff_t step = plane.by_rows ? 1 : Plane::kRows;
+    for (int y = y_begin; y < y_end; ++y) {
+      const uint8_t* const row = row_arrays[i][y - first] - strip_x;
+      uint8_t* out = plane.at(x_begin, y);
+      for (int x = x_begin; x < x_end; ++x, out += step) *out = row[x];
     }
   }
 }

@@ -43,9 +43,12 @@ void begin_plan(const Header& header, int block_size, Plan& plan) {
   plan.num_planes = header.num_components;
   plan.mcus_x = {header.mcus_per_row(), 0};
   plan.mcus_y = {header.mcu_rows(), 0};
+  plan.plain = false;
 }
 
 void add_samples(const Component& c, Range xs, Range ys, ComponentPlan& component, Plan& plan) {
+  component.xs = xs;
+  component.ys = ys;
   component.blocks_x = blocks_of(xs, component.block_size);
   component.blocks_y = blocks_of(ys, component.block_size);
   const Range mcus_x = mcus_of(component.blocks_x, c.h), mcus_y = mcus_of(component.blocks_y, c.v);
@@ -54,6 +57,46 @@ void add_samples(const Component& c, Range xs, Range ys, ComponentPlan& componen
 }
 
 bool sampled_alike(const Component& a, const Component& b) { return a.h == b.h && a.v == b.v; }
+
+// Whether the samples of an axis are its pixels, or two pixels lie between any two samples.
+bool is_plain(const Sampling& axis) {
+  return axis.numerator == axis.denominator ||
+         (axis.interpolated && 2 * axis.numerator == axis.denominator);
+}
+
+// The samples around the pixels of an axis that is halved or not.
+Range plain_samples(Range pixels, const Sampling& axis, bool halved) {
+  if (!halved) return pixels;
+  return {std::max(0, (pixels.begin - 1) >> 1), std::min(pixels.end / 2 + 1, axis.length)};
+}
+
+bool is_halved(const Sampling& axis) { return axis.numerator < axis.denominator; }
+
+// False where the planes need filters, or are sampled as nobody does: then filters do for them too.
+bool make_plain_plan(const Header& header, const Box& box, Plan& plan) {
+  std::array<SamplingPair, kMaxComponents> samplings;
+  for (int i = 0; i < header.num_components; ++i) {
+    const SamplingPair s = samplings[i] = sampling_of(header, header.components[i], 8);
+    if (!is_plain(s.x) || !is_plain(s.y)) return false;
+    const bool halved = is_halved(s.x) || is_halved(s.y);
+    if (halved && (i == 0 || header.color == ColorModel::kRgb)) return false;
+    if (i == 2 && is_halved(s.y) != is_halved(samplings[1].y)) return false;
+  }
+  begin_plan(header, 8, plan);
+  plan.plain = true;
+  for (int i = 0; i < header.num_components; ++i) {
+    const Sampling &x = samplings[i].x, &y = samplings[i].y;
+    ComponentPlan& component = plan.components[i];
+    component.block_size = 8;
+    component.halved_x = is_halved(x);
+    component.halved_y = is_halved(y);
+    add_samples(header.components[i],
+                plain_samples({box.left, box.left + box.width}, x, component.halved_x),
+                plain_samples({box.top, box.top + box.height}, y, component.halved_y), component,
+                plan);
+  }
+  return true;
+}
 
 }  // namespace
 
@@ -81,6 +124,8 @@ int component_block_size(const Header& header, const Component& c, int block_siz
 }
 
 void make_plan(const Header& header, const Box& box, Size output, bool flip, Plan& plan) {
+  const bool same_size = box.width == output.width && box.height == output.height;
+  if (same_size && !flip && make_plain_plan(header, box, plan)) return;
   const int block_size = reduced_block_size({box.width, box.height}, output);
   begin_plan(header, block_size, plan);
   for (int i = 0; i < header.num_components; ++i) {

@@ -37,20 +37,18 @@ inline void transpose_16x16(const uint8_t* in, int in_stride, uint8_t* out, ptrd
 void resample_columns(const Plane& plane, const AxisFilter& filter, Range ys, uint8_t* out,
                       int out_stride) {
   const int width = filter.out_length(), taps = filter.taps();
-  const ptrdiff_t stride = plane.stride;
   alignas(64) uint8_t tile[16][kTile];
   for (int x = 0; x < width; x += 16) {
     const int columns = std::min(16, width - x);
     for (int y = 0; y < ys.size(); y += kTile) {
       for (int i = 0; i < columns; ++i) {
         const int16_t* const weights = filter.weights(x + i);
-        const uint8_t* in = plane.data + (filter.start(x + i) - plane.first_x) * stride +
-                            (ys.begin - plane.first_y + y);
+        const uint8_t* in = plane.at(filter.start(x + i), ys.begin + y);
         I16x16 low{}, high{};
-        for (int k = 0; k < taps; ++k, in += stride) {
+        for (int k = 0; k < taps; ++k, in += Plane::kRows) {
           const I16x16 weight = splat(weights[k]);
           low += weighted(in, weight);
-          high += weighted(in + 16, weight);
+          high += weighted(in + plane.stride, weight);
         }
         store(tile[i], to_samples(low));
         store(tile[i] + 16, to_samples(high));
