@@ -18,14 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from fastselfie.data.sources import decode as pillow
 from fastselfie.data.sources.content import describe_content
-from fastselfie.data.sources.decode import (
-    JPEG_START,
-    MAX_PIXELS,
-    decode_image,
-    is_unsupported,
-    open_lazily,
-)
 from fastselfie.errors import UserError
 from fastselfie.kernels.jpeg import JpegError, decode_resized, read_header, resize_raw
 
@@ -38,7 +32,6 @@ Crop: TypeAlias = Sequence[int] | NDArray[np.integer]
 Size: TypeAlias = tuple[int, int]
 
 _LONGEST_SIDE = 65_535  # of a JPEG, and of a result
-_MAX_THREADS = 1024
 
 
 def read_size(data: Buffer) -> tuple[int, int]:
@@ -53,21 +46,12 @@ def read_size(data: Buffer) -> tuple[int, int]:
     Raises:
         JpegError: The data is not a JPEG, or its header is damaged.
         TypeError: `data` is not bytes.
-
-    Example:
-        ```python
-        from pathlib import Path
-
-        from fastselfie import jpeg
-
-        height, width = jpeg.read_size(Path("photo.jpg").read_bytes())
-        ```
     """
     view = _view(data)
     try:
         header = read_header(view)
     except JpegError as error:
-        if not is_unsupported(error):
+        if not pillow.is_unsupported(error):
             raise _explained(error, view) from None
         return _pillow_size(view, error)
     return header.height, header.width
@@ -122,15 +106,16 @@ def decode(
     try:
         return decode_resized(view, _int32(box), _int32(shape), bool(flip))
     except JpegError as error:
-        if not is_unsupported(error):
+        if not pillow.is_unsupported(error):
             # Only now the header is read once more, to tell a bad request from bad data.
             _require_possible(box, shape, read_size(view))
             raise _explained(error, view) from None
         pixels = _decode_with_pillow(view, error)
         height, width = pixels.shape[:2]
         _require_possible(box, shape, (height, width))
-        whole = box or (0, 0, width, height)
-        return resize_raw(pixels, _int32(whole), _int32(shape or whole[:1:-1]), bool(flip))
+        part = box or (0, 0, width, height)
+        out_shape = shape or (part[3], part[2])
+        return resize_raw(pixels, _int32(part), _int32(out_shape), bool(flip))
 
 
 @overload
@@ -172,7 +157,7 @@ def decode_batch(
         crops: N crops, or None for the whole of an image; (N, 4) integers also do.
         size: (height, width) of every result in pixels. By default each has its own size.
         flips: N times whether to mirror the result left to right.
-        threads: Number of threads, 1 to 1,024. By default one per core that this process may use.
+        threads: Number of threads. By default one per core that this process may use.
             1 decodes on the calling thread.
 
     Returns:
@@ -202,8 +187,9 @@ def decode_batch(
     shape = None if size is None else _integers(size, "size", ("height", "width"))
     if threads is None:
         threads = len(os.sched_getaffinity(0))
-    if not 1 <= threads <= _MAX_THREADS:
-        raise ValueError(f"threads must be 1 to {_MAX_THREADS:,}, not {threads}")
+    (threads,) = _integers((threads,), "threads", ("number",))
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1, not {threads}")
     _require_size(shape)
     out = None if shape is None else np.empty((len(sources), *shape, 3), np.uint8)
 
@@ -291,7 +277,7 @@ def _require_size(shape: tuple[int, ...] | None, image: str = "") -> None:
 def _explained(error: JpegError, view: memoryview) -> JpegError:
     """Return an error that names the format of what is not a JPEG, else `error`."""
     start = bytes(view[:256])
-    if not start.startswith(JPEG_START):
+    if not start.startswith(pillow.JPEG_START):
         return JpegError(f"not a JPEG: it is {describe_content(start)}")
     return error if len(view) > 3 else JpegError(f"truncated: a JPEG of {len(view)} bytes")
 
@@ -299,14 +285,14 @@ def _explained(error: JpegError, view: memoryview) -> JpegError:
 def _decode_with_pillow(view: memoryview, error: JpegError) -> NDArray[np.uint8]:
     """Return (H, W, 3) of a JPEG that the engine does not support."""
     try:
-        return np.asarray(decode_image(io.BytesIO(view), f"{error}; Pillow"))
+        return np.asarray(pillow.decode_image(io.BytesIO(view), f"{error}; Pillow"))
     except UserError as reason:
         raise JpegError(str(reason)) from None
 
 
 def _pillow_size(view: memoryview, error: JpegError) -> tuple[int, int]:
     try:
-        with open_lazily(bytes(view), MAX_PIXELS) as image:
+        with pillow.open_lazily(bytes(view), pillow.MAX_PIXELS) as image:
             return image.height, image.width
     except Exception:  # Pillow's plug-ins raise any type
         raise JpegError(f"{error}; Pillow cannot open it either") from None

@@ -170,26 +170,25 @@ def test_a_batch_decodes_on_threads(monkeypatch):
 
 
 def test_decoding_releases_the_gil():
-    """This thread counts on while another decodes: with the GIL held it could not in between."""
-    data, sizes = dark(400, 400), []
-    started, ended = threading.Event(), threading.Event()
+    """This thread stops another one that decodes: while the GIL is held it cannot go on."""
+    data, started, stop, rounds = dark(), threading.Event(), threading.Event(), []
 
     def work():
         started.set()
-        sizes.append(jpeg.decode(data, size=(8000, 8000)).shape)
-        ended.set()
+        while len(rounds) < 50 and not stop.is_set():
+            rounds.append(jpeg.decode(data, size=(1000, 1000)))
 
     switch = sys.getswitchinterval()
-    sys.setswitchinterval(1000)  # so that a thread goes on only where another lets go of the GIL
+    sys.setswitchinterval(1000)  # a thread goes on only where another one lets go of the GIL
     try:
         thread = threading.Thread(target=work)
         thread.start()
         started.wait()
-        assert not ended.is_set()  # this thread runs amid decode()
+        stop.set()
         thread.join()
     finally:
         sys.setswitchinterval(switch)
-    assert sizes == [(8000, 8000, 3)]
+    assert len(rounds) < 50
 
 
 PIXELS = np.zeros((8, 8, 3), np.uint8)
@@ -290,7 +289,7 @@ def test_a_wrong_type(arguments, message):
         (ValueError, [dark()], {"crops": [CROP, CROP]}, "crops has 2 items for 1 images"),
         (ValueError, [dark()], {"flips": []}, "flips has 0 items for 1 images"),
         (ValueError, [dark()], {"size": (0, 5)}, "size .*65,535"),
-        (ValueError, [dark()], {"threads": 0}, "threads must be 1 to 1,024, not 0"),
+        (ValueError, [dark()], {"threads": 0}, "threads must be at least 1, not 0"),
         (TypeError, [dark()], {"threads": "two"}, "threads"),
     ],
 )
