@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastselfie import jpeg as jpeg
     from fastselfie.config.load import load_config
     from fastselfie.data.dataset import open_dataset
     from fastselfie.data.loaders import Loader, View
@@ -55,6 +56,8 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "jpeg":  # a public module
+        return import_module("fastselfie.jpeg")
     if name not in _MODULES:
         raise AttributeError(f"module 'fastselfie' has no attribute {name!r}")
     return getattr(import_module(f"fastselfie.{_MODULES[name]}"), name)

@@ -69,8 +69,8 @@ def crop(
 
 def decode_resized(
     data: Buffer,
-    box: Box,
-    size: Size,
+    box: Box | None = None,
+    size: Size | None = None,
     flip: bool = False,
     engine: Literal["auto", "libjpeg"] = "auto",
 ) -> NDArray[np.uint8]:
@@ -78,8 +78,8 @@ def decode_resized(
 
     Args:
         data: The JPEG.
-        box: (left, top, width, height) in pixels.
-        size: (height, width) of the result.
+        box: (left, top, width, height) in pixels. By default the whole image.
+        size: (height, width) of the result. By default that of the box.
         flip: Whether to mirror the result left to right.
         engine: "auto" uses our decoder if it supports the file; "libjpeg" is the reference.
 

@@ -75,15 +75,25 @@ py::object py_crop(const py::buffer& data, int left, int top, int width, int hei
       small->top);
 }
 
-py::array_t<uint8_t> py_decode_resized(const py::buffer& data, const BoxTuple& box,
-                                       const SizeTuple& size, bool flip,
+// The header is needed only for what the caller leaves out; the decoder parses it again, which takes
+// microseconds.
+py::array_t<uint8_t> py_decode_resized(const py::buffer& data, const std::optional<BoxTuple>& box,
+                                       const std::optional<SizeTuple>& size, bool flip,
                                        const std::string& engine) {
   const BufferView view(data);
-  py::array_t<uint8_t> out = new_image(to_size(size));
   const Engine which = to_engine(engine);
+  Box part;
+  if (box) part = to_box(*box);
+  if (!box || !size) {
+    const Size image = parse_header(view.bytes()).size;
+    if (!box) part = {0, 0, image.width, image.height};
+    require_box_inside(part, image);  // before memory of the box's size is allocated
+  }
+  const Size out_size = size ? to_size(*size) : Size{part.width, part.height};
+  py::array_t<uint8_t> out = new_image(out_size);
   uint8_t* const rgb = out.mutable_data();
   const py::gil_scoped_release release;
-  this_threads_decoder().decode_resized(view.bytes(), to_box(box), flip, to_size(size), rgb, which);
+  this_threads_decoder().decode_resized(view.bytes(), part, flip, out_size, rgb, which);
   return out;
 }
 
@@ -169,8 +179,8 @@ PYBIND11_MODULE(_jpeg, m) {
   m.def("transcode", py_transcode, "data"_a, "restart_mcus"_a = py::none());
   m.def("check", py_check, "data"_a);
   m.def("crop", py_crop, "data"_a, "left"_a, "top"_a, "width"_a, "height"_a);
-  m.def("decode_resized", py_decode_resized, "data"_a, "box"_a, "size"_a, "flip"_a = false,
-        "engine"_a = "auto");
+  m.def("decode_resized", py_decode_resized, "data"_a, "box"_a = py::none(),
+        "size"_a = py::none(), "flip"_a = false, "engine"_a = "auto");
   m.def("resize_raw", py_resize_raw, "image"_a, "box"_a, "size"_a, "flip"_a = false,
         "padding"_a = "none");
   m.def("coefficients", py_coefficients, "data"_a);

@@ -60,7 +60,7 @@ constexpr int kMaxComponents = 3;        // gray, or three; CMYK is re-encoded b
 // `prepare --max-side` shrinks larger ones (MAX_SHRUNK_PIXELS in fastselfie/data/sources/base.py).
 constexpr int64_t kMaxPixels = 2 * 178'956'970;
 constexpr int kMaxSide = 65535;  // of an image or a box: what a JPEG can have
-constexpr int kMaxOutputSide = 8192;
+constexpr int kMaxOutputSide = kMaxSide;  // an image decodes at its own size
 
 constexpr int ceil_div(int a, int b) { return a / b + (a % b > 0); }
 constexpr int round_up(int a, int b) { return ceil_div(a, b) * b; }
