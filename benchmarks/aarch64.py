@@ -182,7 +182,11 @@ def main() -> None:
         files = corpus(folder)
         built = {target: build(target, folder) for target in (here, arm)}
         expected = outputs(here, built[here], "generic", files)
-        compared = [(arm, "neon"), (arm, "generic"), *((here, name) for name in available_kernels())]
+        compared = [
+            (arm, "neon"),
+            (arm, "generic"),
+            *((here, name) for name in available_kernels()),
+        ]
         different, of_libjpeg = 0, 0
         for target, kernels in compared:
             found = differences(expected, outputs(target, built[target], kernels, files))

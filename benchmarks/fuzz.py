@@ -150,7 +150,8 @@ def main() -> None:
         compiler, sanitizers = "clang++", f"fuzzer,{sanitizers}"
         definitions = ["-DJPEG_LIBFUZZER"]
     if not shutil.which(compiler):
-        print(f"error: {compiler} is missing: sudo apt-get install {compiler.replace('clang++', 'clang')}", file=sys.stderr)
+        package = compiler.replace("clang++", "clang")
+        print(f"error: {compiler} is missing: apt-get install {package}", file=sys.stderr)
         sys.exit(2)
     flags = [*FLAGS, *definitions, f"-fsanitize={sanitizers}"]
     with tempfile.TemporaryDirectory() as temporary:

@@ -31,7 +31,9 @@ def photographs(folders: list[Path]) -> list[Path]:
     return sorted(path for path in found if path.suffix.lower() in suffixes)
 
 
-def requests(number: int, width: int, height: int) -> Iterator[tuple[tuple[int, int, int, int], tuple[int, int]]]:
+def requests(
+    number: int, width: int, height: int
+) -> Iterator[tuple[tuple[int, int, int, int], tuple[int, int]]]:
     """Yield boxes and the sizes that they are decoded to."""
     rng = np.random.default_rng(number)
     whole = (0, 0, width, height)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from helpers.jpegs import SUBSAMPLINGS, ZIGZAG, bit_size, pack_bits, segment, value_bits
+
+from helpers.jpegs import SUBSAMPLINGS, bit_size, pack_bits, segment, value_bits
 
 KINDS = (*sorted(SUBSAMPLINGS), "rgb")
 
@@ -157,19 +159,23 @@ def _tables(scan: _Scan, pool: list[list[int]], optimal: bool) -> list[tuple[Huf
     return tables
 
 
-def _scans(scan: _Scan, pool: list[list[int]], tables: list[tuple[Huffman, Huffman]]):
+def _scans(
+    scan: _Scan, pool: list[list[int]], tables: list[tuple[Huffman, Huffman]]
+) -> Iterator[bytes]:
     """The entropy-coded bytes of each image, with its markers."""
     differences = scan.differences([block[0] for block in pool])
     dc_codes, ac_bits = [], []
     for dc, ac in tables:
         dc_codes.append(dc.codes())
         codes = ac.codes()
-        # The pool is coded with both tables; a block that only luma has may lack a code of chroma's.
+        # All blocks are coded with both tables; one that only luma uses may lack a code of chroma.
         ac_bits.append(
             ["".join(codes.get(s, "") + value_bits(v) for s, v in _ac_symbols(b)) for b in pool]
         )
-    found = {d: bit_size(d) for d in np.unique(differences).tolist()}
-    dc_bits = [{d: codes.get(n, "") + value_bits(d) for d, n in found.items()} for codes in dc_codes]
+    dc_bits = [
+        {d: codes.get(bit_size(d), "") + value_bits(d) for d in np.unique(differences).tolist()}
+        for codes in dc_codes
+    ]
     chroma = [int(c > 0) for c in scan.components]
     for blocks, image in zip(scan.blocks.tolist(), differences.tolist(), strict=True):
         mcus = [

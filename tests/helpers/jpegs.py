@@ -182,7 +182,8 @@ def bit_size(value):
 
 
 def value_bits(value):
-    return f"{value + (value < 0) * ((1 << bit_size(value)) - 1):0{bit_size(value)}b}" if value else ""
+    size = bit_size(value)
+    return f"{value + (value < 0) * ((1 << size) - 1):0{size}b}" if value else ""
 
 
 # The k-th coefficient of a block as stored is this one of its rows laid end to end.
