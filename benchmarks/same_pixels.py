@@ -101,12 +101,12 @@ def main() -> None:
     expected = {name: value for _, value, name in digests(asked.other, asked.folders)}
     found = digests(ROOT, asked.folders, "--every-set")
     different = [f"{name}, {kernels}" for kernels, value, name in found if expected[name] != value]
-    print(*different, sep="\n", end="\n" * bool(different))
-    outputs = len(found) * 2 * len(list(requests(0, 500, 375)))
+    for line in different:
+        print(line)
+    sets = ", ".join(dict.fromkeys(kernels for kernels, _, _ in found))
     print(
-        f"{len(files)} photographs as they are and transcoded, {outputs:,} outputs, "
-        f"{', '.join(dict.fromkeys(kernels for kernels, _, _ in found))}: "
-        f"{len(different)} files differ"
+        f"{len(files)} photographs as they are and transcoded, each decoded in "
+        f"{2 * len(list(requests(0, 500, 375)))} ways by {sets}: {len(different)} files differ"
     )
     sys.exit(bool(different))
 
