@@ -145,15 +145,15 @@ def main() -> None:
     parser.add_argument("--libfuzzer", type=int, metavar="SECONDS", help="instead of --inputs")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
-    compiler, sanitizers, definitions = "g++", asked.sanitizers, []
+    compiler, sanitizers, flags = "g++", asked.sanitizers, FLAGS
     if asked.libfuzzer:
         compiler, sanitizers = "clang++", f"fuzzer,{sanitizers}"
-        definitions = ["-DJPEG_LIBFUZZER"]
+        flags = [*FLAGS, "-DJPEG_LIBFUZZER"]
     if not shutil.which(compiler):
         package = compiler.replace("clang++", "clang")
         print(f"error: {compiler} is missing: apt-get install {package}", file=sys.stderr)
         sys.exit(2)
-    flags = [*FLAGS, *definitions, f"-fsanitize={sanitizers}"]
+    flags = [*flags, f"-fsanitize={sanitizers}"]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         program = build(folder, compiler, flags)
