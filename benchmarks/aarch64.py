@@ -4,9 +4,9 @@ python benchmarks/aarch64.py --json benchmarks/results/aarch64.json
 
 Compiles support/aarch64.cpp for both with the flags of setup.py and runs both, the one for aarch64
 in qemu-user. The inputs are JPEGs made here: every chroma subsampling, gray, progressive, with
-restart markers, cut and damaged; decoded whole, cropped and scaled. On x86-64 every instruction set
-of the processor is compared. A difference ends the script with status 1. It measures no times,
-because an emulator has none.
+restart markers, cut and damaged; decoded whole, cropped and scaled. Every instruction set of both
+processors is compared. A difference ends the script with status 1. It measures no times, because an
+emulator has none.
 
 Needs g++-aarch64-linux-gnu and qemu-user (`make aarch64` installs them for root). libjpeg for arm64
 is downloaded from Debian's mirror into a temporary folder.
@@ -182,7 +182,11 @@ def main() -> None:
         files = corpus(folder)
         built = {target: build(target, folder) for target in (here, arm)}
         expected = outputs(here, built[here], "generic", files)
-        compared = [(arm, "auto"), *((here, name) for name in available_kernels())]
+        compared = [
+            (arm, "neon"),
+            (arm, "generic"),
+            *((here, name) for name in available_kernels()),
+        ]
         different, of_libjpeg = 0, 0
         for target, kernels in compared:
             found = differences(expected, outputs(target, built[target], kernels, files))

@@ -2,10 +2,12 @@
 
 python benchmarks/fuzz.py --inputs 100000 --json benchmarks/results/fuzz.json
 python benchmarks/fuzz.py --inputs 20000 --sanitizers thread
+python benchmarks/fuzz.py --libfuzzer 60
 
-Compiles kernels/jpeg/fuzz.cpp and gives it mutated JPEGs. Needs g++ and the headers of libjpeg. A
-crash or a report of a sanitizer ends the script with status 1. With --json the campaign is added to
-the file and replaces an earlier one under the same sanitizers.
+Compiles kernels/jpeg/fuzz.cpp and gives it mutated JPEGs. Needs g++ and the headers of libjpeg;
+--libfuzzer needs clang++ in place of g++. A crash or a report of a sanitizer ends the script with
+status 1. libFuzzer saves the input that caused it in the current folder. With --json the campaign
+is added to the file and replaces an earlier one under the same sanitizers.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -81,21 +84,48 @@ def deviations(data: bytes) -> list[bytes]:
     ]
 
 
-def build(folder: Path, sanitizers: str) -> tuple[Path, list[str]]:
-    """The fuzzer, and the flags it was compiled with."""
-    flags = [*FLAGS, f"-fsanitize={sanitizers}"]
+def build(folder: Path, compiler: str, flags: list[str]) -> Path:
+    """Compile the fuzzer and return the program."""
     sources = [p for p in sorted(KERNELS.glob("*.cpp")) if not p.name.startswith("bindings")]
 
     def compile_one(source: Path) -> str:
         made = folder / f"{source.stem}.o"
-        subprocess.run(["g++", *flags, "-c", str(source), "-o", str(made)], check=True)
+        subprocess.run([compiler, *flags, "-c", str(source), "-o", str(made)], check=True)
         return str(made)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(compile_one, sources))
     program = folder / "fuzz"
-    subprocess.run(["g++", *flags, *objects, "-ljpeg", "-o", str(program)], check=True)
-    return program, flags
+    subprocess.run([compiler, *flags, *objects, "-ljpeg", "-o", str(program)], check=True)
+    return program
+
+
+def run(command: list[str], pattern: str) -> tuple[int, ...]:
+    """Run the fuzzer and return the numbers that it prints. Exit with status 1 on a fault."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    print(done.stdout, done.stderr[-20_000:], sep="", end="")
+    found = re.search(pattern, done.stdout + done.stderr)
+    if done.returncode or not found:
+        sys.exit(1)
+    return tuple(map(int, found.groups()))
+
+
+def mutate(program: Path, files: list[Path], inputs: int, seed: int) -> dict[str, int]:
+    """Run our own mutations, and return what there is to record."""
+    numbers = run(
+        [str(program), str(inputs), str(seed), *map(str, files)],
+        r"(\d+) inputs, (\d+) calls succeeded, (\d+) batches closed",
+    )
+    return dict(zip(("inputs", "calls_succeeded", "batches_closed_early"), numbers, strict=True))
+
+
+def search(program: Path, files: list[Path], seconds: int, seed: int) -> dict[str, int]:
+    """Run libFuzzer, and return what there is to record."""
+    options = [f"-max_total_time={seconds}", f"-seed={seed}", "-timeout=60", "-print_final_stats=1"]
+    command = [str(program), *options, str(files[0].parent)]
+    # The last line before it ends is "#N DONE cov: EDGES ft: ...".
+    edges, inputs = run(command, r"DONE +cov: (\d+)(?:.*\n)+?Done (\d+) runs")
+    return {"inputs": inputs, "covered_edges": edges}
 
 
 def record(path: Path, campaign: dict[str, object]) -> None:
@@ -112,38 +142,40 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--sanitizers", default="address,undefined")
+    parser.add_argument("--libfuzzer", type=int, metavar="SECONDS", help="instead of --inputs")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
+    compiler, sanitizers, flags = "g++", asked.sanitizers, FLAGS
+    if asked.libfuzzer:
+        compiler, sanitizers = "clang++", f"fuzzer,{sanitizers}"
+        flags = [*FLAGS, "-DJPEG_LIBFUZZER"]
+    if not shutil.which(compiler):
+        package = compiler.replace("clang++", "clang")
+        print(f"error: {compiler} is missing: apt-get install {package}", file=sys.stderr)
+        sys.exit(2)
+    flags = [*flags, f"-fsanitize={sanitizers}"]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        program, flags = build(folder, asked.sanitizers)
-        files = corpus(folder)
+        program = build(folder, compiler, flags)
+        (folder / "corpus").mkdir()
+        files = corpus(folder / "corpus")
         begin = time.monotonic()
-        done = subprocess.run(
-            [str(program), str(asked.inputs), str(asked.seed), *map(str, files)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        if asked.libfuzzer:
+            numbers = search(program, files, asked.libfuzzer, asked.seed)
+        else:
+            numbers = mutate(program, files, asked.inputs, asked.seed)
         seconds = time.monotonic() - begin
-    print(done.stdout, done.stderr[-20_000:], sep="", end="")
-    found = re.search(r"(\d+) inputs, (\d+) calls succeeded, (\d+) batches closed", done.stdout)
-    if done.returncode or not found:
-        sys.exit(1)
-    inputs, succeeded, closed = map(int, found.groups())
-    compiler = subprocess.run(["g++", "--version"], capture_output=True, text=True, check=True)
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
     if asked.json:
         campaign = {
             "command": "python benchmarks/fuzz.py " + shlex.join(sys.argv[1:]),
-            "sanitizers": asked.sanitizers,
+            "sanitizers": sanitizers,
             "seed": asked.seed,
-            "inputs": inputs,
-            "calls_succeeded": succeeded,
-            "batches_closed_early": closed,
+            **numbers,
             "faults": 0,
             "files_mutated": len(files),
             "kernels": jpeg.available_kernels(),
-            "compiler": compiler.stdout.splitlines()[0],
+            "compiler": version.stdout.splitlines()[0],
             "flags": shlex.join(flags),
             "seconds": round(seconds),
             "date": datetime.now(timezone.utc).date().isoformat(),

@@ -2,6 +2,9 @@
 
 Boxes are (left, top, width, height) in pixels. Sizes are (height, width), as in array shapes.
 An invalid image or box raises `JpegError`, a `ValueError`.
+
+The environment variable FASTSELFIE_KERNELS chooses the instruction set: one of
+`available_kernels()`.
 """
 
 from fastselfie.kernels.jpeg._jpeg import (
@@ -20,6 +23,8 @@ from fastselfie.kernels.jpeg._jpeg import (
     selected_kernels,
     transcode,
 )
+
+select_kernels("auto")  # a wrong FASTSELFIE_KERNELS is reported here, not as a damaged image
 
 # The types of items for BatchDecoder.submit(kinds=...).
 KIND_JPEG, KIND_RAW, KIND_RAW_ZERO_PADDED, KIND_RAW_REFLECTED = range(4)

@@ -111,7 +111,10 @@ def selected_kernels() -> str:
     """Return the instruction set in use."""
 
 def select_kernels(name: str) -> None:
-    """Use one of available_kernels(), or "auto". All give the same bytes. For tests, benchmarks."""
+    """Use one of available_kernels(). All give the same bytes. For tests and benchmarks.
+
+    "auto" is what the environment variable FASTSELFIE_KERNELS names, else the best.
+    """
 
 class BatchDecoder:
     """A pool of threads that fills batches in the background, in the order of submit().

@@ -1,16 +1,19 @@
-// Fuzzing: seeded mutations of the given JPEG files through every entry point, raw pixels and the
-// batch pool among them. Built and run by benchmarks/fuzz.py, under AddressSanitizer and UBSan, or
-// under ThreadSanitizer.
+// Fuzzing: damaged JPEG files through every entry point, raw pixels and the batch pool among them.
+// Built and run by benchmarks/fuzz.py, under AddressSanitizer and UBSan, or under ThreadSanitizer.
+// An Error is an answer; a crash or a sanitizer's report is a fault.
 //
 //   fuzz INPUTS SEED FILE...
 //
-// An Error is an answer; a crash or a sanitizer's report is a fault. Prints how many inputs there
-// were, how many calls on them succeeded, and how many batches were closed before their end.
+// mutates the given files by itself. Prints how many inputs there were, how many calls on them
+// succeeded, and how many batches were closed before their end. Compiled with JPEG_LIBFUZZER and
+// -fsanitize=fuzzer, the program is libFuzzer's instead: its mutations follow the coverage, and the
+// bytes of an input decide all else, so that a saved input reproduces its fault.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <iterator>
+#include <numeric>
 #include <random>
 #include <thread>
 
@@ -27,6 +30,7 @@ using Buffer = std::vector<uint8_t>;
 
 int below(Random& random, int n) { return static_cast<int>(random() % static_cast<uint64_t>(n)); }
 
+#if !defined(JPEG_LIBFUZZER)
 // A few changes, most of them where the structure is: in the header.
 void mutate(Buffer& data, Random& random) {
   for (int changes = 1 + below(random, 6); changes > 0 && data.size() > 4; --changes) {
@@ -45,6 +49,7 @@ void mutate(Buffer& data, Random& random) {
     }
   }
 }
+#endif
 
 // The bytes in a block of exactly their size, so that AddressSanitizer sees one byte too far.
 struct Exact {
@@ -148,6 +153,15 @@ int exercise_raw(Decoder& decoder, Random& random) {
   });
 }
 
+// One input that is no batch: a damaged file, or now and then raw pixels. Returns how many calls
+// succeeded.
+int exercise(Bytes data, Decoder& decoder, Random& random) {
+  static const std::vector<std::string> sets = available_kernels();
+  select_kernels(sets[below(random, static_cast<int>(sets.size()))]);
+  return below(random, 8) ? exercise_jpeg(data, decoder, random) : exercise_raw(decoder, random);
+}
+
+#if !defined(JPEG_LIBFUZZER)
 // Batches of damaged files in one buffer, with pointers that may leave it, as a damaged .beton has
 // them; submitted, waited for and closed by several threads at once, often before the end.
 struct Storm {
@@ -208,9 +222,20 @@ struct Storm {
     closed += dropped;
   }
 };
+#endif
 
 }  // namespace
 
+#if defined(JPEG_LIBFUZZER)
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  static Decoder decoder;
+  Random random(std::accumulate(data, data + size, uint64_t{size}, [](uint64_t hash, uint8_t byte) {
+    return (hash ^ byte) * 0x100000001b3;  // FNV-1a
+  }));
+  exercise({data, size}, decoder, random);  // libFuzzer's copy has exactly its size
+  return 0;
+}
+#else
 int main(int argc, char** argv) {
   if (argc < 4) {
     std::fprintf(stderr, "usage: %s INPUTS SEED FILE...\n", argv[0]);
@@ -222,27 +247,22 @@ int main(int argc, char** argv) {
     corpus.emplace_back(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
   }
   Random random(std::strtoull(argv[2], nullptr, 10));
-  const std::vector<std::string> sets = available_kernels();
   Decoder decoder;
   Storm storm;
   const long wanted = std::strtol(argv[1], nullptr, 10);
   long alone = 0, done = 0;
   while (alone + storm.inputs < wanted) {
-    select_kernels(sets[below(random, static_cast<int>(sets.size()))]);
     if (!below(random, 100)) {  // a fifth of all inputs
       storm.blow(corpus, random);
       continue;
     }
     ++alone;
-    if (!below(random, 8)) {
-      done += exercise_raw(decoder, random);
-      continue;
-    }
     Buffer data = corpus[below(random, static_cast<int>(corpus.size()))];
     mutate(data, random);
     const Exact exact(data);
-    done += exercise_jpeg({exact.bytes.get(), exact.size}, decoder, random);
+    done += exercise({exact.bytes.get(), exact.size}, decoder, random);
   }
   std::printf("%ld inputs, %ld calls succeeded, %ld batches closed\n", alone + storm.inputs,
               done + storm.done, storm.closed);
 }
+#endif

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 
 namespace fastselfie::jpeg {
 namespace {
@@ -18,13 +19,33 @@ std::vector<const Kernels*> supported() {  // best first
     sets.push_back(&avx512::kKernels);
   }
   if (avx2) sets.push_back(&avx2::kKernels);
+#elif defined(__aarch64__)
+  sets.push_back(&neon::kKernels);
 #endif
   sets.push_back(&generic::kKernels);
   return sets;
 }
 
+// Null if this processor has no such set.
+const Kernels* find(const std::string& name) {
+  const std::vector<const Kernels*> sets = supported();
+  const auto found = std::find_if(sets.begin(), sets.end(),
+                                  [&](const Kernels* set) { return name == set->name; });
+  return found == sets.end() ? nullptr : *found;
+}
+
+const Kernels* choose_default() {
+  static const char* const wanted = std::getenv("FASTSELFIE_KERNELS");
+  if (wanted == nullptr) return supported().front();
+  if (const Kernels* set = find(wanted)) return set;
+  std::string names;
+  for (const std::string& name : available_kernels()) names += (names.empty() ? "" : ", ") + name;
+  throw Error("FASTSELFIE_KERNELS=" + std::string(wanted) +
+              ": this processor has no such kernels: set it to one of " + names);
+}
+
 std::atomic<const Kernels*>& selected() {
-  static std::atomic<const Kernels*> kernels{supported().front()};
+  static std::atomic<const Kernels*> kernels{choose_default()};
   return kernels;
 }
 
@@ -74,13 +95,9 @@ std::vector<std::string> available_kernels() {
 }
 
 void select_kernels(const std::string& name) {
-  for (const Kernels* set : supported()) {
-    if (name == "auto" || name == set->name) {
-      selected().store(set);
-      return;
-    }
-  }
-  throw Error("this processor has no kernels called '" + name + "'");
+  const Kernels* const set = name == "auto" ? choose_default() : find(name);
+  if (set == nullptr) throw Error("this processor has no kernels called '" + name + "'");
+  selected().store(set);
 }
 
 }  // namespace fastselfie::jpeg

@@ -104,7 +104,8 @@ struct Kernels {
 
 constexpr int kTile = 32;
 
-// The best set that this processor has, unless select_kernels() said otherwise.
+// The set that FASTSELFIE_KERNELS names, else the best that this processor has, unless
+// select_kernels() said otherwise.
 const Kernels& kernels();
 std::vector<std::string> available_kernels();
 void select_kernels(const std::string& name);  // "auto", or one of available_kernels()
@@ -117,6 +118,10 @@ namespace avx2 {
 extern const Kernels kKernels;
 }
 namespace avx512 {
+extern const Kernels kKernels;
+}
+#elif defined(__aarch64__)
+namespace neon {
 extern const Kernels kKernels;
 }
 #endif

@@ -40,10 +40,29 @@ inline I16x16 splat(int16_t x) { return I16x16{} + x; }
 
 inline I16x16 widen(U8x16 v) { return __builtin_convertvector(v, I16x16); }
 
+#if defined(JPEG_HAVE_NEON)
+struct Halves {
+  int16x8_t low, high;
+};
+inline Halves halves(I16x16 v) {
+  Halves parts;
+  std::memcpy(&parts, &v, sizeof parts);
+  return parts;
+}
+inline I16x16 joined(int16x8_t low, int16x8_t high) {
+  const Halves parts{low, high};
+  return load<I16x16>(&parts);
+}
+#endif
+
 // (a * b) / 2^15, rounded.
 inline I16x16 multiply_q15(I16x16 a, I16x16 b) {
 #if defined(JPEG_HAVE_AVX2)
   return (I16x16)_mm256_mulhrs_epi16((__m256i)a, (__m256i)b);
+#elif defined(JPEG_HAVE_NEON)
+  // Saturates -2^15 * -2^15, which no caller has: one factor is a weight or a constant.
+  const auto x = halves(a), y = halves(b);
+  return joined(vqrdmulhq_s16(x.low, y.low), vqrdmulhq_s16(x.high, y.high));
 #else
   const I32x16 wide = __builtin_convertvector(a, I32x16) * __builtin_convertvector(b, I32x16);
   return __builtin_convertvector((wide + (1 << 14)) >> 15, I16x16);
@@ -54,6 +73,9 @@ inline U8x16 narrow_saturated(I16x16 v) {
 #if defined(JPEG_HAVE_AVX2)
   const __m256i packed = _mm256_packus_epi16((__m256i)v, (__m256i)v);
   return (U8x16)_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08));
+#elif defined(JPEG_HAVE_NEON)
+  const auto x = halves(v);
+  return (U8x16)vqmovun_high_s16(vqmovun_s16(x.low), x.high);
 #else
   v = v < 0 ? splat(0) : v;
   v = v > 255 ? splat(255) : v;
@@ -118,12 +140,16 @@ inline Octets interleave_high(Octets a, Octets b) {
   return JPEG_SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
 }
 inline Octets to_octets(Words a, Words b) {
+#if defined(JPEG_HAVE_NEON)
+  return (Octets)vqmovn_high_s16(vqmovn_s16((int16x8_t)a), (int16x8_t)b) + 128;
+#else
   alignas(16) uint8_t bytes[16];
   for (int i = 0; i < 8; ++i) {
     bytes[i] = static_cast<uint8_t>(std::clamp<int>(a[i], -128, 127) + 128);
     bytes[8 + i] = static_cast<uint8_t>(std::clamp<int>(b[i], -128, 127) + 128);
   }
   return load<Octets>(bytes);
+#endif
 }
 inline Words repeat_block(const int16_t* values) { return load<Words>(values); }
 inline Words load_blocks(const int16_t* const (&blocks)[kBlocks], int offset) {
@@ -152,6 +178,28 @@ template <int kShift>
 inline Words descale(Wide v) {
   constexpr uint32_t kHalf = 1u << (kShift - 1);
   return pack(shift_right(v.low + kHalf, kShift), shift_right(v.high + kHalf, kShift));
+}
+#elif defined(JPEG_HAVE_NEON)
+struct Pair {
+  int16x8_t a, b;
+};
+struct Wide {
+  uint32x4_t low, high;  // they wrap
+  Wide operator+(Wide other) const { return {low + other.low, high + other.high}; }
+  Wide operator-(Wide other) const { return {low - other.low, high - other.high}; }
+};
+inline Pair pair(Words a, Words b) { return {(int16x8_t)a, (int16x8_t)b}; }
+inline Wide dot(Pair p, int first, int second) {
+  const auto f = static_cast<int16_t>(first), s = static_cast<int16_t>(second);
+  const int32x4_t low = vmull_n_s16(vget_low_s16(p.a), f), high = vmull_high_n_s16(p.a, f);
+  return {(uint32x4_t)vmlal_n_s16(low, vget_low_s16(p.b), s),
+          (uint32x4_t)vmlal_high_n_s16(high, p.b, s)};
+}
+template <int kShift>
+inline Words descale(Wide v) {
+  constexpr uint32_t kHalf = 1u << (kShift - 1);
+  const auto shifted = [](uint32x4_t x) { return vshrq_n_s32((int32x4_t)(x + kHalf), kShift); };
+  return (Words)vqmovn_high_s32(vqmovn_s32(shifted(v.low)), shifted(v.high));
 }
 #else
 using Wide = U32x8;  // they wrap

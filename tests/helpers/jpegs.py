@@ -144,12 +144,12 @@ def write_baseline(components):
     frame = b"".join(bytes([i, 0x11, 0]) for i in ids)
     parts = [
         b"\xff\xd8\xff\xdb\0\x43\0" + bytes(range(1, 65)),
-        _segment(0xC0, b"\x08" + sizes + bytes([len(components)]) + frame),
-        _segment(0xC4, b"\0" + bytes([0] * 4 + [16] + [0] * 11) + bytes(range(16))),
-        _segment(0xC4, b"\x10" + bytes([0] * 7 + [255] + [0] * 8) + bytes(range(255))),
+        segment(0xC0, b"\x08" + sizes + bytes([len(components)]) + frame),
+        segment(0xC4, b"\0" + bytes([0] * 4 + [16] + [0] * 11) + bytes(range(16))),
+        segment(0xC4, b"\x10" + bytes([0] * 7 + [255] + [0] * 8) + bytes(range(255))),
     ]
     for i, blocks in zip(ids, components, strict=True):
-        parts.append(_segment(0xDA, bytes([1, i, 0, 0, 63, 0])))
+        parts.append(segment(0xDA, bytes([1, i, 0, 0, 63, 0])))
         parts.append(pack_bits(_scan_bits(blocks.reshape(-1, 64))))
     return b"".join(parts) + b"\xff\xd9"
 
@@ -159,30 +159,31 @@ def pack_bits(bits):
     return int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
 
 
-def _segment(marker, body):
+def segment(marker, body):
     return bytes([0xFF, marker]) + (len(body) + 2).to_bytes(2, "big") + body
 
 
 def _scan_bits(blocks):
     previous, bits = 0, []
     for block in blocks[:, ZIGZAG].tolist():
-        bits.append(f"{_size(block[0] - previous):05b}" + _value_bits(block[0] - previous))
+        bits.append(f"{bit_size(block[0] - previous):05b}" + value_bits(block[0] - previous))
         previous, zeros = block[0], 0
         for value in block[1:]:
             if value:
                 bits.append("11110000" * (zeros // 16))
-                bits.append(f"{zeros % 16 << 4 | _size(value):08b}" + _value_bits(value))
+                bits.append(f"{zeros % 16 << 4 | bit_size(value):08b}" + value_bits(value))
             zeros = 0 if value else zeros + 1
         bits.append("00000000" if zeros else "")
     return "".join(bits)
 
 
-def _size(value):
+def bit_size(value):
     return abs(value).bit_length()
 
 
-def _value_bits(value):
-    return f"{value + (value < 0) * ((1 << _size(value)) - 1):0{_size(value)}b}" if value else ""
+def value_bits(value):
+    size = bit_size(value)
+    return f"{value + (value < 0) * ((1 << size) - 1):0{size}b}" if value else ""
 
 
 # The k-th coefficient of a block as stored is this one of its rows laid end to end.
