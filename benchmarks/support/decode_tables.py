@@ -57,9 +57,8 @@ def _rows(result: dict[str, Any], name: str, title: str) -> tuple[list[str], lis
 def _conditions(result: dict[str, Any]) -> str:
     environment, protocol, files = result["environment"], result["protocol"], result["files"]
     packages = {k: v for found in result["versions"].values() for k, v in found.items()}
-    versions = ", ".join(
-        f"{k} {v}" for k, v in packages.items() if k not in ("fastselfie", "torch")
-    )
+    packages = {k: v for k, v in packages.items() if k not in ("fastselfie", "torch")}
+    versions = ", ".join(f"{name} {version}" for name, version in packages.items())
     missing = f" Left out: {', '.join(result['left_out'])}." if result["left_out"] else ""
     return (
         f"{environment['processor']}; {files['photographs']} photographs of "
