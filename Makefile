@@ -52,7 +52,8 @@ docs: $(VENV)/.docs
 
 # The tests' packages have FFCV and DALI in them; SPDL loads the system's FFmpeg.
 bench: $(VENV)/.dev
-	$(BIN)/python -m pip install -q -c constraints.txt spdl webdataset
+	$(BIN)/python -m pip install -q -c constraints.txt spdl webdataset \
+	  simplejpeg imagecodecs kornia-rs
 	PYTHON=$(BIN)/python benchmarks/run_all.sh "$(DATA)"
 
 aarch64: $(VENV)/.run

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from support.conditions import command, environment
-from support.contenders import files_of
+from support.image_folder import files_of
 from support.rounds import spread
 
 # A pair does the same work as far as FFCV's writer can: it always encodes anew, at a quality of 90

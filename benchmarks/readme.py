@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from step import ISAS
-from support import loader_tables, reliability_tables, step_tables, training_tables
+from support import (
+    decode_tables,
+    loader_tables,
+    reliability_tables,
+    step_tables,
+    training_tables,
+)
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -42,6 +48,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "throughput": lambda: loader_tables.throughput(_read_all("throughput-{}", *_THROUGHPUT)),
     "overhead": lambda: loader_tables.overhead(_read("loader-overhead")),
     "loaders": lambda: loader_tables.loaders(_read("throughput-q90-224")),
+    "decode": lambda: decode_tables.decode(
+        [_read(path.stem) for path in sorted(RESULTS.glob("decode*.json"))]
+    ),
     "conversion": lambda: loader_tables.conversion(_read("conversion")),
     "step": lambda: step_tables.step(_read_all("step-{}", "cifar10", "in224")),
     "beside": lambda: step_tables.beside(_read_all("step-beside-{}", *ISAS)),

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Make every table of speed from a folder of photographs, in under half an hour on 2 cores.
+# Make every table of speed from a folder of photographs, in about an hour on 2 cores.
 #   benchmarks/run_all.sh PHOTOS [WORK]     PHOTOS/CLASS/*.jpg; WORK: the inputs, made where missing
-# Needs ffcv, nvidia-dali, spdl and webdataset: see benchmarks/README.md.
-# PYTHON, THREADS, OUT and SECONDS_A_ROUND may be set.
+# Needs ffcv, nvidia-dali, spdl, webdataset and simplejpeg: see benchmarks/README.md.
+# PYTHON, THREADS, OUT, SECONDS_A_ROUND and TORCHVISION, an interpreter with it, may be set.
 set -eu
 
 photos=${1:?"usage: benchmarks/run_all.sh PHOTOS [WORK]"}
@@ -35,7 +35,8 @@ prepare "$work/orig.beton"
 q90="--data $work/q90.beton --ffcv-data $work/ffcv.beton --folder $work/q90-folder"
 all=native,ffcv,dali-cpu,folder
 measure q90-224 "Long side 500, quality 90, to 224" $q90 --cold \
-  --loaders native,ffcv,ffcv-shared,dali-cpu,folder,spdl,webdataset \
+  --loaders "native,ffcv,ffcv-shared,dali-cpu,folder,simplejpeg${TORCHVISION:+,torchvision},spdl,webdataset" \
+  ${TORCHVISION:+--torchvision "$TORCHVISION"} \
   --end-to-end "$here/../configs/quickstart.yaml"
 measure q90-160 "The same, to 160" $q90 --size 160 --loaders $all
 measure q90-128 "The same, to 128" $q90 --size 128 --loaders $all
@@ -44,6 +45,8 @@ measure q90-eval "The same, central crop to 224" $q90 --mode eval --loaders $all
 measure orig-224 "The photographs as they are, to 224" --data "$work/orig.beton" \
   --folder "$photos" --loaders $all
 measure resident "50,000 raw images of 32x32" --raw "$work/noise.beton"
+"$python" "$here/decode.py" --data "$photos" --seconds "$seconds" --json "$out/decode.json" \
+  ${TORCHVISION:+--torchvision "$TORCHVISION"}
 "$python" "$here/conversion.py" "$photos" --json "$out/conversion.json"
 for config in cifar10 in224; do
   "$python" "$here/step.py" --config "$here/../configs/$config.yaml" --threads "$threads" \

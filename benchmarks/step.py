@@ -18,9 +18,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,10 +28,10 @@ from support.arguments import Parser, above_zero, chosen, result_file
 from support.conditions import command, environment
 from support.rounds import Worker, WorkerError, alternate, spread
 from support.showing import print_step_table
+from support.step_job import BASELINE, StepJob
 
 from fastselfie.errors import UserError
 
-BASELINE = "straightforward"
 # Each is our step with one thing turned round, so that a reader sees what it buys.
 SWITCHES: dict[str, tuple[str, ...]] = {
     "ours": (),
@@ -53,34 +52,6 @@ ISAS = {
     "AVX512_CORE_AMX": "amx_bf16",
 }
 _MATMUL = 2048  # side of the product that the machine's own rate is measured with
-
-
-@dataclass(frozen=True)
-class StepJob:
-    """One contender: the config it runs and how."""
-
-    name: str
-    config: str
-    overrides: tuple[str, ...]
-    batch: int
-    threads: int
-    ready: int = 2
-
-    def images(self, batch: int) -> int:
-        return batch
-
-    def stream(self) -> Generator[int]:
-        """Take a step, wait for it, say how many images it had."""
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `fastselfie train` sets it
-        from support.step_contenders import build_ours, build_straightforward
-
-        from fastselfie.config.load import load_config
-
-        build = build_straightforward if self.name == BASELINE else build_ours
-        take = build(load_config(self.config, list(self.overrides)))
-        while True:
-            take()
-            yield self.batch
 
 
 def main() -> None:

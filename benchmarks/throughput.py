@@ -28,7 +28,9 @@ from typing import TYPE_CHECKING, Any
 
 from support.arguments import Parser, above_zero, chosen, result_file
 from support.conditions import command, environment, named
-from support.contenders import CONTENDERS, Spec, shards_of
+from support.contenders import CONTENDERS, Spec
+from support.image_folder import shards_of
+from support.peers import look_up
 from support.rounds import Round, Worker, WorkerError, alternate, spread
 from support.showing import plot, print_table
 
@@ -47,9 +49,9 @@ def main(arguments: list[str]) -> None:
     load = os.getloadavg()
     began = time.strftime("%Y-%m-%d %H:%M:%S %z")
     with ExitStack() as stack:
-        workers = [stack.enter_context(Worker(spec)) for spec in specs]
+        workers = [stack.enter_context(_worker(spec, options)) for spec in specs]
         found = alternate(workers, options.rounds, options.seconds, _say)
-    read = {spec.loader: _cold_read(spec) for spec in specs} if options.cold else {}
+    read = {spec.loader: _cold_read(spec, options) for spec in specs} if options.cold else {}
     result = _result(found, specs, read)
     if options.end_to_end:
         result["end_to_end"] = _end_to_end(options)
@@ -83,6 +85,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--threads", type=int, default=2, help="of each loader, or worker processes")
     add("--rounds", type=int, default=5)
     add("--seconds", type=float, default=3.0, help="the least of a round")
+    add("--torchvision", metavar="PYTHON", help="the interpreter that has torchvision")
     add("--cold", action="store_true", help="also measure MB read an image, from a cold cache")
     add("--end-to-end", metavar="CONFIG", help="also loader, step and both on --data")
     add("--set", metavar="KEY=VALUE", action="append", default=[], help="of the config")
@@ -106,8 +109,12 @@ def _specs(options: argparse.Namespace) -> list[Spec]:
         if (name in _RAW_LOADERS.split(",")) != bool(options.raw):
             raise UserError(f"--loaders: {name} does not go with {'--raw' if options.raw else ''}"
                             f"{'--data' if options.data else ''}")  # fmt: skip
-        if not _installed(CONTENDERS[name].package):
-            raise UserError(f"{name}: the package {CONTENDERS[name].package} is not installed: "
+        package = CONTENDERS[name].package
+        there = _installed(package)
+        if name == "torchvision" and options.torchvision:
+            there = not look_up(package, [], options.torchvision).problem
+        if not there:
+            raise UserError(f"{name}: the package {package} is not installed: "
                             "see benchmarks/README.md, or leave it out of --loaders")  # fmt: skip
     from support import inputs
 
@@ -145,7 +152,11 @@ def _installed(package: str) -> bool:
         return False
 
 
-def _cold_read(spec: Spec) -> float:
+def _worker(spec: Spec, options: argparse.Namespace) -> Worker:
+    return Worker(spec, options.torchvision if spec.loader == "torchvision" else None)
+
+
+def _cold_read(spec: Spec, options: argparse.Namespace) -> float:
     """MB an image that a first pass brings from the disk into the page cache.
 
     After the rounds, when nobody maps the files any more.
@@ -161,7 +172,7 @@ def _cold_read(spec: Spec) -> float:
     images = len(BetonReader(spec.data))
     cache.forget(paths)
     before = cache.resident(paths)
-    with Worker(replace(spec, epoch=1)) as worker:
+    with _worker(replace(spec, epoch=1), options) as worker:
         worker.take(images)
     return round((cache.resident(paths) - before) / 1e6 / images, 5)
 

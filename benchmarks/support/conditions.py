@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-_PEERS = ("ffcv", "nvidia-dali", "spdl", "webdataset", "numba", "opencv-python", "pillow", "numpy",
-          "triton")  # fmt: skip
+_PEERS = ("ffcv", "imagecodecs", "kornia", "numba", "numpy", "nvidia-dali", "opencv-python",
+          "pillow", "simplejpeg", "spdl", "triton", "webdataset")  # fmt: skip
 
 
 def environment(threads: int) -> dict[str, Any]:

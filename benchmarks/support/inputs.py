@@ -17,7 +17,7 @@ import numpy as np
 from fastselfie.data.beton.reader import IMAGE_MODES, BetonReader
 from fastselfie.data.beton.writer import BetonWriter
 from fastselfie.errors import UserError
-from support.contenders import files_of, shards_of
+from support.image_folder import files_of, shards_of
 
 _SHARDS = 4
 _NOISE, _SIDE, _CLASSES = 50_000, 32, 10

@@ -8,7 +8,8 @@ from support.markdown import median, table
 
 _NAMES = {
     "native": "native", "resident": "resident", "ffcv": "FFCV", "ffcv-shared": "FFCV, our file",
-    "ffcv-raw": "FFCV", "dali-cpu": "DALI", "folder": "torch + Pillow", "spdl": "SPDL",
+    "ffcv-raw": "FFCV", "dali-cpu": "DALI", "folder": "torch + Pillow",
+    "simplejpeg": "torch + simplejpeg", "torchvision": "torch + torchvision", "spdl": "SPDL",
     "webdataset": "WebDataset",
 }  # fmt: skip
 _PEERS = (("ffcv", "ffcv-raw"), ("dali-cpu",), ("folder",))
