@@ -26,7 +26,7 @@ def output_of(module, interpret):
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=1800,  # of a hang: a busy machine takes its time
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
