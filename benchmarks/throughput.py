@@ -59,6 +59,9 @@ def main(arguments: list[str]) -> None:
         "began": began,
         "load_average": {"start": load, "end": os.getloadavg()},
     }
+    if "torchvision" in found:
+        versions = look_up("torchvision", ["torchvision", "torch"], options.torchvision).versions
+        result["environment"]["torchvision"] = versions
     result["protocol"] = _protocol(options, specs)
     options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print_table(result)

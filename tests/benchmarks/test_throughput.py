@@ -7,9 +7,12 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from conftest import REPOSITORY, picture
+from PIL import Image
 
 from fastselfie.data.beton.writer import BetonWriter
 
@@ -127,3 +130,25 @@ def test_a_missing_peer_is_one_line(beton, tmp_path):
     (line,) = done.stderr.splitlines()
     assert "ffcv" in line
     assert "not installed" in line
+
+
+@pytest.mark.extra  # OpenCV comes with FFCV
+@pytest.mark.parametrize("train", [False, True])
+def test_the_crop_of_the_simplejpeg_peer_shows_what_pillows_shows(train, tmp_path, monkeypatch):
+    """The same box, from another decoder (here Pillow stands in) and another bilinear resize."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    from support.crops import PillowCrop, SimplejpegCrop
+
+    def decode_jpeg(data):
+        return np.array(Image.open(io.BytesIO(data)).convert("RGB"))
+
+    monkeypatch.setitem(sys.modules, "simplejpeg", SimpleNamespace(decode_jpeg=decode_jpeg))
+    ramp = np.linspace(0, 255, 96 * 64).reshape(64, 96).astype(np.uint8)
+    file = tmp_path / "ramp.jpg"
+    Image.fromarray(np.stack([ramp, ramp, ramp[::-1]], axis=2)).save(file)
+    crops = [PillowCrop(32, train), SimplejpegCrop(32, train)]
+    for crop in crops:
+        crop.rng = np.random.default_rng(3)
+    one, other = (np.asarray(crop(str(file))).astype(int) for crop in crops)
+    assert one.shape == other.shape == (32, 32, 3)
+    assert np.abs(one - other).mean() < 8
