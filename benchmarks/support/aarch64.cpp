@@ -85,8 +85,10 @@ void decoded(const std::string& name, jpeg::Bytes data, jpeg::Size image) {
       line(of + " planes " + std::to_string(number++), [&](Hash& hash) {
         for (const int block : {8, 4, 2, 1}) {
           for (const auto& view : decoder.decode_planes(data, box, block, engine)) {
-            for (int x = 0; x < view.size.width; ++x) {  // transposed: a column is contiguous
-              hash.add(view.plane.data + size_t(x) * view.plane.stride, view.size.height);
+            for (int x = 0; x < view.size.width; ++x) {
+              for (int y = 0; y < view.size.height; ++y) {
+                hash.add(view.plane.at(view.plane.first_x + x, view.plane.first_y + y), 1);
+              }
             }
           }
         }
