@@ -12,9 +12,7 @@ inline void refill(BitPosition& at) {
   uint64_t word;
   std::memcpy(&word, at.next, 8);
   at.bits |= __builtin_bswap64(word) >> (at.count & 63);
-  const uint8_t* const next = at.next + (~at.count >> 3 & 7);
-  const uint8_t* const stop = at.end + kReadBehind;
-  at.next = next < stop ? next : stop;
+  at.next += ~at.count >> 3 & 7;
   at.count |= 56;
 }
 
@@ -105,7 +103,7 @@ inline bool decode_entry(Cursor& cursor, int16_t* coefficients) {
   consume(cursor.at, static_cast<uint32_t>(entry));
   cursor.position =
       select(entry & HuffmanTable::kEndOfBlock, block + 64, cursor.position + advance);
-  const bool done = entry & HuffmanTable::kNextTable;
+  const uint64_t done = entry / HuffmanTable::kNextTable & 1;
   TableStep next_step = *cursor.next_step;
   asm("" : "+r"(next_step));  // loaded in any case, which leaves a register to choose
   cursor.step = select(done, next_step, cursor.step);

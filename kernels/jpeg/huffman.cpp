@@ -179,7 +179,7 @@ void ScanTables::build(const Header& header) {
 }
 
 size_t unstuff(Bytes interval, std::vector<uint8_t>& out) {
-  if (out.size() < interval.size + kIntervalPadding) out.resize(interval.size + kIntervalPadding);
+  if (out.size() < interval.size + kReadBehind) out.resize(interval.size + kReadBehind);
   const uint8_t* in = interval.data;
   const uint8_t* const end = in + interval.size;
   uint8_t* to = out.data();
@@ -193,7 +193,7 @@ size_t unstuff(Bytes interval, std::vector<uint8_t>& out) {
     while (in < end && *in == 0xFF) ++in;  // fill bytes
     ++in;  // index_intervals() has seen that a zero follows
   }
-  std::memset(to, 0, kIntervalPadding);
+  std::memset(to, 0, kZerosBehind);
   return to - out.data();
 }
 

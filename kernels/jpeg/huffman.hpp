@@ -86,11 +86,12 @@ class ScanTables {
 // does not allow it.
 int symbol_advance(int symbol, bool ac);
 
-// The bit reader stops this many bytes behind an interval, however many bits a damaged one takes,
-// and loads eight bytes at a time.
-constexpr size_t kReadBehind = 16, kIntervalPadding = kReadBehind + 8;
+// A chunk may be read this far behind an interval before anybody notices: 64 symbols a block of at
+// most 27 bits, and a refill. Zeros follow the interval, so that the next symbol is always the same;
+// what lies behind them decides nothing, as the interval is refused.
+constexpr size_t kReadBehind = kChunkBlocks * 64 * 27 / 8 + 16, kZerosBehind = 24;
 
-// Copies the interval without the zeros stuffed behind each 0xFF, and pads it with zeros. Returns
+// Copies the interval without the zeros stuffed behind each 0xFF, and pads it. Returns
 // the length without the padding.
 size_t unstuff(Bytes interval, std::vector<uint8_t>& out);
 
