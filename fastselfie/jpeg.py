@@ -195,7 +195,7 @@ def decode_batch(
 
     def decode_one(index: int) -> NDArray[np.uint8] | None:
         try:
-            pixels = decode(sources[index], boxes[index], size, mirrored[index])
+            pixels = decode(sources[index], boxes[index], shape, mirrored[index])
         except (ValueError, TypeError) as error:  # a JpegError too
             raise type(error)(f"image {index}: {error}") from error
         if out is None:

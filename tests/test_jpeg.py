@@ -256,6 +256,13 @@ def test_an_impossible_size(size):
     assert not isinstance(caught.value, jpeg.JpegError)
 
 
+def test_a_size_that_needs_too_much_memory():
+    """A row per pixel of a tall image, each as wide as the result: 4 GB a component."""
+    tall = as_file(np.zeros((65_500, 1, 3), np.uint8), "JPEG")
+    with pytest.raises(jpeg.JpegError, match="too large: this size of this box needs too much"):
+        jpeg.decode(tall, size=(1, 65_535))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

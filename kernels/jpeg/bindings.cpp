@@ -82,13 +82,9 @@ py::array_t<uint8_t> py_decode_resized(const py::buffer& data, const std::option
                                        const std::string& engine) {
   const BufferView view(data);
   const Engine which = to_engine(engine);
-  Box part;
-  if (box) part = to_box(*box);
-  if (!box || !size) {
-    const Size image = parse_header(view.bytes()).size;
-    if (!box) part = {0, 0, image.width, image.height};
-    require_box_inside(part, image);  // before memory of the box's size is allocated
-  }
+  const Size image = parse_header(view.bytes()).size;
+  const Box part = box ? to_box(*box) : Box{0, 0, image.width, image.height};
+  require_box_inside(part, image);  // before memory is allocated
   const Size out_size = size ? to_size(*size) : Size{part.width, part.height};
   py::array_t<uint8_t> out = new_image(out_size);
   uint8_t* const rgb = out.mutable_data();
@@ -105,8 +101,11 @@ py::array_t<uint8_t> py_resize_raw(const Array<uint8_t>& image, const BoxTuple& 
   }
   py::array_t<uint8_t> out = new_image(to_size(size));
   const Size shape{static_cast<int>(image.shape(1)), static_cast<int>(image.shape(0))};
-  this_threads_decoder().resize_raw(image.data(), shape, to_box(box), to_padding(padding), flip,
-                                    to_size(size), out.mutable_data());
+  const Padding outside = to_padding(padding);
+  uint8_t* const rgb = out.mutable_data();
+  const uint8_t* const pixels = image.data();
+  const py::gil_scoped_release release;
+  this_threads_decoder().resize_raw(pixels, shape, to_box(box), outside, flip, to_size(size), rgb);
   return out;
 }
 

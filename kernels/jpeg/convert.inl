@@ -36,9 +36,8 @@ class PlainRows {
   RowPair at(int y) {
     if (!input_.halved_y) return {row(y), nullptr, 64, 0};
     const int nearer = y / 2;
-    const RowPair pair = y % 2 ? RowPair{row(nearer), row(nearer + 1), 48, 16}
-                               : RowPair{row(nearer - 1), row(nearer), 16, 48};
-    return pair;
+    if (y % 2) return {row(nearer), row(nearer + 1), 48, 16};
+    return {row(nearer - 1), row(nearer), 16, 48};
   }
 
  private:
@@ -87,20 +86,17 @@ template <ColorModel kColor, bool kHalvedRows>
 void convert_as(const PlainInput* planes, const Box& box, uint8_t* rgb) {
   PlainRows sources[] = {{planes[0], box}, {planes[1], box}, {planes[2], box}};
   alignas(64) uint8_t last[3 * kTile];
-  for (int y = box.top; y < box.top + box.height; ++y) {
+  for (int y = box.top; y < box.top + box.height; ++y, rgb += size_t{3} * box.width) {
     RowPair rows[kMaxComponents];
     constexpr int kPlanes = kColor == ColorModel::kGray ? 1 : 3;
     for (int i = 0; i < kPlanes; ++i) rows[i] = sources[i].at(y);
-    for (int x = 0; x < box.width; x += kTile, rgb += size_t{3} * kTile) {
-      // What follows the last pixel of the last row belongs to somebody else.
+    for (int x = 0; x < box.width; x += kTile) {
       const int left = box.width - x;
-      uint8_t* const to = left >= kTile ? rgb : last;
+      uint8_t* const out = rgb + size_t{3} * x;
+      uint8_t* const to = left >= kTile ? out : last;  // the output may end with the last pixel
       store_interleaved(convert_pixels<kColor, kHalvedRows>(rows, x), to);
       store_interleaved(convert_pixels<kColor, kHalvedRows>(rows, x + 16), to + 48);
-      if (left < kTile) {
-        std::memcpy(rgb, last, size_t{3} * left);
-        rgb -= size_t{3} * (kTile - left);
-      }
+      if (left < kTile) std::memcpy(out, last, size_t{3} * left);
     }
   }
 }

@@ -9,6 +9,8 @@
 namespace fastselfie::jpeg {
 namespace {
 
+constexpr size_t kMaxScratch = size_t{1} << 30;  // bytes a component between the two passes
+
 void require_output(Size size) {
   if (size.width < 1 || size.height < 1 || size.width > kMaxOutputSide ||
       size.height > kMaxOutputSide) {
@@ -125,10 +127,11 @@ void Decoder::resample(Size size, uint8_t* rgb) {
   for (int i = 0; i < plan_.num_planes; ++i) {
     const FilterPair& filter = plan_.filters[plan_.components[i].filter];
     Range ys = filter.y.support();
-    const int above = (ys.begin - planes_[i].first_y) % Plane::kRows;  // of the first strip
+    const int above = ys.begin - planes_[i].first_y;  // in the first strip: less than a block
     ys.begin -= above;
     std::vector<uint8_t>& rows = row_bytes_[i];
     const size_t need = static_cast<size_t>(stride) * round_up(ys.size(), kTile) + kSlack;
+    if (need > kMaxScratch) throw Error("too large: this size of this box needs too much memory");
     if (rows.size() < need) rows.resize(need);
     kernel.resample_columns(planes_[i], filter.x, ys, rows.data(), stride);
     inputs[i] = {rows.data() + static_cast<ptrdiff_t>(above) * stride, stride, &filter.y};

@@ -68,6 +68,8 @@ struct Request {
         flip(below(random, 2) != 0) {
     box.width += below(random, image.width - box.left);
     box.height += below(random, image.height - box.top);
+    // Half of them in the size of the box, which the decoder treats apart.
+    if (below(random, 2) && box.width <= 512 && box.height <= 512) size = {box.width, box.height};
   }
   Size size;
   Box box;
@@ -126,7 +128,9 @@ int exercise_jpeg(Bytes jpeg, Decoder& decoder, Random& random) {
     case 1: return done + exercise_transcode(jpeg, random);
     case 2: return done + succeeds([&] { read_coefficients(jpeg); });
     default:
-      return done + succeeds([&] { decoder.decode_planes(jpeg, r.box, 4, Engine::kAuto); });
+      return done + succeeds([&] {
+               decoder.decode_planes(jpeg, r.box, 1 << below(random, 4), Engine::kAuto);
+             });
   }
 }
 

@@ -13,7 +13,7 @@ namespace fastselfie::jpeg {
 //   bit 7       kNextTable: another table decodes what follows (a DC is done, or the block ends)
 //   bits 8-15   where the last value goes, from the coefficient index on
 //   bits 16-21  the bits before the last value
-//   bits 24-31  how far the coefficient index moves; kSlow: the entry says nothing
+//   bits 24-31  how far the coefficient index moves; kSlow: the lookup does not suffice
 //   bits 32-47  the first value, signed
 //   bits 48-53  63 less the last value's number of bits
 //   bits 56-63  where the first value goes
@@ -31,7 +31,7 @@ constexpr HuffmanEntry huffman_field(int value, int shift) {
 
 struct alignas(64) HuffmanTable {
   // 8 KB of lookup for a table of AC codes and 2 KB for one of DC codes: with two of each, and the
-  // coefficients of a chunk, the decoder stays inside an L1 cache of 32 KB.
+  // coefficients of two chunks, the decoder stays inside an L1 cache of 32 KB.
   static constexpr int kAcBits = 10, kDcBits = 8;
   static constexpr HuffmanEntry kEndOfBlock = 0x40, kNextTable = 0x80;
   static constexpr HuffmanEntry kSlow = huffman_field(64, HuffmanFields::kAdvance);
@@ -62,7 +62,7 @@ inline const HuffmanTable& table_of(TableStep step) {
   return *reinterpret_cast<const HuffmanTable*>(step & ~uintptr_t{63});
 }
 
-constexpr int kChunkBlocks = 48;  // decoded in one go; their coefficients take 6 KB
+constexpr int kChunkBlocks = 24;  // decoded in one go; the coefficients of two lanes take 6 KB
 
 // The tables of a scan. They are kept from image to image: files of one writer often share them.
 class ScanTables {
@@ -86,7 +86,7 @@ class ScanTables {
 // does not allow it.
 int symbol_advance(int symbol, bool ac);
 
-// A chunk may be read this far behind an interval before anybody notices: 64 symbols a block of at
+// A chunk may be read this far behind an interval before that is noticed: 64 symbols a block of at
 // most 27 bits, and a refill. Zeros follow the interval, so that the next symbol is always the same;
 // what lies behind them decides nothing, as the interval is refused.
 constexpr size_t kReadBehind = kChunkBlocks * 64 * 27 / 8 + 16, kZerosBehind = 24;

@@ -122,7 +122,7 @@ template <int kSize>
 inline void idct_blocks(const BlockQueue& queue, const int16_t* quant, bool rows, ptrdiff_t step) {
   Words v[8];
   for (int row = 0; row < 8; ++row) {
-    v[row] = load_blocks(queue.coefficients, 8 * row) * repeat_block(quant + 8 * row);
+    v[row] = multiply(load_blocks(queue.coefficients, 8 * row), repeat_block(quant + 8 * row));
   }
   idct_1d<kSize, kConstBits - kPass1Bits>(v);
   transpose(v);

@@ -30,7 +30,7 @@ struct Scan {
 // How far the bits of an interval are read.
 struct BitPosition {
   uint64_t bits = 0;              // the next, from the highest on
-  uint32_t count = 0;             // of them; they may go on behind
+  uint32_t count = 0;             // how many are counted; more may be loaded
   const uint8_t* next = nullptr;  // the byte behind `count` bits
   const uint8_t* end = nullptr;   // of the interval, which is padded (see unstuff)
 
@@ -80,8 +80,10 @@ struct PlainInput {
   uint8_t* scratch = nullptr;
 };
 
-// What one row of scratch needs for `width` pixels.
-constexpr int plain_scratch_stride(int width) { return round_up(width, 32) + 64; }
+constexpr int kTile = 32;
+
+// What one row of scratch needs for `width` pixels: vectors may go past its end by two tiles.
+constexpr int plain_scratch_stride(int width) { return round_up(width, kTile) + 2 * kTile; }
 
 struct Kernels {
   const char* name;
@@ -92,7 +94,7 @@ struct Kernels {
   // are in zigzag order; DC is the difference to the block before. Returns false at a bad code.
   bool (*decode_coefficients)(const ScanTables& tables, int blocks, BitPosition& position,
                               int16_t* coefficients);
-  // The horizontal pass: a transposed plane becomes rows of filter.out_length() samples. Writes up
+  // The horizontal pass: a plane in strips becomes rows of filter.out_length() samples. Writes up
   // to round_up(ys.size(), kTile) rows of round_up(out_length, kTile) bytes.
   void (*resample_columns)(const Plane& plane, const AxisFilter& filter, Range ys, uint8_t* out,
                            int out_stride);
@@ -101,8 +103,6 @@ struct Kernels {
   // The pixels of a box from the planes of a plain plan.
   void (*convert)(const PlainInput* planes, ColorModel color, const Box& box, uint8_t* rgb);
 };
-
-constexpr int kTile = 32;
 
 // The set that FASTSELFIE_KERNELS names, else the best that this processor has, unless
 // select_kernels() said otherwise.

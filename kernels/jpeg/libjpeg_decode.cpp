@@ -1,4 +1,4 @@
-// The reference decoder: libjpeg's raw planes, cut out and transposed. See libjpeg.hpp.
+// The reference decoder: libjpeg's raw planes, cut out in the planes' order. See libjpeg.hpp.
 #include <algorithm>
 
 #include "libjpeg.hpp"

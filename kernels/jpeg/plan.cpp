@@ -72,7 +72,7 @@ Range plain_samples(Range pixels, const Sampling& axis, bool halved) {
 
 bool is_halved(const Sampling& axis) { return axis.numerator < axis.denominator; }
 
-// False where the planes need filters, or are sampled as nobody does: then filters do for them too.
+// False where the planes need filters. So do rare samplings, such as a halved first component.
 bool make_plain_plan(const Header& header, const Box& box, Plan& plan) {
   std::array<SamplingPair, kMaxComponents> samplings;
   for (int i = 0; i < header.num_components; ++i) {

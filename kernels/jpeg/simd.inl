@@ -84,7 +84,7 @@ inline U8x16 narrow_saturated(I16x16 v) {
 }
 
 // What the inverse DCT works on: vectors of kBlocks times 128 bits, a block in each. Wide values are
-// of 32 bits; their order within a block is that of descale() and of nobody else. With AVX-512 four
+// of 32 bits; only descale() knows their order within a block. With AVX-512 four
 // blocks in 512 bits were 10% slower as a whole than two in 256.
 #if defined(JPEG_HAVE_AVX2)
 
@@ -157,6 +157,12 @@ inline Words load_blocks(const int16_t* const (&blocks)[kBlocks], int offset) {
 }
 
 #endif
+
+// a * b; a hostile product wraps.
+inline Words multiply(Words a, Words b) {
+  using Unsigned __attribute__((vector_size(sizeof(Words)))) = uint16_t;
+  return (Words)((Unsigned)a * (Unsigned)b);
+}
 
 #if defined(JPEG_HAVE_AVX2)
 struct Pair {
