@@ -184,7 +184,10 @@ def decode_batch(
     sources = list(images)
     boxes = _column(crops, "crops", len(sources), None)
     mirrored = _column(flips, "flips", len(sources), False)
-    shape = None if size is None else _integers(size, "size", ("height", "width"))
+    shape = None
+    if size is not None:
+        height, width = _integers(size, "size", ("height", "width"))
+        shape = (height, width)
     if threads is None:
         threads = len(os.sched_getaffinity(0))
     (threads,) = _integers((threads,), "threads", ("number",))

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
 from fastselfie.errors import UserError
 from fastselfie.reproduce.protocol import Arm, Protocol, Trial
+from fastselfie.stage_names import PRETRAIN
 
 Result = dict[str, Any]
 
-LOWER_THE_RATES = (
-    "set lower rates in reproduce.grid, copy the folder pretrain/ to a new folder, and pass that "
-    "as --out"
-)
+
+def lower_the_rates(out: Path) -> str:
+    """Say how to search lower rates without pretraining again. `out`: folder of a reproduction."""
+    return (
+        f"set lower rates in reproduce.grid, copy {out / PRETRAIN} to a new folder, and pass that "
+        "as --out"
+    )
 
 
 class Choice(NamedTuple):
@@ -41,13 +46,16 @@ class RateSearch:
         protocol: The protocol of the search.
         arm: The arm.
         results: The results of finished trials.
+        out: The folder of the reproduction.
 
     Attributes:
         rates: The grid, widened as far as the results ask for.
     """
 
-    def __init__(self, protocol: Protocol, arm: Arm, results: Mapping[Trial, Result]) -> None:
-        self._protocol, self._arm, self._results = protocol, arm, results
+    def __init__(
+        self, protocol: Protocol, arm: Arm, results: Mapping[Trial, Result], out: Path
+    ) -> None:
+        self._protocol, self._arm, self._results, self._out = protocol, arm, results, out
         self.rates = protocol.grid
         for _ in range(protocol.config.reproduce.widen if len(self.rates) > 1 else 0):
             scores = self._scores()
@@ -81,7 +89,7 @@ class RateSearch:
         if best is None:
             raise UserError(
                 f"--labels {self._arm.labels:g}, {self._arm.start}: training diverged at every "
-                f"rate tried, from {self.rates[0]:g} on: {LOWER_THE_RATES}"
+                f"rate tried, from {self.rates[0]:g} on: {lower_the_rates(self._out)}"
             )
         return Choice(best, scores, best in (self.rates[0], self.rates[-1]))
 

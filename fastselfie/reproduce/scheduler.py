@@ -56,7 +56,7 @@ class Scheduler:
 
     def search(self, arm: Arm) -> RateSearch:
         """Return the learning-rate search of an arm, with the results so far."""
-        return RateSearch(self.protocol, arm, self.results)
+        return RateSearch(self.protocol, arm, self.results, self.out)
 
     def finished_arm(self, arm: Arm) -> tuple[Choice, list[Result]]:
         """Return the rate of a finished arm, and the results of its seed runs in their order."""

@@ -12,7 +12,7 @@ from fastselfie.data.dataset import Dataset
 from fastselfie.errors import Diverged
 from fastselfie.models.selfie import Selfie
 from fastselfie.reproduce.protocol import Protocol, Trial
-from fastselfie.reproduce.rate_search import LOWER_THE_RATES, Result
+from fastselfie.reproduce.rate_search import Result, lower_the_rates
 from fastselfie.reproduce.scheduler import RESULT, RUNS
 from fastselfie.runs.folder import read_facts
 from fastselfie.runs.load import load_pretrained
@@ -66,7 +66,7 @@ class TrialRunner:
                 # The message of `finetune` names finetune.lr, which a reproduction does not read.
                 raise Diverged(
                     f"{trial.name}: training diverged at the rate that the search chose, "
-                    f"{trial.lr:g}: {LOWER_THE_RATES}"
+                    f"{trial.lr:g}: {lower_the_rates(self.out)}"
                 ) from error
             measures = dict.fromkeys(("heldout_loss", "top1", "top5"))
         result: Result = {
