@@ -63,11 +63,9 @@ def decode(
     """Decode a JPEG to RGB, and crop, resize and mirror it, in this order.
 
     Only the parts of the file that the crop needs are decoded, at a reduced scale if `size` is much
-    smaller. Resizing is antialiased and bilinear, as Pillow's. Grayscale becomes three equal
-    channels. The EXIF orientation is not applied. The GIL is released.
-
-    The rare types that the engine does not support (CMYK, 12 bits a sample, arithmetic coding) are
-    decoded by Pillow if it can.
+    smaller. Resizing is antialiased and bilinear, as Pillow's. Gray becomes three equal channels.
+    The EXIF orientation is not applied. The GIL is released. Pillow decodes the rare types that the
+    engine does not support (CMYK, 12 bits a sample, arithmetic coding) if it can.
 
     Args:
         data: The content of a JPEG file: bytes, bytearray, mmap, or a contiguous memoryview or
@@ -89,7 +87,6 @@ def decode(
     Example:
         ```python
         from pathlib import Path
-
         from fastselfie import jpeg
 
         data = Path("photo.jpg").read_bytes()
@@ -100,7 +97,7 @@ def decode(
     """
     view = _view(data)
     box = None if crop is None else _integers(crop, "crop", ("left", "top", "width", "height"))
-    shape = None if size is None else _integers(size, "size", ("height", "width"))
+    shape = _shape(size)
     if not isinstance(flip, bool | np.bool_ | int | np.integer):
         raise TypeError(f"flip must be True or False, not {flip!r}")
     try:
@@ -171,7 +168,6 @@ def decode_batch(
     Example:
         ```python
         from pathlib import Path
-
         from fastselfie import jpeg
 
         images = [path.read_bytes() for path in sorted(Path("photos").glob("*.jpg"))]
@@ -182,37 +178,25 @@ def decode_batch(
     if isinstance(images, bytes | bytearray | memoryview | str):
         raise TypeError("images must be a list of JPEGs, not one: use decode for one")
     sources = list(images)
-    boxes = _column(crops, "crops", len(sources), None)
-    mirrored = _column(flips, "flips", len(sources), False)
-    shape = None
-    if size is not None:
-        height, width = _integers(size, "size", ("height", "width"))
-        shape = (height, width)
-    if threads is None:
-        threads = len(os.sched_getaffinity(0))
-    (threads,) = _integers((threads,), "threads", ("number",))
-    if threads < 1:
-        raise ValueError(f"threads must be at least 1, not {threads}")
+    count = len(sources)
+    boxes, mirrored = _column(crops, "crops", count, None), _column(flips, "flips", count, False)
+    shape, threads = _shape(size), _thread_count(threads)
     _require_size(shape)
-    out = None if shape is None else np.empty((len(sources), *shape, 3), np.uint8)
+    results: Any = [None] * count if shape is None else np.empty((count, *shape, 3), np.uint8)
 
-    def decode_one(index: int) -> NDArray[np.uint8] | None:
+    def decode_one(index: int) -> None:
         try:
-            pixels = decode(sources[index], boxes[index], shape, mirrored[index])
+            results[index] = decode(sources[index], boxes[index], shape, mirrored[index])
         except (ValueError, TypeError) as error:  # a JpegError too
             raise type(error)(f"image {index}: {error}") from error
-        if out is None:
-            return pixels
-        out[index] = pixels
-        return None
 
-    threads = min(threads, len(sources))
+    threads = min(threads, count)
     if threads <= 1:
-        results = [decode_one(index) for index in range(len(sources))]
+        list(map(decode_one, range(count)))
     else:
         with ThreadPoolExecutor(threads, "fastselfie-jpeg") as pool:
-            results = list(pool.map(decode_one, range(len(sources))))
-    return [pixels for pixels in results if pixels is not None] if out is None else out
+            list(pool.map(decode_one, range(count)))  # raises what a thread raised
+    return results  # type: ignore[no-any-return]
 
 
 def _column(values: Iterable[object] | None, name: str, count: int, default: object) -> list[Any]:
@@ -249,6 +233,22 @@ def _integers(values: object, name: str, parts: tuple[str, ...]) -> tuple[int, .
     return numbers
 
 
+def _shape(size: Size | None) -> Size | None:
+    if size is None:
+        return None
+    height, width = _integers(size, "size", ("height", "width"))
+    return height, width
+
+
+def _thread_count(threads: int | None) -> int:
+    if threads is None:
+        return len(os.sched_getaffinity(0))
+    (count,) = _integers((threads,), "threads", ("number",))
+    if count < 1:
+        raise ValueError(f"threads must be at least 1, not {count}")
+    return count
+
+
 def _int32(values: tuple[int, ...] | None) -> Any:
     """Limit numbers to what the engine takes. It refuses the limits too."""
     return None if values is None else tuple(max(-1, min(v, 2**31 - 1)) for v in values)
@@ -261,8 +261,7 @@ def _require_possible(
     height, width = image
     if box is not None:
         left, top, across, down = box
-        inside = 0 <= left < left + across <= width and 0 <= top < top + down <= height
-        if not inside:
+        if not (0 <= left < left + across <= width and 0 <= top < top + down <= height):
             raise ValueError(
                 f"crop (left {left}, top {top}, width {across}, height {down}) is not inside the "
                 f"image, which is {width} wide and {height} high"
@@ -273,8 +272,9 @@ def _require_possible(
 def _require_size(shape: tuple[int, ...] | None, image: str = "") -> None:
     if shape is not None and not (min(shape) >= 1 and max(shape) <= _LONGEST_SIDE):
         height, width = shape
-        limits = f"must be 1 to {_LONGEST_SIDE:,} a side"
-        raise ValueError(f"size (height {height}, width {width}) {limits}{image}")
+        raise ValueError(
+            f"size (height {height}, width {width}) must be 1 to {_LONGEST_SIDE:,} a side{image}"
+        )
 
 
 def _explained(error: JpegError, view: memoryview) -> JpegError:
@@ -286,7 +286,6 @@ def _explained(error: JpegError, view: memoryview) -> JpegError:
 
 
 def _decode_with_pillow(view: memoryview, error: JpegError) -> NDArray[np.uint8]:
-    """Return (H, W, 3) of a JPEG that the engine does not support."""
     try:
         return np.asarray(pillow.decode_image(io.BytesIO(view), f"{error}; Pillow"))
     except UserError as reason:
