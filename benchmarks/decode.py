@@ -26,7 +26,8 @@ from support.conditions import command, environment
 from support.decode_tables import print_decode_tables
 from support.decoders import BATCH, DECODERS, DecodeJob
 from support.peers import look_up
-from support.rounds import Round, Worker, WorkerError, alternate, spread
+from support.rounds import Round, Worker, alternate, spread
+from support.script import run_script, say
 
 from fastselfie.errors import UserError
 
@@ -112,7 +113,7 @@ def _find(options: argparse.Namespace) -> tuple[dict[str, dict[str, str]], dict[
         peer = look_up(decoder.module, [decoder.package, "torch"], _python(options, name))
         if peer.problem:
             left_out[name] = peer.problem
-            _say(f"{name} is left out: {peer.problem}")
+            say(f"{name} is left out: {peer.problem}")
         else:
             versions[name] = peer.versions
     return versions, left_out
@@ -176,7 +177,7 @@ def _measure(
             )
             for name in names
         ]
-        return alternate(processes, options.rounds, options.seconds, _say)
+        return alternate(processes, options.rounds, options.seconds, say)
 
 
 def _summary(found: dict[str, list[Round]], workers: int | None) -> dict[str, Any]:
@@ -207,15 +208,5 @@ def _summary(found: dict[str, list[Round]], workers: int | None) -> dict[str, An
     return {"clock": "CPU" if workers is None else "wall", "results": results, "ratios": ratios}
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (UserError, WorkerError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1 if isinstance(error, WorkerError) and not error.user else 2) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    run_script(main, sys.argv[1:])

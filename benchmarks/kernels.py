@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from support.arguments import Parser, above_zero, result_file
 from support.conditions import command
+from support.script import run_script
 from support.traffic import SHAPES, Shape, inputs, model_bytes
 from torch import Tensor
 
@@ -201,8 +202,4 @@ def _show(result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    run_script(main, sys.argv[1:])

@@ -23,8 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 from support.arguments import Parser, above_zero, chosen, result_file
 from support.conditions import command, environment
 from support.rounds import spread
-
-from fastselfie.errors import UserError
+from support.script import run_script
 
 Value = TypeVar("Value")
 
@@ -170,8 +169,4 @@ def _parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    run_script(main)

@@ -8,13 +8,12 @@ Writes benchmarks/results/quickstart.json and quickstart.png.
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 from support.arguments import Parser
+from support.script import run_script
 
-from fastselfie.errors import UserError
 from fastselfie.runs.doctor import environment
 from fastselfie.runs.load import open_run
 from fastselfie.system.accelerator import choose_accelerator
@@ -47,7 +46,10 @@ def picture(run: Path) -> Image.Image:
     return canvas
 
 
-def main(run: Path) -> None:
+def main() -> None:
+    parser = Parser(description=__doc__)
+    parser.add_argument("run", type=Path, metavar="RUN")
+    run = parser.parse_args().run
     config = open_run(run)
     figures = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     figures.pop("report")  # a path of the machine's
@@ -68,10 +70,4 @@ def main(run: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        parser = Parser(description=__doc__)
-        parser.add_argument("run", type=Path, metavar="RUN")
-        main(parser.parse_args().run)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    run_script(main)

@@ -29,6 +29,7 @@ from support.damage import damaged_checkpoints, damaged_images
 from support.endurance import memory_over_epochs, saving_cost
 from support.faults import dead_ranks, kills, prepares, terminations
 from support.scaling import PARAMETERS, estimate_ranks
+from support.script import say
 from support.slim_run import SlimRun, seconds_to_start
 
 _STEPS = 120
@@ -69,7 +70,7 @@ def main() -> int:
     lost = 0
     for name in options.only:
         part, since = PARTS[name], time.monotonic()
-        _say(f"{part.what} ...")
+        say(f"{part.what} ...")
         wanted = part.quick if options.quick else part.whole
         result = part.run(slim, wanted, options.seed)
         if result["made"] < wanted:
@@ -77,9 +78,9 @@ def main() -> int:
         found[name] = {"what": part.what, **result, "seconds": round(time.monotonic() - since, 1)}
         found[name]["command"] = command()  # parts of one file may be of several calls
         shown = {k: v for k, v in found[name].items() if not isinstance(v, (list, dict))}
-        _say(f"  {shown}")
+        say(f"  {shown}")
         for line in result["lost"]:
-            _say(f"  LOST {line}")
+            say(f"  LOST {line}")
         lost += len(result["lost"])
         if name == "saving":
             relative = found[name].pop("relative")
@@ -87,10 +88,10 @@ def main() -> int:
         if options.json:
             _write(options, found, began)
     if lost:
-        _say(f"{lost} lost: what they left is in {folder}")
+        say(f"{lost} lost: what they left is in {folder}")
         return 1
     shutil.rmtree(folder)
-    _say("nothing lost")
+    say("nothing lost")
     return 0
 
 
@@ -148,10 +149,6 @@ def _parse() -> argparse.Namespace:
         if name not in PARTS:
             parser.error(f"--only: unknown part {name!r}: one of {', '.join(PARTS)}")
     return options
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

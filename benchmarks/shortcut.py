@@ -12,12 +12,12 @@ often in one version than in the others uses the border or the blocks of that ve
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from support.arguments import Parser, result_file
 from support.conditions import command
+from support.script import run_script
 
 from fastselfie.config import DataConfig
 from fastselfie.data.dataset import open_dataset
@@ -100,8 +100,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    run_script(main)

@@ -26,7 +26,8 @@ from typing import Any
 
 from support.arguments import Parser, above_zero, chosen, result_file
 from support.conditions import command, environment
-from support.rounds import Worker, WorkerError, alternate, spread
+from support.rounds import Worker, alternate, spread
+from support.script import run_script, say
 from support.showing import print_step_table
 from support.step_job import BASELINE, StepJob
 
@@ -85,7 +86,7 @@ def main() -> None:
             workers.append(stack.enter_context(Worker(job)))
             started[job.name] = {"start_s": _first_step(workers[-1])}
         with _busy(options.beside):
-            found = alternate(workers, options.rounds, options.seconds, _say)
+            found = alternate(workers, options.rounds, options.seconds, say)
         for job in jobs:
             if job.name == "compiled":
                 with Worker(job) as again:
@@ -209,13 +210,5 @@ def _all_contenders(options: argparse.Namespace) -> list[str]:
     return ["ours", BASELINE, *(name for name in SWITCHES if name not in without)]
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 if __name__ == "__main__":
-    try:
-        main()
-    except (UserError, WorkerError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1 if isinstance(error, WorkerError) and not error.user else 2) from None
+    run_script(main)

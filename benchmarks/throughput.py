@@ -31,7 +31,8 @@ from support.conditions import command, environment, named
 from support.contenders import CONTENDERS, Spec
 from support.image_folder import shards_of
 from support.peers import look_up
-from support.rounds import Round, Worker, WorkerError, alternate, spread
+from support.rounds import Round, Worker, alternate, spread
+from support.script import run_script, say
 from support.showing import plot, print_table
 
 from fastselfie.errors import UserError
@@ -50,7 +51,7 @@ def main(arguments: list[str]) -> None:
     began = time.strftime("%Y-%m-%d %H:%M:%S %z")
     with ExitStack() as stack:
         workers = [stack.enter_context(_worker(spec, options)) for spec in specs]
-        found = alternate(workers, options.rounds, options.seconds, _say)
+        found = alternate(workers, options.rounds, options.seconds, say)
     read = {spec.loader: _cold_read(spec, options) for spec in specs} if options.cold else {}
     result = _result(found, specs, read)
     if options.end_to_end:
@@ -68,7 +69,7 @@ def main(arguments: list[str]) -> None:
     if _installed("matplotlib"):
         plot(result, options.json.with_suffix(".png"))
     else:
-        _say("no plot: pip install matplotlib")
+        say("no plot: pip install matplotlib")
 
 
 # --- what to run ------------------------------------------------------------------------------
@@ -124,7 +125,7 @@ def _specs(options: argparse.Namespace) -> list[Spec]:
     from fastselfie.data.beton.reader import BetonReader
 
     if options.raw and not Path(options.raw).exists():
-        _say(f"making {options.raw}: 50,000 images of noise")
+        say(f"making {options.raw}: 50,000 images of noise")
         inputs.make_noise(options.raw)
     data = options.raw or options.data
     reader = BetonReader(data)  # a missing or damaged file is told here
@@ -134,12 +135,12 @@ def _specs(options: argparse.Namespace) -> list[Spec]:
     if needs_folder and not options.folder:
         raise UserError("--folder DIR is missing: the peers other than ffcv read image files")
     if needs_folder and not Path(options.folder).exists():
-        _say(f"making {options.folder}: the JPEGs of {stock}")
+        say(f"making {options.folder}: the JPEGs of {stock}")
         inputs.make_folder(stock, options.folder)
     if needs_folder and not any(Path(options.folder).glob("*/*")):
         raise UserError(f"--folder {options.folder}: holds no DIR/CLASS/*.jpg")
     if "webdataset" in names and not Path(shards_of(options.folder)).exists():
-        _say(f"making {shards_of(options.folder)}: tar shards of {options.folder}")
+        say(f"making {shards_of(options.folder)}: tar shards of {options.folder}")
         inputs.make_shards(options.folder)
     size = options.size or (int(reader.width[0]) if options.raw else 224)
     batch = options.batch or (512 if options.raw else 100)
@@ -241,7 +242,7 @@ def _end_to_end(options: argparse.Namespace) -> dict[str, Any]:
     sets = [f"data.train={options.data}", "data.loader=native",
             f"data.workers={options.threads}"]  # fmt: skip
     config = load_config(options.end_to_end, [*sets, *options.set])
-    _say(f"end to end: {config.name}")
+    say(f"end to end: {config.name}")
     # As `fastselfie train` sets it. OpenMP reads it once, where torch is imported: hence a process
     # of its own, and after the peers have run as their own users run them.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -280,15 +281,5 @@ def _protocol(options: argparse.Namespace, specs: list[Spec]) -> dict[str, Any]:
     }
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (UserError, WorkerError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1 if isinstance(error, WorkerError) and not error.user else 2) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    run_script(main, sys.argv[1:])
