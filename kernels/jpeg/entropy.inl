@@ -1,9 +1,8 @@
 // The entropy decoder of baseline JPEG (T.81 F.2.2).
 //
-// Its speed is the latency from one lookup to the next, and a misprediction of a branch costs more
-// than two lookups. So the loop over a chunk of blocks has no branch that depends on usual data: a
-// lookup gives up to two coefficients (see huffman.hpp), and the end of a block is a conditional
-// move to the next table.
+// Each lookup waits for the one before, and where a block ends cannot be predicted. So the loop over
+// a chunk of blocks has no branch that depends on usual data: a lookup gives up to two coefficients
+// (see huffman.hpp), and the end of a block is a conditional move to the next table.
 
 // At least 56 bits are there afterwards. Eight bytes are loaded whatever the need; those that do not
 // fit are simply loaded again next time, which is cheaper than a branch.

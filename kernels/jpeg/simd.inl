@@ -84,8 +84,7 @@ inline U8x16 narrow_saturated(I16x16 v) {
 }
 
 // What the inverse DCT works on: vectors of kBlocks times 128 bits, a block in each. Wide values are
-// of 32 bits; only descale() knows their order within a block. With AVX-512 four
-// blocks in 512 bits were 10% slower as a whole than two in 256.
+// of 32 bits; only descale() knows their order within a block. AVX-512 shares the code of AVX2.
 #if defined(JPEG_HAVE_AVX2)
 
 constexpr int kBlocks = 2;

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import importlib
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from conftest import REPOSITORY
+from helpers.benchmarks import run_benchmark
 
 from fastselfie.errors import UserError
 
@@ -19,15 +18,8 @@ STEP = ("step.py", "--config", "configs/cifar10.yaml")
 JSON = ("--json", "OUT/result.json")
 
 
-def run(*arguments, interpret=None):
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    if interpret is not None:
-        environment["TRITON_INTERPRET"] = interpret
-    paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    command = [sys.executable, f"benchmarks/{arguments[0]}", *arguments[1:]]
-    return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True,
-                          check=False, timeout=120)  # fmt: skip
+def run(script, *arguments, interpret=None):
+    return run_benchmark(f"benchmarks/{script}", *arguments, TRITON_INTERPRET=interpret)
 
 
 @pytest.mark.parametrize(

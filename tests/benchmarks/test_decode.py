@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 
 import pytest
 from conftest import REPOSITORY, picture
+from helpers.benchmarks import run_benchmark
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
@@ -37,16 +36,7 @@ def decode(tmp_path, monkeypatch):
 
     def run(*arguments, hidden=""):
         (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.modules[{hidden!r}] = None\n")
-        paths = [str(tmp_path), str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
-        return subprocess.run(
-            [sys.executable, "benchmarks/decode.py", *map(str, arguments)],
-            cwd=REPOSITORY,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=240,
-        )
+        return run_benchmark("benchmarks/decode.py", *arguments, first=[tmp_path])
 
     return run
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import subprocess
 import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import REPOSITORY, picture
+from helpers.benchmarks import run_benchmark
 from PIL import Image
 
 from fastselfie.data.beton.writer import BetonWriter
@@ -43,19 +42,8 @@ def raw(tmp_path):
     return path
 
 
-def throughput(*arguments):
-    """Run the script in its own process."""
-    command = [sys.executable, "benchmarks/throughput.py", *map(str, arguments)]
-    paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
-    return subprocess.run(
-        command,
-        cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+def throughput(*arguments, first=()):
+    return run_benchmark("benchmarks/throughput.py", *arguments, first=first)
 
 
 def test_writes_rates_ratios_and_conditions(beton, tmp_path):
@@ -120,12 +108,8 @@ def test_a_missing_peer_is_one_line(beton, tmp_path):
     # None in sys.modules stands for a package that is not there, also where it is.
     hidden = tmp_path / "sitecustomize.py"
     hidden.write_text("import sys; sys.modules['ffcv'] = None\n", encoding="utf-8")
-    os_path = os.environ.get("PYTHONPATH", "")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(tmp_path), os_path])))
-        done = throughput(
-            "--data", beton, "--loaders", "native,ffcv", "--json", tmp_path / "out.json"
-        )
+    arguments = ("--data", beton, "--loaders", "native,ffcv", "--json", tmp_path / "out.json")
+    done = throughput(*arguments, first=[tmp_path])
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert "ffcv" in line

@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 from conftest import REPOSITORY
+from helpers.benchmarks import run_benchmark
 
 pytestmark = pytest.mark.slow
 
 
 def output_of(module, interpret):
     """The JSON that a module of benchmarks/support/ prints."""
-    environment = {**os.environ, "TRITON_INTERPRET": interpret}
-    environment["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
-    )
-    done = subprocess.run(
-        [sys.executable, "-m", f"support.{module}"],
-        cwd=REPOSITORY / "benchmarks",
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=1800,  # of a hang: a busy machine takes its time
+    done = run_benchmark(
+        "-m", f"support.{module}", cwd=REPOSITORY / "benchmarks", TRITON_INTERPRET=interpret
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
