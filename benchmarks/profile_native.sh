@@ -29,4 +29,5 @@ with closing(loader.stream(0, 100)) as batches:
 PYTHON
 echo "# Native loader, random resized crop to 224, 1 thread, $(sed -n 's/model name.*: //p' /proc/cpuinfo | head -n 1):"
 echo "# share of samples, where, function. Made by benchmarks/profile_native.sh $(basename "$file")."
-perf report -i "$data" --stdio --sort dso,symbol --percent-limit 0.7 2>/dev/null | grep -v '^#' | sed '/^$/d'
+perf report -i "$data" --stdio --sort dso,symbol --percent-limit 0.7 2>/dev/null | grep -v '^#' |
+  sed 's/[ -]*$//; /^$/d'
