@@ -21,8 +21,12 @@ jpeg = Pybind11Extension(
     libraries=["jpeg"],
     cxx_std=17,
     # Kernels for AVX2 and AVX-512 are in files of their own and chosen at run time. -Wno-psabi:
-    # vectors are passed only between inlined functions of one file.
-    extra_compile_args=["-O3", "-Wall", "-Wextra", "-Wno-psabi", "-fno-math-errno"],
+    # vectors are passed only between inlined functions of one file. Without
+    # -fno-tree-slp-vectorize, GCC keeps two of the entropy decoder's counters in one vector.
+    extra_compile_args=[
+        *("-O3", "-Wall", "-Wextra", "-Wno-psabi"),
+        *("-fno-math-errno", "-fno-tree-slp-vectorize"),
+    ],
 )
 
 host = Pybind11Extension(

@@ -16,35 +16,35 @@ inline void refill(BitPosition& at) {
 }
 
 // The six lowest bits of `n` count. So do those of at.count, until a loop is done.
-inline void consume(BitPosition& at, uint32_t n) {
+inline void consume(BitPosition& at, uint64_t n) {
   at.bits <<= n & 63;
   at.count -= n;
 }
 
-// A chunk in the making.
+// A chunk in the making. Positions are block * 64 + zigzag index.
 struct Cursor {
   BitPosition at;
   const TableStep* next_step;
   TableStep step;
-  uint32_t position;  // block * 64 + coefficient index
+  size_t position, block_end;
 
   Cursor(const BitPosition& begin, const TableStep* steps)
-      : at(begin), next_step(steps + 1), step(*steps), position(0) {}
+      : at(begin), next_step(steps + 1), step(*steps), position(0), block_end(64) {}
 };
 
-// The value of `size` bits at the top of `bits`, as T.81 F.2.2.1 extends it. `rest`: 63 - size.
-inline int extended_value(uint64_t bits, int rest) {
-  const uint64_t negative = ~static_cast<uint64_t>(static_cast<int64_t>(bits) >> 63);
-  const uint64_t magnitude = (bits ^ negative) >> 1 >> (rest & 63);
-  return static_cast<int>((magnitude ^ negative) - negative);
-}
-
-// Where coefficient k of a block is stored.
+// Where the coefficient at a position is stored.
 enum class Order { kNatural, kZigzag };
 
 template <Order kOrder>
-inline int place(uint32_t k) {
-  return kOrder == Order::kNatural ? kNaturalOrder[k] : static_cast<int>(k);
+inline size_t place(size_t position) {
+  return kOrder == Order::kNatural ? kNaturalPositions[position] : position;
+}
+
+// The value of `size` bits at the top of `bits`, as T.81 F.2.2.1 extends it, for a `size` above 0.
+// The six lowest bits of `rest` are 64 - size.
+inline int extended_value(uint64_t bits, uint64_t rest) {
+  const uint64_t negative = ~static_cast<uint64_t>(static_cast<int64_t>(bits) >> 63);
+  return static_cast<int>((bits >> (rest & 63)) - (negative >> (rest & 63)));
 }
 
 // Decodes one symbol: what the lookup does not give, or what may fill the block. False: a bad code.
@@ -59,17 +59,17 @@ template <Order kOrder>
   const auto code = static_cast<int>(next16 >> (16 - length));
   const int symbol = table.symbols[(code + table.symbol_offset[length]) & 0xFF];
   const int advance = symbol_advance(symbol, table.is_ac), size = symbol & 15;
-  const uint32_t block = cursor.position & ~63u, k = (cursor.position & 63) + advance;
-  if (advance < 0 || k > 64) return false;
-  if (advance > 0) {
-    coefficients[block + place<kOrder>(k - 1)] =
-        static_cast<int16_t>(extended_value(bits << length, 63 - size));
+  const size_t position = cursor.position + static_cast<size_t>(advance);
+  if (advance < 0 || position > cursor.block_end) return false;
+  if (size > 0) {
+    coefficients[place<kOrder>(position - 1)] =
+        static_cast<int16_t>(extended_value(bits << length, 64 - size));
   }
-  consume(cursor.at, static_cast<uint32_t>(length + size));
-  cursor.position = advance == 0 ? block + 64 : block + k;
-  if (!table.is_ac || advance == 0 || k == 64) {
-    cursor.step = *cursor.next_step++;
-  }
+  consume(cursor.at, static_cast<uint64_t>(length + size));
+  const bool ends = advance == 0 || position == cursor.block_end;
+  cursor.position = ends ? cursor.block_end : position;
+  if (ends) cursor.block_end += 64;
+  if (!table.is_ac || ends) cursor.step = *cursor.next_step++;
   return true;
 }
 
@@ -81,32 +81,38 @@ inline Value select(bool condition, Value chosen, Value other) {
 
 using F = HuffmanFields;
 
+// Fields are read from the two lowest bytes of a rotation: each of these is one instruction.
+inline uint64_t rotated(uint64_t x, int bits) { return x >> bits | x << (64 - bits); }
+inline size_t second_byte(uint64_t x) { return x >> 8 & 0xFF; }
+static_assert(F::kLastPlace == 8 && F::kAdvance == F::kBitsBefore + 8 &&
+              F::kFirstPlace == F::kLastSize + 8);
+
 // One lookup. It takes at most 27 bits, so that two fit one refill.
 template <Order kOrder>
 inline bool decode_entry(Cursor& cursor, int16_t* coefficients) {
   const HuffmanEntry entry = table_of(cursor.step).lookup[cursor.at.bits >> (cursor.step & 63)];
-  const uint32_t k = cursor.position & 63, block = cursor.position - k;
-  const uint32_t advance = static_cast<uint32_t>(entry) >> F::kAdvance;
-  if (__builtin_expect(k + advance >= 64, 0)) {
+  const uint64_t before = rotated(entry, F::kBitsBefore), rest = rotated(entry, F::kLastSize);
+  const size_t position = cursor.position + second_byte(before);
+  if (__builtin_expect(position >= cursor.block_end, 0)) {
     Cursor copy = cursor;  // of its own, so that the loop's stays in registers
     const bool good = decode_symbol<kOrder>(copy, coefficients);
     cursor = copy;
     return good;
   }
-  int16_t* const values = coefficients + block;
-  values[place<kOrder>(k + (entry >> F::kFirstPlace))] =
-      static_cast<int16_t>(entry >> F::kFirstValue);
-  values[place<kOrder>(k + (entry >> F::kLastPlace & 0xFF))] =
-      static_cast<int16_t>(extended_value(cursor.at.bits << (entry >> F::kBitsBefore & 63),
-                                          static_cast<int>(entry >> F::kLastSize)));
-  consume(cursor.at, static_cast<uint32_t>(entry));
-  cursor.position =
-      select(entry & HuffmanTable::kEndOfBlock, block + 64, cursor.position + advance);
-  const uint64_t done = entry / HuffmanTable::kNextTable & 1;
+  // The last value before the first, which may have to go over it (see huffman.hpp).
+  coefficients[place<kOrder>(cursor.position + second_byte(entry))] =
+      static_cast<int16_t>(extended_value(cursor.at.bits << (before & 63), rest));
+  coefficients[place<kOrder>(cursor.position + second_byte(rest))] =
+      static_cast<int16_t>(rotated(entry, F::kFirstValue));
+  consume(cursor.at, entry);
+  const uint64_t ends = entry & HuffmanTable::kEndOfBlock;
+  cursor.position = select(ends, cursor.block_end, position);
+  cursor.block_end += ends;
   TableStep next_step = *cursor.next_step;
   asm("" : "+r"(next_step));  // loaded in any case, which leaves a register to choose
-  cursor.step = select(done, next_step, cursor.step);
-  cursor.next_step += done;
+  static_assert(HuffmanTable::kNextTable == 0x80);  // the sign of the lowest byte
+  cursor.step = select(static_cast<int8_t>(entry) < 0, next_step, cursor.step);
+  cursor.next_step += entry >> 7 & 1;
   return true;
 }
 

@@ -68,11 +68,19 @@ HuffmanEntry symbol_entry(int length, int symbol, bool ac) {
                             : !advance ? HuffmanTable::kNextTable | HuffmanTable::kEndOfBlock
                                        : 0;
   return ends | huffman_field(length + size, F::kBits) | huffman_field(length, F::kBitsBefore) |
-         huffman_field(63 - size, F::kLastSize) | huffman_field(advance, F::kAdvance) |
+         huffman_field((64 - size) & 63, F::kLastSize) | huffman_field(advance, F::kAdvance) |
          huffman_field(std::max(advance - 1, 0), F::kLastPlace);
 }
 
 constexpr int entry_field(HuffmanEntry entry, int shift) { return entry >> shift & 0x3F; }
+
+// An entry of one coefficient writes a zero as its first: over a last value without bits, which is
+// garbage, or else where nothing is yet.
+HuffmanEntry alone(HuffmanEntry single) {
+  const bool has_bits = entry_field(single, F::kLastSize) != 0;
+  const int shift = has_bits ? F::kAdvance : F::kLastPlace;
+  return single | huffman_field(single >> shift & 0xFF, F::kFirstPlace);
+}
 
 // The entries of a code whose value leaves bits of the lookup to what follows it.
 struct Pairs {
@@ -86,16 +94,24 @@ struct Pairs {
     // Fields of two entries add up: none overflows into the next.
     const HuffmanEntry both =
         huffman_field(length + size, F::kBits) | huffman_field(length + size, F::kBitsBefore) |
-        huffman_field(advance, F::kAdvance) | huffman_field(advance - 1, F::kFirstPlace) |
-        huffman_field(advance, F::kLastPlace);
-    const HuffmanEntry alone = single | huffman_field(advance - 1, F::kFirstPlace);
+        huffman_field(advance, F::kAdvance) | huffman_field(advance - 1, F::kFirstPlace);
     for (int value = 0; value < 1 << size; ++value) {
       const int negative = size > 0 && value < 1 << (size - 1);
       const HuffmanEntry first =
           huffman_field(value - negative * ((1 << size) - 1), F::kFirstValue);
       for (int next = 0; next < 1 << bits; ++next) {
         const int at = next << (HuffmanTable::kAcBits - bits);
-        *out++ = lengths[at] <= bits ? singles[at] + both + first : alone;
+        if (lengths[at] > bits) {
+          *out++ = alone(single);
+          continue;
+        }
+        // The first value is written over a last one without bits.
+        const bool has_bits = entry_field(singles[at], F::kLastSize) != 0;
+        const HuffmanEntry last =
+            has_bits ? singles[at] + huffman_field(advance, F::kLastPlace)
+                     : (singles[at] & ~huffman_field(0xFF, F::kLastPlace)) +
+                           huffman_field(advance - 1, F::kLastPlace);
+        *out++ = last + both + first;
       }
     }
   }
@@ -148,8 +164,7 @@ void HuffmanTable::build(const HuffmanSpec& spec, bool ac) {
     const HuffmanEntry entry = singles[at];
     const int length = lengths[at], count = length > bits ? 1 : 1 << (bits - length);
     if (!ac || length > bits || entry & kEndOfBlock || entry_field(entry, F::kBits) >= bits) {
-      const int last_place = entry_field(entry, F::kLastPlace);
-      std::fill_n(&lookup[at], count, entry | huffman_field(last_place, F::kFirstPlace));
+      std::fill_n(&lookup[at], count, entry & kSlow ? entry : alone(entry));
     } else {
       const int symbol = symbols[(at >> (bits - length)) + symbol_offset[length]];
       pairs.fill(symbol, length, &lookup[at]);

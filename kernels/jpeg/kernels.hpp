@@ -30,7 +30,7 @@ struct Scan {
 // How far the bits of an interval are read.
 struct BitPosition {
   uint64_t bits = 0;              // the next, from the highest on
-  uint32_t count = 0;             // how many are counted; more may be loaded
+  uint64_t count = 0;             // how many are counted; more may be loaded
   const uint8_t* next = nullptr;  // the byte behind `count` bits
   const uint8_t* end = nullptr;   // of the interval, which is padded (see unstuff)
 
