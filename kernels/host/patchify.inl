@@ -1,11 +1,5 @@
 // Normalises, flips, cuts into patches and orders them, in one pass over the pixels.
-#include <vector>
 
-#include "host.hpp"
-#include "numbers.hpp"
-#include "pixels.hpp"
-
-namespace fastselfie::host {
 template <typename Number>
 void patchify(const ImageSet& images, const bool* flips, const int64_t* order, int64_t patches,
               int64_t side, const float* scale, const float* offset, int threads, Number* out) {
@@ -41,10 +35,3 @@ void patchify(const ImageSet& images, const bool* flips, const int64_t* order, i
     }
   }
 }
-
-template void patchify(const ImageSet&, const bool*, const int64_t*, int64_t, int64_t, const float*,
-                       const float*, int, float*);
-template void patchify(const ImageSet&, const bool*, const int64_t*, int64_t, int64_t, const float*,
-                       const float*, int, uint16_t*);
-
-}  // namespace fastselfie::host
