@@ -13,8 +13,9 @@ from setuptools import find_packages, setup
 # In a checkout fastselfie/kernels and fastselfie/configs are links, which find_packages follows.
 KERNELS = ["fastselfie.kernels", "fastselfie.kernels.host", "fastselfie.kernels.jpeg"]
 
-# What a change of compiles an extension again. The choice of kernels is in both.
+
 def _headers(folder: str) -> list[str]:
+    """Return the files that compile an extension again when they change."""
     return ["kernels/instruction_set.hpp", *glob(f"{folder}/*.hpp"), *glob(f"{folder}/*.inl")]
 
 
