@@ -33,8 +33,9 @@ inline bool processor_has([[maybe_unused]] const std::string& set) {
 template <typename Kernels>
 class Dispatcher {
  public:
-  // Selects the set that FASTSELFIE_KERNELS names, else the best that this processor has. `compiled`
-  // is best first. Throws std::invalid_argument if this processor has no set of that name.
+  // Selects the set that FASTSELFIE_KERNELS names, else the best that this processor has.
+  // `compiled` is best first. Throws std::invalid_argument if this processor has no set of that
+  // name.
   explicit Dispatcher(std::initializer_list<const Kernels*> compiled) {
     for (const Kernels* set : compiled) {
       if (processor_has(set->name)) supported_.push_back(set);
