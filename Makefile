@@ -122,7 +122,7 @@ system:
 $(BIN)/python: | system
 	$(PYTHON) -m venv $(VENV)
 
-ENGINE := $(wildcard $(addprefix kernels/*/*.,cpp hpp inl))
+ENGINE := $(wildcard kernels/*.hpp $(addprefix kernels/*/*.,cpp hpp inl))
 $(VENV)/.run: $(BIN)/python pyproject.toml setup.py constraints.txt $(ENGINE) | system
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[report]'

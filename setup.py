@@ -13,11 +13,17 @@ from setuptools import find_packages, setup
 # In a checkout fastselfie/kernels and fastselfie/configs are links, which find_packages follows.
 KERNELS = ["fastselfie.kernels", "fastselfie.kernels.host", "fastselfie.kernels.jpeg"]
 
+
+def _headers(folder: str) -> list[str]:
+    """Return the files that compile an extension again when they change."""
+    return ["kernels/instruction_set.hpp", *glob(f"{folder}/*.hpp"), *glob(f"{folder}/*.inl")]
+
+
 jpeg = Pybind11Extension(
     "fastselfie.kernels.jpeg._jpeg",
     # fuzz.cpp is a program of its own, see benchmarks/fuzz.py.
     sorted(path for path in glob("kernels/jpeg/*.cpp") if os.path.basename(path) != "fuzz.cpp"),
-    depends=glob("kernels/jpeg/*.hpp") + glob("kernels/jpeg/*.inl"),
+    depends=_headers("kernels/jpeg"),
     libraries=["jpeg"],
     cxx_std=17,
     # Kernels for AVX2 and AVX-512 are in files of their own and chosen at run time. -Wno-psabi:
@@ -32,7 +38,7 @@ jpeg = Pybind11Extension(
 host = Pybind11Extension(
     "fastselfie.kernels.host._host",
     sorted(glob("kernels/host/*.cpp")),
-    depends=glob("kernels/host/*.hpp"),
+    depends=_headers("kernels/host"),
     cxx_std=17,
     # OpenMP's library is the one that torch loads, so both share one pool of threads.
     # No contraction: patchify rounds the product and the sum, as torch's two operations do.

@@ -1,4 +1,4 @@
-"""Fused batch norm and ReLU for training on a CPU, in C++ (kernels/host/norm_relu.cpp).
+"""Fused batch norm and ReLU for training on a CPU, in C++ (kernels/host/norm_relu.inl).
 
 Eager torch reads and writes the activations 13 times; the fused kernel does 8 times. On a GPU
 torch.compile fuses the two with their neighbours.

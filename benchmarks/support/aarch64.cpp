@@ -208,8 +208,8 @@ void host_kernels(const std::string& of) {
     }
     const float scale[] = {0.017f, 0.0175f, 0.0174f}, offset[] = {-2.1f, -2.03f, -1.8f};
     std::vector<Number> out(levels.size());
-    host::patchify<Number>({levels.data(), 2, 24, 24}, flips, order.data(), 9, 8, scale, offset, 2,
-                           out.data());
+    host::loops<Number>().patchify({levels.data(), 2, 24, 24}, flips, order.data(), 9, 8, scale,
+                                   offset, 2, out.data());
     hash.add(out);
   });
   line("norm_relu " + of, [&](Hash& hash) {
@@ -222,11 +222,12 @@ void host_kernels(const std::string& of) {
     const host::Statistics statistics{&found[0], &found[kChannels], &found[2 * kChannels],
                                       &found[3 * kChannels]};
     std::vector<Number> out(x.size());
-    host::norm_relu_forward(given, weight.data(), bias.data(), 1e-5, 2, statistics, out.data());
+    host::loops<Number>().norm_relu_forward(given, weight.data(), bias.data(), 1e-5, 2, statistics,
+                                            out.data());
     hash.add(out);
     hash.add(found);
-    host::norm_relu_backward(given, gradient.data(), weight.data(), statistics, 1e-5, 2, out.data(),
-                             sums.data(), &sums[kChannels]);
+    host::loops<Number>().norm_relu_backward(given, gradient.data(), weight.data(), statistics, 1e-5,
+                                             2, out.data(), sums.data(), &sums[kChannels]);
     hash.add(out);
     hash.add(sums);
   });
@@ -240,6 +241,7 @@ int main(int argc, char** argv) {
     return 2;
   }
   jpeg::select_kernels(argv[1]);
+  host::select_kernels(argv[1]);
   std::fprintf(stderr, "%s\n", jpeg::kernels().name);
   std::vector<Buffer> files;
   for (int i = 2; i < argc; ++i) {

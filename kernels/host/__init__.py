@@ -26,23 +26,31 @@ def _load_openmp_of_torch() -> None:
 _load_openmp_of_torch()
 
 from fastselfie.kernels.host._host import (  # noqa: E402 - after its OpenMP library
+    available_kernels,
     gather_crops,
     norm_relu_backward,
     norm_relu_forward,
     openmp_threads,
     patchify,
     run_parallel,
+    select_kernels,
+    selected_kernels,
     set_openmp_threads,
     uniform,
 )
 
+select_kernels("auto")  # a wrong FASTSELFIE_KERNELS is reported here, not by the first batch
+
 __all__ = [
+    "available_kernels",
     "gather_crops",
     "norm_relu_backward",
     "norm_relu_forward",
     "openmp_threads",
     "patchify",
     "run_parallel",
+    "select_kernels",
+    "selected_kernels",
     "set_openmp_threads",
     "uniform",
 ]

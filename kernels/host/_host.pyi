@@ -146,3 +146,20 @@ def set_openmp_threads(threads: int) -> None:
     Raises:
         ValueError: `threads` is below 1.
     """
+
+def available_kernels() -> list[str]:
+    """Return the instruction sets that this processor can run, best first."""
+
+def selected_kernels() -> str:
+    """Return the instruction set in use."""
+
+def select_kernels(name: str) -> None:
+    """Select the instruction set. All give the same bits. For tests and benchmarks.
+
+    Args:
+        name: One of `available_kernels()`, or "auto": the set that the environment variable
+            FASTSELFIE_KERNELS named when this module was imported, else the best.
+
+    Raises:
+        ValueError: This processor has no such set.
+    """

@@ -2,6 +2,7 @@
 // argument raises ValueError, which names it. The kernels run without the GIL.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <exception>
 #include <string>
@@ -100,8 +101,9 @@ void py_patchify(const Array<uint8_t>& images, const Array<bool>& flips,
           "out is a writeable, contiguous array (B, N, P, P, 3), float32 or uint16 for bfloat16");
   const auto run = [&](auto* numbers) {
     py::gil_scoped_release release;
-    patchify(set, flips.data(), order.data(), order.shape(1), side, scale.data(), offset.data(),
-             threads, numbers);
+    loops<std::remove_pointer_t<decltype(numbers)>>().patchify(
+        set, flips.data(), order.data(), order.shape(1), side, scale.data(), offset.data(), threads,
+        numbers);
   };
   void* const numbers = const_cast<void*>(out.data());
   half ? run(static_cast<uint16_t*>(numbers)) : run(static_cast<float*>(numbers));
@@ -160,7 +162,7 @@ void py_norm_relu_forward(const py::array& x, const py::array& weight, const py:
     const Statistics results = statistics(found, channels);
     Number* const out = numbers<Number>(y, x.size(), "y");
     py::gil_scoped_release release;
-    norm_relu_forward(pixels, affine[0], affine[1], epsilon, threads, results, out);
+    loops<Number>().norm_relu_forward(pixels, affine[0], affine[1], epsilon, threads, results, out);
   });
 }
 
@@ -179,8 +181,8 @@ void py_norm_relu_backward(const py::array& x, const py::array& gradient, const 
     float* const affine[] = {floats(grad_weight, channels, "grad_weight"),
                              floats(grad_bias, channels, "grad_bias")};
     py::gil_scoped_release release;
-    norm_relu_backward(pixels, incoming, weights, forward, epsilon, threads, outgoing, affine[0],
-                       affine[1]);
+    loops<Number>().norm_relu_backward(pixels, incoming, weights, forward, epsilon, threads,
+                                       outgoing, affine[0], affine[1]);
   });
 }
 
@@ -240,4 +242,7 @@ PYBIND11_MODULE(_host, m) {
   m.def("run_parallel", &host::py_run_parallel, py::arg("task"), py::arg("count"));
   m.def("openmp_threads", &host::py_openmp_threads);
   m.def("set_openmp_threads", &host::py_set_openmp_threads, py::arg("threads"));
+  m.def("available_kernels", &host::available_kernels);
+  m.def("selected_kernels", [] { return std::string(host::kernels().name); });
+  m.def("select_kernels", &host::select_kernels, py::arg("name"));
 }

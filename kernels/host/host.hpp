@@ -3,6 +3,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
+#include <vector>
 
 namespace fastselfie::host {
 
@@ -23,14 +25,6 @@ struct ImageSet {
 void gather_crops(const ImageSet& set, const int64_t* samples, const int64_t* offsets,
                   const bool* flips, size_t count, int64_t size, uint8_t* out);
 
-// Cuts images into patches: out[b, k] is patch order[b, k] of image b, which is mirrored first if
-// flips[b]. A value is level * scale + offset, as float or as bfloat16 (uint16_t). `out` is
-// (n, patches, side, side, 3). `order` (n, patches) numbers the places row by row over the grid;
-// the caller has checked its range.
-template <typename Number>
-void patchify(const ImageSet& images, const bool* flips, const int64_t* order, int64_t patches,
-              int64_t side, const float* scale, const float* offset, int threads, Number* out);
-
 // Channels-last activations as a matrix with one row per pixel of each image. Number is float or
 // bfloat16 (uint16_t); the arithmetic is in float.
 template <typename Number>
@@ -45,15 +39,50 @@ struct Statistics {
   float *mean, *variance, *scale, *shift;
 };
 
-// Computes y = max(0, batch_norm(x)) in training mode.
+// The loops over one type of number, compiled for one instruction set.
 template <typename Number>
-void norm_relu_forward(const Activations<Number>& x, const float* weight, const float* bias,
-                       double epsilon, int threads, const Statistics& found, Number* y);
+struct Loops {
+  // Cuts images into patches: out[b, k] is patch order[b, k] of image b, which is mirrored first if
+  // flips[b]. A value is level * scale + offset, as float or as bfloat16 (uint16_t). `out` is
+  // (n, patches, side, side, 3). `order` (n, patches) numbers the places row by row over the grid;
+  // the caller has checked its range.
+  void (*patchify)(const ImageSet& images, const bool* flips, const int64_t* order,
+                   int64_t patches, int64_t side, const float* scale, const float* offset,
+                   int threads, Number* out);
 
-// Computes the gradients of x, weight and bias from `gradient`, that of y.
+  // Computes y = max(0, batch_norm(x)) in training mode.
+  void (*norm_relu_forward)(const Activations<Number>& x, const float* weight, const float* bias,
+                            double epsilon, int threads, const Statistics& found, Number* y);
+
+  // Computes the gradients of x, weight and bias from `gradient`, that of y.
+  void (*norm_relu_backward)(const Activations<Number>& x, const Number* gradient,
+                             const float* weight, const Statistics& found, double epsilon,
+                             int threads, Number* grad_x, float* grad_weight, float* grad_bias);
+};
+
+// The loops that are compiled once per instruction set: those that compilers vectorise. Their code
+// is in the .inl files, and kernels_*.cpp compile it. No set fuses a product and a sum
+// (-ffp-contract=off in setup.py) or reorders additions, so every set gives the same bits.
+struct Kernels {
+  const char* name;
+  Loops<float> of_float;
+  Loops<uint16_t> of_bfloat16;
+};
+
+// The set that FASTSELFIE_KERNELS names, else the best that this processor has, unless
+// select_kernels() said otherwise.
+const Kernels& kernels();
+std::vector<std::string> available_kernels();
+void select_kernels(const std::string& name);  // "auto", or one of available_kernels()
+
+// The selected loops over a type of number.
 template <typename Number>
-void norm_relu_backward(const Activations<Number>& x, const Number* gradient, const float* weight,
-                        const Statistics& found, double epsilon, int threads, Number* grad_x,
-                        float* grad_weight, float* grad_bias);
+const Loops<Number>& loops() {
+  if constexpr (sizeof(Number) == sizeof(float)) {
+    return kernels().of_float;
+  } else {
+    return kernels().of_bfloat16;
+  }
+}
 
 }  // namespace fastselfie::host

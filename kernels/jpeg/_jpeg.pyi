@@ -111,9 +111,14 @@ def selected_kernels() -> str:
     """Return the instruction set in use."""
 
 def select_kernels(name: str) -> None:
-    """Use one of available_kernels(). All give the same bytes. For tests and benchmarks.
+    """Select the instruction set. All give the same bytes. For tests and benchmarks.
 
-    "auto" is what the environment variable FASTSELFIE_KERNELS names, else the best.
+    Args:
+        name: One of `available_kernels()`, or "auto": the set that the environment variable
+            FASTSELFIE_KERNELS named when this module was imported, else the best.
+
+    Raises:
+        ValueError: This processor has no such set.
     """
 
 class BatchDecoder:

@@ -1,52 +1,22 @@
-// The choice of an instruction set at run time: see kernels.hpp.
+// The choice of an instruction set, and of the intervals to decode: see kernels.hpp.
 #include "kernels.hpp"
 
 #include <algorithm>
-#include <atomic>
-#include <cstdlib>
+
+#include "../instruction_set.hpp"
 
 namespace fastselfie::jpeg {
 namespace {
 
-std::vector<const Kernels*> supported() {  // best first
-  std::vector<const Kernels*> sets;
+Dispatcher<Kernels>& dispatcher() {
+  static Dispatcher<Kernels> dispatcher{
 #if defined(__x86_64__)
-  __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") &&
-                    __builtin_cpu_supports("bmi2");
-  if (avx2 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq")) {
-    sets.push_back(&avx512::kKernels);
-  }
-  if (avx2) sets.push_back(&avx2::kKernels);
+      &avx512::kKernels, &avx2::kKernels,
 #elif defined(__aarch64__)
-  sets.push_back(&neon::kKernels);
+      &neon::kKernels,
 #endif
-  sets.push_back(&generic::kKernels);
-  return sets;
-}
-
-// Null if this processor has no such set.
-const Kernels* find(const std::string& name) {
-  const std::vector<const Kernels*> sets = supported();
-  const auto found = std::find_if(sets.begin(), sets.end(),
-                                  [&](const Kernels* set) { return name == set->name; });
-  return found == sets.end() ? nullptr : *found;
-}
-
-const Kernels* choose_default() {
-  static const char* const wanted = std::getenv("FASTSELFIE_KERNELS");
-  if (wanted == nullptr) return supported().front();
-  if (const Kernels* set = find(wanted)) return set;
-  std::string names;
-  for (const std::string& name : available_kernels()) names += (names.empty() ? "" : ", ") + name;
-  throw Error("FASTSELFIE_KERNELS=" + std::string(wanted) +
-              ": this processor has no such kernels: set it to one of " + names);
-}
-
-std::atomic<const Kernels*>& selected() {
-  static std::atomic<const Kernels*> kernels{choose_default()};
-  return kernels;
+      &generic::kKernels};
+  return dispatcher;
 }
 
 }  // namespace
@@ -86,18 +56,10 @@ bool IntervalSource::next(int lane, Interval& interval) {
   return false;
 }
 
-const Kernels& kernels() { return *selected().load(std::memory_order_relaxed); }
+const Kernels& kernels() { return dispatcher().selected(); }
 
-std::vector<std::string> available_kernels() {
-  std::vector<std::string> names;
-  for (const Kernels* set : supported()) names.emplace_back(set->name);
-  return names;
-}
+std::vector<std::string> available_kernels() { return dispatcher().available(); }
 
-void select_kernels(const std::string& name) {
-  const Kernels* const set = name == "auto" ? choose_default() : find(name);
-  if (set == nullptr) throw Error("this processor has no kernels called '" + name + "'");
-  selected().store(set);
-}
+void select_kernels(const std::string& name) { dispatcher().select(name); }
 
 }  // namespace fastselfie::jpeg

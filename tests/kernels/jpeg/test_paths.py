@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from helpers.jpegs import SUBSAMPLINGS, boxes, make_jpeg, photographs
@@ -76,29 +72,3 @@ def test_photographs():
     for data in photographs()[::16]:
         header = jpeg.read_header(data)
         same_planes(data, (0, 0, header.width, header.height))
-
-
-def test_an_unknown_instruction_set_is_refused():
-    with pytest.raises(jpeg.JpegError, match="abacus"):
-        jpeg.select_kernels("abacus")
-
-
-def imported(kernels):
-    """A process that imports the engine under FASTSELFIE_KERNELS and prints its choice."""
-    code = "from fastselfie.kernels import jpeg; first = jpeg.selected_kernels(); "
-    code += "jpeg.select_kernels('generic'); jpeg.select_kernels('auto'); "
-    code += "print(first, jpeg.selected_kernels())"
-    environment = {**os.environ, "FASTSELFIE_KERNELS": kernels}
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-
-
-@pytest.mark.parametrize("kernels", jpeg.available_kernels())
-def test_the_environment_chooses_the_instruction_set(kernels):
-    assert imported(kernels).stdout.split() == [kernels, kernels]
-
-
-def test_a_wrong_choice_by_the_environment_is_refused():
-    last = imported("abacus").stderr.splitlines()[-1]
-    assert "FASTSELFIE_KERNELS=abacus: this processor has no such kernels" in last
-    assert last.endswith("set it to one of " + ", ".join(jpeg.available_kernels()))

@@ -1,16 +1,7 @@
 // Fused batch norm and ReLU for training on a CPU, on channels-last tensors. Their cost is memory
 // traffic: separate batch norm and ReLU read or write the activations five times in the forward
 // pass and eight times in the backward pass; these do it three and five times.
-#include <algorithm>
-#include <cmath>
-#include <cstring>
-#include <vector>
 
-#include "host.hpp"
-#include "numbers.hpp"
-#include "simd.hpp"
-
-namespace fastselfie::host {
 namespace {
 
 // Rows per block. A block is summed in float; the sums of the blocks are added in double and in
@@ -34,7 +25,7 @@ void over_blocks(int64_t rows, int threads, Run&& run) {
 // Computes the mean of a block and the sum of squared distances from it, (2, channels). A second
 // pass, while the block is in cache, because sums of squares would cancel for a large mean.
 template <typename Number>
-FASTSELFIE_SIMD void moments(const Number* rows, int64_t count, int64_t channels, float* out) {
+void moments(const Number* rows, int64_t count, int64_t channels, float* out) {
   float* const mean = out;
   float* const squares = out + channels;
   std::memset(out, 0, 2 * channels * sizeof(float));
@@ -55,8 +46,7 @@ FASTSELFIE_SIMD void moments(const Number* rows, int64_t count, int64_t channels
 
 // Merges the moments of a block of `count` rows into those of the `seen` rows before it, both
 // (2, channels) (Chan et al., 1983).
-FASTSELFIE_SIMD void merge(const float* block, int64_t channels, int64_t seen, int64_t count,
-                           double* merged) {
+void merge(const float* block, int64_t channels, int64_t seen, int64_t count, double* merged) {
   double* const mean = merged;
   double* const squares = merged + channels;
   const double share = static_cast<double>(count) / static_cast<double>(seen + count);
@@ -70,8 +60,8 @@ FASTSELFIE_SIMD void merge(const float* block, int64_t channels, int64_t seen, i
 }
 
 template <typename Number>
-FASTSELFIE_SIMD void activate(const Number* rows, int64_t count, int64_t channels,
-                              const float* scale, const float* shift, Number* y) {
+void activate(const Number* rows, int64_t count, int64_t channels, const float* scale,
+              const float* shift, Number* y) {
   for (int64_t r = 0; r < count; ++r) {
     // Written so that NaN passes through: max(0, NaN) could be 0.
 #pragma omp simd
@@ -96,8 +86,8 @@ inline float came_through(float value, float gradient, const Found& found, int64
 // Computes two sums over a block, (2, channels): of the gradient behind the ReLU, and of that
 // gradient times (x - mean).
 template <typename Number>
-FASTSELFIE_SIMD void gradient_sums(const Number* rows, const Number* gradient, int64_t count,
-                                   int64_t channels, Found found, float* out) {
+void gradient_sums(const Number* rows, const Number* gradient, int64_t count, int64_t channels,
+                   Found found, float* out) {
   float* const plain = out;
   float* const weighted = out + channels;
   std::memset(out, 0, 2 * channels * sizeof(float));
@@ -118,8 +108,8 @@ struct Line {
 };
 
 template <typename Number>
-FASTSELFIE_SIMD void gradient_rows(const Number* rows, const Number* gradient, int64_t count,
-                                   int64_t channels, Found found, Line line, Number* out) {
+void gradient_rows(const Number* rows, const Number* gradient, int64_t count, int64_t channels,
+                   Found found, Line line, Number* out) {
   for (int64_t r = 0; r < count; ++r) {
 #pragma omp simd
     for (int64_t c = 0; c < channels; ++c) {
@@ -196,14 +186,3 @@ void norm_relu_backward(const Activations<Number>& x, const Number* gradient, co
                   forward, line, grad_x + begin * channels);
   });
 }
-
-template void norm_relu_forward(const Activations<float>&, const float*, const float*, double, int,
-                                const Statistics&, float*);
-template void norm_relu_forward(const Activations<uint16_t>&, const float*, const float*, double,
-                                int, const Statistics&, uint16_t*);
-template void norm_relu_backward(const Activations<float>&, const float*, const float*,
-                                 const Statistics&, double, int, float*, float*, float*);
-template void norm_relu_backward(const Activations<uint16_t>&, const uint16_t*, const float*,
-                                 const Statistics&, double, int, uint16_t*, float*, float*);
-
-}  // namespace fastselfie::host
