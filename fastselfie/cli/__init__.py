@@ -37,6 +37,7 @@ def main() -> None:
     # cores shared, the quickstart's step was four times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
+        _check_kernels()
         status = app(prog_name="fastselfie", standalone_mode=False)
     except UserError as error:
         _exit(str(error))
@@ -62,6 +63,14 @@ def main() -> None:
     if status == _INTERRUPTED:
         typer.echo("interrupted: run the same command to resume", err=True)
     sys.exit(status or 0)
+
+
+def _check_kernels() -> None:
+    if "FASTSELFIE_KERNELS" in os.environ:
+        try:
+            import fastselfie.kernels.jpeg  # noqa: F401 # the import refuses a wrong name
+        except ValueError as error:
+            raise UserError(str(error)) from None
 
 
 def _exit(message: str) -> NoReturn:

@@ -93,3 +93,13 @@ def test_every_set_gives_the_same_bits(dtype):
         host.select_kernels(kernels)
         results[kernels] = host_results(dtype)
     assert all(found == results["generic"] for found in results.values())
+
+
+def test_the_command_line_reports_a_wrong_choice_in_one_line():
+    environment = {**os.environ, "FASTSELFIE_KERNELS": "abacus"}
+    command = [sys.executable, "-m", "fastselfie", "doctor"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: FASTSELFIE_KERNELS=abacus: this processor has no such")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
