@@ -31,7 +31,7 @@ jpeg = Pybind11Extension(
     # -fno-tree-slp-vectorize, GCC keeps two of the entropy decoder's counters in one vector.
     extra_compile_args=[
         *("-O3", "-Wall", "-Wextra", "-Wno-psabi"),
-        *("-fno-math-errno", "-fno-tree-slp-vectorize"),
+        *("-fno-math-errno", "-ffp-contract=off", "-fno-tree-slp-vectorize"),
     ],
 )
 

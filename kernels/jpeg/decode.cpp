@@ -195,8 +195,10 @@ void Decoder::resize_raw(const uint8_t* pixels, Size image, const Box& box, Padd
   plan_.color = ColorModel::kRgb;
   plan_.num_planes = 3;
   for (ComponentPlan& component : plan_.components) component.filter = 0;
-  plan_.filters[0].x.build({0, box.width}, size.width, {1, 1, box.width, false}, flip);
-  plan_.filters[0].y.build({0, box.height}, size.height, {1, 1, box.height, false}, false);
+  plan_.pixels_x.build({0, box.width}, size.width, flip);
+  plan_.pixels_y.build({0, box.height}, size.height, false);
+  plan_.filters[0].x.build(plan_.pixels_x, {1, 1, box.width, false});
+  plan_.filters[0].y.build(plan_.pixels_y, {1, 1, box.height, false});
   resample(size, rgb);
 }
 

@@ -19,69 +19,90 @@ AxisFilter::Source source_of(int x, const Sampling& s) {
   return {std::clamp(i, 0, last), std::min(i + 1, last), 1.0f - (position - i)};
 }
 
+// Rounds `count` weights, which sum to about 1 / normalizer. What is missing goes to the largest, so
+// that a flat area stays flat.
+void quantize(const float* weights, int count, float normalizer, AxisFilter::Weight* out) {
+  constexpr AxisFilter::Weight kTwice = 0x10001;
+  int remainder = 1 << kWeightBits, largest = -1, at = 0;
+  for (int k = 0; k < count; ++k) {
+    const int weight = static_cast<int>(weights[k] * normalizer + 0.5f);
+    out[k] = static_cast<uint32_t>(weight) * kTwice;
+    remainder -= weight;
+    if (weight > largest) {
+      largest = weight;
+      at = k;
+    }
+  }
+  out[at] += static_cast<uint32_t>(remainder) * kTwice;
+}
+
 }  // namespace
 
-void AxisFilter::build(Range box, int out_length, const Sampling& sampling, bool mirrored) {
+void PixelFilter::build(Range box, int out_length, bool mirrored) {
   const double scale = static_cast<double>(box.size()) / out_length;
   const double half_width = std::max(scale, 1.0);  // of the triangle, in pixels
   const float slope = static_cast<float>(1.0 / half_width);
-
-  // An upper bound of the samples one output touches; the true maximum is found on the way.
-  const int pixels = 2 * static_cast<int>(std::ceil(half_width)) + 1;
-  const int capacity =
-      static_cast<int>(int64_t{pixels} * sampling.numerator / sampling.denominator) + 3;
-  sources_.resize(box.size());
-  for (int x = box.begin; x < box.end; ++x) sources_[x - box.begin] = source_of(x, sampling);
-  starts_.resize(out_length);
-  counts_.resize(out_length);
-  exact_.assign(static_cast<size_t>(out_length) * capacity, 0.0f);
-  support_ = {sampling.length, 0};
-  taps_ = 1;
-
+  box_ = box;
+  capacity_ = 2 * static_cast<int>(std::ceil(half_width)) + 1;
+  outputs_.resize(out_length);
+  weights_.resize(static_cast<size_t>(out_length) * capacity_);
   for (int i = 0; i < out_length; ++i) {
     const double center = box.begin + (i + 0.5) * scale;
     const int begin = std::max(static_cast<int>(center - half_width + 0.5), box.begin);
     const int end = std::min(static_cast<int>(center + half_width + 0.5), box.end);
-    const int out = mirrored ? out_length - 1 - i : i;
-    float* const weights = &exact_[static_cast<size_t>(out) * capacity];
-    const Source* const sources = &sources_[begin - box.begin];
-    const int start = sources[0].first;
     const float offset = static_cast<float>(begin + 0.5 - center);
+    const int out = mirrored ? out_length - 1 - i : i;
+    float* const weights = &weights_[static_cast<size_t>(out) * capacity_];
     float total = 0.0f;
     for (int x = 0; x < end - begin; ++x) {
-      const float weight = std::max(0.0f, 1.0f - std::abs(offset + x) * slope);
-      const Source source = sources[x];
-      weights[source.first - start] += weight * source.share;
-      weights[source.second - start] += weight * (1.0f - source.share);
-      total += weight;
+      total += weights[x] = std::max(0.0f, 1.0f - std::abs(offset + x) * slope);
     }
-    const int count = sources[end - begin - 1].second + 1 - start;
-    const float normalizer = (1 << kWeightBits) / total;
-    for (int k = 0; k < count; ++k) weights[k] *= normalizer;
-    starts_[out] = start;
-    counts_[out] = count;
-    taps_ = std::max(taps_, count);
-    support_ = {std::min(support_.begin, start), std::max(support_.end, start + count)};
-  }
-
-  weights_.assign(static_cast<size_t>(out_length) * taps_, 0);
-  for (int i = 0; i < out_length; ++i) {
-    // Zero padding goes to the left where the right would leave the samples that are decoded.
-    const int shift = std::max(0, starts_[i] + taps_ - support_.end);
-    starts_[i] -= shift;
-    quantize(&exact_[static_cast<size_t>(i) * capacity], counts_[i],
-             &weights_[static_cast<size_t>(i) * taps_ + shift]);
+    outputs_[out] = {begin, end - begin, (1 << kWeightBits) / total};
   }
 }
 
-void AxisFilter::quantize(const float* weights, int count, int16_t* out) const {
-  int remainder = 1 << kWeightBits, largest = 0;
-  for (int k = 0; k < count; ++k) {
-    out[k] = static_cast<int16_t>(weights[k] + 0.5f);
-    remainder -= out[k];
-    if (out[k] > out[largest]) largest = k;
+void AxisFilter::build(const PixelFilter& pixels, const Sampling& sampling) {
+  const Range box = pixels.box();
+  // Where samples are pixels, so are their weights.
+  const bool direct = !sampling.interpolated && sampling.numerator == sampling.denominator &&
+                      box.end <= sampling.length;
+  capacity_ = pixels.capacity();
+  if (!direct) {
+    capacity_ =
+        static_cast<int>(int64_t{capacity_} * sampling.numerator / sampling.denominator) + 3;
+    sources_.resize(box.size());
+    for (int x = box.begin; x < box.end; ++x) sources_[x - box.begin] = source_of(x, sampling);
+    exact_.resize(capacity_);
   }
-  out[largest] = static_cast<int16_t>(out[largest] + remainder);  // a flat area stays flat
+  const size_t outputs = pixels.outputs().size();
+  starts_.resize(outputs);
+  counts_.resize(outputs);
+  weights_.resize(outputs * capacity_);
+  support_ = {sampling.length, 0};
+  for (size_t i = 0; i < outputs; ++i) {
+    const auto [begin, length, normalizer] = pixels.outputs()[i];
+    const float* weights = pixels.weights(i);
+    int start = begin, count = length;
+    if (!direct) {
+      const Source* const sources = &sources_[begin - box.begin];
+      start = sources[0].first;
+      count = sources[length - 1].second + 1 - start;
+      int begun = 0;  // weights; the sources of pixels ascend
+      const auto add = [&](int sample, float weight) {
+        while (begun <= sample - start) exact_[begun++] = 0.0f;
+        exact_[sample - start] += weight;
+      };
+      for (int x = 0; x < length; ++x) {
+        add(sources[x].first, weights[x] * sources[x].share);
+        add(sources[x].second, weights[x] * (1.0f - sources[x].share));
+      }
+      weights = exact_.data();
+    }
+    starts_[i] = start;
+    counts_[i] = count;
+    quantize(weights, count, normalizer, &weights_[i * capacity_]);
+    support_ = {std::min(support_.begin, start), std::max(support_.end, start + count)};
+  }
 }
 
 }  // namespace fastselfie::jpeg

@@ -20,19 +20,44 @@ struct Sampling {
   bool interpolated = false;
 };
 
-class AxisFilter {
+constexpr int kWeightBits = 14;  // the weights of an output sum to exactly 1 << 14
+
+// Which pixels of an axis make each output, and their shares.
+class PixelFilter {
  public:
   // Output i of `out_length` covers its share of the box [begin, begin + length) of the image.
   // `mirrored` reverses the outputs: a horizontal flip that costs nothing.
-  void build(Range box, int out_length, const Sampling& sampling, bool mirrored);
+  void build(Range box, int out_length, bool mirrored);
+
+  struct Output {
+    int begin, count;  // its pixels
+    float normalizer;  // what their weights are multiplied by, to sum to 1 << kWeightBits
+  };
+  const std::vector<Output>& outputs() const { return outputs_; }
+  const float* weights(size_t i) const { return &weights_[i * capacity_]; }
+  int capacity() const { return capacity_; }  // the most pixels of an output
+  Range box() const { return box_; }
+
+ private:
+  Range box_;
+  int capacity_ = 0;
+  std::vector<Output> outputs_;
+  std::vector<float> weights_;
+};
+
+class AxisFilter {
+ public:
+  // A weight of 16 bits, twice: processors repeat 32 bits of memory in a vector without a shuffle.
+  using Weight = uint32_t;
+
+  void build(const PixelFilter& pixels, const Sampling& sampling);
 
   int out_length() const { return static_cast<int>(starts_.size()); }
-  int taps() const { return taps_; }
   Range support() const { return support_; }  // the samples read, over all outputs
+  // Output i is the sum of `count` samples from `start` on, each times its weight.
   int start(int i) const { return starts_[i]; }
-  const int16_t* weights(int i) const { return &weights_[static_cast<size_t>(i) * taps_]; }
-
-  static constexpr int kWeightBits = 14;  // each output's weights sum to exactly 1 << 14
+  int count(int i) const { return counts_[i]; }
+  const Weight* weights(int i) const { return &weights_[static_cast<size_t>(i) * capacity_]; }
 
   // The one or two samples that make a pixel, first <= second, and the share of the first.
   struct Source {
@@ -41,15 +66,12 @@ class AxisFilter {
   };
 
  private:
-  void quantize(const float* weights, int count, int16_t* out) const;
-
-  int taps_ = 0;  // the same for every output, padded with zeros: loops of one length vectorise
+  int capacity_ = 0;  // room for the weights of one output
   Range support_;
-  std::vector<int> starts_;
-  std::vector<int16_t> weights_;
+  std::vector<int> starts_, counts_;
+  std::vector<Weight> weights_;
   std::vector<Source> sources_;  // scratch of build(): of each pixel in the box
-  std::vector<float> exact_;
-  std::vector<int> counts_;
+  std::vector<float> exact_;     // scratch: of one output
 };
 
 }  // namespace fastselfie::jpeg

@@ -128,6 +128,8 @@ void make_plan(const Header& header, const Box& box, Size output, bool flip, Pla
   if (same_size && !flip && make_plain_plan(header, box, plan)) return;
   const int block_size = reduced_block_size({box.width, box.height}, output);
   begin_plan(header, block_size, plan);
+  plan.pixels_x.build({box.left, box.left + box.width}, output.width, flip);
+  plan.pixels_y.build({box.top, box.top + box.height}, output.height, false);
   for (int i = 0; i < header.num_components; ++i) {
     const Component& c = header.components[i];
     ComponentPlan& component = plan.components[i];
@@ -140,8 +142,8 @@ void make_plan(const Header& header, const Box& box, Size output, bool flip, Pla
     FilterPair& filter = plan.filters[component.filter];
     if (component.filter == i) {
       const SamplingPair sampling = sampling_of(header, c, component.block_size);
-      filter.x.build({box.left, box.left + box.width}, output.width, sampling.x, flip);
-      filter.y.build({box.top, box.top + box.height}, output.height, sampling.y, false);
+      filter.x.build(plan.pixels_x, sampling.x);
+      filter.y.build(plan.pixels_y, sampling.y);
     }
     add_samples(c, filter.x.support(), filter.y.support(), component, plan);
   }

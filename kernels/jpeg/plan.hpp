@@ -48,6 +48,7 @@ struct Plan {
   int num_planes = 0;
   int block_size = 8;  // of the component with the most samples
   std::array<ComponentPlan, kMaxComponents> components;
+  PixelFilter pixels_x, pixels_y;  // of which the filters of all components are made
   std::array<FilterPair, kMaxComponents> filters;
   Range mcus_x, mcus_y;  // that hold those blocks
   // Pixels come out as the image has them: only chroma is enlarged, by libjpeg's "fancy upsampling".

@@ -3,7 +3,7 @@
 // conversion sees more than 8 bits.
 
 constexpr int kFractionBits = 6;
-static_assert(7 + AxisFilter::kWeightBits - 15 == kFractionBits);
+static_assert(7 + kWeightBits - 15 == kFractionBits);
 
 inline I16x16 weighted(const uint8_t* samples, I16x16 weight) {
   return multiply_q15(widen(load<U8x16>(samples)) << 7, weight);
@@ -36,17 +36,18 @@ inline void transpose_16x16(const uint8_t* in, int in_stride, uint8_t* out, ptrd
 
 void resample_columns(const Plane& plane, const AxisFilter& filter, Range ys, uint8_t* out,
                       int out_stride) {
-  const int width = filter.out_length(), taps = filter.taps();
+  const int width = filter.out_length();
   alignas(64) uint8_t tile[16][kTile];
   for (int x = 0; x < width; x += 16) {
     const int columns = std::min(16, width - x);
     for (int y = 0; y < ys.size(); y += kTile) {
       for (int i = 0; i < columns; ++i) {
-        const int16_t* const weights = filter.weights(x + i);
+        const AxisFilter::Weight* const weights = filter.weights(x + i);
+        const int count = filter.count(x + i);
         const uint8_t* in = plane.at(filter.start(x + i), ys.begin + y);
         I16x16 low{}, high{};
-        for (int k = 0; k < taps; ++k, in += Plane::kRows) {
-          const I16x16 weight = splat(weights[k]);
+        for (int k = 0; k < count; ++k, in += Plane::kRows) {
+          const I16x16 weight = splat_pair(weights[k]);
           low += weighted(in, weight);
           high += weighted(in + plane.stride, weight);
         }
@@ -106,20 +107,22 @@ void resample_rows_as(const RowFilterInput* planes, int width, uint8_t* rgb) {
   alignas(64) uint8_t last[3 * kTile];
   for (int y = 0; y < height; ++y, rgb += size_t{3} * width) {
     const uint8_t* rows[kPlanes];
-    const int16_t* weights[kPlanes];
+    const AxisFilter::Weight* weights[kPlanes];
+    int counts[kPlanes];
     for (int i = 0; i < kPlanes; ++i) {
       const AxisFilter& filter = *planes[i].filter;
       rows[i] =
           planes[i].rows + ptrdiff_t{filter.start(y) - filter.support().begin} * planes[i].stride;
       weights[i] = filter.weights(y);
+      counts[i] = filter.count(y);
     }
     for (int x = 0; x < width; x += kTile) {
       I16x16 low[kPlanes], high[kPlanes];
       for (int i = 0; i < kPlanes; ++i) {
         const uint8_t* in = rows[i] + x;
         low[i] = high[i] = I16x16{};
-        for (int k = 0; k < planes[i].filter->taps(); ++k, in += planes[i].stride) {
-          const I16x16 weight = splat(weights[i][k]);
+        for (int k = 0; k < counts[i]; ++k, in += planes[i].stride) {
+          const I16x16 weight = splat_pair(weights[i][k]);
           low[i] += weighted(in, weight);
           high[i] += weighted(in + 16, weight);
         }

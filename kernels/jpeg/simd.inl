@@ -38,7 +38,22 @@ inline void store(void* p, Vector v) {
 
 inline I16x16 splat(int16_t x) { return I16x16{} + x; }
 
-inline I16x16 widen(U8x16 v) { return __builtin_convertvector(v, I16x16); }
+// The same of what both halves hold.
+inline I16x16 splat_pair(uint32_t halves) {
+#if defined(JPEG_HAVE_AVX2)
+  return (I16x16)_mm256_set1_epi32(static_cast<int>(halves));
+#else
+  return splat(static_cast<int16_t>(halves));
+#endif
+}
+
+inline I16x16 widen(U8x16 v) {
+#if defined(JPEG_HAVE_AVX2)
+  return (I16x16)_mm256_cvtepu8_epi16((__m128i)v);  // GCC 12 widens the halves one by one
+#else
+  return __builtin_convertvector(v, I16x16);
+#endif
+}
 
 #if defined(JPEG_HAVE_NEON)
 struct Halves {
