@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from fastselfie.config import Config
 from fastselfie.kernels.distractor_score import distractor_score, summed
-from fastselfie.kernels.reference import distractor_scores, query_score, query_scores
+from fastselfie.kernels.query_score import query_score
+from fastselfie.kernels.reference import distractor_scores, query_scores
 from fastselfie.models.attention_pooling import AttentionPooling
 from fastselfie.models.resnet import ExecutionOptions, Head, ResNetV2
 from fastselfie.system.trace_ranges import trace_range
@@ -119,7 +120,7 @@ class Selfie(nn.Module):
         query, h = encoded
         with trace_range("scoring"):
             if self.pooled:
-                return query_score(query, h, self.scale)
+                return query_score(query, h, self.scale, self.kernels)
             return distractor_score(query, h, positions, locations, self.scale, self.kernels)
 
     def forward(self, patches: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:

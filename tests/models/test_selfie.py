@@ -91,17 +91,21 @@ def test_the_loss_of_pooled_queries_is_that_of_their_scores(small):
     assert correct == (scores.argmax(-1) == torch.arange(4)).sum()
 
 
-@pytest.mark.parametrize("positions", ["learned", "row_column"])
-def test_the_fused_loss_trains_like_the_reference(positions):
+@pytest.mark.parametrize(
+    "model",
+    [{"positions": "learned"}, {"positions": "row_column"}, {"query": "pooled"}],
+    ids=["learned", "row_column", "pooled"],
+)
+def test_the_fused_loss_trains_like_the_reference(model):
     """To float32: a convolution's gradient sums some hundred terms, each within a few 2^-24."""
     found = []
     for kernels in ("reference", "triton"):
-        config = tiny_config(model={"positions": positions}, runtime={"kernels": kernels})
+        config = tiny_config(model=model, runtime={"kernels": kernels})
         torch.manual_seed(0)
-        model = Selfie(config)
-        loss, correct = model.eval()(*inputs(config, 3))
+        network = Selfie(config)
+        loss, correct = network.eval()(*inputs(config, 3))
         loss.backward()
-        found.append([loss, correct, *(p.grad for p in model.parameters())])
+        found.append([loss, correct, *(p.grad for p in network.parameters())])
     for plain, fused in zip(*found, strict=True):
         scale = max(plain.abs().max().item(), 1e-3)
         torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4 * scale)
