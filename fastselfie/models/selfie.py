@@ -85,17 +85,21 @@ class Selfie(nn.Module):
         self.pooling = _build_pooling(config)
         self.positions = _build_positions(config)
 
-    def encode(self, patches: Tensor, order: Tensor) -> Encoded:
-        """Encode every patch by P, and the visible ones, with their positions, by A.
+    def vectors(self, patches: Tensor) -> Tensor:
+        """Encode every patch by P: (B, N, 3, P, P) -> h (B, N, D)."""
+        b, n = patches.shape[:2]
+        with trace_range("P"):
+            h: Tensor = self.patch_network(patches.flatten(0, 1)).view(b, n, -1)
+        return h
+
+    def encoded(self, h_bnd: Tensor, order: Tensor) -> Encoded:
+        """Encode the visible vectors, with their positions, by A.
 
         Args:
-            patches: (B, N, 3, P, P), visible first and masked last.
-            order: (B, N) int64, their locations.
+            h_bnd: (B, N, D), see `vectors`.
+            order: (B, N) int64, their locations, visible first and masked last.
         """
-        b, n = order.shape
-        visible = n - self.masked
-        with trace_range("P"):
-            h_bnd = self.patch_network(patches.flatten(0, 1)).view(b, n, -1)
+        visible = order.shape[1] - self.masked
         return Encoded(self.query(h_bnd[:, :visible], order), h_bnd[:, visible:])
 
     def query(self, visible: Tensor, order: Tensor) -> Tensor:
@@ -124,12 +128,17 @@ class Selfie(nn.Module):
             return distractor_score(query, h, positions, locations, self.scale, self.kernels)
 
     def forward(self, patches: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss () and the number of right answers () int64, out of B x M. Inputs: see `encode`."""
-        return self.score(self.encode(patches, order), order)
+        """Loss () and the number of right answers () int64, out of B x M.
+
+        Args:
+            patches: (B, N, 3, P, P), visible first and masked last.
+            order: (B, N) int64, their locations.
+        """
+        return self.score(self.encoded(self.vectors(patches), order), order)
 
     def scores(self, patches: Tensor, order: Tensor) -> Tensor:
-        """(B, M, M): scores of masked locations by candidates. Inputs: see `encode`."""
-        query, h = self.encode(patches, order)
+        """(B, M, M): scores of masked locations by candidates. Inputs: see `forward`."""
+        query, h = self.encoded(self.vectors(patches), order)
         if self.pooled:
             return query_scores(query, h, self.scale)
         locations = order[:, -self.masked :]

@@ -27,6 +27,10 @@ def inputs(config, images):
     return torch.randn(images, config.patches, 3, side, side), order
 
 
+def encoded(model, patches, order):
+    return model.encoded(model.vectors(patches), order)
+
+
 def test_sizes_are_the_papers():
     model = Selfie(load_config(REPOSITORY / "configs" / "in224.yaml"))
     p, a = millions(model.patch_network), millions(model.pooling)
@@ -77,7 +81,7 @@ def test_the_score_of_a_place_does_not_depend_on_the_other_places(small):
     visible = model.patch_network(patches.double().flatten(0, 1)).view(3, 16, -1)[:, :12]
     for j in range(4):
         alone = model.query(visible, torch.cat([order[:, :12], order[:, 12 + j, None]], dim=1))
-        expected = torch.einsum("bjd,bkd->bjk", alone, model.encode(patches.double(), order).h)
+        expected = torch.einsum("bjd,bkd->bjk", alone, encoded(model, patches.double(), order).h)
         assert torch.allclose(scores[:, j], expected[:, 0] * model.scale, rtol=1e-10, atol=1e-12)
 
 
@@ -124,8 +128,8 @@ def test_shuffling_masked_patches_with_their_locations_keeps_the_loss(small):
 def test_shuffling_visible_patches_with_their_locations_keeps_the_query(small):
     model, (patches, order) = small
     shuffled = torch.cat([torch.randperm(12), torch.arange(12, 16)])
-    before = model.encode(patches.double(), order).query
-    after = model.encode(patches[:, shuffled].double(), order[:, shuffled]).query
+    before = encoded(model, patches.double(), order).query
+    after = encoded(model, patches[:, shuffled].double(), order[:, shuffled]).query
     assert torch.allclose(before, after, rtol=1e-10, atol=1e-12)
 
 
@@ -133,10 +137,10 @@ def test_shuffling_visible_patches_with_their_locations_keeps_the_query(small):
 def test_the_encoder_sees_positions_unless_switched_off(small):
     model, (patches, order) = small
     other = torch.cat([order[:, :12].roll(1, dims=1), order[:, 12:]], dim=1)
-    before, after = (model.encode(patches.double(), o).query for o in (order, other))
+    before, after = (encoded(model, patches.double(), o).query for o in (order, other))
     assert not torch.allclose(before, after)
     model.encoder_positions = False
-    before, after = (model.encode(patches.double(), o).query for o in (order, other))
+    before, after = (encoded(model, patches.double(), o).query for o in (order, other))
     assert torch.equal(before, after)
 
 
@@ -144,9 +148,9 @@ def test_the_encoder_sees_positions_unless_switched_off(small):
 def test_the_candidates_carry_no_position(small):
     """h depends on neither the position tables nor the locations."""
     model, (patches, order) = small
-    before = model.encode(patches.double(), order).h
+    before = encoded(model, patches.double(), order).h
     torch.nn.init.normal_(model.positions.table)
-    after = model.encode(patches.double(), order.flip(1)).h
+    after = encoded(model, patches.double(), order.flip(1)).h
     assert torch.equal(before, after)
 
 
@@ -193,7 +197,7 @@ def test_the_second_form_sees_what_pretraining_would_with_nothing_masked(positio
     pretrained.masked = 0
     order = torch.randperm(16).expand(3, -1)
     patches = cut_patches(images, 4).view(3, 16, 3, 8, 8)[:, order[0]]
-    u = pretrained.encode(patches, order).query
+    u = encoded(pretrained, patches, order).query
     # Float32 sums of some hundred terms, in the order of the patches.
     torch.testing.assert_close(classifier.features(images), u, rtol=1e-4, atol=1e-5)
     assert torch.equal(classifier(images), classifier.head(classifier.features(images)))
