@@ -170,11 +170,11 @@ def _protocol(device: torch.device) -> dict[str, Any]:
             "u and h are bfloat16, positions float32, pooled queries v float32, as layer norm "
             "leaves them; forward and backward, gradients for u or v, h and the tables.",
             "model_bytes: u or v, and h read once, their gradients written once. distinct: "
-            "addresses that the one launch touches; launch: all its loads and stores, counted in "
-            "Triton's interpreter; sums: torch adding up the partial tables, losses and right "
-            "answers; scaling: the backward pass where the incoming gradient is not 1 (unit_scaling: where "
-            "it is); reference: inputs and outputs of every operation that plain torch dispatches "
-            "that is not a view, and so what autograd adds to scaling.",
+            "addresses that the one launch touches; launch: all its loads and stores, counted in"
+            " Triton's interpreter; sums: torch adding up the partial tables, losses and right "
+            "answers; scaling: the backward pass where the incoming gradient is not 1 "
+            "(unit_scaling: where it is); reference: inputs and outputs of every operation that "
+            "plain torch dispatches that is not a view, and so what autograd adds to scaling.",
             "resources: compiled by Triton for GPUs that are not there, read with cuobjdump.",
             "times: " + (
                 "triton.testing.do_bench; program: the launch and the sums after it, alone, by "
