@@ -1,4 +1,4 @@
-"""Measure the fused distractor score beside plain torch: time, bytes moved, registers.
+"""Measure the fused losses beside plain torch: time, bytes moved, registers.
 
 python benchmarks/kernels.py --json OUT
 
@@ -27,12 +27,12 @@ import torch
 from support.arguments import Parser, above_zero, result_file
 from support.conditions import command
 from support.script import run_script
-from support.traffic import SHAPES, Shape, inputs, model_bytes
+from support.traffic import SHAPES, Shape, inputs, launch, loss_of, model_bytes
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from fastselfie.config import RuntimeConfig
 from fastselfie.errors import UserError
-from fastselfie.kernels.distractor_score import distractor_score
 from fastselfie.kernels.impl import Impl, unavailable
 from fastselfie.runs.doctor import environment
 from fastselfie.system.accelerator import choose_device
@@ -109,17 +109,16 @@ def _times(shape: Shape, device: torch.device, seconds: float) -> dict[str, Any]
 
 
 def _pass(shape: Shape, device: torch.device, impl: Impl, compiled: bool) -> Callable[[], None]:
-    u, h, positions, locations = inputs(shape, str(device))
-    scale = shape.d**-0.5
+    tensors = inputs(shape, str(device))
+    leaves = [x for x in tree_leaves(tensors) if x.requires_grad]
 
-    def forward(u: Tensor, h: Tensor) -> Tensor:
-        return distractor_score(u, h, positions, locations, scale, impl)[0]
+    def forward() -> Tensor:
+        return loss_of(shape, tensors, impl)
 
     function = torch.compile(forward, fullgraph=True) if compiled else forward
-    tables = [positions] if isinstance(positions, Tensor) else list(positions)
 
     def once() -> None:
-        torch.autograd.grad(function(u, h), [u, h, *tables])
+        torch.autograd.grad(function(), leaves)
 
     once()  # compiles
     return once
@@ -135,15 +134,11 @@ def _program_alone(shape: Shape, device: torch.device) -> dict[str, float]:
     """The launch and the sums after it, as a CUDA graph: no Python in between."""
     from triton.testing import do_bench_cudagraph
 
-    from fastselfie.kernels import distractor_score_triton as program
-
-    u, h, positions, locations = inputs(shape, str(device))
-    rows, columns = (positions, None) if isinstance(positions, Tensor) else positions
-    mean = 1.0 / (shape.b * shape.m)
+    tensors, mean = inputs(shape, str(device)), 1.0 / (shape.b * shape.m)
 
     @torch.no_grad()
     def once() -> None:
-        program.score(u, h, rows, columns, locations, shape.d**-0.5, mean, True)
+        launch(shape, tensors, mean)
 
     return _named(do_bench_cudagraph(once, quantiles=[0.2, 0.5, 0.8]))
 
@@ -172,14 +167,14 @@ def _protocol(device: torch.device) -> dict[str, Any]:
     return {
         "command": command(),
         "notes": [
-            "u and h are bfloat16, positions float32; forward and backward, gradients for u, h "
-            "and the tables.",
-            "model_bytes: u and h read once, their gradients written once. distinct: addresses "
-            "that the one launch touches; launch: all its loads and stores, counted in Triton's "
-            "interpreter; sums: torch adding up the partial tables, losses and right answers; "
-            "scaling: the backward pass where the incoming gradient is not 1 (unit_scaling: where "
-            "it is); reference: inputs and outputs of every operation that plain torch dispatches "
-            "that is not a view, and so what autograd adds to scaling.",
+            "u and h are bfloat16, positions float32, pooled queries v float32, as layer norm "
+            "leaves them; forward and backward, gradients for u or v, h and the tables.",
+            "model_bytes: u or v, and h read once, their gradients written once. distinct: "
+            "addresses that the one launch touches; launch: all its loads and stores, counted in"
+            " Triton's interpreter; sums: torch adding up the partial tables, losses and right "
+            "answers; scaling: the backward pass where the incoming gradient is not 1 "
+            "(unit_scaling: where it is); reference: inputs and outputs of every operation that "
+            "plain torch dispatches that is not a view, and so what autograd adds to scaling.",
             "resources: compiled by Triton for GPUs that are not there, read with cuobjdump.",
             "times: " + (
                 "triton.testing.do_bench; program: the launch and the sums after it, alone, by "

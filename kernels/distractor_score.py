@@ -10,21 +10,19 @@ Shapes: B images, N patches, M masked, D width, G x G' = N the grid.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastselfie.kernels import reference
-from fastselfie.kernels.impl import Impl, check_impl, is_eager, unavailable
+from fastselfie.kernels.fused_loss import refusal, scaled, storing_factor
+from fastselfie.kernels.impl import Impl, check_impl, is_eager
 
 Positions = Tensor | tuple[Tensor, Tensor]
 
-MAX_MASKED = 64
 MAX_TABLE_ROWS = 256  # the scores of the table are held in registers
 AUTO_TABLE_ROWS = 64  # above this, some GPUs have too little shared memory
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def distractor_score(
@@ -63,7 +61,7 @@ def distractor_score(
     """
     _check(u, h, positions, locations)
     check_impl(impl)
-    reason = None if impl == "reference" else refusal(u, h, positions)
+    reason = None if impl == "reference" else _refusal(u, h, positions)
     if impl == "triton" and reason:
         raise ValueError(reason)
     small = h.is_cuda and table_rows(positions) <= AUTO_TABLE_ROWS
@@ -118,19 +116,11 @@ def _check(u: Tensor, h: Tensor, positions: Positions, locations: Tensor) -> Non
             raise ValueError(f"locations has {low if low < 0 else high}: N is {n}")
 
 
-def refusal(u: Tensor, h: Tensor, positions: Positions) -> str | None:
-    """Return why Triton cannot take these arguments, or None if it can."""
-    tables = (positions,) if isinstance(positions, Tensor) else positions
-    for name, tensor in (("u", u), ("h", h), *(("positions", t) for t in tables)):
-        if tensor.dtype not in _DTYPES:
-            return f"{name} is {tensor.dtype}: impl triton takes float32, bfloat16 and float16"
-    if h.numel() == 0:
-        return f"h has shape {tuple(h.shape)}: impl triton takes no empty tensor"
-    if h.shape[1] > MAX_MASKED:
-        return f"h has M = {h.shape[1]}: impl triton takes up to {MAX_MASKED} masked patches"
+def _refusal(u: Tensor, h: Tensor, positions: Positions) -> str | None:
     if table_rows(positions) > MAX_TABLE_ROWS:
         return f"positions has {table_rows(positions)} rows: impl triton takes {MAX_TABLE_ROWS}"
-    return unavailable(h.device)
+    tables = (positions,) if isinstance(positions, Tensor) else positions
+    return refusal(h, ("u", u), *(("positions", table) for table in tables))
 
 
 # --- custom operator ------------------------------------------------------------------------------
@@ -146,13 +136,14 @@ def _score(
     u: Tensor, h: Tensor, rows: Tensor, columns: Tensor | None, locations: Tensor, scale: float,
     gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return loss, correct, du, dh and dtables. `_stored` is the factor of the gradients."""
+    """Return loss, correct, du, dh and dtables. `storing_factor` is the factor of the gradients."""
     from fastselfie.kernels import distractor_score_triton as program
 
     u, h = (x if x.stride(-1) == 1 else x.contiguous() for x in (u, h))
     rows, columns = rows.contiguous(), None if columns is None else columns.contiguous()
+    stored = storing_factor(u, h, scale)
     with torch.cuda.device_of(h):  # type: ignore[no-untyped-call]
-        return program.score(u, h, rows, columns, locations, scale, _stored(u, h, scale), gradients)
+        return program.score(u, h, rows, columns, locations, scale, stored, gradients)
 
 
 @_score.register_fake
@@ -167,37 +158,7 @@ def _(u: Tensor, h: Tensor, rows: Tensor, columns: Tensor | None, *rest: Any) ->
     return loss, correct, u.new_empty(u.shape), h.new_empty(h.shape), dtables
 
 
-@torch.library.custom_op("fastselfie::scale_", mutates_args=("x",))
-def _scale_(x: Tensor, factor: Tensor) -> None:
-    """Multiply dense `x` by `factor` () in float32, in place. A factor of 1 writes nothing.
-
-    x.mul_(factor) would first round the factor to x's dtype. The largest float16 is 65504, where
-    a gradient scaler begins.
-    """
-    from fastselfie.kernels import distractor_score_triton as program
-
-    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
-        program.scale_(x, factor)
-
-
 # --- gradient -------------------------------------------------------------------------------------
-
-
-def _stored(u: Tensor, h: Tensor, scale: float) -> float:
-    """Return the factor that the gradients of the sum over B x M are stored with.
-
-    1 / (B M) makes them the gradients of the mean. The backward pass then has nothing to do if the
-    incoming gradient is 1. In float16, whose smallest normal number is 6e-5, they would be too
-    small before the gradient scaler's factor is applied. So there the scale of the scores is
-    replaced by a factor of 64 to 128, for gradients of 1e-6 to 500 per unit of scale. The factor
-    that is then missing is a power of two, which changes no bit of a significand. A larger gradient
-    is stored as infinity, whatever the incoming gradient is: a gradient scaler skips that step, and
-    a lower loss scale does not help.
-    """
-    answers = h.shape[0] * h.shape[1]
-    if torch.float16 not in (u.dtype, h.dtype):
-        return 1.0 / answers
-    return 2.0 ** math.frexp(64 * answers / (abs(scale) or 1.0))[1] / answers
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -206,17 +167,9 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.mark_non_differentiable(correct, du, dh, dtables)
     ctx.set_materialize_grads(False)  # else torch allocates zeros for du, dh and dtables
     ctx.save_for_backward(du, dh, dtables)
-    ctx.remaining = 1.0 / (h.shape[0] * h.shape[1] * _stored(u, h, scale))
+    ctx.remaining = 1.0 / (h.shape[0] * h.shape[1] * storing_factor(u, h, scale))
     ctx.n_rows = len(rows)
     ctx.types = [None if t is None else t.dtype for t in (u, h, rows, columns)]
-
-
-def _scaled(stored: Tensor, factor: Tensor) -> Tensor:
-    if type(stored) is not Tensor:
-        # torch.compile traces: it fuses this with what follows, and must not change saved tensors.
-        return (stored.float() * factor).to(stored.dtype)
-    _scale_(stored, factor)
-    return stored
 
 
 def _gradient(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
@@ -224,7 +177,7 @@ def _gradient(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, .
     factor = grad_loss * ctx.remaining
     parts = (du, dh, dtables[: ctx.n_rows], dtables[ctx.n_rows :])
     gradients = (
-        _scaled(part, factor).to(dtype) if asked else None
+        scaled(part, factor).to(dtype) if asked else None
         for part, dtype, asked in zip(parts, ctx.types, ctx.needs_input_grad[:4], strict=True)
     )
     return *gradients, None, None, None

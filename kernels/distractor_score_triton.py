@@ -31,10 +31,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastselfie.kernels.fused_loss_triton import WARPS, cross_entropy
 from fastselfie.kernels.products_triton import add_product, add_product_for, rounded
-
-WARPS = 8
-SCALED_BLOCK = 8192  # values that a program scales
 
 # --- loads and broadcasts -------------------------------------------------------------------------
 
@@ -85,21 +83,6 @@ def _rows_of(location_ji, n_rows, n_columns, T: tl.constexpr, MP: tl.constexpr):
 
 
 # --- the tile -------------------------------------------------------------------------------------
-
-
-@triton.jit
-def _cross_entropy(s_jik, j, k, M):
-    """Return loss (MP, T), whether j is correct (MP, T), and d loss / d scores (MP, T, MP)."""
-    s_jik = tl.where(k < M, s_jik, float("-inf"))  # k = 0 always exists
-    top_ji = tl.max(s_jik, 2)
-    e_jik = tl.exp(s_jik - top_ji[:, :, None])
-    total_ji = tl.sum(e_jik, 2)
-    target_ji = tl.sum(tl.where(k == j, s_jik, 0.0), 2)
-    loss_ji = tl.log(total_ji) - (target_ji - top_ji)
-    # argmax takes the first maximum. Comparisons with NaN are false, so NaN is never correct.
-    below = tl.where(k < j, s_jik < target_ji[:, :, None], s_jik <= target_ji[:, :, None])
-    right_ji = tl.sum(tl.where(below | (k >= M), 0, 1), 2) == 0
-    return loss_ji, right_ji, e_jik / total_ji[:, :, None] - tl.where(k == j, 1.0, 0.0)
 
 
 @triton.jit
@@ -188,7 +171,8 @@ def score_tile(
     s_jik = tl.reshape(s_jc * scale, (MP, T, MP))
     s_jik = tl.where(inside_ji[:, :, None], s_jik, float("nan"))
     k = tl.arange(0, MP)[None, None, :]
-    loss_ji, right_ji, ds_jik = _cross_entropy(s_jik, j[:, None, None], k, M)
+    own = j[:, None, None]
+    loss_ji, right_ji, ds_jik = cross_entropy(s_jik, k < M, k == own, k < own, 2)
     tl.store(losses + tile, tl.sum(tl.where(real_ji, loss_ji, 0.0)) * mean)
     tl.store(rights + tile, tl.sum((right_ji & real_ji).to(tl.int32)))
 
@@ -203,16 +187,6 @@ def score_tile(
             a_c, g_rc, h_c, real_c, u_i, real_i, rows, columns, n_rows, n_columns, r, D,
             dh_c, du + i * D, dtable_r, scale * stored, T, MP, C,
         )  # fmt: skip
-
-
-@triton.jit
-def scale_block(x, factor, n, BLOCK: tl.constexpr):
-    """Multiply x (n,) by factor (1,) in float32, in place. A factor of 1 writes nothing."""
-    by = tl.load(factor)
-    if by != 1.0:
-        at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        value = tl.load(x + at, mask=at < n)
-        tl.store(x + at, rounded(value.to(tl.float32) * by, value.dtype), mask=at < n)
 
 
 # --- launch ---------------------------------------------------------------------------------------
@@ -248,6 +222,8 @@ def tile_of(images: int, masked: int, table_rows: int, width: int, item_bytes: i
     places = triton.next_power_of_2(masked)
     rows = max(16, triton.next_power_of_2(table_rows))  # 16: the minimum for tensor cores
     entries = 8192 if item_bytes == 2 else 4096
+    if rows == 32:  # X and h together are more shared memory than consumer GPUs have, 99 KiB
+        entries //= 2
     candidates = max(places, 16, min(entries // 32, entries // max(rows, places)))
     # Not more images than the batch has.
     candidates = min(candidates, max(16, places * triton.next_power_of_2(images)))
@@ -291,10 +267,3 @@ def score(
         num_warps=WARPS, num_stages=tile.stages,
     )  # fmt: skip
     return losses.sum(), rights.sum(), du, dh, dtables.sum(0) if gradients else dtables
-
-
-def scale_(x: Tensor, factor: Tensor) -> None:
-    """Multiply dense `x` by `factor` () in place."""
-    scale_block[(triton.cdiv(x.numel(), SCALED_BLOCK),)](
-        x, factor, x.numel(), BLOCK=SCALED_BLOCK, num_warps=WARPS
-    )

@@ -38,6 +38,10 @@ def unavailable(device: torch.device) -> str | None:
             f"impl is triton, but the tensors are on {device}: Triton needs a GPU, or "
             "TRITON_INTERPRET=1 before the start to run in its interpreter"
         )
+    from triton import language
+
+    if not hasattr(language, "gather"):  # added in Triton 3.3
+        return "impl is triton, which is too old here: pip install --upgrade 'triton>=3.3'"
     if device.type == "cuda" and (
         torch.version.hip or torch.cuda.get_device_properties(device).major < _CAPABILITY
     ):

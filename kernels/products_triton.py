@@ -21,7 +21,8 @@ def rounded(x, to: tl.constexpr):
 
 
 @triton.jit
-def _dot(x, y, sum_xy):
+def add_plain_product(x, y, sum_xy):
+    """Return sum_xy + x y for `x` and `y` of one type, summed in float32."""
     if _INTERPRETED:  # it would multiply the bits of bfloat16 as integers
         x, y = x.to(tl.float32), y.to(tl.float32)
     return tl.dot(x, y, sum_xy, input_precision="tf32x3")
@@ -35,15 +36,15 @@ def add_product(x, y, sum_xy):
     three tensor-core products, the smallest first, summed in float32.
     """
     if y.dtype == tl.float32:
-        sum_xy = _dot(x, y, sum_xy)
+        sum_xy = add_plain_product(x, y, sum_xy)
     else:
         high = rounded(x, y.dtype)
         rest = x - high.to(tl.float32)
         middle = rounded(rest, y.dtype)
         low = rounded(rest - middle.to(tl.float32), y.dtype)
-        sum_xy = _dot(low, y, sum_xy)
-        sum_xy = _dot(middle, y, sum_xy)
-        sum_xy = _dot(high, y, sum_xy)
+        sum_xy = add_plain_product(low, y, sum_xy)
+        sum_xy = add_plain_product(middle, y, sum_xy)
+        sum_xy = add_plain_product(high, y, sum_xy)
     return sum_xy
 
 
@@ -55,10 +56,10 @@ def add_product_for(x, y, sum_xy, half: tl.constexpr):
     the error is 2^-16, and bfloat16 rounds to 2^-8.
     """
     if half == tl.float32:
-        sum_xy = _dot(x, y, sum_xy)
+        sum_xy = add_plain_product(x, y, sum_xy)
     else:
         x_high, y_high = rounded(x, half), rounded(y, half)
-        sum_xy = _dot(rounded(x - x_high.to(tl.float32), half), y_high, sum_xy)
-        sum_xy = _dot(x_high, rounded(y - y_high.to(tl.float32), half), sum_xy)
-        sum_xy = _dot(x_high, y_high, sum_xy)
+        sum_xy = add_plain_product(rounded(x - x_high.to(tl.float32), half), y_high, sum_xy)
+        sum_xy = add_plain_product(x_high, rounded(y - y_high.to(tl.float32), half), sum_xy)
+        sum_xy = add_plain_product(x_high, y_high, sum_xy)
     return sum_xy

@@ -94,7 +94,7 @@ def distractor_scores(
         )
     working = torch.promote_types(h.dtype, torch.float32)
     v_bmd = u.to(working)[:, None] + positions.to(working)[locations]
-    return torch.einsum("bjd,bkd->bjk", v_bmd, h.to(working)) * scale
+    return query_scores(v_bmd, h, scale)
 
 
 def distractor_score(
@@ -116,12 +116,45 @@ def distractor_score(
         The loss, () float32 or wider; and the correct answers, () int64, out of B x M.
     """
     with torch.autocast(h.device.type, enabled=False):
-        scores_bmm = distractor_scores(u, h, positions, locations, scale)
-        b, m, _ = scores_bmm.shape
-        target = torch.arange(m, device=h.device).expand(b, m)
-        loss = F.cross_entropy(scores_bmm.flatten(0, 1), target.flatten())
-        correct = (scores_bmm.argmax(dim=-1) == target).sum()
-    return loss, correct
+        return _cross_entropy(distractor_scores(u, h, positions, locations, scale))
+
+
+def query_scores(v: Tensor, h: Tensor, scale: float) -> Tensor:
+    """Return s_jk = scale * v_j . h_k, the score of candidate k at location j.
+
+    Args:
+        v: (B, M, D), a query for each masked location.
+        h: (B, M, D), the masked patches; h_k belongs to location k. No position is added to it.
+        scale: A factor, for example 1 / sqrt(D).
+
+    Returns:
+        (B, M, M), locations by candidates, float32 or wider.
+    """
+    working = torch.promote_types(h.dtype, torch.float32)
+    return torch.einsum("bjd,bkd->bjk", v.to(working), h.to(working)) * scale
+
+
+def query_score(v: Tensor, h: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Compute the loss of `distractor_score` for queries that are given.
+
+    Args:
+        v: As in `query_scores`.
+        h: As in `query_scores`.
+        scale: As in `query_scores`.
+
+    Returns:
+        The loss, () float32 or wider; and the correct answers, () int64, out of B x M.
+    """
+    with torch.autocast(h.device.type, enabled=False):
+        return _cross_entropy(query_scores(v, h, scale))
+
+
+def _cross_entropy(scores_bmm: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean loss and the correct answers, where candidate j is right at location j."""
+    b, m, _ = scores_bmm.shape
+    target = torch.arange(m, device=scores_bmm.device).expand(b, m)
+    loss = F.cross_entropy(scores_bmm.flatten(0, 1), target.flatten())
+    return loss, (scores_bmm.argmax(dim=-1) == target).sum()
 
 
 def philox4x32(counter: tuple[WordArray, ...], key: tuple[int, int]) -> tuple[WordArray, ...]:

@@ -22,7 +22,14 @@ from support.traffic import SHAPES, Shape
 if TYPE_CHECKING:
     from triton import JITFunction
 
-TARGETS = (80, 90, 100)
+TARGETS = (80, 89, 90, 100)
+# Also tables of 17 to 32 rows, and the largest tile of each number of locations.
+_SHAPES = (
+    *SHAPES,
+    Shape("352: M 30, rows + columns", 64, 30, 1024, 11, True),
+    Shape("352: M 30, pooled", 64, 30, 1024, None),
+    Shape("M 64, pooled", 64, 64, 1024, None),
+)
 _WIDE = ("u", "h", "du", "dh")
 _ALIGNED = (
     *_WIDE, "rows", "columns", "locations", "dtables", "losses", "rights",
@@ -58,20 +65,37 @@ class Program(NamedTuple):
 
 def score(shape: Shape) -> Program:
     from fastselfie.kernels import distractor_score_triton as program
+    from fastselfie.kernels.fused_loss_triton import WARPS
 
-    table_rows = 2 * shape.grid if shape.row_column else shape.grid**2
+    grid = shape.grid or 0
+    table_rows = 2 * grid if shape.row_column else grid**2
     tile = program.tile_of(shape.b, shape.m, table_rows, shape.d, item_bytes=2)
     constants = {
         "T": tile.images, "MP": tile.places, "R": tile.rows, "C": tile.width,
         "GRADIENTS": True,
     }  # fmt: skip
-    options = {"num_warps": program.WARPS, "num_stages": tile.stages}
+    options = {"num_warps": WARPS, "num_stages": tile.stages}
     return Program("score", shape.name, program.score_tile, _TYPES, constants, _ALIGNED, options,
                    tile._asdict())  # fmt: skip
 
 
+def query(shape: Shape, v: str = "*fp32", h: str = "*bf16") -> Program:
+    from fastselfie.kernels import query_score_triton as program
+
+    wide = 4 if "*fp32" in (v, h) else 2
+    tile = program.tile_of(shape.m, shape.d, wide)
+    constants = {"T": tile.images, "MP": tile.places, "C": tile.width, "GRADIENTS": True}
+    types = {"v": v, "dv": v, "h": h, "dh": h, "losses": "*fp32", "rights": "*i32",
+             **dict.fromkeys(("scale", "mean", "stored"), "fp32")}  # fmt: skip
+    aligned = ("v", "h", "dv", "dh", "losses", "rights", "D",
+               "v_stride_b", "v_stride_m", "h_stride_b", "h_stride_m")  # fmt: skip
+    options = {"num_warps": tile.warps, "num_stages": tile.stages, "maxnreg": tile.registers}
+    return Program("query_score", shape.name, program.score_tile, types, constants, aligned,
+                   options, tile._asdict())  # fmt: skip
+
+
 def scaling() -> Program:
-    from fastselfie.kernels import distractor_score_triton as program
+    from fastselfie.kernels import fused_loss_triton as program
 
     tile, options = {"BLOCK": program.SCALED_BLOCK}, {"num_warps": program.WARPS}
     types = {"x": "*bf16", "factor": "*fp32"}
@@ -124,6 +148,7 @@ def compiled(program: Program, target: int) -> dict[str, Any]:
 if __name__ == "__main__":
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise SystemExit("error: TRITON_INTERPRET=1 is set: nothing is compiled then")
-    programs = [*map(score, SHAPES), scaling(), patches("*bf16", "bfloat16"),
+    losses = [query(shape) if shape.grid is None else score(shape) for shape in _SHAPES]
+    programs = [*losses, scaling(), patches("*bf16", "bfloat16"),
                 patches("*fp32", "float32")]  # fmt: skip
     json.dump([compiled(each, target) for target in TARGETS for each in programs], sys.stdout)

@@ -68,7 +68,7 @@ def beside(results: list[dict[str, Any]]) -> str:
 
 
 def kernels(result: dict[str, Any]) -> str:
-    """Bytes that the fused distractor score moves, and what its programs compile to."""
+    """Bytes that the fused losses move, and what their programs compile to."""
     rows = []
     for row in result["traffic"]:
         shape, times = row["shape"], row["times_model"]
@@ -77,12 +77,13 @@ def kernels(result: dict[str, Any]) -> str:
             for r in result["resources"]
             if r["shape"] == shape["name"]
         )
-        positions = "rows + columns" if shape["row_column"] else "one vector a position"
-        rows.append([f"M = {shape['m']}, {positions}",
+        kind = "rows + columns" if shape["row_column"] else "one vector a position"
+        kind = "pooled queries, float32" if shape["grid"] is None else kind
+        rows.append([f"M = {shape['m']}, {kind}",
                      f"{row['model_bytes'] / shape['b'] / 1024:.0f} KiB",
                      f"{times['distinct']:.2f} times",
                      f"{times['launch'] + times['sums']:.2f} times",
                      f"{times['reference']:.1f} times", compiled])  # fmt: skip
-    head = ["distractor score, D = 1024, bfloat16", "least bytes an image", "distinct bytes",
+    head = ["fused loss, D = 1024, bfloat16", "least bytes an image", "distinct bytes",
             "all bytes read and written", "plain torch", "registers, spilled bytes"]  # fmt: skip
     return "\n".join(table(head, rows))

@@ -22,6 +22,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fastselfie.kernels.distractor_score import distractor_score
+from fastselfie.kernels.impl import Impl
+from fastselfie.kernels.query_score import query_score
+
 
 class TritonTraffic:
     """Bytes of all loads and stores (`total`), and of all addresses, each once (`distinct`)."""
@@ -98,46 +102,84 @@ def _size(leaf: object) -> int:
     return min(leaf.numel() * leaf.element_size(), leaf.untyped_storage().nbytes())
 
 
-# --- the distractor score ---------------------------------------------------------------------
+# --- the fused losses -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of one call: bfloat16 u and h, float32 positions for a grid of grid x grid."""
+    """Sizes of one call, in the types that training has in bfloat16.
+
+    Attributes:
+        name: For people.
+        b: Images; m: masked locations; d: width.
+        grid: Locations along a side; None: `query_score`, whose queries are given.
+        row_column: Whether a location has two vectors.
+    """
 
     name: str
     b: int
     m: int
     d: int
-    grid: int
-    row_column: bool
+    grid: int | None
+    row_column: bool = False
 
 
 # The batch fills the programs (64 images of M = 4, 16 of M = 12): the bytes per image are final.
 SHAPES = (
     Shape("224: M 12, rows + columns", 64, 12, 1024, 7, True),
-    Shape("32: M 4, learned", 64, 4, 1024, 4, False),
+    Shape("32: M 4, learned", 64, 4, 1024, 4),
+    Shape("224: M 12, pooled", 64, 12, 1024, None),
+    Shape("32: M 4, pooled", 64, 4, 1024, None),
 )
 
 
-def inputs(
-    shape: Shape, device: str = "cpu"
-) -> tuple[Tensor, Tensor, Tensor | tuple[Tensor, Tensor], Tensor]:
-    """Return u, h, positions and locations. All but the last require gradients."""
+def inputs(shape: Shape, device: str = "cpu") -> dict[str, Any]:
+    """Return the tensors of a call by their names. All but the locations require gradients.
+
+    u and h are bfloat16 and positions float32. A query v is float32, because autocast's layer norm
+    leaves it so; u is an image's only one and matters little.
+    """
     draws = torch.Generator().manual_seed(0)
     b, m, d, grid = shape.b, shape.m, shape.d, shape.grid
 
     def leaf(*sizes: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.randn(sizes, generator=draws).to(device, dtype).requires_grad_()
 
+    if grid is None:
+        return {"v": leaf(b, m, d), "h": leaf(b, m, d, dtype=torch.bfloat16)}
     u, h = leaf(b, d, dtype=torch.bfloat16), leaf(b, m, d, dtype=torch.bfloat16)
     positions = (leaf(grid, d), leaf(grid, d)) if shape.row_column else leaf(grid * grid, d)
     locations = torch.rand(b, grid * grid, generator=draws).argsort(1)[:, :m].to(device)
-    return u, h, positions, locations
+    return {"u": u, "h": h, "positions": positions, "locations": locations}
+
+
+def loss_of(shape: Shape, tensors: dict[str, Any], impl: Impl) -> Tensor:
+    """Compute the loss of `inputs`."""
+    operation: Any = query_score if shape.grid is None else distractor_score
+    loss: Tensor = operation(**tensors, scale=shape.d**-0.5, impl=impl)[0]
+    return loss
+
+
+def launch(shape: Shape, tensors: dict[str, Any], stored: float) -> None:
+    """Launch the Triton program on `inputs`, and add up its partial results."""
+    scale = shape.d**-0.5
+    if shape.grid is None:
+        from fastselfie.kernels import query_score_triton
+
+        query_score_triton.score(tensors["v"], tensors["h"], scale, stored, True)
+    else:
+        from fastselfie.kernels import distractor_score_triton
+
+        positions = tensors["positions"]
+        rows, columns = (positions, None) if isinstance(positions, Tensor) else positions
+        u, h, locations = tensors["u"], tensors["h"], tensors["locations"]
+        distractor_score_triton.score(u, h, rows, columns, locations, scale, stored, True)
 
 
 def model_bytes(shape: Shape) -> int:
-    """Return the least bytes: read u and h, write their gradients. Without the tables."""
+    """Return the least bytes: read u or v, and h; write their gradients. Without the tables."""
+    if shape.grid is None:
+        return 2 * (4 + 2) * shape.b * shape.m * shape.d
     return 2 * 2 * shape.b * (shape.m + 1) * shape.d
 
 
@@ -149,23 +191,17 @@ def measured(shape: Shape) -> dict[str, Any]:
         "scaling": what the backward pass moves if the incoming gradient is not 1. "unit_scaling":
         the same if it is 1, as in a step of one micro-batch in bfloat16.
     """
-    from fastselfie.kernels import distractor_score_triton as program
-    from fastselfie.kernels.distractor_score import distractor_score
-
-    u, h, positions, locations = inputs(shape)
-    rows, columns = (positions, None) if isinstance(positions, Tensor) else positions
-    scale = shape.d**-0.5
     # The interpreter copies every argument: only the sums are the operation's own.
-    with torch.no_grad(), triton_traffic() as launch, TorchTraffic("aten::sum") as sums:
-        program.score(u, h, rows, columns, locations, scale, 1.0, True)
+    tensors = inputs(shape)
+    with torch.no_grad(), triton_traffic() as launched, TorchTraffic("aten::sum") as sums:
+        launch(shape, tensors, 1.0)
     unscaled, scaling = (_backward_bytes(shape, incoming) for incoming in (1.0, 0.5))
     with TorchTraffic() as plain:
-        loss, _ = distractor_score(u, h, positions, locations, scale, impl="reference")
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss_of(shape, tensors, "reference").backward()  # type: ignore[no-untyped-call]
     least = model_bytes(shape)
     found = {
-        "distinct": launch.distinct,
-        "launch": launch.total,
+        "distinct": launched.distinct,
+        "launch": launched.total,
         "sums": sums.total,
         "unit_scaling": unscaled,
         "scaling": scaling,
@@ -181,10 +217,7 @@ def measured(shape: Shape) -> dict[str, Any]:
 
 def _backward_bytes(shape: Shape, incoming: float) -> int:
     """Count the bytes of the Triton backward pass, with those of autograd around it."""
-    from fastselfie.kernels.distractor_score import distractor_score
-
-    u, h, positions, locations = inputs(shape)
-    loss, _ = distractor_score(u, h, positions, locations, shape.d**-0.5, impl="triton")
+    loss = loss_of(shape, inputs(shape), "triton")
     with triton_traffic() as programs, TorchTraffic() as around:
         loss.backward(torch.tensor(incoming))  # type: ignore[no-untyped-call]
     total: int = programs.total + around.total

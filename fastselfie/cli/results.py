@@ -21,7 +21,7 @@ def evaluate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a run: accuracy of its classifiers, k-NN and linear probe of P's features."""
+    """Measure a run: accuracy of its classifiers, the pretext task, k-NN and linear probe of P."""
     from fastselfie.inference.evaluate_run import measure_run
 
     measures = measure_run(run, data)

@@ -31,6 +31,10 @@ class ModelConfig(Section):
     position_std: PositiveFloat = 1.0
     """standard deviation of the initial position vectors, the same as u's. They must differ from
     the start: with BERT's 0.02 the quickstart learns several times slower"""
+    query: Literal["summed", "pooled"] = "summed"
+    """query of a masked location. summed, as in the paper: u + its position, where attention
+    pooling makes one u from the visible patches. pooled, ours: attention pooling makes a query for
+    each location from u0 + its position and the visible patches; the parameters are the same"""
     encoder_positions: bool = True
     """add positions to the visible patches; false: an ablation"""
     layers: PositiveInt = 3

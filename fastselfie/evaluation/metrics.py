@@ -12,6 +12,7 @@ from torch import nn
 
 from fastselfie.data.inputs import InputTransform
 from fastselfie.data.loaders import Loader
+from fastselfie.evaluation.context_use import foreign_queries
 from fastselfie.models.selfie import Classifier, Selfie
 
 
@@ -47,9 +48,12 @@ def pretext_accuracy(
             reveals locations.
 
     Returns:
-        heldout_loss and pretext_accuracy.
+        heldout_loss and pretext_accuracy; pretext_accuracy_other_context and
+        pretext_accuracy_no_context, see `foreign_queries`. Another image's context needs a pass of
+        two images at least; without one its accuracy is left out.
     """
-    ranks, loss, right, answers = pixels.accelerator.ranks, 0.0, 0.0, 0.0
+    ranks, loss, answers, others = pixels.accelerator.ranks, 0.0, 0.0, 0.0
+    right = [0.0, 0.0, 0.0]  # with the image's own context, another image's, none
     ranks.broadcast_buffers(model)
     with (
         ranks.raise_together(),
@@ -58,14 +62,27 @@ def pretext_accuracy(
     ):
         for batch in batches:
             with pixels.accelerator.autocast():
-                batch_loss, correct = model(*pixels.patches(batch))
+                patches, order = pixels.patches(batch)
+                vectors = model.vectors(patches)
+                own = model.encoded(vectors, order)
+                batch_loss, correct = model.score(own, order)
+                foreign = foreign_queries(model, vectors, own, order)
+                found = [correct, *(model.score(encoded, order)[1] for encoded in foreign)]
             count = len(batch.images) * model.masked
             loss += float(batch_loss) * count
-            # Of NaN scores argmax takes the first, which would look like chance.
-            right += int(correct) if math.isfinite(loss) else 0
             answers += count
-    loss, right, answers = ranks.summed(loss, right, answers)
-    return {"heldout_loss": loss / answers, "pretext_accuracy": right / answers}
+            if len(batch.images) == 1:  # it has no other image
+                found[1].zero_()
+            else:
+                others += count
+            # Of NaN scores argmax takes the first, which would look like chance.
+            if math.isfinite(loss):
+                right = [sum(pair) for pair in zip(right, torch.stack(found).tolist(), strict=True)]
+    loss, answers, others, *right = ranks.summed(loss, answers, others, *right)
+    measures = {"heldout_loss": loss / answers, "pretext_accuracy": right[0] / answers}
+    if others:
+        measures["pretext_accuracy_other_context"] = right[1] / others
+    return measures | {"pretext_accuracy_no_context": right[2] / answers}
 
 
 def classification_accuracy(

@@ -8,7 +8,7 @@ from fastselfie.config import Config
 from fastselfie.data.dataset import open_dataset
 from fastselfie.data.inputs import InputTransform
 from fastselfie.data.loaders import build_loader
-from fastselfie.evaluation.metrics import classification_accuracy
+from fastselfie.evaluation.metrics import classification_accuracy, pretext_accuracy
 from fastselfie.evaluation.representations import evaluate_features
 from fastselfie.runs.load import load_run, open_run, stages_of
 from fastselfie.stage_names import PRETRAIN
@@ -26,8 +26,9 @@ def measure_run(run: Path, data: str | None) -> dict[str, dict[str, float]]:
         data: Held-out images; None: those of the run.
 
     Returns:
-        Stage -> measures. finetuned, supervised: heldout_loss, top1, top5. pretrain: knn and
-        linear_probe on P's features of whole images, fitted on the run's training images.
+        Stage -> measures. finetuned, supervised: heldout_loss, top1, top5. pretrain: those of
+        `pretext_accuracy` on `pretrain.eval_images` images; knn and linear_probe on P's features of
+        whole images, fitted on the run's training images.
 
     Raises:
         UserError: `run` is not a run or has no checkpoint, or images cannot be read.
@@ -45,12 +46,17 @@ def measure_run(run: Path, data: str | None) -> dict[str, dict[str, float]]:
     pixels = measuring_pixels(config, accelerator, classes)
     measures: dict[str, dict[str, float]] = {}
     for name in found:
-        network = load_run(run, name, allow_unfinished=True).network(classes)
-        accelerator.place(network)
+        trained = load_run(run, name, allow_unfinished=True)
         if name == PRETRAIN:
+            selfie = trained.selfie()
+            accelerator.place(selfie)
             train = build_loader(dataset.train, config.data, config.seed, accelerator.device)
-            measures[name] = evaluate_features(network, train, held_out, pixels)
+            limit = config.pretrain.eval_images
+            measures[name] = pretext_accuracy(selfie, held_out, pixels, limit)
+            measures[name] |= evaluate_features(selfie.patch_network, train, held_out, pixels)
         else:
+            network = trained.network(classes)
+            accelerator.place(network)
             measures[name] = classification_accuracy(network, held_out, pixels)
     return measures
 

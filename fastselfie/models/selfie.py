@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from fastselfie.config import Config
 from fastselfie.kernels.distractor_score import distractor_score, summed
-from fastselfie.kernels.reference import distractor_scores
+from fastselfie.kernels.query_score import query_score
+from fastselfie.kernels.reference import distractor_scores, query_scores
 from fastselfie.models.attention_pooling import AttentionPooling
 from fastselfie.models.resnet import ExecutionOptions, Head, ResNetV2
 from fastselfie.system.trace_ranges import trace_range
@@ -52,11 +53,16 @@ class Positions(nn.Module):
 
 
 class Encoded(NamedTuple):
-    """The inputs of the score: u (B, D), masked patches h (B, M, D), positions (N, D)."""
+    """The inputs of the score.
 
-    u: Tensor
+    Attributes:
+        query: of `model.query: summed` u (B, D); of pooled v (B, M, D), one for each location.
+        h: (B, M, D), the masked patches. They have no positions added, which would reveal the
+            answer.
+    """
+
+    query: Tensor
     h: Tensor
-    positions: Tensor
 
 
 class Selfie(nn.Module):
@@ -71,6 +77,7 @@ class Selfie(nn.Module):
         model = config.model
         width = model.embedding_width
         self.masked = config.masked
+        self.pooled = model.query == "pooled"
         self.encoder_positions = model.encoder_positions
         self.kernels = config.runtime.kernels
         self.scale = width**-0.5 if model.logit_scale == "inverse_sqrt" else 1.0
@@ -78,38 +85,64 @@ class Selfie(nn.Module):
         self.pooling = _build_pooling(config)
         self.positions = _build_positions(config)
 
-    def encode(self, patches: Tensor, order: Tensor) -> Encoded:
-        """Encode every patch by P, and the visible ones, with their positions, by A.
+    def vectors(self, patches: Tensor) -> Tensor:
+        """Encode every patch by P: (B, N, 3, P, P) -> h (B, N, D)."""
+        b, n = patches.shape[:2]
+        with trace_range("P"):
+            h: Tensor = self.patch_network(patches.flatten(0, 1)).view(b, n, -1)
+        return h
+
+    def encoded(self, h_bnd: Tensor, order: Tensor) -> Encoded:
+        """Encode the visible vectors, with their positions, by A.
+
+        Args:
+            h_bnd: (B, N, D), see `vectors`.
+            order: (B, N) int64, their locations, visible first and masked last.
+        """
+        visible = order.shape[1] - self.masked
+        return Encoded(self.query(h_bnd[:, :visible], order), h_bnd[:, visible:])
+
+    def query(self, visible: Tensor, order: Tensor) -> Tensor:
+        """Summarise the visible patches by A; see `Encoded`.
+
+        Args:
+            visible: (B, K, D), their vectors by P.
+            order: (B, K + M) int64, the locations, visible first and masked last.
+        """
+        k = visible.shape[1]
+        with trace_range("A"):
+            positions = self.positions()
+            if self.encoder_positions:
+                visible = visible + positions[order[:, :k]].to(visible.dtype)
+            places = positions[order[:, k:]] if self.pooled else None
+            query: Tensor = self.pooling(visible, places)
+        return query
+
+    def score(self, encoded: Encoded, order: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss () and the number of right answers () int64, out of B x M."""
+        locations, positions = order[:, -self.masked :], self.positions.vectors()
+        query, h = encoded
+        with trace_range("scoring"):
+            if self.pooled:
+                return query_score(query, h, self.scale, self.kernels)
+            return distractor_score(query, h, positions, locations, self.scale, self.kernels)
+
+    def forward(self, patches: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss () and the number of right answers () int64, out of B x M.
 
         Args:
             patches: (B, N, 3, P, P), visible first and masked last.
             order: (B, N) int64, their locations.
         """
-        b, n = order.shape
-        visible = n - self.masked
-        with trace_range("P"):
-            h_bnd = self.patch_network(patches.flatten(0, 1)).view(b, n, -1)
-        with trace_range("A"):
-            positions = self.positions()
-            seen = h_bnd[:, :visible]
-            if self.encoder_positions:
-                seen = seen + positions[order[:, :visible]].to(seen.dtype)
-            u = self.pooling(seen)
-        # The candidates have no positions added: they would reveal the answer.
-        return Encoded(u, h_bnd[:, visible:], positions)
-
-    def forward(self, patches: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss () and the number of right answers () int64, out of B x M. Inputs: see `encode`."""
-        u, h, _ = self.encode(patches, order)
-        locations = order[:, -self.masked :]
-        positions = self.positions.vectors()
-        with trace_range("scoring"):
-            return distractor_score(u, h, positions, locations, self.scale, self.kernels)
+        return self.score(self.encoded(self.vectors(patches), order), order)
 
     def scores(self, patches: Tensor, order: Tensor) -> Tensor:
-        """(B, M, M): scores of masked locations by candidates. Inputs: see `encode`."""
-        u, h, positions = self.encode(patches, order)
-        return distractor_scores(u, h, positions, order[:, -self.masked :], self.scale)
+        """(B, M, M): scores of masked locations by candidates. Inputs: see `forward`."""
+        query, h = self.encoded(self.vectors(patches), order)
+        if self.pooled:
+            return query_scores(query, h, self.scale)
+        locations = order[:, -self.masked :]
+        return distractor_scores(query, h, self.positions(), locations, self.scale)
 
 
 class AttentionClassifier(nn.Module):
@@ -128,6 +161,7 @@ class AttentionClassifier(nn.Module):
         self.grid = config.grid
         self.patch_network = build_patch_network(config)
         self.pooling = _build_pooling(config)
+        self.pooled = config.model.query == "pooled"
         # None if unused: DDP would wait for the gradient of parameters that have none.
         self.positions = _build_positions(config) if config.model.encoder_positions else None
         self.width = config.model.embedding_width
@@ -140,8 +174,11 @@ class AttentionClassifier(nn.Module):
         with trace_range("A"):
             if self.positions is not None:
                 h_bnd = h_bnd + self.positions().to(h_bnd.dtype)
-            u: Tensor = self.pooling(h_bnd)
-        return u
+            # With pooled queries the patches attend to no query, as in pretraining. The image has
+            # one query, which has no position.
+            places = torch.zeros_like(h_bnd[:, :1]) if self.pooled else None
+            u: Tensor = self.pooling(h_bnd, places)
+        return u.flatten(1)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, classes)."""

@@ -43,6 +43,7 @@ class Chart:
         percent: See `line_chart`.
         baselines: Returns the baselines of a run, name -> value.
         from_zero: See `line_chart`.
+        whole: Draw the chart of one run only if every line has points.
     """
 
     title: str
@@ -52,6 +53,7 @@ class Chart:
     percent: bool = False
     baselines: Baselines = field(default=lambda run: {})
     from_zero: bool = False
+    whole: bool = False
 
     def draw(self, curves: Mapping[str, Points], marks: Mapping[str, float]) -> str | None:
         """Draw curves and baselines as this chart."""
@@ -66,11 +68,21 @@ def _arms(key: str) -> dict[str, tuple[str, str]]:
     return {name: (name, key) for name in (FINETUNED, SUPERVISED)}
 
 
+def _pretext_chance(run: RunFolder) -> dict[str, float]:
+    return {"chance": 1 / run.config.masked}
+
+
 _STEP, _NATS = "pretraining step", "cross-entropy, nats"
+_IDENTIFIED = "masked patches identified, %"
 CHARTS = (
-    Chart("Pretext accuracy", _STEP, "masked patches identified, %",
+    Chart("Pretext accuracy", _STEP, _IDENTIFIED,
           _pretraining("accuracy", "training") | _pretraining("pretext_accuracy", "held out"),
-          True, lambda run: {"chance": 1 / run.config.masked}),
+          True, _pretext_chance),
+    Chart("Use of context", _STEP, _IDENTIFIED,
+          _pretraining("pretext_accuracy", "own context")
+          | _pretraining("pretext_accuracy_other_context", "another image's context")
+          | _pretraining("pretext_accuracy_no_context", "no context"),
+          True, _pretext_chance, whole=True),
     Chart("Pretext loss", _STEP, _NATS,
           _pretraining("loss", "training") | _pretraining("heldout_loss", "held out"),
           baselines=lambda run: {"chance": math.log(run.config.masked)}),
@@ -94,6 +106,8 @@ def charts_of(run: RunFolder) -> dict[str, str]:
     drawn = {}
     for chart in CHARTS:
         curves = {label: points_of(run.logs[s], key) for label, (s, key) in chart.lines.items()}
+        if chart.whole and not all(curves.values()):  # a log of an older version
+            continue
         marks = {name: v for name, v in chart.baselines(run).items() if v is not None}
         drawn[chart.title] = chart.draw(curves, marks)
     return {title: svg for title, svg in drawn.items() if svg is not None}
@@ -104,12 +118,16 @@ def overlay_charts(runs: Mapping[str, RunFolder]) -> dict[str, str]:
 
     A baseline is drawn if all runs share it.
     """
-    drawn = {}
+    drawn: dict[str, str | None] = {}
+    seen = set()
     for chart in CHARTS:
         first, *others = (chart.baselines(run) for run in runs.values())
         marks = {name: value for name, value in first.items()
                  if value is not None and all(o.get(name) == value for o in others)}  # fmt: skip
         for label, (stage, key) in chart.lines.items():
+            if (stage, key) in seen:
+                continue
+            seen.add((stage, key))
             title = chart.title if len(chart.lines) == 1 else f"{chart.title}, {label}"
             curves = {name: points_of(run.logs[stage], key) for name, run in runs.items()}
             drawn[title] = chart.draw(curves, marks)

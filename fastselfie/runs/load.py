@@ -168,8 +168,16 @@ def pretrained_of(config: Config, found: Checkpoint) -> Selfie:
     """Load the network of a pretraining checkpoint: its moving average if there is one.
 
     Raises:
-        UserError: the checkpoint is of another model.
+        UserError: the checkpoint is of another model or of another `model.query`, whose weights
+            have the same shapes.
     """
+    # A checkpoint of an older version has no key "query".
+    query = json.loads(found.state["config"])["model"].get("query", "summed")
+    if query != config.model.query:
+        raise UserError(
+            f"{found.path}: was pretrained with model.query={query}, but the config has "
+            f"{config.model.query}: set model.query={query}, or pretrain in another folder"
+        )
     network = Selfie(config)
     # A checkpoint of an older version has no key "average".
     load_weights(network, found.state.get("average") or found.state["model"], found.path)

@@ -18,7 +18,8 @@ from fastselfie.evaluation.metrics import (
 )
 from fastselfie.evaluation.probes import linear_probe_accuracy, standardized
 from fastselfie.evaluation.representations import extract_features
-from fastselfie.models.selfie import PatchConcat, Selfie, build_classifier
+from fastselfie.models.resnet import ResNetV2
+from fastselfie.models.selfie import PatchConcat, Selfie, build_classifier, cut_patches
 
 
 @pytest.fixture
@@ -41,6 +42,54 @@ def test_pretext_accuracy_is_the_share_of_places_answered_right(setting, acceler
     assert measured["pretext_accuracy"] == right / 40
     again = pretext_accuracy(model, loader, pixels, limit=10)
     assert again == measured
+
+
+@pytest.mark.parametrize("images", [9, 8])
+@pytest.mark.parametrize("query", ["summed", "pooled"])
+def test_use_of_context_by_hand(image_folder, accelerator, query, images):
+    """Each image with the visible patches of the one before it in a pass of 7, then of 2 or 1."""
+    config = tiny_config(data={"train": str(image_folder)}, model={"query": query})
+    loader = build_loader(open_dataset(config.data).train, config.data, 0, accelerator.device)
+    model, pixels = Selfie(config), InputTransform(config, accelerator, batch=7)
+    measured = pretext_accuracy(model, loader, pixels, limit=images)
+    other = none = 0
+    model.eval()
+    for batch in loader.in_order(7, limit=images):
+        whole, (_, orders) = pixels.whole(batch), pixels.patches(batch)
+        for i, order in enumerate(orders[:, None]):
+            own = model.encoded(
+                model.vectors(cut_patches(whole[i, None], 4)[order[0]][None]), order
+            )
+            # u is the other image's own, of its own mask.
+            places = order if query == "pooled" else orders[i - 1, None]
+            cut = cut_patches(whole[i - 1, None], 4)[places[0]]
+            foreign = model.encoded(model.vectors(cut[None]), places).query
+            if query == "pooled":
+                without = model.pooling(own.h[:, :0], model.positions()[order[:, 12:]])
+            else:
+                without = torch.zeros_like(foreign)
+            if len(orders) > 1:
+                other += int(model.score(own._replace(query=foreign), order)[1])
+            none += int(model.score(own._replace(query=without), order)[1])
+    assert measured["pretext_accuracy_other_context"] == other / (4 * images if images == 9 else 28)
+    assert measured["pretext_accuracy_no_context"] == none / (4 * images)
+
+
+def test_an_image_alone_in_its_pass_has_no_other_context(setting):
+    config, loader, pixels = setting
+    measured = pretext_accuracy(Selfie(config), loader, pixels, limit=1)
+    assert set(measured) == {"heldout_loss", "pretext_accuracy", "pretext_accuracy_no_context"}
+
+
+def test_the_context_costs_no_second_pass_through_p(setting, monkeypatch):
+    config, loader, pixels = setting
+    seen = []
+    forward = ResNetV2.forward
+    monkeypatch.setattr(
+        ResNetV2, "forward", lambda self, x: (seen.append(len(x)), forward(self, x))[1]
+    )
+    pretext_accuracy(Selfie(config), loader, pixels, limit=9)
+    assert seen == [7 * 16, 2 * 16]
 
 
 def test_classification_accuracy_counts_every_image_once(setting, accelerator):

@@ -57,7 +57,8 @@ def imagenet_stem(tmp_path):
     write_atomically(run / "config.yaml", config.to_yaml())
     for kind, model, step in (("pretrain", Selfie(config), 4),
                               ("finetuned", build_classifier(config, 3), 2)):  # fmt: skip
-        state = {"kind": kind, "step": step, "images": "none", "model": model.state_dict()}
+        state = {"kind": kind, "step": step, "images": "none", "model": model.state_dict(),
+                 "config": config.model_dump_json()}  # fmt: skip
         save_checkpoint(run / kind / "latest.pt", state)
     return run
 

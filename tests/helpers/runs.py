@@ -61,7 +61,9 @@ def pretraining(far: float) -> tuple[dict[str, float], dict[str, float]]:
     return (
         {"loss": 1.4 - far + noise, "accuracy": accuracy + noise,
          "images_per_s": 480.0 + 99 * noise, "waiting": 0.01 + noise / 9, "grad_norm": 0.8 - noise},
-        {"heldout_loss": 1.4 - far, "pretext_accuracy": accuracy, "knn": 0.4 + far / 5,
+        {"heldout_loss": 1.4 - far, "pretext_accuracy": accuracy,
+         "pretext_accuracy_other_context": 0.7 * accuracy,
+         "pretext_accuracy_no_context": 0.75 * accuracy, "knn": 0.4 + far / 5,
          "linear_probe": 0.45 + far / 5, **({} if far else {"knn_pixels": 0.5})},
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import triton
 
 from fastselfie.kernels import reference
 from fastselfie.kernels.distractor_score import distractor_score, summed
@@ -269,6 +270,12 @@ def test_triton_on_a_cpu_needs_the_interpreter(monkeypatch):
 def test_triton_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"^impl is triton, .*pip install 'fastselfie\[triton\]'"):
+        distractor_score(U, H, TABLE, PLACES, 1.0, "triton")
+
+
+def test_a_triton_that_is_too_old_is_named(monkeypatch):
+    monkeypatch.delattr(triton.language, "gather")
+    with pytest.raises(ValueError, match=r"^impl is triton, .* too old here: .*'triton>=3\.3'"):
         distractor_score(U, H, TABLE, PLACES, 1.0, "triton")
 
 

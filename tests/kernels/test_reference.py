@@ -7,7 +7,13 @@ import math
 import pytest
 import torch
 
-from fastselfie.kernels.reference import distractor_score, distractor_scores, patchify
+from fastselfie.kernels.reference import (
+    distractor_score,
+    distractor_scores,
+    patchify,
+    query_score,
+    query_scores,
+)
 
 B, N, M, D = 3, 16, 4, 8
 
@@ -84,6 +90,22 @@ def test_gradients_reach_everything_and_match_differences(task):
     assert torch.autograd.gradcheck(
         lambda *args: distractor_score(*args, locations, 0.7)[0], inputs
     )
+
+
+def test_queries_that_are_given_score_as_the_sums_do(task):
+    u, h, positions, locations = task
+    v = u[:, None] + positions[locations]
+    assert torch.equal(query_scores(v, h, 0.5), distractor_scores(*task, 0.5))
+    loss, correct = query_score(v, h, 0.5)
+    expected, right = distractor_score(*task, 0.5)
+    assert torch.equal(loss, expected)
+    assert torch.equal(correct, right)
+    low = v.bfloat16(), h.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = query_score(*low, 0.5)
+    assert loss.dtype == torch.float32
+    exact, _ = query_score(*(t.double() for t in low), 0.5)
+    assert loss.item() == pytest.approx(exact.item(), rel=D * 2**-23 * 4)
 
 
 def test_low_precision_inputs_are_scored_in_float32(task):

@@ -27,6 +27,10 @@ def inputs(config, images):
     return torch.randn(images, config.patches, 3, side, side), order
 
 
+def encoded(model, patches, order):
+    return model.encoded(model.vectors(patches), order)
+
+
 def test_sizes_are_the_papers():
     model = Selfie(load_config(REPOSITORY / "configs" / "in224.yaml"))
     p, a = millions(model.patch_network), millions(model.pooling)
@@ -37,9 +41,10 @@ def test_sizes_are_the_papers():
     assert millions(classifier) == pytest.approx(25.55, abs=0.02)
 
 
+@pytest.mark.parametrize("query", ["summed", "pooled"])
 @pytest.mark.parametrize("name", ["cifar10", "in32", "in224"])
-def test_the_loss_at_step_0_is_near_ln_m(name):
-    config = load_config(REPOSITORY / "configs" / f"{name}.yaml")
+def test_the_loss_at_step_0_is_near_ln_m(name, query):
+    config = load_config(REPOSITORY / "configs" / f"{name}.yaml", [f"model.query={query}"])
     loss, _ = Selfie(config)(*inputs(config, 4))
     assert abs(loss.item() - math.log(config.masked)) < 0.3
 
@@ -51,27 +56,66 @@ def test_raw_scores_start_far_above_ln_m():
     assert loss.item() > math.log(config.masked) + 2
 
 
+QUERIES = pytest.mark.parametrize("small", ["summed", "pooled"], indirect=True)
+
+
 @pytest.fixture
-def small():
-    return Selfie(tiny_config()).double().eval(), inputs(tiny_config(), 3)
+def small(request):
+    config = tiny_config(model={"query": getattr(request, "param", "summed")})
+    return Selfie(config).double().eval(), inputs(config, 3)
 
 
-@pytest.mark.parametrize("positions", ["learned", "row_column"])
-def test_the_fused_loss_trains_like_the_reference(positions):
+def test_the_pooled_query_has_the_same_parameters():
+    found = []
+    for query in ("summed", "pooled"):
+        torch.manual_seed(0)
+        found.append(Selfie(tiny_config(model={"query": query})).state_dict())
+    assert list(found[0]) == list(found[1])
+    assert all(map(torch.equal, found[0].values(), found[1].values()))
+
+
+@pytest.mark.parametrize("small", ["pooled"], indirect=True)
+def test_the_score_of_a_place_does_not_depend_on_the_other_places(small):
+    model, (patches, order) = small
+    scores = model.scores(patches.double(), order)
+    visible = model.patch_network(patches.double().flatten(0, 1)).view(3, 16, -1)[:, :12]
+    for j in range(4):
+        alone = model.query(visible, torch.cat([order[:, :12], order[:, 12 + j, None]], dim=1))
+        expected = torch.einsum("bjd,bkd->bjk", alone, encoded(model, patches.double(), order).h)
+        assert torch.allclose(scores[:, j], expected[:, 0] * model.scale, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("small", ["pooled"], indirect=True)
+def test_the_loss_of_pooled_queries_is_that_of_their_scores(small):
+    model, (patches, order) = small
+    loss, correct = model(patches.double(), order)
+    scores = model.scores(patches.double(), order)
+    chance = scores.softmax(-1).diagonal(dim1=1, dim2=2)
+    assert loss.item() == pytest.approx(-chance.log().mean().item(), rel=1e-10)
+    assert correct == (scores.argmax(-1) == torch.arange(4)).sum()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [{"positions": "learned"}, {"positions": "row_column"}, {"query": "pooled"}],
+    ids=["learned", "row_column", "pooled"],
+)
+def test_the_fused_loss_trains_like_the_reference(model):
     """To float32: a convolution's gradient sums some hundred terms, each within a few 2^-24."""
     found = []
     for kernels in ("reference", "triton"):
-        config = tiny_config(model={"positions": positions}, runtime={"kernels": kernels})
+        config = tiny_config(model=model, runtime={"kernels": kernels})
         torch.manual_seed(0)
-        model = Selfie(config)
-        loss, correct = model.eval()(*inputs(config, 3))
+        network = Selfie(config)
+        loss, correct = network.eval()(*inputs(config, 3))
         loss.backward()
-        found.append([loss, correct, *(p.grad for p in model.parameters())])
+        found.append([loss, correct, *(p.grad for p in network.parameters())])
     for plain, fused in zip(*found, strict=True):
         scale = max(plain.abs().max().item(), 1e-3)
         torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4 * scale)
 
 
+@QUERIES
 def test_shuffling_masked_patches_with_their_locations_keeps_the_loss(small):
     model, (patches, order) = small
     shuffled = torch.cat([torch.arange(12), 12 + torch.tensor([2, 3, 1, 0])])
@@ -80,33 +124,37 @@ def test_shuffling_masked_patches_with_their_locations_keeps_the_loss(small):
     assert after.item() == pytest.approx(before.item(), rel=1e-10)
 
 
-def test_shuffling_visible_patches_with_their_locations_keeps_u(small):
+@QUERIES
+def test_shuffling_visible_patches_with_their_locations_keeps_the_query(small):
     model, (patches, order) = small
     shuffled = torch.cat([torch.randperm(12), torch.arange(12, 16)])
-    before = model.encode(patches.double(), order).u
-    after = model.encode(patches[:, shuffled].double(), order[:, shuffled]).u
+    before = encoded(model, patches.double(), order).query
+    after = encoded(model, patches[:, shuffled].double(), order[:, shuffled]).query
     assert torch.allclose(before, after, rtol=1e-10, atol=1e-12)
 
 
+@QUERIES
 def test_the_encoder_sees_positions_unless_switched_off(small):
     model, (patches, order) = small
     other = torch.cat([order[:, :12].roll(1, dims=1), order[:, 12:]], dim=1)
-    before, after = (model.encode(patches.double(), o).u for o in (order, other))
+    before, after = (encoded(model, patches.double(), o).query for o in (order, other))
     assert not torch.allclose(before, after)
     model.encoder_positions = False
-    before, after = (model.encode(patches.double(), o).u for o in (order, other))
+    before, after = (encoded(model, patches.double(), o).query for o in (order, other))
     assert torch.equal(before, after)
 
 
+@QUERIES
 def test_the_candidates_carry_no_position(small):
     """h depends on neither the position tables nor the locations."""
     model, (patches, order) = small
-    before = model.encode(patches.double(), order).h
+    before = encoded(model, patches.double(), order).h
     torch.nn.init.normal_(model.positions.table)
-    after = model.encode(patches.double(), order.flip(1)).h
+    after = encoded(model, patches.double(), order.flip(1)).h
     assert torch.equal(before, after)
 
 
+@QUERIES
 def test_every_patch_goes_through_p_once(small, monkeypatch):
     model, (patches, order) = small
     seen = []
@@ -118,6 +166,7 @@ def test_every_patch_goes_through_p_once(small, monkeypatch):
     assert seen == [3 * 16]
 
 
+@QUERIES
 def test_every_parameter_receives_gradient(small):
     model, (patches, order) = small
     model.train()
@@ -148,17 +197,32 @@ def test_the_second_form_sees_what_pretraining_would_with_nothing_masked(positio
     pretrained.masked = 0
     order = torch.randperm(16).expand(3, -1)
     patches = cut_patches(images, 4).view(3, 16, 3, 8, 8)[:, order[0]]
-    u = pretrained.encode(patches, order).u
+    u = encoded(pretrained, patches, order).query
     # Float32 sums of some hundred terms, in the order of the patches.
     torch.testing.assert_close(classifier.features(images), u, rtol=1e-4, atol=1e-5)
     assert torch.equal(classifier(images), classifier.head(classifier.features(images)))
     assert classifier(images).shape == (3, 5)
 
 
+def test_the_second_form_has_a_pooled_query_without_a_position():
+    """It is what pretraining would compute for a masked location whose vector is zero."""
+    config = second_form(query="pooled")
+    pretrained = Selfie(config).eval()
+    pretrained.positions.table.data[5] = 0
+    classifier = build_classifier(config, 5, pretrained).eval()
+    images = torch.randn(3, 3, 32, 32)
+    h_bnd = pretrained.patch_network(cut_patches(images, 4)).view(3, 16, -1)
+    order = torch.cat([torch.arange(16), torch.tensor([5])]).expand(3, -1)
+    expected = pretrained.query(h_bnd, order)[:, 0]
+    # Float32 sums of some hundred terms.
+    torch.testing.assert_close(classifier.features(images), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("query", ["summed", "pooled"])
 @pytest.mark.parametrize("positions", [True, False])
-def test_every_parameter_of_the_second_form_receives_gradient(positions):
+def test_every_parameter_of_the_second_form_receives_gradient(positions, query):
     """Several processes wait for each of them."""
-    classifier = build_classifier(second_form(encoder_positions=positions), 5)
+    classifier = build_classifier(second_form(encoder_positions=positions, query=query), 5)
     logits = classifier(torch.randn(4, 3, 32, 32))
     torch.nn.functional.cross_entropy(logits, torch.arange(4)).backward()
     without = [n for n, p in classifier.named_parameters() if p.grad is None]

@@ -55,7 +55,7 @@ def test_a_long_run_is_little_work_to_show(tab, long_run, width):
     clean(tab)
     assert tab.evaluate("innerWidth") == width
     assert tab.evaluate(SHOWN) == 7
-    assert tab.evaluate("document.querySelectorAll('svg').length") == 10
+    assert tab.evaluate("document.querySelectorAll('svg').length") == 11
     assert tab.evaluate("document.getElementsByTagName('*').length") < 2_000
     assert tab.evaluate(POINTS) < 10_000
 
@@ -125,7 +125,7 @@ def test_runs_compared(tab, tmp_path, width):
     path.write_text(compare_page(runs), encoding="utf-8")
     tab.open(path.as_uri(), width)
     clean(tab)
-    assert tab.evaluate("document.querySelectorAll('svg').length") == 15
+    assert tab.evaluate("document.querySelectorAll('svg').length") == 17
     assert "data.train" in tab.evaluate("document.body.innerText")
 
 

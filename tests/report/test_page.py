@@ -13,6 +13,7 @@ from conftest import tiny_config
 from helpers.runs import make_run, write
 
 from fastselfie.report import live
+from fastselfie.report.charts import charts_of
 from fastselfie.report.compare import compare_page
 from fastselfie.report.figures import figures_of, findings_of
 from fastselfie.report.live import LivePage
@@ -47,7 +48,7 @@ def test_a_finished_run(tmp_path):
                   "fastselfie train", "2.13.0", "batch_size: 8", "4 masked"):  # fmt: skip
         assert words in " ".join(page.split()), words
     assert page.index("<img") < page.index("<svg")
-    assert page.count("<svg") == 10
+    assert page.count("<svg") == 11
     assert page.count("<img") == 7
 
 
@@ -185,6 +186,16 @@ def test_drawings_are_well_formed(tmp_path):
         assert "#010203" not in text  # the page's own ink
 
 
+def test_use_of_context_is_drawn_where_it_was_measured(tmp_path):
+    drawn = charts_of(read(tmp_path / "new"))["Use of context"]
+    for line in ("own context", "another image's context", "no context", "chance 25.0%"):
+        assert f">{line}</text>" in drawn
+    older = read(tmp_path / "older")
+    for line in older.logs["pretrain"]:
+        line.pop("pretext_accuracy_other_context", None)
+    assert "Use of context" not in charts_of(older)
+
+
 # --- several runs -----------------------------------------------------------------------------
 
 
@@ -195,10 +206,12 @@ def test_runs_side_by_side(tmp_path):
         '<th scope="row">pretrain.lr</th><td>0.1</td><td>0.2</td>',
         "_a, b",
         "Pretext accuracy, held out",
+        "Use of context, no context",
         "Accuracy on held-out images, finetuned",
     ):
         assert words in page, words
     assert page.count("pretrain.") == 1  # no other key differs
+    assert "Use of context, own context" not in page  # the same as the pretext accuracy
     legend = page[page.index("Throughput") :]
     assert "_a</text>" in legend
     assert ">b</text>" in legend

@@ -17,7 +17,11 @@ def test_evaluate_measures_every_network(trained, cli, image_folder):
     measures = json.loads(result.out.splitlines()[-1])
     assert set(measures) == {"pretrain", "finetuned", "supervised"}
     assert measures["finetuned"]["top1"] == pytest.approx(figures["finetuned_accuracy"])
-    assert set(measures["pretrain"]) == {"knn", "linear_probe"}
+    assert set(measures["pretrain"]) == {
+        "heldout_loss", "pretext_accuracy", "pretext_accuracy_other_context",
+        "pretext_accuracy_no_context", "knn", "linear_probe",
+    }  # fmt: skip
+    assert measures["pretrain"]["pretext_accuracy"] == figures["pretext_accuracy"]
     other = json.loads(cli("evaluate", out, "--data", image_folder / "train").out)
     assert set(other) == set(measures)
 
@@ -50,3 +54,19 @@ def test_evaluate_refuses_a_folder_that_is_no_run(cli, tmp_path):
     result = cli("evaluate", tmp_path)
     assert result.status == 2
     assert "not a run" in result.err
+
+
+def test_a_checkpoint_of_the_other_query_is_refused(trained, cli):
+    """Its weights have the same shapes, so nothing else would notice."""
+    out, _ = trained
+    config = out / "config.yaml"
+    text = config.read_text(encoding="utf-8")
+    assert "query: summed" in text
+    config.write_text(text.replace("query: summed", "query: pooled"), encoding="utf-8")
+    for command in (["evaluate", out], ["train", config, "--stage", "finetune", "--out", out],
+                    ["train", config, "--out", out]):  # fmt: skip
+        result = cli(*command)
+        assert result.status == 2
+        (line,) = result.err.strip().splitlines()[-1:]
+        assert "model.query" in line
+        assert "Traceback" not in result.err

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.slow
 
 # (keys, whether pretraining is another one)
 SWITCHES = {
+    "query": (["model.query=pooled"], True),
     "encoder_positions": (["model.encoder_positions=false"], True),
     "logit_scale": (["model.logit_scale=none"], True),
     "mask_fraction": (["model.mask_fraction=0.5"], True),

@@ -1,4 +1,4 @@
-"""What the program costs without a GPU: bytes that it moves, registers that it compiles to."""
+"""What the fused losses cost without a GPU: bytes that they move, registers and shared memory."""
 
 from __future__ import annotations
 
@@ -28,22 +28,26 @@ def committed():
 
 def test_bytes_stay_near_the_least(committed):
     rows = output_of("traffic", "1")
-    assert [row["shape"]["m"] for row in rows] == [12, 4]
+    assert [row["shape"]["name"] for row in rows] == [
+        "224: M 12, rows + columns", "32: M 4, learned", "224: M 12, pooled", "32: M 4, pooled",
+    ]  # fmt: skip
     for row in rows:
-        times = row["times_model"]
-        assert 1 <= times["distinct"] <= 1.15
-        assert times["launch"] + times["sums"] <= 1.8
+        times, pooled = row["times_model"], row["shape"]["grid"] is None
+        assert 1 <= times["distinct"] <= (1.01 if pooled else 1.15)
+        assert times["launch"] + times["sums"] <= (1.51 if pooled else 1.8)
         # Plain torch moves many times as much, and a unit gradient costs no pass over the results.
-        assert times["reference"] > 5
+        assert times["reference"] > (2 if pooled else 5)
         assert times["unit_scaling"] < 0.002
     assert rows == committed["traffic"]
 
 
 def test_it_compiles_for_every_target_without_spills(committed):
     rows = output_of("resources", "0")
-    assert {row["target"] for row in rows} == {"sm_80", "sm_90", "sm_100"}
-    assert {row["program"] for row in rows} == {"score", "scaling", "patchify"}
-    assert {row["tile"].get("places") for row in rows if row["program"] == "score"} == {16, 4}
+    assert {row["target"] for row in rows} == {"sm_80", "sm_89", "sm_90", "sm_100"}
+    assert {row["program"] for row in rows} == {"score", "query_score", "scaling", "patchify"}
+    found = {(row["program"], row["tile"].get("places"), row["tile"].get("rows")) for row in rows}
+    assert {("score", 16, 16), ("score", 4, 16), ("score", 32, 32)} <= found
+    assert {("query_score", places, None) for places in (4, 16, 32, 64)} <= found
     for row in rows:
         assert row["spilled_bytes"] == 0, row
         assert row["shared_bytes"] <= 99 * 1024  # what the smallest of today's GPUs have
