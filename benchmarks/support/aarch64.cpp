@@ -208,8 +208,8 @@ void host_kernels(const std::string& of) {
     }
     const float scale[] = {0.017f, 0.0175f, 0.0174f}, offset[] = {-2.1f, -2.03f, -1.8f};
     std::vector<Number> out(levels.size());
-    host::patchify<Number>({levels.data(), 2, 24, 24}, flips, order.data(), 9, 8, scale, offset, 2,
-                           out.data());
+    host::patchify<Number>({levels.data(), 2, 24, 24}, flips, order.data(), 9,
+                           {8, 8, nullptr, nullptr, scale, offset, false}, 2, out.data());
     hash.add(out);
   });
   line("norm_relu " + of, [&](Hash& hash) {
