@@ -74,10 +74,10 @@ def patchify(
         out = torch.empty(*order.shape, window, window, 3, dtype=dtype)
         numbers = out if dtype == torch.float32 else out.view(torch.uint16)
         arrays = (images.contiguous().numpy(), flip.numpy(), order.numpy())
-        of_patches = (None if v is None else v.numpy() for v in (changes.corners, changes.grey))
-        factors = (scale.numpy(), offset.numpy())
-        threads = torch.get_num_threads()
-        host.patchify(*arrays, patch, window, *of_patches, *factors, threads, numbers.numpy())
+        corners = None if changes.corners is None else changes.corners.numpy()
+        grey = None if changes.grey is None else changes.grey.numpy()
+        factors = (scale.numpy(), offset.numpy(), torch.get_num_threads())
+        host.patchify(*arrays, patch, window, corners, grey, *factors, numbers.numpy())
     return out.permute(0, 1, 4, 2, 3)
 
 

@@ -93,7 +93,7 @@ def patchify(
     with torch.cuda.device_of(images):  # Triton launches on the current GPU
         patch[(b * n,)](
             images.contiguous(), flip.contiguous(), order.contiguous(), corners, grey,
-            scale, offset, out, height, width, side, window, n, channels,
+            scale.contiguous(), offset.contiguous(), out, height, width, side, window, n, channels,
             FACTORS=scale.dim() > 1, BLOCK=BLOCK, num_warps=WARPS,
         )  # fmt: skip
     return out

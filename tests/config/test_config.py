@@ -81,7 +81,11 @@ def test_paths_are_taken_as_they_are_written(tmp_path):
             ["resident", "pretrain.crop: pad"],
         ),
         ("name: a\nmodel: {patch_size: 8}", (), ["model.patch_size is 8", "imagenet", "16"]),
-        ("name: a\ndata: {image_size: 32}", (), ["mask_fraction", "at least 2", "decrease model.patch_size"]),
+        (
+            "name: a\ndata: {image_size: 32}",
+            (),
+            ["at least 2", "decrease model.patch_size"],
+        ),
         ("name: a", ("model.mask_fraction=0.02",), ["masks 0 of 49", "at least 2", "increase"]),
         ("name: a", ("model.mask_fraction=0.04",), ["masks 1 of 49", "at least 2"]),
         ("name: a", ("model.mask_fraction=1.0",), ["model.mask_fraction", "less than 1"]),

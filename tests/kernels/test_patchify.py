@@ -21,14 +21,18 @@ def task(height, width, patch, images=5):
 
 
 def drawn(pixels, patch, window=None, names=("corners", "grey", "tone")):
-    """Changes of the patches of `task`: random ones of those in `names`, none of the others."""
+    """Changes of the patches of `task`: random ones of those in `names`, none of the others.
+
+    Their memory is not in the order of their dimensions.
+    """
     random = torch.Generator().manual_seed(patch)
     b, height, width, _ = pixels.shape
     places, gap = height // patch * (width // patch), patch - (window or patch)
     found = {
-        "corners": torch.randint(0, gap + 1, (b, places, 2), generator=random),
-        "grey": torch.rand(b, places, generator=random) < 0.5,
-        "tone": torch.rand(b, places, 2, generator=random) + torch.tensor([0.5, -0.5]),
+        "corners": torch.randint(0, gap + 1, (2, places, b), generator=random).permute(2, 1, 0),
+        "grey": (torch.rand(places, b, generator=random) < 0.5).T,
+        "tone": torch.rand(2, places, b, generator=random).permute(2, 1, 0)
+        + torch.tensor([0.5, -0.5]),
     }
     return PatchChanges(window, **{name: found[name] for name in names})
 
@@ -188,7 +192,7 @@ def test_colour_is_dropped_from_three_channels_only():
     pixels, flip, order, patch, mean, std = task(8, 8, 4)
     two = (pixels[..., :2].contiguous(), flip, order, patch, mean[:2], std[:2])
     changes = drawn(pixels, patch, 2)
-    with pytest.raises(ValueError, match="^grey needs three channels, and images has 2"):
+    with pytest.raises(ValueError, match=r"^grey needs three channels, and images has 2"):
         patchify(*two, changes=changes)
     uncoloured = changes._replace(grey=None)
     found = patchify(*two, changes=uncoloured)
