@@ -88,7 +88,8 @@ class Config(Section):
         Args:
             cell: Side of the cell: model.patch_size, or less in images of pretrain.progressive.
         """
-        return cell - -(-self.pretrain.patch_gap * cell // self.model.patch_size)
+        patch = self.model.patch_size
+        return (patch - self.pretrain.patch_gap) * cell // patch
 
     @model_validator(mode="after")
     def _check(self) -> Config:

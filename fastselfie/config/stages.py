@@ -75,7 +75,7 @@ class PretrainConfig(StageConfig):
     patch_gap: Annotated[int, Field(ge=0)] = 0
     """pixels between the patches that P sees: of each cell of the grid it sees a window of
     model.patch_size - patch_gap pixels a side, so borders do not continue in the next patch
-    (Doersch et al. 2015). In the smaller images of progressive in proportion, rounded up"""
+    (Doersch et al. 2015). The windows of progressive are in proportion, rounded down"""
     patch_jitter: bool = True
     """patch_gap: the window is at a random place of its cell; false: in the centre"""
     patch_grey: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0

@@ -46,6 +46,16 @@ def test_seeds_epochs_samples_and_purposes_are_independent():
         assert abs(np.corrcoef(base.ravel(), other.ravel())[0, 1]) < bound
 
 
+def test_masks_windows_and_colours_are_independent():
+    """Of one patch, so that all take the first numbers of their purpose."""
+    mask = draws.uniform(0, 0, IDS, draws.Purpose.MASK, 1)
+    corners = draws.patch_corners(0, 0, IDS, 1, 1000)[:, 0]
+    grey, tone = draws.patch_colours(0, 0, IDS, 1, 0.5, 0.4, 0.2)
+    drawn = np.concatenate([mask, corners, grey, tone[:, 0]], axis=1)
+    bound = 4 / np.sqrt(len(IDS))  # as above
+    assert np.abs(np.corrcoef(drawn.T) - np.eye(6)).max() < bound
+
+
 def test_draws_are_uniform():
     found = draws.uniform(0, 0, IDS, draws.Purpose.ORDER, 100)
     assert found.min() >= 0
