@@ -25,7 +25,7 @@ class ModelConfig(Section):
     patch_size: PositiveInt = 32
     """side of a patch, in pixels"""
     mask_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.25
-    """M = floor(fraction x N) patches are masked: at least 2, and at least 1 stays visible"""
+    """M = floor(fraction x N) patches are masked"""
     positions: Literal["learned", "row_column"] = "row_column"
     """one vector per location, or the sum of a row and a column vector"""
     position_std: PositiveFloat = 1.0

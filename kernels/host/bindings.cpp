@@ -97,24 +97,26 @@ void py_patchify(const Array<uint8_t>& images, const Array<bool>& flips,
   require(order.ndim() == 2 && order.shape(0) == images.shape(0), "order has the wrong shape");
   const py::ssize_t places = (set.height / side) * (set.width / side);
   require_below(order.data(), order.size(), 1, places, "order");
-  if (corners) {
-    require_shape(*corners, {images.shape(0), places, 2}, "corners");
-    require_below(corners->data(), corners->size(), 1, side - window + 1, "corners");
-  }
-  if (grey) require_shape(*grey, {images.shape(0), places}, "grey");
   const bool own_factors = scale.ndim() > 1;
   for (const auto& [factors, name] : {std::pair{&scale, "scale"}, {&offset, "offset"}}) {
     own_factors ? require_shape(*factors, {images.shape(0), places, 3}, name)
                 : require_shape(*factors, {3}, name);
+  }
+  Cut cut{side, window, nullptr, nullptr, scale.data(), offset.data(), own_factors};
+  if (corners) {
+    require_shape(*corners, {images.shape(0), places, 2}, "corners");
+    require_below(corners->data(), corners->size(), 1, side - window + 1, "corners");
+    cut.corners = corners->data();
+  }
+  if (grey) {
+    require_shape(*grey, {images.shape(0), places}, "grey");
+    cut.grey = grey->data();
   }
   const bool half = py::isinstance<py::array_t<uint16_t>>(out);
   require((half || py::isinstance<py::array_t<float>>(out)) &&
               (out.flags() & py::array::c_style) && out.writeable() &&
               out.size() == order.size() * window * window * 3,
           "out is a writeable, contiguous array (B, N, W, W, 3), float32 or uint16 for bfloat16");
-  const Cut cut{side,          window,       corners ? corners->data() : nullptr,
-                grey ? grey->data() : nullptr, scale.data(), offset.data(),
-                own_factors};
   const auto run = [&](auto* numbers) {
     py::gil_scoped_release release;
     patchify(set, flips.data(), order.data(), order.shape(1), cut, threads, numbers);

@@ -26,17 +26,17 @@ void gather_crops(const ImageSet& set, const int64_t* samples, const int64_t* of
 // How `patchify` makes the values of a patch from the cell of the grid at its place. Entries of
 // `corners`, `grey` and own factors belong to places of an image's grid, row by row.
 struct Cut {
-  int64_t side, window;    // of a cell, and of the part of it that is kept, in pixels
-  const int64_t* corners;  // (n, places, 2), y and x of that part; null: in the centre
-  const bool* grey;        // (n, places), which patches lose their colour; null: none
+  int64_t side, window;         // of a cell, and of the part of it that is kept, in pixels
+  const int64_t* corners;       // (n, places, 2), y and x of that part; null: in the centre
+  const bool* grey;             // (n, places), which patches lose their colour; null: none
   const float *scale, *offset;  // a value is level * scale + offset; (3,) or (n, places, 3)
   bool own_factors;             // whether each place has its own
 };
 
 // Cuts images into patches: out[b, k] is patch order[b, k] of image b, which is mirrored first if
 // flips[b]. Values are float or bfloat16 (uint16_t). `out` is (n, patches, window, window, 3).
-// `order` (n, patches) numbers the places row by row over the grid. The caller has checked its range
-// and that of the corners.
+// `order` (n, patches) numbers the places row by row over the grid. The caller has checked its
+// range and that of the corners.
 template <typename Number>
 void patchify(const ImageSet& images, const bool* flips, const int64_t* order, int64_t patches,
               const Cut& cut, int threads, Number* out);
