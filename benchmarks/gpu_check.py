@@ -36,6 +36,7 @@ from fastselfie.data.dataset import open_dataset
 from fastselfie.data.loaders import build_loader
 from fastselfie.kernels import reference
 from fastselfie.kernels.distractor_score import distractor_score
+from fastselfie.kernels.patch_changes import UNCHANGED, PatchChanges
 from fastselfie.kernels.patchify import patchify
 from fastselfie.kernels.query_score import query_score
 from fastselfie.profiling.run import profile_config
@@ -105,12 +106,20 @@ def patchify_parity() -> dict[str, Any]:
         flip = torch.rand(9, generator=random) < 0.5
         images, flip, order = images.cuda(), flip.cuda(), order.cuda()
         mean, std = (torch.full((3,), v, device="cuda") for v in (0.45, 0.22))
-        for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            found = patchify(images, flip, order, patch, mean, std, dtype).float()
-            true = reference.patchify(images, flip, order, patch, mean, std, dtype).float()
-            apart = float((found - true).abs().max()) / torch.finfo(dtype).eps
-            ratios.setdefault(f"{size} in patches of {patch}", {})[str(dtype)] = apart
-    return within(ratios, 4.0, "difference in roundings")  # levels are below 2.5 = 2 bits
+        changes = PatchChanges(
+            patch - 2,
+            torch.randint(0, 3, (9, places, 2), generator=random).cuda(),
+            (torch.rand(9, places, generator=random) < 0.5).cuda(),
+            (torch.rand(9, places, 2, generator=random) * 0.4 + torch.tensor([0.8, -0.2])).cuda(),
+        )
+        given = (images, flip, order, patch, mean, std)
+        for name, of in (("", UNCHANGED), (", changed", changes)):
+            for dtype in (torch.float32, torch.bfloat16, torch.float16):
+                found = patchify(*given, dtype, changes=of).float()
+                true = reference.patchify(*given, dtype, of).float()
+                apart = float((found - true).abs().max()) / torch.finfo(dtype).eps
+                ratios.setdefault(f"{size} in patches of {patch}{name}", {})[str(dtype)] = apart
+    return within(ratios, 4.0, "difference in roundings")  # levels are below 4 = 2 bits
 
 
 def sync_free_step() -> dict[str, Any]:

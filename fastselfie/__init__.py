@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fastselfie.data.loaders import Loader, View
     from fastselfie.errors import UserError
     from fastselfie.kernels.distractor_score import distractor_score
+    from fastselfie.kernels.patch_changes import PatchChanges
     from fastselfie.kernels.patchify import patchify
     from fastselfie.models.resnet import ResNetV2
     from fastselfie.models.selfie import Selfie
@@ -30,6 +31,7 @@ __version__ = "0.2.0"
 
 __all__ = [
     "Loader",
+    "PatchChanges",
     "ResNetV2",
     "Selfie",
     "UserError",
@@ -43,6 +45,7 @@ __all__ = [
 
 _MODULES = {
     "Loader": "data.loaders",
+    "PatchChanges": "kernels.patch_changes",
     "ResNetV2": "models.resnet",
     "Selfie": "models.selfie",
     "UserError": "errors",

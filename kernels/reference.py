@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastselfie.kernels.patch_changes import UNCHANGED, PatchChanges
+
 IntArray = npt.NDArray[np.int64]
 WordArray = npt.NDArray[np.uint64]
 
@@ -24,6 +26,7 @@ def patchify(
     mean: Tensor,
     std: Tensor,
     dtype: torch.dtype = torch.float32,
+    changes: PatchChanges = UNCHANGED,
 ) -> Tensor:
     """Normalise, flip, cut into patches and put them in order.
 
@@ -38,9 +41,10 @@ def patchify(
         mean: (C,) floats, in units of 0..1.
         std: (C,) floats, in units of 0..1.
         dtype: Of the result.
+        changes: Of each patch, see `PatchChanges`. W is their window, P without one.
 
     Returns:
-        (B, N, C, P, P) in `dtype`, each patch channels-last in memory.
+        (B, N, C, W, W) in `dtype`, each patch channels-last in memory.
 
     Raises:
         ValueError: P does not divide H and W.
@@ -52,22 +56,57 @@ def patchify(
     mirrored = torch.where(flip[:, None, None, None], images.flip(2), images)
     cut = mirrored.view(b, rows, patch, columns, patch, c).transpose(2, 3)
     patches = cut.reshape(b, rows * columns, patch, patch, c)
-    ordered = patches[torch.arange(b, device=images.device)[:, None], order]
+    kept = _windows(patches, changes.window_of(patch), changes.corners)
+    if changes.grey is not None:
+        kept = torch.where(changes.grey[:, :, None, None, None], luma(kept)[..., None], kept)
+    image = torch.arange(b, device=images.device)[:, None]
     # Compute in float32: half precision cannot hold 255 levels / std exactly.
     working = torch.promote_types(dtype, torch.float32)
-    scale, offset = (v.to(images.device) for v in scale_and_offset(mean, std, working))
-    return (ordered.to(working) * scale + offset).to(dtype).permute(0, 1, 4, 2, 3)
+    factors = (v.to(images.device) for v in scale_and_offset(mean, std, working, changes.tone))
+    if changes.tone is not None:
+        factors = (v[image, order][:, :, None, None] for v in factors)
+    scale, offset = factors
+    return (kept[image, order].to(working) * scale + offset).to(dtype).permute(0, 1, 4, 2, 3)
 
 
-def scale_and_offset(mean: Tensor, std: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return the factor of a level 0..255 and the offset added to the product: (C,) each.
+def _windows(patches: Tensor, window: int, corners: Tensor | None) -> Tensor:
+    """Cut the windows out of the cells: (B, G, P, P, C) -> (B, G, W, W, C)."""
+    b, places, patch, _, _ = patches.shape
+    if window == patch:
+        return patches
+    if corners is None:
+        corners = torch.full((b, places, 2), (patch - window) // 2, device=patches.device)
+    y, x = (corners[..., None] + torch.arange(window, device=patches.device)).unbind(2)
+    image = torch.arange(b, device=patches.device)[:, None, None, None]
+    place = torch.arange(places, device=patches.device)[:, None, None]
+    return patches[image, place, y[..., :, None], x[..., None, :]]
+
+
+def luma(pixels: Tensor) -> Tensor:
+    """Return the grey level of RGB pixels, rounded as Pillow's mode L: (..., 3) -> (...) uint8."""
+    red, green, blue = pixels.int().unbind(-1)
+    return (19595 * red + 38470 * green + 7471 * blue + 32768 >> 16).to(torch.uint8)
+
+
+def scale_and_offset(
+    mean: Tensor, std: Tensor, dtype: torch.dtype, tone: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the factor of a level 0..255 and the offset added to the product.
 
     Args:
         mean: (C,) floats, in units of 0..1.
         std: (C,) floats, in units of 0..1.
         dtype: Of the results.
+        tone: (B, G, 2) floats, contrast and brightness of each patch, as in `PatchChanges`.
+
+    Returns:
+        (C,) each, or (B, G, C) each if there is a tone.
     """
-    return 1.0 / (255.0 * std.to(dtype)), -mean.to(dtype) / std.to(dtype)
+    mean, std = mean.to(dtype), std.to(dtype)
+    if tone is None:
+        return 1.0 / (255.0 * std), -mean / std
+    contrast, brightness = tone.to(dtype)[..., None].unbind(2)
+    return contrast * (1.0 / (255.0 * std)), (brightness - contrast * mean) / std
 
 
 def distractor_scores(

@@ -208,8 +208,24 @@ void host_kernels(const std::string& of) {
     }
     const float scale[] = {0.017f, 0.0175f, 0.0174f}, offset[] = {-2.1f, -2.03f, -1.8f};
     std::vector<Number> out(levels.size());
-    host::loops<Number>().patchify({levels.data(), 2, 24, 24}, flips, order.data(), 9, 8, scale,
-                                   offset, 2, out.data());
+    host::loops<Number>().patchify({levels.data(), 2, 24, 24}, flips, order.data(), 9,
+                           {8, 8, nullptr, nullptr, scale, offset, false}, 2, out.data());
+    hash.add(out);
+    std::vector<int64_t> corners;
+    bool grey[18];
+    std::vector<float> scales, offsets;
+    for (int64_t k = 0; k < 18; ++k) {
+      grey[k] = k % 3 == 0;
+      for (int64_t axis : {k % 4, k % 3}) corners.push_back(axis);
+      for (int64_t c = 0; c < 3; ++c) {
+        scales.push_back(scale[(c + k) % 3]);  // no arithmetic, which a compiler may contract
+        offsets.push_back(offset[(c + k) % 3]);
+      }
+    }
+    out.resize(size_t{2} * 9 * 5 * 5 * 3);
+    host::loops<Number>().patchify({levels.data(), 2, 24, 24}, flips, order.data(), 9,
+                           {8, 5, corners.data(), grey, scales.data(), offsets.data(), true}, 2,
+                           out.data());
     hash.add(out);
   });
   line("norm_relu " + of, [&](Hash& hash) {

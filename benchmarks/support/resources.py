@@ -103,13 +103,19 @@ def scaling() -> Program:
                    tile)  # fmt: skip
 
 
-def patches(dtype: str, name: str) -> Program:
+def patches(dtype: str, name: str, changed: bool = False) -> Program:
+    """With `changed`, patches are windows of their cells, lose their colour and have a tone."""
     from fastselfie.kernels import patchify_triton as program
 
     tile, options = {"BLOCK": program.BLOCK}, {"num_warps": program.WARPS}
     types = {"images": "*u8", "flips": "*i1", "order": "*i64", "scale": "*fp32",
              "offset": "*fp32", "out": dtype}  # fmt: skip
-    return Program("patchify", name, program.patch, types, tile, tuple(types), options, tile)
+    constants: dict[str, Any] = {**tile, "FACTORS": changed}
+    if changed:
+        types |= {"corners": "*i64", "grey": "*i1"}
+    else:
+        constants |= {"corners": None, "grey": None}
+    return Program("patchify", name, program.patch, types, constants, tuple(types), options, tile)
 
 
 def compiled(program: Program, target: int) -> dict[str, Any]:
@@ -150,5 +156,6 @@ if __name__ == "__main__":
         raise SystemExit("error: TRITON_INTERPRET=1 is set: nothing is compiled then")
     losses = [query(shape) if shape.grid is None else score(shape) for shape in _SHAPES]
     programs = [*losses, scaling(), patches("*bf16", "bfloat16"),
-                patches("*fp32", "float32")]  # fmt: skip
+                patches("*fp32", "float32"),
+                patches("*bf16", "bfloat16, changed", changed=True)]  # fmt: skip
     json.dump([compiled(each, target) for target in TARGETS for each in programs], sys.stdout)

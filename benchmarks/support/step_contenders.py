@@ -16,6 +16,7 @@ from fastselfie.config.load import load_config
 from fastselfie.data.dataset import open_dataset
 from fastselfie.data.inputs import draw_masks
 from fastselfie.data.loaders import Batch, build_loader
+from fastselfie.errors import UserError
 from fastselfie.models.selfie import Selfie
 from fastselfie.system.accelerator import Accelerator, choose_accelerator
 from fastselfie.training.optimizer import learning_rate
@@ -70,8 +71,16 @@ def _batches(config: Config, device: torch.device) -> Any:
 
 
 def shape_of(config: Config) -> Shape:
-    """Return the sizes of the straightforward network for a config."""
-    model = config.model
+    """Return the sizes of the straightforward network for a config.
+
+    Raises:
+        UserError: Pretraining changes the patches, which the straightforward code does not.
+    """
+    model, task = config.model, config.pretrain
+    changed = ("patch_gap", "patch_grey", "patch_contrast", "patch_brightness")
+    for key in changed:
+        if value := getattr(task, key):
+            raise UserError(f"pretrain.{key} is {value}: the straightforward code needs it to be 0")
     return Shape(
         stem=model.stem,
         width=model.width,

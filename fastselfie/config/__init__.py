@@ -82,6 +82,15 @@ class Config(Section):
         """M = floor(mask_fraction x N), the number of masked patches."""
         return math.floor(self.model.mask_fraction * self.patches)
 
+    def patch_window(self, cell: int) -> int:
+        """Return the side of what P sees of a cell of the grid in pretraining, in pixels.
+
+        Args:
+            cell: Side of the cell: model.patch_size, or less in images of pretrain.progressive.
+        """
+        patch = self.model.patch_size
+        return (patch - self.pretrain.patch_gap) * cell // patch
+
     @model_validator(mode="after")
     def _check(self) -> Config:
         if self.data.image_size % self.model.patch_size:
@@ -89,11 +98,7 @@ class Config(Section):
                 f"data.image_size is {self.data.image_size}: must be a multiple of "
                 f"model.patch_size = {self.model.patch_size}"
             )
-        if self.masked < 2:
-            raise ValueError(
-                f"model.mask_fraction is {self.model.mask_fraction}: masks {self.masked} of "
-                f"{self.patches} patches, but at least 2 are needed: increase it"
-            )
+        self._check_task()
         area = self.pretraining_data.area
         if not 0 < area[0] <= area[1] <= 1:
             raise ValueError(f"pretrain.area is {list(area)}: must be [least, most] within (0, 1]")
@@ -103,6 +108,23 @@ class Config(Section):
         of_patches = self.finetune.form == "attention_pooling"
         self._check_sizes("finetune", self.finetune, of_patches)
         return self
+
+    def _check_task(self) -> None:
+        """Check that there are patches to choose from, and that P can take them."""
+        if self.masked < 2:  # mask_fraction is below 1, so at least one patch is visible
+            raise ValueError(
+                f"model.mask_fraction is {self.model.mask_fraction}: masks {self.masked} of "
+                f"{self.patches} patches, but at least 2 are needed: "
+                f"{'increase it' if self.grid > 1 else 'decrease model.patch_size'}"
+            )
+        for image in (*self.pretrain.progressive, self.data.image_size):
+            window = self.patch_window(image // self.grid)
+            if self.pretrain.patch_gap and window < self.model.stride:
+                raise ValueError(
+                    f"pretrain.patch_gap is {self.pretrain.patch_gap}: leaves {max(0, window)} "
+                    f"pixels of a patch of {image // self.grid}, but at least {self.model.stride} "
+                    f"are needed, the stride of P with model.stem = {self.model.stem}: decrease it"
+                )
 
     def _check_sizes(self, name: str, stage: StageConfig, of_patches: bool) -> None:
         """Check that the image sizes in the stage's `progressive` are possible."""

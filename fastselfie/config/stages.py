@@ -72,6 +72,20 @@ class PretrainConfig(StageConfig):
     """data.area for pretraining only; null: data.area"""
     pad_mode: Literal["zero", "reflect", "none"] | None = None
     """data.pad_mode for pretraining only; null: data.pad_mode"""
+    patch_gap: Annotated[int, Field(ge=0)] = 0
+    """pixels between the patches that P sees: of each cell of the grid it sees a window of
+    model.patch_size - patch_gap pixels a side, so borders do not continue in the next patch
+    (Doersch et al. 2015). The windows of progressive are in proportion, rounded down"""
+    patch_jitter: bool = True
+    """patch_gap: the window is at a random place of its cell; false: in the centre"""
+    patch_grey: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """probability that a patch loses its colour, drawn for each patch: colours, and their
+    aberration by the lens, then do not tell its place (Doersch et al. 2015)"""
+    patch_contrast: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """contrast of each patch about data.mean: a random factor in [1 - c, 1 + c] (Noroozi and Favaro
+    2016 normalise each patch, so that its mean and deviation do not tell its neighbours)"""
+    patch_brightness: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """random number in [-b, b] added to the levels 0..1 of each patch, which are not clipped"""
     ema: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """decay of an exponential moving average of the weights and batch statistics, over about
     1 / (1 - decay) steps, which is evaluated, finetuned and exported in place of the weights. A

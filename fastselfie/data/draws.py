@@ -37,6 +37,8 @@ class Purpose(IntEnum):
     SPLIT = 5
     PROCESS = 6
     VALIDATION = 7
+    WINDOW = 8
+    COLOUR = 9
 
 
 def uniform(
@@ -91,6 +93,45 @@ def patch_orders(seed: int, epochs: int | IntArray, samples: IntArray, patches: 
     array defines both the mask and the order of the candidates.
     """
     return np.argsort(uniform(seed, epochs, samples, Purpose.MASK, patches), axis=1, kind="stable")
+
+
+def patch_corners(
+    seed: int, epochs: int | IntArray, samples: IntArray, patches: int, gap: int
+) -> IntArray:
+    """Draw where the window of each patch lies in its cell: (B, N, 2) int64, (y, x) in [0, gap].
+
+    Entry [b, n] belongs to place n of the grid, like those of `patch_colours`.
+    """
+    draws = uniform(seed, epochs, samples, Purpose.WINDOW, 2 * patches)
+    return (draws * (gap + 1)).astype(np.int64).reshape(-1, patches, 2)
+
+
+def patch_colours(
+    seed: int,
+    epochs: int | IntArray,
+    samples: IntArray,
+    patches: int,
+    grey: float,
+    contrast: float,
+    brightness: float,
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float32]]:
+    """Draw how the colours of each patch change.
+
+    Args:
+        seed: As in `uniform`.
+        epochs: As in `uniform`.
+        samples: As in `uniform`.
+        patches: N.
+        grey: Probability that a patch loses its colour.
+        contrast: Largest distance of the contrast from 1.
+        brightness: Largest distance of the brightness from 0.
+
+    Returns:
+        Which patches lose their colour, (B, N); and contrast and brightness, (B, N, 2).
+    """
+    draws = uniform(seed, epochs, samples, Purpose.COLOUR, 3 * patches).reshape(-1, patches, 3)
+    tone = (2 * draws[..., 1:] - 1) * (contrast, brightness) + (1, 0)
+    return draws[..., 0] < grey, tone.astype(np.float32)
 
 
 def shifts(

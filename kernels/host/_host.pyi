@@ -53,6 +53,9 @@ def patchify(
     flips: npt.NDArray[np.bool_],
     order: npt.NDArray[np.int64],
     side: int,
+    window: int,
+    corners: npt.NDArray[np.int64] | None,
+    grey: npt.NDArray[np.bool_] | None,
     scale: npt.NDArray[np.float32],
     offset: npt.NDArray[np.float32],
     threads: int,
@@ -64,14 +67,19 @@ def patchify(
         images: (B, H, W, 3), contiguous.
         flips: (B,), whether an image is mirrored before it is cut.
         order: (B, N), the place of each patch, counted row by row over the grid.
-        side: P, side of a patch in pixels.
-        scale: (3,), factor of each channel.
-        offset: (3,), added to level * scale.
+        side: P, side of a cell of the grid in pixels.
+        window: W, side of the part of a cell that is kept.
+        corners: (B, G, 2), top and left of that part, for each of the G places of the grid; None:
+            in the centre.
+        grey: (B, G), whether a patch loses its colour; None: no patch does.
+        scale: (3,) or (B, G, 3), factor of each channel.
+        offset: As scale, added to level * scale.
         threads: Number of threads.
-        out: (B, N, P, P, 3), float32 or uint16 for the bits of bfloat16; receives the patches.
+        out: (B, N, W, W, 3), float32 or uint16 for the bits of bfloat16; receives the patches.
 
     Raises:
-        ValueError: A shape or dtype is wrong, or a place is outside of the grid.
+        ValueError: A shape or dtype is wrong, a place is outside of the grid, or a window is
+            outside of its cell.
     """
 
 def norm_relu_forward(

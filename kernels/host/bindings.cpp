@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <exception>
+#include <optional>
 #include <string>
 
 #ifdef _OPENMP
@@ -82,28 +83,44 @@ void py_gather_crops(const Array<uint8_t>& images, const Array<int64_t>& samples
 }
 
 void py_patchify(const Array<uint8_t>& images, const Array<bool>& flips,
-                 const Array<int64_t>& order, py::ssize_t side, const Array<float>& scale,
+                 const Array<int64_t>& order, py::ssize_t side, py::ssize_t window,
+                 const std::optional<Array<int64_t>>& corners,
+                 const std::optional<Array<bool>>& grey, const Array<float>& scale,
                  const Array<float>& offset, int threads, const py::array& out) {
   require(images.ndim() == 4 && images.shape(3) == 3, "images has the wrong shape");
   const ImageSet set{images.data(), images.shape(0), images.shape(1), images.shape(2)};
   require(side > 0 && set.height % side == 0 && set.width % side == 0,
           "side must divide the image");
+  require(window > 0 && window <= side, "window must be in [1, side]");
   require(threads > 0, "threads must be at least 1");
   require_shape(flips, {images.shape(0)}, "flips");
   require(order.ndim() == 2 && order.shape(0) == images.shape(0), "order has the wrong shape");
-  require_below(order.data(), order.size(), 1, (set.height / side) * (set.width / side), "order");
-  require_shape(scale, {3}, "scale");
-  require_shape(offset, {3}, "offset");
+  const py::ssize_t places = (set.height / side) * (set.width / side);
+  require_below(order.data(), order.size(), 1, places, "order");
+  const bool own_factors = scale.ndim() > 1;
+  for (const auto& [factors, name] : {std::pair{&scale, "scale"}, {&offset, "offset"}}) {
+    own_factors ? require_shape(*factors, {images.shape(0), places, 3}, name)
+                : require_shape(*factors, {3}, name);
+  }
+  Cut cut{side, window, nullptr, nullptr, scale.data(), offset.data(), own_factors};
+  if (corners) {
+    require_shape(*corners, {images.shape(0), places, 2}, "corners");
+    require_below(corners->data(), corners->size(), 1, side - window + 1, "corners");
+    cut.corners = corners->data();
+  }
+  if (grey) {
+    require_shape(*grey, {images.shape(0), places}, "grey");
+    cut.grey = grey->data();
+  }
   const bool half = py::isinstance<py::array_t<uint16_t>>(out);
   require((half || py::isinstance<py::array_t<float>>(out)) &&
               (out.flags() & py::array::c_style) && out.writeable() &&
-              out.size() == order.size() * side * side * 3,
-          "out is a writeable, contiguous array (B, N, P, P, 3), float32 or uint16 for bfloat16");
+              out.size() == order.size() * window * window * 3,
+          "out is a writeable, contiguous array (B, N, W, W, 3), float32 or uint16 for bfloat16");
   const auto run = [&](auto* numbers) {
     py::gil_scoped_release release;
     loops<std::remove_pointer_t<decltype(numbers)>>().patchify(
-        set, flips.data(), order.data(), order.shape(1), side, scale.data(), offset.data(), threads,
-        numbers);
+        set, flips.data(), order.data(), order.shape(1), cut, threads, numbers);
   };
   void* const numbers = const_cast<void*>(out.data());
   half ? run(static_cast<uint16_t*>(numbers)) : run(static_cast<float*>(numbers));
@@ -232,8 +249,8 @@ PYBIND11_MODULE(_host, m) {
   m.def("gather_crops", &host::py_gather_crops, py::arg("images").noconvert(), py::arg("samples"),
         py::arg("offsets"), py::arg("flips"), py::arg("out"));
   m.def("patchify", &host::py_patchify, py::arg("images").noconvert(), py::arg("flips"),
-        py::arg("order"), py::arg("side"), py::arg("scale"), py::arg("offset"), py::arg("threads"),
-        py::arg("out"));
+        py::arg("order"), py::arg("side"), py::arg("window"), py::arg("corners"), py::arg("grey"),
+        py::arg("scale"), py::arg("offset"), py::arg("threads"), py::arg("out"));
   m.def("norm_relu_forward", &host::py_norm_relu_forward, py::arg("x"), py::arg("weight"),
         py::arg("bias"), py::arg("epsilon"), py::arg("threads"), py::arg("found"), py::arg("y"));
   m.def("norm_relu_backward", &host::py_norm_relu_backward, py::arg("x"), py::arg("gradient"),

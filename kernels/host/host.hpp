@@ -25,6 +25,16 @@ struct ImageSet {
 void gather_crops(const ImageSet& set, const int64_t* samples, const int64_t* offsets,
                   const bool* flips, size_t count, int64_t size, uint8_t* out);
 
+// How `patchify` makes the values of a patch from the cell of the grid at its place. Entries of
+// `corners`, `grey` and own factors belong to places of an image's grid, row by row.
+struct Cut {
+  int64_t side, window;         // of a cell, and of the part of it that is kept, in pixels
+  const int64_t* corners;       // (n, places, 2), y and x of that part; null: in the centre
+  const bool* grey;             // (n, places), which patches lose their colour; null: none
+  const float *scale, *offset;  // a value is level * scale + offset; (3,) or (n, places, 3)
+  bool own_factors;             // whether each place has its own
+};
+
 // Channels-last activations as a matrix with one row per pixel of each image. Number is float or
 // bfloat16 (uint16_t); the arithmetic is in float.
 template <typename Number>
@@ -43,12 +53,11 @@ struct Statistics {
 template <typename Number>
 struct Loops {
   // Cuts images into patches: out[b, k] is patch order[b, k] of image b, which is mirrored first if
-  // flips[b]. A value is level * scale + offset, as float or as bfloat16 (uint16_t). `out` is
-  // (n, patches, side, side, 3). `order` (n, patches) numbers the places row by row over the grid;
-  // the caller has checked its range.
+  // flips[b]. Values are float or bfloat16 (uint16_t). `out` is (n, patches, window, window, 3).
+  // `order` (n, patches) numbers the places row by row over the grid. The caller has checked its
+  // range and that of the corners.
   void (*patchify)(const ImageSet& images, const bool* flips, const int64_t* order,
-                   int64_t patches, int64_t side, const float* scale, const float* offset,
-                   int threads, Number* out);
+                   int64_t patches, const Cut& cut, int threads, Number* out);
 
   // Computes y = max(0, batch_norm(x)) in training mode.
   void (*norm_relu_forward)(const Activations<Number>& x, const float* weight, const float* bias,

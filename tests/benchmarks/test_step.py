@@ -14,6 +14,7 @@ from support import step_contenders
 from support.step_contenders import shape_of
 from support.straightforward import StraightforwardSelfie, normalised, their_names
 
+from fastselfie.errors import UserError
 from fastselfie.kernels.reference import patchify
 from fastselfie.models.selfie import Selfie
 
@@ -44,6 +45,13 @@ def test_the_straightforward_code_gives_the_same_loss_and_gradients(stem, positi
         other = gradients.pop(names[name])
         torch.testing.assert_close(parameter.grad, other)
     assert not gradients
+
+
+@pytest.mark.parametrize("key", ["patch_gap", "patch_grey", "patch_contrast", "patch_brightness"])
+def test_changed_patches_are_not_compared_with_whole_ones(key):
+    value = 2 if key == "patch_gap" else 0.5
+    with pytest.raises(UserError, match=rf"pretrain\.{key} is {value}: .* needs it to be 0"):
+        shape_of(tiny_config(pretrain={key: value}))
 
 
 def test_facts_keep_one_autograd_graph_in_memory_at_a_time(monkeypatch, tiny_yaml):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from conftest import REPOSITORY
 
@@ -79,7 +81,20 @@ def test_paths_are_taken_as_they_are_written(tmp_path):
             ["resident", "pretrain.crop: pad"],
         ),
         ("name: a\nmodel: {patch_size: 8}", (), ["model.patch_size is 8", "imagenet", "16"]),
-        ("name: a\ndata: {image_size: 32}", (), ["mask_fraction", "at least 2"]),
+        (
+            "name: a\ndata: {image_size: 32}",
+            (),
+            ["at least 2", "decrease model.patch_size"],
+        ),
+        ("name: a", ("model.mask_fraction=0.02",), ["masks 0 of 49", "at least 2", "increase"]),
+        ("name: a", ("model.mask_fraction=0.04",), ["masks 1 of 49", "at least 2"]),
+        ("name: a", ("model.mask_fraction=1.0",), ["model.mask_fraction", "less than 1"]),
+        ("name: a", ("pretrain.patch_gap=32",), ["pretrain.patch_gap is 32", "leaves 0 pixels"]),
+        ("name: a", ("pretrain.patch_gap=40",), ["pretrain.patch_gap is 40", "leaves 0 pixels"]),
+        ("name: a", ("pretrain.patch_gap=17",), ["leaves 15 pixels", "at least 16", "imagenet"]),
+        ("name: a", ("pretrain.patch_gap=-1",), ["pretrain.patch_gap", "greater than"]),
+        ("name: a", ("pretrain.patch_grey=1.5",), ["pretrain.patch_grey", "less than"]),
+        ("name: a", ("pretrain.patch_contrast=1.0",), ["pretrain.patch_contrast", "less than 1"]),
         ("name: a", ("data.loader=resident",), ["data.loader is resident", "data.crop: pad"]),
         ("name: a", ("model.heads=7",), ["model.heads", "divide"]),
         ("name: a", ("pretrain.micro_batch_size=3",), ["micro_batch_size", "divide"]),
@@ -119,3 +134,11 @@ def test_a_key_that_an_older_run_lacks_had_todays_default(tiny):
     del older["data"]["pad_mode"], older["checkpoint"], older["finetune"]["control"]
     assert differing_keys(older, zero, list(older)) == []
     assert "data.pad_mode" in differing_keys(older, reflect, list(older))[0]
+
+
+@pytest.mark.parametrize("size", [64, 224, 320])
+def test_the_largest_fraction_leaves_a_patch_visible(size):
+    """Its product with N is never rounded up to N: for powers of two and for other N."""
+    data, model = {"image_size": size}, {"mask_fraction": math.nextafter(1, 0), "patch_size": 32}
+    config = Config(name="a", data=data, model=model)
+    assert config.masked == config.patches - 1

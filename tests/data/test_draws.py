@@ -19,6 +19,19 @@ def test_a_draw_belongs_to_its_sample_alone():
     assert not np.array_equal(mixed[1], whole[999])
 
 
+def test_changes_of_a_patch_belong_to_its_sample_and_place():
+    """Also in a larger grid, whose first places have the same numbers."""
+    some, epochs = np.array([7, 999, 0]), np.array([5, 6, 5])
+    for draw, rest in ((draws.patch_corners, (3,)), (draws.patch_colours, (0.5, 0.4, 0.2))):
+        whole = draw(3, 5, IDS, 16, *rest)
+        mixed, larger = draw(3, epochs, some, 16, *rest), draw(3, 5, some, 49, *rest)
+        whole, mixed, larger = (v if isinstance(v, tuple) else (v,) for v in (whole, mixed, larger))
+        for all_of, part, more in zip(whole, mixed, larger, strict=True):
+            assert np.array_equal(part[[0, 2]], all_of[some[[0, 2]]])
+            assert not np.array_equal(part[1], all_of[999])
+            assert np.array_equal(more[:, :16], all_of[some])
+
+
 def test_seeds_epochs_samples_and_purposes_are_independent():
     base = draws.uniform(0, 0, IDS, draws.Purpose.CROP, 8)
     others = [
@@ -31,6 +44,16 @@ def test_seeds_epochs_samples_and_purposes_are_independent():
     bound = 4 / np.sqrt(base.size)  # four standard errors of a correlation of independent draws
     for other in others:
         assert abs(np.corrcoef(base.ravel(), other.ravel())[0, 1]) < bound
+
+
+def test_masks_windows_and_colours_are_independent():
+    """Of one patch, so that all take the first numbers of their purpose."""
+    mask = draws.uniform(0, 0, IDS, draws.Purpose.MASK, 1)
+    corners = draws.patch_corners(0, 0, IDS, 1, 1000)[:, 0]
+    grey, tone = draws.patch_colours(0, 0, IDS, 1, 0.5, 0.4, 0.2)
+    drawn = np.concatenate([mask, corners, grey, tone[:, 0]], axis=1)
+    bound = 4 / np.sqrt(len(IDS))  # as above
+    assert np.abs(np.corrcoef(drawn.T) - np.eye(6)).max() < bound
 
 
 def test_draws_are_uniform():
@@ -62,6 +85,23 @@ def test_shifts_and_flips():
     shifts = draws.shifts(0, 0, IDS, 4)
     assert (shifts.min(), shifts.max()) == (0, 8)
     assert abs(draws.flips(0, 0, IDS).mean() - 0.5) < 4 * 0.5 / np.sqrt(1000)
+
+
+def test_changes_of_patches_are_uniform_in_their_ranges():
+    corners = draws.patch_corners(0, 0, IDS, 16, 2)
+    assert np.unique(corners).tolist() == [0, 1, 2]
+    bound = 4 * np.sqrt(2 / 3 / corners.size * 2)  # four standard errors of a mean of 0, 1, 2
+    assert np.abs(corners.mean(axis=(0, 1)) - 1).max() < bound
+    grey, tone = draws.patch_colours(0, 0, IDS, 16, 0.3, 0.4, 0.2)
+    assert abs(grey.mean() - 0.3) < 4 * np.sqrt(0.3 * 0.7 / grey.size)
+    for values, centre, most in ((tone[..., 0], 1, 0.4), (tone[..., 1], 0, 0.2)):
+        assert np.abs(values - centre).max() <= most * (1 + 1e-6)
+        assert abs(values.mean() - centre) < 4 * most / np.sqrt(3 * values.size)
+        assert values.std() > most / 2  # most / sqrt(3) if uniform
+    assert draws.patch_colours(0, 0, IDS, 16, 1.0, 0.0, 0.0)[0].all()
+    grey, tone = draws.patch_colours(0, 0, IDS, 16, 0.0, 0.0, 0.0)
+    assert not grey.any()
+    assert (tone == (1, 0)).all()
 
 
 def test_resized_crops_are_inside_and_of_the_asked_area_and_ratio():

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from fastselfie.kernels.patch_changes import PatchChanges
 from fastselfie.kernels.reference import (
     distractor_score,
     distractor_scores,
+    luma,
     patchify,
     query_score,
     query_scores,
@@ -138,6 +142,40 @@ def test_patchify_against_slices():
             pixels = image[y : y + 4, x : x + 4].double()
             expected = (pixels / 255 - mean.double()) / std.double()
             assert torch.allclose(patches[b, i], expected.permute(2, 0, 1), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_changed_patches_against_slices(centred):
+    """A window of the cell, grey by Pillow, contrast about the mean, then the normalisation."""
+    random = torch.Generator().manual_seed(2)
+    images = torch.randint(0, 256, (2, 8, 12, 3), dtype=torch.uint8, generator=random)
+    order = torch.tensor([[5, 0, 3], [1, 1, 4]])
+    flip = torch.tensor([False, True])
+    corners = None if centred else torch.randint(0, 4, (2, 6, 2), generator=random)
+    grey = torch.tensor([[True, False] * 3, [False, True] * 3])
+    tone = torch.rand(2, 6, 2, dtype=torch.float64, generator=random)
+    mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.6, 0.7])
+    changes = PatchChanges(1, corners, grey, tone)
+    patches = patchify(images, flip, order, 4, mean, std, torch.float64, changes)
+    assert patches.shape == (2, 3, 3, 1, 1)
+    for b in range(2):
+        image = images[b].flip(1) if flip[b] else images[b]
+        for i, place in enumerate(order[b].tolist()):
+            down, right = (1, 1) if centred else corners[b, place].tolist()
+            pixel = image[4 * (place // 3) + down, 4 * (place % 3) + right]
+            if grey[b, place]:
+                colour = Image.fromarray(pixel.numpy()[None, None])
+                pixel = torch.from_numpy(np.array(colour.convert("L").convert("RGB"))[0, 0])
+            level, (contrast, brightness) = pixel.double() / 255, tone[b, place]
+            level = mean.double() + contrast * (level - mean.double()) + brightness
+            expected = (level - mean.double()) / std.double()
+            assert torch.allclose(patches[b, i, :, 0, 0], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_luma_is_that_of_pillow():
+    pixels = torch.randint(0, 256, (300, 300, 3), dtype=torch.uint8)
+    expected = np.array(Image.fromarray(pixels.numpy()).convert("L"))
+    assert np.array_equal(luma(pixels).numpy(), expected)
 
 
 def test_patches_are_channels_last_in_memory():

@@ -49,6 +49,25 @@ def test_the_loss_at_step_0_is_near_ln_m(name, query):
     assert abs(loss.item() - math.log(config.masked)) < 0.3
 
 
+@pytest.mark.parametrize("kernels", ["auto", "triton", "reference"])
+@pytest.mark.parametrize(
+    ("patch", "fraction", "masked"), [(8, 0.125, 2), (8, 0.95, 15), (16, 0.75, 3), (4, 0.75, 48)]
+)
+def test_any_number_of_patches_is_masked(patch, fraction, masked, kernels):
+    """From two masked patches to one visible one, and grids of 2 x 2 to 8 x 8."""
+    config = tiny_config(
+        model={"patch_size": patch, "mask_fraction": fraction}, runtime={"kernels": kernels}
+    )
+    assert config.masked == masked
+    model, given = Selfie(config), inputs(config, 3)
+    loss, correct = model(*given)
+    loss.backward()
+    assert abs(loss.item() - math.log(masked)) < 0.5
+    assert 0 <= correct.item() <= 3 * masked
+    assert model.scores(*given).shape == (3, masked, masked)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
 def test_raw_scores_start_far_above_ln_m():
     """Why the scores are scaled by default."""
     config = load_config(REPOSITORY / "configs" / "cifar10.yaml", ["model.logit_scale=none"])

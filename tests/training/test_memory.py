@@ -44,6 +44,14 @@ def test_the_moving_average_takes_memory_of_its_own():
     assert kept.per_image == plain.per_image
 
 
+def test_a_gap_saves_the_memory_of_what_p_does_not_see():
+    """Maps of 8, 4 and 2 pixels a side become maps of 4, 2 and 1."""
+    whole = estimate_pretraining(tiny_config(), FP32)
+    windows = estimate_pretraining(tiny_config(pretrain={"patch_gap": 4}), FP32)
+    assert windows.parameters == whole.parameters
+    assert windows.per_image < 0.5 * whole.per_image
+
+
 def test_the_second_form_is_estimated_as_itself():
     config = tiny_config(finetune={"form": "attention_pooling"})
     model = build_classifier(config, 7)

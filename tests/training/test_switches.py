@@ -30,7 +30,13 @@ SWITCHES = {
     "query": (["model.query=pooled"], True),
     "encoder_positions": (["model.encoder_positions=false"], True),
     "logit_scale": (["model.logit_scale=none"], True),
-    "mask_fraction": (["model.mask_fraction=0.5"], True),
+    "mask_fraction": (["model.mask_fraction=0.75"], True),
+    "finer grid": (["model.patch_size=4", "model.mask_fraction=0.1"], True),
+    "patch_gap": (["pretrain.patch_gap=2"], True),
+    "patch_jitter": (["pretrain.patch_gap=2", "pretrain.patch_jitter=false"], True),
+    "patch_grey": (["pretrain.patch_grey=0.5"], True),
+    "patch_contrast": (["pretrain.patch_contrast=0.5"], True),
+    "patch_brightness": (["pretrain.patch_brightness=0.3"], True),
     "data.pad_mode": (["data.pad_mode=zero"], True),
     "pretrain.pad_mode": (["pretrain.pad_mode=zero"], True),
     "pretrain.crop": (["pretrain.crop=resized", "pretrain.area=[0.5, 0.9]"], True),
@@ -84,6 +90,22 @@ def test_a_switch_changes_the_first_losses_and_runs_through(
         figures = json.loads(result.out.splitlines()[-1])
         assert measured["finetuned"]["top1"] == pytest.approx(figures["finetuned_accuracy"])
         assert "knn" in measured["pretrain"]
+
+
+def test_a_harder_task_goes_on_where_it_was(folder, tmp_path, accelerator):
+    """In the middle of an epoch of 16, with masks and changes drawn for each sample."""
+    config = tiny_config(
+        data={"train": str(folder)},
+        model={"mask_fraction": 0.75},
+        pretrain={"steps": 6, "batch_size": 6, "patch_gap": 2, "patch_grey": 0.5,
+                  "patch_contrast": 0.4, "patch_brightness": 0.2},
+    )  # fmt: skip
+    dataset = open_dataset(config.data)
+    straight = pretrain(config, dataset, tmp_path / "straight", accelerator)[1]
+    with stopping_at(5):
+        pretrain(config, dataset, tmp_path / "left", accelerator)
+    assert pretrain(config, dataset, tmp_path / "left", accelerator)[1] == straight
+    assert losses(tmp_path / "left") == losses(tmp_path / "straight")
 
 
 @pytest.mark.parametrize("started", [True, False])
@@ -232,6 +254,7 @@ def test_a_shrunk_step_is_replayed_shrunk(folder, tmp_path, accelerator, monkeyp
         ({"finetune": {"progressive": [8], "form": "attention_pooling"}}, "of 4, from at least 16"),
         ({"pretrain": {"progressive": [16]}, "runtime": {"compile": "default"}},
          r"runtime\.compile=off"),
+        ({"pretrain": {"progressive": [16], "patch_gap": 2}}, r"patch_gap is 2: leaves 3 .* of 4"),
     ],
 )  # fmt: skip
 def test_sizes_that_a_network_cannot_take_are_refused(sections, said):
