@@ -52,7 +52,6 @@ ISAS = {
     "AVX512_CORE_BF16": "avx512_bf16",
     "AVX512_CORE_AMX": "amx_bf16",
 }
-_MATMUL = 2048  # side of the product that the machine's own rate is measured with
 
 
 def main() -> None:
@@ -78,7 +77,7 @@ def main() -> None:
     began, load = time.strftime("%Y-%m-%d %H:%M:%S %z"), os.getloadavg()
     from support.step_contenders import facts as measure_facts
 
-    facts = measure_facts(options.config, jobs[0].overrides, _MATMUL)
+    facts = measure_facts(options.config, jobs[0].overrides)
     with ExitStack() as stack:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = stack.enter_context(TemporaryDirectory())
         workers, started = [], {}

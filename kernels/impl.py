@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from typing import Literal, get_args
@@ -30,7 +31,10 @@ def is_eager(tensor: Tensor) -> bool:
 
 
 def unavailable(device: torch.device) -> str | None:
-    """Return one line that says why Triton cannot run on `device`, or None if it can."""
+    """Return one line that says why Triton cannot run on `device`, or None if it can.
+
+    torch.compile takes the result as a constant: to trace a search for packages is slow.
+    """
     if importlib.util.find_spec("triton") is None:
         return "impl is triton, which is not installed: pip install 'fastselfie[triton]'"
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
@@ -48,5 +52,29 @@ def unavailable(device: torch.device) -> str | None:
         return (
             "impl is triton, which needs an NVIDIA GPU of sm_80 or newer, but the tensors are on "
             f"{device}"
+        )
+    return launch_fault() if device.type == "cuda" else None
+
+
+unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def launch_fault() -> str | None:
+    """Do what Triton does before its first launch on a GPU: compile C code that calls the driver.
+
+    Returns:
+        One line that says why that failed, or None. Triton keeps what it compiled.
+    """
+    try:
+        from triton.runtime import driver
+
+        _ = driver.active.utils
+    except Exception as error:  # of many kinds, the C compiler's among them
+        first_line = str(error).partition("\n")[0]
+        return (
+            "impl is triton, which could not compile its launcher: install a C compiler and "
+            "Python's headers, for example apt-get install gcc python3-dev "
+            f"({type(error).__name__}: {first_line[:200]})"
         )
     return None

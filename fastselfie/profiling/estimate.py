@@ -1,4 +1,8 @@
-"""Estimate throughput on another machine from its data sheet (a roofline model)."""
+"""Estimate throughput on another machine from its data sheet.
+
+Kernels run one after another, and most are bound by arithmetic or by memory: so the times of both
+add up.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +41,8 @@ class Assumed(NamedTuple):
     """Assumptions of the estimate.
 
     Attributes:
-        compute: Share of the arithmetic peak that a step reaches.
-        bandwidth: Share of the bandwidth peak that a step reaches.
+        compute: Share of the arithmetic peak that kernels bound by arithmetic reach.
+        bandwidth: Share of the bandwidth peak that kernels bound by memory reach.
         passes: How often a byte that is kept for the backward pass is moved.
     """
 
@@ -60,9 +64,13 @@ GPUS = {
 }
 
 # A kept byte is written, read by statistics, normalisation and the next convolution, and moved
-# about as often in the backward pass, with its gradient. These values give 6,778 images/s for a
-# ResNet-50 on an H100 (MLPerf v4.0: 7,157) and 4,125 on an A100 (NVIDIA's MXNet example: 3,410).
-ASSUMED = Assumed(compute=0.4, bandwidth=0.8, passes=10)
+# about as often in the backward pass, with its gradient. The shares are from a ResNet-50 in PyTorch
+# with mixed precision (NVIDIA/DeepLearningExamples, PyTorch/Classification/ConvNets/resnet50v1.5,
+# container 21.03): 2,470 images/s on an A100 SXM 80 GB, 1,200 and 1,156 on a V100 SXM of 16 and
+# 32 GB. The formula gives 2,595 and 1,104. On cards for games more of a lower peak is reached: it
+# gives 0.7 of the 1,218 images/s of an RTX 3090 (huggingface/pytorch-image-models,
+# results/benchmark-train-amp-nhwc-pt112-cu113-rtx3090.csv).
+ASSUMED = Assumed(compute=0.55, bandwidth=0.8, passes=10)
 
 _COUNTED = 2  # images; batch norm needs more than one
 
@@ -85,8 +93,10 @@ class Roofline:
         mb_per_image: MB moved per image.
         compute: Images per second of all GPUs, limited by arithmetic alone.
         bandwidth: Images per second of all GPUs, limited by memory traffic alone.
+        step: Images per second of all GPUs, of which each takes the time of both.
         loader: Images per second of the loader; None if nothing is decoded.
-        binds: The bottleneck: "loader", "bandwidth" or "compute".
+        binds: The bottleneck: "loader", or what most of a step's time goes to, "bandwidth" or
+            "compute".
         sentence: The result as text.
     """
 
@@ -95,6 +105,7 @@ class Roofline:
     mb_per_image: float
     compute: float
     bandwidth: float
+    step: float
     loader: float | None
     binds: str
     sentence: str
@@ -137,19 +148,21 @@ def estimate(config: Config, target: Target, per_core: float | None) -> Roofline
     gpu = GPUS[target.name]
     flops, kept = _pretraining_cost(config, gpu)
     compute, bandwidth = (target.gpus * rate for rate in step_rates(gpu, flops, kept))
-    rates = {"compute": compute, "bandwidth": bandwidth}
-    if per_core is not None:
-        rates["loader"] = per_core * target.cores
-    binds = min(rates, key=lambda name: rates[name])
+    step = _in_series(compute, bandwidth)
+    loader = None if per_core is None else per_core * target.cores
+    binds = "compute" if compute < bandwidth else "bandwidth"
+    if loader is not None and loader < step:
+        binds = "loader"
     return Roofline(
         target=target,
         gflop_per_image=3 * flops / 1e9,
         mb_per_image=ASSUMED.passes * kept / 1e6,
         compute=compute,
         bandwidth=bandwidth,
-        loader=rates.get("loader"),
+        step=step,
+        loader=loader,
         binds=binds,
-        sentence=_sentence(target, rates, binds, per_core),
+        sentence=_sentence(target, step, loader, binds, per_core),
     )
 
 
@@ -163,6 +176,11 @@ def step_rates(gpu: Gpu, flops: float, kept: float) -> tuple[float, float]:
     """
     compute = ASSUMED.compute * gpu.tflops * 1e12 / (3 * flops)
     return compute, ASSUMED.bandwidth * gpu.bandwidth * 1e9 / (ASSUMED.passes * kept)
+
+
+def _in_series(*rates: float) -> float:
+    """Return the rate if each image takes the times of all `rates`, one after another."""
+    return 1 / sum(1 / rate for rate in rates)
 
 
 def paper_rates(config: Config, classes: int, target: Target) -> tuple[float, float]:
@@ -183,8 +201,8 @@ def paper_rates(config: Config, classes: int, target: Target) -> tuple[float, fl
     )
     kept = estimate_finetuning(config, classes, gpu.precision).per_image
     return (
-        min(step_rates(gpu, *_pretraining_cost(config, gpu))),
-        min(step_rates(gpu, finetuning, kept)),
+        _in_series(*step_rates(gpu, *_pretraining_cost(config, gpu))),
+        _in_series(*step_rates(gpu, finetuning, kept)),
     )
 
 
@@ -212,20 +230,19 @@ def _counted(
     return float(counter.get_total_flops()) / _COUNTED
 
 
-def _sentence(target: Target, rates: dict[str, float], binds: str, per_core: float | None) -> str:
+def _sentence(
+    target: Target, step: float, loader: float | None, binds: str, per_core: float | None
+) -> str:
     machine = f"{target.gpus}x{target.name} with {target.cores} cores"
-    step = min(rates["compute"], rates["bandwidth"])
     if binds == "loader":
         assert per_core is not None
         more = -(-step // per_core) - target.cores
         return (
-            f"on {machine} the loader would be the bottleneck: {rates['loader']:,.0f} images/s, "
+            f"on {machine} the loader would be the bottleneck: {loader:,.0f} images/s, "
             f"where the step takes {step:,.0f}: about {more:,.0f} more cores would keep up"
         )
     limit = "memory bandwidth" if binds == "bandwidth" else "arithmetic"
-    text = (
-        f"on {machine} the step would be the bottleneck, limited by {limit}: {step:,.0f} images/s"
-    )
+    text = f"on {machine} the step would be the bottleneck, mostly by {limit}: {step:,.0f} images/s"
     if per_core is not None:
         need = -(-step // per_core)
         text += f"; about {need:,.0f} cores would decode as fast"

@@ -96,7 +96,7 @@ def measure_rates(
 
 
 def measure_round(batches: Iterator[Batch], step: TrainStep | None, seconds: float) -> Round:
-    """Run batches for at least `seconds`, waiting for the device, after some that warm up.
+    """Run batches for at least `seconds`, and wait for the device, after some that warm up.
 
     Args:
         batches: From a loader.
@@ -118,6 +118,8 @@ def measure_round(batches: Iterator[Batch], step: TrainStep | None, seconds: flo
         count += len(batch.images)
         if step is not None:
             step(count, batch)
-            step.read()  # waits: the clock must not run ahead of a GPU
+        spent = time.perf_counter() - start
+    if step is not None:
+        step.read()  # waits: the steps must be done. Not after each: training does not wait there
         spent = time.perf_counter() - start
     return Round(count, spent, waited, time.process_time() - cpu)

@@ -6,6 +6,7 @@ the shares add up to 1 on a CPU and on a GPU, which runs behind the host.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -15,7 +16,7 @@ from fastselfie.system.trace_ranges import PHASES
 
 WINDOW = "profiled steps"  # name of the range around all steps
 OTHER = "other"
-_ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
+_KERNELS, _COPIES = ("kernel",), ("gpu_memcpy", "gpu_memset")
 _LAUNCHES = ("cuda_runtime", "cuda_driver")
 _MAX_POINTS = 400  # of a curve
 
@@ -82,8 +83,9 @@ def flattened(ranges: Iterable[Span], begin: float, end: float) -> list[Span]:
 def _device_spans(events: Sequence[Mapping[str, Any]], host: Sequence[Span]) -> list[Span]:
     """Return what ran on a GPU, in order, under the phase in which the host launched it.
 
-    The phase is found by the time of the launch, not by its thread: the backward pass launches from
-    its own thread, while the training thread waits inside its range.
+    A copy counts only while no kernel runs: one that kernels hide costs no time. The phase is found
+    by the time of the launch, not by its thread: the backward pass launches from its own thread,
+    while the training thread waits inside its range.
     """
     launched = {
         event["args"]["correlation"]: event["ts"]
@@ -91,27 +93,29 @@ def _device_spans(events: Sequence[Mapping[str, Any]], host: Sequence[Span]) -> 
         if event.get("cat") in _LAUNCHES and "correlation" in event.get("args", {})
     }
     starts = [span.start for span in host]
-    spans, at = [], host[0].start
-    work = (event for event in events if event.get("cat") in _ON_DEVICE)
-    for event in sorted(work, key=lambda event: float(event["ts"])):
-        span = _span(event)
-        begin, end = max(at, span.start), min(host[-1].end, span.end)
-        launch = launched.get(event["args"].get("correlation"), span.start)
-        if end > begin and launch >= starts[0]:
-            spans.append(Span(begin, end, host[bisect_right(starts, launch) - 1].name))
-            at = end
-    return spans
+
+    def spans(kinds: Sequence[str]) -> list[Span]:
+        found, at = [], host[0].start
+        work = (event for event in events if event.get("cat") in kinds)
+        for event in sorted(work, key=lambda event: float(event["ts"])):
+            span = _span(event)
+            begin, end = max(at, span.start), min(host[-1].end, span.end)
+            launch = launched.get(event["args"].get("correlation"), span.start)
+            if end > begin and launch >= starts[0]:
+                found.append(Span(begin, end, host[bisect_right(starts, launch) - 1].name))
+                at = end
+        return found
+
+    return sorted(_merged(spans(_COPIES), spans(_KERNELS)))
 
 
-def _merged(host: Sequence[Span], device: Sequence[Span]) -> Iterator[Span]:
-    """Yield the spans of the device, and the parts of the host's spans in between."""
-    yield from device
-    begin, end = host[0].start, host[-1].end
-    edges = [Span(begin, begin, OTHER), *device, Span(end, end, OTHER)]
-    starts = [span.start for span in host]
-    for before, after in pairwise(edges):
-        first = bisect_right(starts, before.end) - 1
-        for span in host[first:]:
+def _merged(below: Sequence[Span], above: Sequence[Span]) -> Iterator[Span]:
+    """Yield the spans `above`, and the parts of those `below` in between. Both are in order."""
+    yield from above
+    starts = [span.start for span in below]
+    first, last = Span(-math.inf, -math.inf, OTHER), Span(math.inf, math.inf, OTHER)
+    for before, after in pairwise((first, *above, last)):
+        for span in below[max(0, bisect_right(starts, before.end) - 1) :]:
             if span.start >= after.start:
                 break
             inside = Span(max(span.start, before.end), min(span.end, after.start), span.name)

@@ -15,6 +15,7 @@ import torch
 from fastselfie import __version__
 from fastselfie.config import RuntimeConfig
 from fastselfie.data.loaders.backends import INSTALL
+from fastselfie.kernels.impl import unavailable
 from fastselfie.system.accelerator import choose_device, choose_precision
 from fastselfie.system.resources import total_memory, usable_cores
 
@@ -95,7 +96,7 @@ def examine() -> list[Finding]:
         _package("matplotlib", "the curves of report.html", "pip install 'fastselfie[report]'"),
         _package("tensorboard", "TensorBoard logs", "pip install 'fastselfie[report]'"),
         _package("ffcv", "data.loader ffcv", INSTALL["ffcv"]),
-        _package("triton", "the fused kernel on a GPU", "pip install 'fastselfie[triton]'"),
+        _triton(device),
         _package("dali", "data.loader dali", INSTALL["dali"], module="nvidia.dali"),
         _package("pyarrow", "parquet files", "pip install 'fastselfie[parquet]'"),
         _package("wandb", "log.wandb", "pip install 'fastselfie[wandb]'"),
@@ -133,6 +134,14 @@ def _shared_memory() -> Finding:
         return Finding("shared memory", "ok", text)
     fix = "docker run --shm-size=8g, or data.workers=0"
     return Finding("shared memory", "bad", f"{text}: too little for data.loader folder", fix)
+
+
+def _triton(device: torch.device) -> Finding:
+    found = _package("triton", "the fused kernels on a GPU", "pip install 'fastselfie[triton]'")
+    if found.state != "ok" or device.type != "cuda" or not (reason := unavailable(device)):
+        return found
+    fix = "runtime.kernels=reference trains without it"
+    return Finding("triton", "missing", f"not used: {reason}", fix)
 
 
 def _package(name: str, use: str, fix: str, module: str | None = None) -> Finding:

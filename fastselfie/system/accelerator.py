@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fastselfie.config import RuntimeConfig
 from fastselfie.errors import UserError
 from fastselfie.kernels.impl import unavailable
+from fastselfie.system.console import say_once
 from fastselfie.system.distributed import ALONE, Ranks, mean_in_order
 from fastselfie.system.resources import usable_cores
 
@@ -152,6 +153,8 @@ def choose_accelerator(runtime: RuntimeConfig, ranks: Ranks = ALONE) -> Accelera
     device, why = choose_device(runtime, ranks.local_rank)
     if runtime.kernels == "triton" and (reason := unavailable(device)):
         raise UserError(f"runtime.kernels: {reason}")
+    if runtime.kernels == "auto" and device.type == "cuda" and (reason := unavailable(device)):
+        say_once(f"warning: runtime.kernels is auto, and plain torch replaces Triton: {reason}")
     if runtime.threads is not None:
         torch.set_num_threads(runtime.threads)
     elif ranks.world > 1:  # torchrun sets one

@@ -30,7 +30,8 @@ class MovingAverage:
         self.model = copy.deepcopy(source).requires_grad_(False)
         pairs = list(zip(_values(self.model), _values(source), strict=True))
         self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
-        self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]
+        copied = [pair for pair in pairs if not pair[0].is_floating_point()]
+        self._counts = [list(side) for side in zip(*copied, strict=True)]
 
     @torch.no_grad()
     def follow(self, moved: Tensor) -> None:
@@ -43,8 +44,9 @@ class MovingAverage:
         steps = torch._foreach_sub(theirs, mine)
         torch._foreach_mul_(steps, (1 - self.decay) * moved)
         torch._foreach_add_(mine, steps)
-        for mine_too, count in self._copied:
-            mine_too.copy_(count)
+        if self._counts:
+            mine, theirs = self._counts
+            torch._foreach_copy_(mine, theirs)
 
 
 def _values(model: nn.Module) -> list[Tensor]:

@@ -8,6 +8,7 @@ import os
 import select
 import sys
 import time
+from unittest import mock
 
 import pytest
 import torch
@@ -50,6 +51,36 @@ def test_the_tolerance_rejects_tf32_and_accepts_three_products():
     assert ratio(0) < 1 < ratio(13)
     broken = torch.full_like(plain, math.nan)
     assert math.isnan(gpu_check.error_of_allowed(true, plain, broken, 1024))
+
+
+def test_the_score_is_checked_in_the_dtypes_that_training_has():
+    """Autocast computes layer norms, and so u, in float32 on a GPU: `h` alone is half precision."""
+    kinds = {(torch.float32, torch.bfloat16), (torch.float32, torch.float16)}
+    assert kinds <= set(gpu_check._SCORED)
+    u, h = gpu_check._SCORED[-1]
+    with monkeypatch_cuda():
+        loss, du, dh, _ = gpu_check._score(2, 16, 3, u, h, "reference")
+    assert (loss.dtype, du.dtype, dh.dtype) == (torch.float32, u, h)
+
+
+def monkeypatch_cuda():
+    """Inside, to move a tensor to the GPU leaves it where it is."""
+    return mock.patch.object(torch.Tensor, "cuda", lambda self: self)
+
+
+def test_what_compiles_or_takes_long_is_in_a_part_of_its_own(monkeypatch):
+    quick, full = gpu_check.PARTS["quick"], gpu_check.PARTS["full"]
+    assert set(full) - set(quick) == set(gpu_check.SLOW)
+    assert {gpu_check.precision_and_graphs, gpu_check.step_rates} <= set(gpu_check.SLOW)
+    assert gpu_check.SECONDS["quick"] < 240
+    batches = []
+
+    def noted(name, *arguments):
+        batches.append(int(arguments[arguments.index("--batch") + 1]))
+
+    monkeypatch.setattr(gpu_check, "_script", noted)
+    gpu_check.step_rates()
+    assert batches[0] >= 256  # on fewer, in224 waits for launches
 
 
 # --- time and results -------------------------------------------------------------------------

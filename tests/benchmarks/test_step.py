@@ -11,7 +11,7 @@ from conftest import REPOSITORY, tiny_config
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
 from support import step_contenders
-from support.step_contenders import shape_of
+from support.step_contenders import MATMULS, Matmul, shape_of
 from support.straightforward import StraightforwardSelfie, normalised, their_names
 
 from fastselfie.errors import UserError
@@ -71,8 +71,27 @@ def test_facts_keep_one_autograd_graph_in_memory_at_a_time(monkeypatch, tiny_yam
 
     monkeypatch.setattr(step_contenders, "_loss", seen)
     monkeypatch.setattr(StraightforwardSelfie, "forward", seen_forward)
-    facts = step_contenders.facts(str(tiny_yaml), ["data.loader=synthetic"], 16)
+    facts = step_contenders.facts(str(tiny_yaml), ["data.loader=synthetic"], Matmul(16, 1))
     assert with_graph == [True, False, False, False]
     ours, in_fp32, plain = facts["losses"].values()
     assert ours == in_fp32 == pytest.approx(plain, rel=1e-5)
     assert facts["gflop_per_image"] > 0
+
+
+def test_a_gpu_multiplies_for_long_between_waits(monkeypatch, accelerator):
+    """A launch and a wait take tens of microseconds: a rate without them would be twice as high."""
+    fastest = 1e15  # FLOP/s, above the dense bf16 peak of an H200
+    side, count = MATMULS["cuda"]
+    assert count * 2 * side**3 / fastest > 1e-2
+
+    products, multiply = [], torch.Tensor.__matmul__
+
+    def counted(a, b):
+        products.append(a.shape)
+        return multiply(a, b)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", counted)
+    ticks = iter(range(100))
+    monkeypatch.setattr(step_contenders.time, "perf_counter", lambda: next(ticks))
+    assert step_contenders._matmul_rate(accelerator, 8, 3) == 3 * 2 * 8**3  # each row takes 1 s
+    assert products == [(8, 8)] * 30

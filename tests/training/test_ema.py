@@ -10,14 +10,29 @@ import pytest
 import torch
 from conftest import tiny_config
 from helpers.training import run_pretraining, stopping_at
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastselfie.data.dataset import open_dataset
 from fastselfie.data.loaders import Batch, Index
 from fastselfie.runs.load import load_pretrained
 from fastselfie.system.accelerator import Precision
 from fastselfie.training.checkpoint import load_checkpoint
+from fastselfie.training.ema import MovingAverage
 from fastselfie.training.finetune import few_labels, finetune
 from fastselfie.training.step import TrainStep
+
+
+class Operations(TorchDispatchMode):
+    """Keeps the names of the operations that torch dispatches."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
 
 SETTINGS = {"ema": 0.75, "steps": 6, "batch_size": 6, "save_every": 4}
 
@@ -61,6 +76,18 @@ def test_it_is_the_average_of_weights_and_batch_statistics(
             assert not torch.equal(value, state["model"][name]), name
         else:
             assert torch.equal(value, state["model"][name])
+
+
+def test_one_operation_copies_all_counters():
+    """A copy for each batch norm would be 40 launches in ResNet-50's first three stages."""
+    network = torch.nn.Sequential(*(torch.nn.BatchNorm1d(2) for _ in range(5)))
+    average = MovingAverage(network, 0.5)
+    for norm in network:
+        norm.num_batches_tracked.fill_(7)
+    with Operations() as seen:
+        average.follow(torch.tensor(True))
+    assert len([name for name in seen.names if "copy" in name]) == 1
+    assert [int(norm.num_batches_tracked) for norm in average.model] == [7] * 5
 
 
 def test_the_average_does_not_change_training(image_folder, tmp_path, accelerator):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import closing
 from itertools import chain
 from typing import NamedTuple
 
@@ -76,8 +77,7 @@ class DaliBackend(Backend):
         if first is None:
             return
         most = len(first.samples)
-        with ThreadPoolExecutor(self.threads) as pool:
-            rest = (self._prepare(index, view, pool) for index in chain([first], plan))
+        with closing(self._prepared(chain([first], plan), view)) as rest:
             again: deque[_Prepared] = deque()  # comes before the rest
 
             def advance() -> _Prepared:
@@ -97,6 +97,20 @@ class DaliBackend(Backend):
                     pipeline = self._pipeline(most, view.size, advance)
                     continue
                 yield self._pixels(images, pipeline.fed.popleft(), view)
+
+    def _prepared(self, plan: Iterator[Index], view: View) -> Generator[_Prepared]:
+        """Prepare batches in a thread: else it would take the time of the one that trains."""
+        with ThreadPoolExecutor(self.threads) as pool, ThreadPoolExecutor(1) as preparer:
+            ahead: deque[Future[_Prepared]] = deque()
+            try:
+                for index in plan:
+                    ahead.append(preparer.submit(self._prepare, index, view, pool))
+                    if len(ahead) > _AHEAD:
+                        yield ahead.popleft().result()
+                while ahead:
+                    yield ahead.popleft().result()
+            finally:
+                preparer.shutdown(cancel_futures=True)
 
     def _pixels(self, images: Tensor, batch: _Prepared, view: View) -> DecodedBatch:
         if self.on_gpu:
@@ -228,6 +242,7 @@ class _Pipeline:
                 device="mixed" if on_gpu else "cpu",
                 output_type=types.RGB,
                 adjust_orientation=False,
+                jpeg_fancy_upsampling=True,  # on a GPU too, as libjpeg-turbo does
             )
             # Cut first: fn.resize(roi_start=...) would let the filter see pixels outside the box.
             image = fn.slice(image, start, shape, axes=[0, 1])

@@ -17,6 +17,7 @@ from fastselfie.data.dataset import Source
 from fastselfie.data.loaders.backend import Backend, BackendOptions, required_beton
 from fastselfie.data.loaders.batch import DecodedBatch, Index
 from fastselfie.data.loaders.crops import CENTER, wrong_size
+from fastselfie.data.loaders.to_device import host_memory
 from fastselfie.data.loaders.view import View
 from fastselfie.errors import UserError
 
@@ -72,8 +73,12 @@ class FfcvBackend(Backend):
         waiting: deque[Index] = deque()
 
         def finished() -> DecodedBatch:
-            # A copy, because FFCV decodes a later batch into the same memory.
-            return self.batch(waiting.popleft(), [next(stream).copy()], [view])
+            # A copy, because FFCV decodes a later batch into the same memory. The only one on the
+            # host: a GPU reads it from there.
+            pixels = next(stream)
+            images = host_memory(pixels.shape, self.device)
+            np.copyto(images, pixels)
+            return self.batch(waiting.popleft(), [images], [view])
 
         try:
             for index in chain([first], plan):

@@ -16,6 +16,7 @@ from fastselfie.data.dataset import Source
 from fastselfie.data.loaders.backend import Backend, BackendOptions, flips_of, required_beton
 from fastselfie.data.loaders.batch import DecodedBatch, Index
 from fastselfie.data.loaders.crops import boxes, wrong_size
+from fastselfie.data.loaders.to_device import host_memory
 from fastselfie.data.loaders.view import View
 from fastselfie.kernels.jpeg import KIND_JPEG, KIND_RAW, BatchDecoder
 
@@ -52,7 +53,7 @@ class NativeBackend(Backend):
         self._file = required_beton(source, "native")
 
     def load(self, plan: Iterator[Index], views: Sequence[View]) -> Generator[DecodedBatch]:
-        buffers = _Buffers(pinned=self.device.type == "cuda")
+        buffers = _Buffers(self.device)
         niceness = _NICENESS if self.device.type == "cpu" else 0
         # What is mirrored in the decoder is not shifted after it: a shift comes before the mirror.
         mirror = self.options.mirror and not any(view.shift for view in views)
@@ -120,15 +121,14 @@ class _Buffers:
     they are pinned; torch's allocator keeps those, and knows which a copy still reads.
     """
 
-    def __init__(self, pinned: bool) -> None:
-        self.pinned = pinned
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.arrays: list[Images] = []
 
     def take(self, count: int, size: int) -> Images:
         shape = (count, size, size, 3)
-        if self.pinned:
-            pinned: Images = torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
-            return pinned
+        if self.device.type == "cuda":
+            return host_memory(shape, self.device)
         for i in range(len(self.arrays)):
             # Two holders are the list and the argument of getrefcount itself.
             if sys.getrefcount(self.arrays[i]) == 2 and self.arrays[i].shape == shape:

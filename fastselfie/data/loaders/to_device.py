@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from fastselfie.data.loaders.batch import Batch
 from fastselfie.system.trace_ranges import trace_range
+
+
+def host_memory(shape: tuple[int, ...], device: torch.device) -> npt.NDArray[np.uint8]:
+    """Return memory of the host for pixels that `to_device` will copy: pinned for a GPU."""
+    pinned = device.type == "cuda"
+    pixels: npt.NDArray[np.uint8] = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned).numpy()
+    return pixels
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

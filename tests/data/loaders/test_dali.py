@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from contextlib import closing
 from functools import partial
 
@@ -17,7 +18,7 @@ from PIL import Image
 
 from fastselfie.data.beton.writer import BetonWriter
 from fastselfie.data.loaders import Index
-from fastselfie.data.loaders.dali import _cut
+from fastselfie.data.loaders.dali import DaliBackend, _cut, fn
 from fastselfie.errors import UserError
 from fastselfie.kernels.jpeg import read_header, transcode
 
@@ -134,6 +135,33 @@ def test_dali_gets_no_more_of_a_picture_than_its_box(beton):
         header = read_header(item.data.data)
         assert header.width <= 128
         assert header.height <= 32
+
+
+def test_batches_are_prepared_outside_of_the_thread_that_trains(beton, monkeypatch):
+    """It launches kernels, which would wait for 62 us an image."""
+    threads, prepare = set(), DaliBackend._prepare
+
+    def noted(*arguments):
+        threads.add(threading.current_thread())
+        return prepare(*arguments)
+
+    monkeypatch.setattr(DaliBackend, "_prepare", noted)
+    take(loader(beton, "dali").stream(0, 8), 3)
+    assert threads
+    assert threading.current_thread() not in threads
+
+
+def test_the_decoder_interpolates_colours_as_libjpeg_does(beton, monkeypatch):
+    """DALI's GPU decoder repeats them unless it is told."""
+    asked, decode = [], fn.decoders.image
+
+    def noted(*arguments, **options):
+        asked.append(options["jpeg_fancy_upsampling"])
+        return decode(*arguments, **options)
+
+    monkeypatch.setattr(fn.decoders, "image", noted)
+    take(loader(beton, "dali").stream(0, 8), 1)
+    assert asked == [True]
 
 
 def test_batches_may_be_kept(beton):

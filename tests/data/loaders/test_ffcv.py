@@ -15,6 +15,7 @@ from helpers.loaders import CPU, make_loader, take
 from PIL import Image
 
 from fastselfie.data.loaders import choose_loader
+from fastselfie.data.loaders import ffcv as ffcv_loader
 from fastselfie.errors import UserError
 from fastselfie.kernels.jpeg import transcode
 
@@ -79,6 +80,19 @@ def test_order_labels_flips_and_masks_are_ours_over_three_epochs(colours):
         assert torch.equal(a.flip, b.flip)
         check_colours(ours, a)
     assert torch.get_num_threads() == 1
+
+
+def test_a_batch_is_copied_once_into_what_the_gpu_reads(colours, monkeypatch):
+    made = []
+
+    def noted(shape, device):
+        made.append((np.empty(shape, dtype=np.uint8), device))
+        return made[-1][0]
+
+    monkeypatch.setattr(ffcv_loader, "host_memory", noted)
+    (batch,) = take(loader(colours, "ffcv").stream(0, 4), 1)
+    assert batch.images.data_ptr() == made[0][0].ctypes.data
+    assert made[0][1] == CPU
 
 
 def test_evaluation_beside_training_and_the_end_of_both(colours):
