@@ -11,7 +11,7 @@ import json
 import time
 import warnings
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import tee
@@ -25,15 +25,19 @@ from fastselfie.data.beton.reader import BetonError, BetonReader
 from fastselfie.data.beton.verify import verify
 from fastselfie.data.beton.writer import DEFAULT_PAGE_SIZE, MAX_SIDE, BetonWriter
 from fastselfie.data.conversion.encode import Recoding, Stored, store
+from fastselfie.data.conversion.on_ray import store_on_cluster
 from fastselfie.data.conversion.skip_list import SkipList
 from fastselfie.data.dataset import class_warning, open_part
 from fastselfie.data.sources.base import ArraySource, Source
 from fastselfie.errors import UserError
 from fastselfie.system.console import console, say
 from fastselfie.system.processes import map_in_order
+from fastselfie.system.ray_cluster import Cluster, ray_cluster
 from fastselfie.system.resources import usable_cores
 
-_CHUNK = 8  # images per task: enough to hide the transfer, few enough for large photographs
+# Images per task: enough to hide the transfer, few enough for large photographs. On a cluster one
+# process sends all tasks, some thousands a second.
+_CHUNK = {"local": 8, "ray": 64}
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class Options:
         on_error: Whether an unreadable image ends the conversion or is skipped.
         page_size: In bytes, a power of two from 4,096 to 2**31, and the size of the largest image.
         shard: (K, N) converts only the K-th of N equal ranges of the images; see merge.py.
+        engine: Where to convert: on this machine, or on the nodes of a Ray cluster.
+        address: Of the Ray cluster, see `ray_cluster`; None: start one on this machine.
     """
 
     recoding: Recoding = field(default_factory=Recoding)
@@ -55,6 +61,8 @@ class Options:
     on_error: Literal["raise", "skip"] = "raise"
     page_size: int = DEFAULT_PAGE_SIZE
     shard: tuple[int, int] = (1, 1)
+    engine: Literal["local", "ray"] = "local"
+    address: str | None = None
 
 
 def prepare(path: Path, out: Path, options: Options) -> dict[str, Any]:
@@ -88,12 +96,15 @@ def prepare(path: Path, out: Path, options: Options) -> dict[str, Any]:
         say(warning)
     source = _shard_of(source, options.shard)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with BetonWriter(
-        out, len(source), options.page_size, fingerprint=_fingerprint(path, source, options)
-    ) as writer:
+    with (
+        _opened_cluster(source, options) as cluster,
+        BetonWriter(
+            out, len(source), options.page_size, fingerprint=_fingerprint(path, source, options)
+        ) as writer,
+    ):
         resumed = writer.next_source
         skipped = SkipList(out, resumed)
-        _append_all(writer, source, options, skipped)
+        _append_all(writer, source, options, skipped, cluster)
         if writer.count == 0:
             raise UserError(f"{path}: no image is readable, see {skipped.path}")
         note: dict[str, Any] = {
@@ -172,6 +183,8 @@ def _check_options(out: Path, options: Options) -> None:
         raise UserError(f"--shard {shard}/{shards}: give K/N with K from 1 to N")
     if options.workers is not None and options.workers < 1:
         raise UserError(f"--workers {options.workers}: give at least 1")
+    if options.address is not None and options.engine != "ray":
+        raise UserError(f"--address {options.address}: is of a Ray cluster: add --engine ray")
 
 
 def _fingerprint(path: Path, source: Source, options: Options) -> str:
@@ -187,8 +200,22 @@ def _fingerprint(path: Path, source: Source, options: Options) -> str:
     return digest.hexdigest()
 
 
-def _append_all(writer: BetonWriter, source: Source, options: Options, skipped: SkipList) -> None:
-    stored_all = _store_all(source, writer.next_source, options)
+def _opened_cluster(source: Source, options: Options) -> AbstractContextManager[Cluster | None]:
+    """Return the cluster to convert on; None converts on this machine."""
+    # Pixels in memory are only copied: sending them to another process would cost more.
+    if options.engine == "local" or isinstance(source, ArraySource):
+        return nullcontext()
+    return ray_cluster(options.address)
+
+
+def _append_all(
+    writer: BetonWriter,
+    source: Source,
+    options: Options,
+    skipped: SkipList,
+    cluster: Cluster | None,
+) -> None:
+    stored_all = _store_all(source, writer.next_source, options, cluster)
     with _progress() as bar, closing(stored_all):
         task = bar.add_task(writer.path.name, total=len(source), completed=writer.next_source)
         for index, stored in stored_all:
@@ -213,22 +240,25 @@ def _append_all(writer: BetonWriter, source: Source, options: Options, skipped: 
             bar.advance(task)
 
 
-def _store_all(source: Source, start: int, options: Options) -> Generator[tuple[int, Stored | str]]:
+def _store_all(
+    source: Source, start: int, options: Options, cluster: Cluster | None
+) -> Generator[tuple[int, Stored | str]]:
     """Yield (index, converted image or error message) in order, from `start` on."""
-    workers = options.workers or usable_cores()
+    workers, size = options.workers or usable_cores(), _CHUNK[options.engine]
     chunks = (
-        np.arange(first, min(first + _CHUNK, len(source)), dtype=np.int64)
-        for first in range(start, len(source), _CHUNK)
+        np.arange(first, min(first + size, len(source)), dtype=np.int64)
+        for first in range(start, len(source), size)
     )
     tasks, numbers = tee(chunks)
     convert = partial(_store_chunk, recoding=options.recoding)
     # Each task gets a source of its chunk only: the whole source may be large to copy.
     parts = (source.select(chunk) for chunk in tasks)
-    # Pixels in memory are only copied: sending them to another process would cost more.
-    if workers == 1 or isinstance(source, ArraySource):
+    if cluster is not None:
+        stored = store_on_cluster(cluster, convert, parts, options.workers)
+    elif workers == 1 or isinstance(source, ArraySource):  # as in `_opened_cluster`
         stored = (convert(part) for part in parts)
     else:
-        count = -(-(len(source) - start) // _CHUNK)
+        count = -(-(len(source) - start) // size)
         stored = map_in_order(convert, parts, min(workers, count) or 1)
     with closing(stored):
         for chunk, results in zip(numbers, stored, strict=True):
