@@ -14,6 +14,7 @@ from fastselfie.data.dataset import open_dataset
 from fastselfie.errors import UserError
 from fastselfie.report.live import LivePage
 from fastselfie.reproduce.control import copy_control_results
+from fastselfie.reproduce.cost import write_costs
 from fastselfie.reproduce.progress import progress_reporter
 from fastselfie.reproduce.protocol import Protocol, Trial
 from fastselfie.reproduce.provenance import check_folders, write_provenance
@@ -90,7 +91,7 @@ def reproduce(
             torch.cuda.empty_cache()  # the workers need the memory that pretraining used
             run_in_workers(scheduler, jobs, report)
         figures = summary_of(scheduler, dataset, features)
-        write_table(figures, out)
+        write_table(figures, out, write_costs(scheduler, out))
         return figures
 
 
