@@ -26,7 +26,7 @@ def unread_shards(path: Path, suffix: str) -> list[str]:
 
     Args:
         path: One file, or a folder of files.
-        suffix: The suffix of readable shards: ".tar" or ".parquet".
+        suffix: The suffix of readable shards: ".tar", ".parquet" or ".beton".
     """
     names = os.listdir(path) if path.is_dir() else [path.name]
     folder = path if path.is_dir() else path.parent
@@ -35,6 +35,10 @@ def unread_shards(path: Path, suffix: str) -> list[str]:
         rf"{whole}{_COMPRESSED}": "is compressed: decompress it",
         rf"{whole}{_UNFINISHED}": "is an unfinished download: download it completely",
     }
+    if suffix == ".beton":
+        ways_out[rf"{whole}{_UNFINISHED}"] = (
+            "is incomplete: run the same `fastselfie prepare` again"
+        )
     if suffix == ".tar":
         ways_out[f".*{_COMPRESSED_TAR}"] = "is compressed: decompress it"
     if path.is_dir():

@@ -60,7 +60,7 @@ def files_of_part(
         UserError: Some file names contain a part and others do not.
     """
     files = files_of(path, suffix) if path.is_dir() else [path]
-    parts = [_part_of(file) for file in files]
+    parts = parts_of(files)
     if not any(parts) or path.is_file():
         return None if beside_train else files
     if not all(parts):
@@ -70,8 +70,13 @@ def files_of_part(
     return [file for file, own in zip(files, parts, strict=True) if own == part] or None
 
 
-def _part_of(file: Path) -> str | None:
-    words = re.split(r"[^a-z]+", file.name.lower())
+def parts_of(files: Sequence[Path]) -> list[str | None]:
+    """Return the part that each file's name contains as a word: train, one of TEST_NAMES, None."""
+    return [_part_of(file.name) for file in files]
+
+
+def _part_of(name: str) -> str | None:
+    words = re.split(r"[^a-z]+", name.lower())
     if any(name in words for name in TRAIN_NAMES):
         return "train"
     return next((name for name in TEST_NAMES if name in words), None)
