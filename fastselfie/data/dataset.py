@@ -33,6 +33,7 @@ __all__ = [
     "ArraySource",
     "BetonSource",
     "Dataset",
+    "FileList",
     "FolderSource",
     "NoSource",
     "Source",

@@ -109,10 +109,16 @@ def in_shard_order(readers: Sequence[BetonReader]) -> list[BetonReader]:
     reported.
 
     Raises:
-        BetonError: A shard is there twice.
+        BetonError: A shard is there twice, or beside a file that is no shard.
     """
-    keys = [_dataset_of(reader) for reader in readers]
-    if keys[0] is None or any(key != keys[0] for key in keys):
+    shards = [reader for reader in readers if "shard" in reader.info]
+    if shards and len(shards) < len(readers):
+        whole = next(reader for reader in readers if "shard" not in reader.info)
+        raise BetonError(
+            f"{whole.path}: is no shard, but {shards[0].path} is, so images may be read twice: "
+            "pass the shards or the merged file"
+        )
+    if not shards or any(_dataset_of(shard) != _dataset_of(shards[0]) for shard in shards):
         return list(readers)
     numbers = [reader.info["shard"][0] for reader in readers]
     (most, times), count = Counter(numbers).most_common(1)[0], readers[0].info["shard"][1]
@@ -125,8 +131,6 @@ def in_shard_order(readers: Sequence[BetonReader]) -> list[BetonReader]:
     return sorted(readers, key=lambda reader: reader.info["shard"][0])
 
 
-def _dataset_of(reader: BetonReader) -> list[Any] | None:
-    """Return what the shards of one dataset have in common; None for a file that is no shard."""
-    if "shard" not in reader.info:
-        return None
-    return [reader.info["shard"][1], *(reader.info.get(key) for key in ("source", "options"))]
+def _dataset_of(shard: BetonReader) -> list[Any]:
+    """Return what the shards of one dataset have in common."""
+    return [shard.info["shard"][1], shard.info.get("source"), shard.info.get("options")]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 import warnings
 from collections.abc import Generator, Iterator
@@ -26,7 +27,7 @@ from fastselfie.data.beton.verify import verify
 from fastselfie.data.beton.writer import DEFAULT_PAGE_SIZE, MAX_SIDE, BetonWriter
 from fastselfie.data.conversion.encode import Recoding, Stored, store
 from fastselfie.data.conversion.skip_list import SkipList
-from fastselfie.data.dataset import class_warning, open_part
+from fastselfie.data.dataset import FileList, class_warning, find_place, open_part
 from fastselfie.data.sources.base import ArraySource, Source
 from fastselfie.errors import UserError
 from fastselfie.system.console import console, say
@@ -57,14 +58,14 @@ class Options:
     shard: tuple[int, int] = (1, 1)
 
 
-def prepare(path: Path, out: Path, options: Options) -> dict[str, Any]:
-    """Write the images of `path` to `out`, or resume writing them.
+def prepare(named: str | os.PathLike[str], out: Path, options: Options) -> dict[str, Any]:
+    """Write the images of `named` to `out`, or resume writing them.
 
     An incomplete file is called OUT.partial. If the process is killed at any moment, the same call
     resumes. Skipped images are listed beside the file; see `SkipList`.
 
     Args:
-        path: A dataset in any supported format.
+        named: A dataset in any supported format.
         out: The .beton file to write.
         options: How to convert.
 
@@ -77,6 +78,7 @@ def prepare(path: Path, out: Path, options: Options) -> dict[str, Any]:
     """
     began = time.perf_counter()
     _check_options(out, options)
+    path = find_place(named)
     found = open_part(path, "train" if options.part == "train" else "held_out")
     source, format_ = found.source, found.format
     if options.recoding.recodes() and source.encoded(0) is None:
@@ -98,7 +100,7 @@ def prepare(path: Path, out: Path, options: Options) -> dict[str, Any]:
             raise UserError(f"{path}: no image is readable, see {skipped.path}")
         note: dict[str, Any] = {
             "classes": list(source.classes),
-            "source": f"{format_} {path.resolve().name}, {options.part}",
+            "source": f"{format_} {Path(str(path)).resolve().name}, {options.part}",
             "options": options.recoding.note(),
             "skipped": len(source) - writer.count,
         }
@@ -174,7 +176,7 @@ def _check_options(out: Path, options: Options) -> None:
         raise UserError(f"--workers {options.workers}: give at least 1")
 
 
-def _fingerprint(path: Path, source: Source, options: Options) -> str:
+def _fingerprint(path: Path | FileList, source: Source, options: Options) -> str:
     """Return a hash of what the bytes depend on: names and labels of the images, and options."""
     digest = hashlib.sha256()
     prefix = str(path)
