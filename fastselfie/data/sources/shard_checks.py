@@ -83,7 +83,7 @@ def require_whole(path: Path, files: Sequence[Path], suffix: str) -> None:
 
 
 def labels_and_classes(
-    labels: IntArray, names: Sequence[str], path: Path, part: str, name_of: Callable[[int], str]
+    labels: IntArray, names: Sequence[str], path: object, part: str, name_of: Callable[[int], str]
 ) -> tuple[IntArray, Sequence[str]]:
     """Check a column of labels.
 
@@ -93,7 +93,7 @@ def labels_and_classes(
     Args:
         labels: (n,) int64, n > 0. A negative label is missing.
         names: Names of the classes; if empty, the classes are named by their numbers.
-        path: The dataset.
+        path: What messages call the dataset.
         part: train, or a held-out part.
         name_of: Returns what a message calls the image of an index.
 
