@@ -12,6 +12,7 @@ import os
 import time
 import warnings
 from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,13 +29,15 @@ from fastselfie.data.beton.writer import DEFAULT_PAGE_SIZE, MAX_SIDE, BetonWrite
 from fastselfie.data.conversion.encode import Recoding, Stored, store
 from fastselfie.data.conversion.skip_list import SkipList
 from fastselfie.data.dataset import FileList, class_warning, find_place, open_part
-from fastselfie.data.sources.base import ArraySource, Source
+from fastselfie.data.sources.base import RUN, ArraySource, Source
+from fastselfie.data.sources.formats import DatasetLocation
+from fastselfie.data.sources.remote import find_remote
+from fastselfie.data.sources.remote_files import is_url
+from fastselfie.data.sources.remote_index import ShardIndex
 from fastselfie.errors import UserError
 from fastselfie.system.console import console, say
 from fastselfie.system.processes import map_in_order
 from fastselfie.system.resources import usable_cores
-
-_CHUNK = 8  # images per task: enough to hide the transfer, few enough for large photographs
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def prepare(named: str | os.PathLike[str], out: Path, options: Options) -> dict[
     resumes. Skipped images are listed beside the file; see `SkipList`.
 
     Args:
-        named: A dataset in any supported format.
+        named: A dataset in any supported format, or the URL of tar or parquet files.
         out: The .beton file to write.
         options: How to convert.
 
@@ -78,10 +81,16 @@ def prepare(named: str | os.PathLike[str], out: Path, options: Options) -> dict[
     """
     began = time.perf_counter()
     _check_options(out, options)
-    path = find_place(named)
+    index = ShardIndex(out.with_name(f"{out.name}.index"))
+    path: Path | FileList | DatasetLocation
+    if is_url(os.fspath(named)):
+        path = find_remote(os.fspath(named), index, options.workers or usable_cores())
+    else:
+        path = find_place(named)
     found = open_part(path, "train" if options.part == "train" else "held_out")
     source, format_ = found.source, found.format
-    if options.recoding.recodes() and source.encoded(0) is None:
+    holds_files = source.is_remote or source.encoded(0) is not None
+    if options.recoding.recodes() and not holds_files:
         raise UserError(
             f"{path}: {format_} holds pixels, which are stored unchanged: remove --max-side, "
             "--quality and --subsampling"
@@ -107,6 +116,7 @@ def prepare(named: str | os.PathLike[str], out: Path, options: Options) -> dict[
         if options.shard[1] > 1:
             note["shard"] = options.shard
         writer.finish(note, allow_fewer=True)
+    index.remove()
     seconds = time.perf_counter() - began
     return {
         "file": str(out),
@@ -176,7 +186,7 @@ def _check_options(out: Path, options: Options) -> None:
         raise UserError(f"--workers {options.workers}: give at least 1")
 
 
-def _fingerprint(path: Path | FileList, source: Source, options: Options) -> str:
+def _fingerprint(path: object, source: Source, options: Options) -> str:
     """Return a hash of what the bytes depend on: names and labels of the images, and options."""
     digest = hashlib.sha256()
     prefix = str(path)
@@ -184,6 +194,7 @@ def _fingerprint(path: Path | FileList, source: Source, options: Options) -> str
         # Without the prefix, because the path may be spelt in another way, or have been moved.
         digest.update(source.name(index).removeprefix(prefix).encode(errors="surrogateescape"))
         digest.update(b"\0")
+    digest.update(source.version.encode())
     digest.update(np.ascontiguousarray(source.labels, dtype="<i8").tobytes())
     digest.update(json.dumps([list(source.classes), options.recoding.note()]).encode())
     return digest.hexdigest()
@@ -218,32 +229,57 @@ def _append_all(writer: BetonWriter, source: Source, options: Options, skipped: 
 def _store_all(source: Source, start: int, options: Options) -> Generator[tuple[int, Stored | str]]:
     """Yield (index, converted image or error message) in order, from `start` on."""
     workers = options.workers or usable_cores()
-    chunks = (
-        np.arange(first, min(first + _CHUNK, len(source)), dtype=np.int64)
-        for first in range(start, len(source), _CHUNK)
-    )
-    tasks, numbers = tee(chunks)
-    convert = partial(_store_chunk, recoding=options.recoding)
-    # Each task gets a source of its chunk only: the whole source may be large to copy.
-    parts = (source.select(chunk) for chunk in tasks)
-    # Pixels in memory are only copied: sending them to another process would cost more.
-    if workers == 1 or isinstance(source, ArraySource):
-        stored = (convert(part) for part in parts)
+    tasks, numbers = tee(source.runs(start))
+    convert = partial(_store_runs, recoding=options.recoding, is_remote=source.is_remote)
+    # Each task gets a source of its run only: the whole source may be large to copy.
+    parts = (source.select(run) for run in tasks)
+    # Pixels in memory are only copied: sending them to another process would cost more. A server
+    # is read by workers only: Ctrl-C need not wait for the end of a request in a process.
+    if isinstance(source, ArraySource) or (workers == 1 and not source.is_remote):
+        stored = convert(parts)
     else:
-        count = -(-(len(source) - start) // _CHUNK)
-        stored = map_in_order(convert, parts, min(workers, count) or 1)
+        count = -(-(len(source) - start) // RUN)
+        stored = map_in_order(convert, parts, min(workers, count) or 1, _results_of)
     with closing(stored):
-        for chunk, results in zip(numbers, stored, strict=True):
-            yield from zip(chunk.tolist(), results, strict=True)
+        for run in numbers:
+            for first in range(0, len(run), RUN):
+                yield from zip(run[first : first + RUN].tolist(), next(stored), strict=True)
 
 
-def _store_chunk(source: Source, recoding: Recoding) -> list[Stored | str]:
-    """Convert all images; an error is returned as its message, so that the others are kept."""
+def _results_of(part: Source) -> int:
+    return -(-len(part) // RUN)
+
+
+def _store_runs(
+    runs: Iterator[Source], recoding: Recoding, is_remote: bool
+) -> Generator[list[Stored | str]]:
+    """Convert runs of images; yield up to RUN at a time, which bounds what a process holds."""
+    for run in _read_ahead(runs) if is_remote else runs:
+        for first in range(0, len(run), RUN):
+            yield _store_images(run, range(first, min(first + RUN, len(run))), recoding)
+
+
+def _read_ahead(runs: Iterator[Source]) -> Generator[Source]:
+    """Read each run from its server while the one before it is converted."""
+
+    def read_next() -> Source | None:
+        run = next(runs, None)  # waits for the task too, which may come only after a result
+        return None if run is None else run.fetched()
+
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(read_next)
+        while (run := coming.result()) is not None:
+            coming = pool.submit(read_next)
+            yield run
+
+
+def _store_images(source: Source, indices: range, recoding: Recoding) -> list[Stored | str]:
+    """Convert images; an error is returned as its message, so that the others are kept."""
     results: list[Stored | str] = []
     with warnings.catch_warnings():
         # Pillow warns of odd metadata and of large images, possibly for each image.
         warnings.simplefilter("ignore")
-        for index in range(len(source)):
+        for index in indices:
             try:
                 results.append(store(source, index, recoding))
             except UserError as error:

@@ -84,11 +84,16 @@ class DatasetLocation:
         path: The file or folder.
         format: None for an image folder, with or without a folder for each part.
         part_folders: The folder of each part, by the part's name; empty without such folders.
+        title: What messages call it, if not by its path.
     """
 
     path: Path
     format: Format | None
     part_folders: dict[str, Path]
+    title: str = ""
+
+    def __str__(self) -> str:
+        return self.title or str(self.path)
 
     def open(self, name: str, beside_train: bool) -> Part | None:
         """Open the part of exactly this name (train, or one of TEST_NAMES); see `Format.open`."""
