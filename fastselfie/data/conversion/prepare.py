@@ -10,13 +10,9 @@ import hashlib
 import json
 import os
 import time
-import warnings
-from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import tee
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,17 +22,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fastselfie.data.beton.reader import BetonError, BetonReader
 from fastselfie.data.beton.verify import verify
 from fastselfie.data.beton.writer import DEFAULT_PAGE_SIZE, MAX_SIDE, BetonWriter
-from fastselfie.data.conversion.encode import Recoding, Stored, store
+from fastselfie.data.conversion.encode import Recoding
 from fastselfie.data.conversion.skip_list import SkipList
+from fastselfie.data.conversion.store_all import store_all
 from fastselfie.data.dataset import FileList, class_warning, find_place, open_part
-from fastselfie.data.sources.base import RUN, ArraySource, Source
+from fastselfie.data.sources.base import Source
 from fastselfie.data.sources.formats import DatasetLocation
 from fastselfie.data.sources.remote import find_remote
 from fastselfie.data.sources.remote_files import is_url
 from fastselfie.data.sources.remote_index import ShardIndex
 from fastselfie.errors import UserError
 from fastselfie.system.console import console, say
-from fastselfie.system.processes import map_in_order
 from fastselfie.system.resources import usable_cores
 
 
@@ -84,7 +80,7 @@ def prepare(named: str | os.PathLike[str], out: Path, options: Options) -> dict[
     index = ShardIndex(out.with_name(f"{out.name}.index"))
     path: Path | FileList | DatasetLocation
     if is_url(os.fspath(named)):
-        path = find_remote(os.fspath(named), index, options.workers or usable_cores())
+        path = find_remote(os.fspath(named), index, _workers(options))
     else:
         path = find_place(named)
     found = open_part(path, "train" if options.part == "train" else "held_out")
@@ -109,7 +105,7 @@ def prepare(named: str | os.PathLike[str], out: Path, options: Options) -> dict[
             raise UserError(f"{path}: no image is readable, see {skipped.path}")
         note: dict[str, Any] = {
             "classes": list(source.classes),
-            "source": f"{format_} {Path(str(path)).resolve().name}, {options.part}",
+            "source": f"{format_} {_name_of(path)}, {options.part}",
             "options": options.recoding.note(),
             "skipped": len(source) - writer.count,
         }
@@ -126,6 +122,16 @@ def prepare(named: str | os.PathLike[str], out: Path, options: Options) -> dict[
         "seconds": round(seconds, 2),
         "images_per_s": round((len(source) - resumed) / seconds, 1),
     }
+
+
+def _workers(options: Options) -> int:
+    return options.workers or usable_cores()
+
+
+def _name_of(place: object) -> str:
+    """Return the name of the file or folder that is read; of a pattern, that of its folder."""
+    path = Path(str(place)).resolve()
+    return path.parent.name if set("*?[{") & set(path.name) else path.name
 
 
 def _shard_of(source: Source, shard: tuple[int, int]) -> Source:
@@ -201,7 +207,7 @@ def _fingerprint(path: object, source: Source, options: Options) -> str:
 
 
 def _append_all(writer: BetonWriter, source: Source, options: Options, skipped: SkipList) -> None:
-    stored_all = _store_all(source, writer.next_source, options)
+    stored_all = store_all(source, writer.next_source, options.recoding, _workers(options))
     with _progress() as bar, closing(stored_all):
         task = bar.add_task(writer.path.name, total=len(source), completed=writer.next_source)
         for index, stored in stored_all:
@@ -224,67 +230,6 @@ def _append_all(writer: BetonWriter, source: Source, options: Options, skipped: 
                 )
             skipped.add(index, name, reason)
             bar.advance(task)
-
-
-def _store_all(source: Source, start: int, options: Options) -> Generator[tuple[int, Stored | str]]:
-    """Yield (index, converted image or error message) in order, from `start` on."""
-    workers = options.workers or usable_cores()
-    tasks, numbers = tee(source.runs(start))
-    convert = partial(_store_runs, recoding=options.recoding, is_remote=source.is_remote)
-    # Each task gets a source of its run only: the whole source may be large to copy.
-    parts = (source.select(run) for run in tasks)
-    # Pixels in memory are only copied: sending them to another process would cost more. A server
-    # is read by workers only: Ctrl-C need not wait for the end of a request in a process.
-    if isinstance(source, ArraySource) or (workers == 1 and not source.is_remote):
-        stored = convert(parts)
-    else:
-        count = -(-(len(source) - start) // RUN)
-        stored = map_in_order(convert, parts, min(workers, count) or 1, _results_of)
-    with closing(stored):
-        for run in numbers:
-            for first in range(0, len(run), RUN):
-                yield from zip(run[first : first + RUN].tolist(), next(stored), strict=True)
-
-
-def _results_of(part: Source) -> int:
-    return -(-len(part) // RUN)
-
-
-def _store_runs(
-    runs: Iterator[Source], recoding: Recoding, is_remote: bool
-) -> Generator[list[Stored | str]]:
-    """Convert runs of images; yield up to RUN at a time, which bounds what a process holds."""
-    for run in _read_ahead(runs) if is_remote else runs:
-        for first in range(0, len(run), RUN):
-            yield _store_images(run, range(first, min(first + RUN, len(run))), recoding)
-
-
-def _read_ahead(runs: Iterator[Source]) -> Generator[Source]:
-    """Read each run from its server while the one before it is converted."""
-
-    def read_next() -> Source | None:
-        run = next(runs, None)  # waits for the task too, which may come only after a result
-        return None if run is None else run.fetched()
-
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(read_next)
-        while (run := coming.result()) is not None:
-            coming = pool.submit(read_next)
-            yield run
-
-
-def _store_images(source: Source, indices: range, recoding: Recoding) -> list[Stored | str]:
-    """Convert images; an error is returned as its message, so that the others are kept."""
-    results: list[Stored | str] = []
-    with warnings.catch_warnings():
-        # Pillow warns of odd metadata and of large images, possibly for each image.
-        warnings.simplefilter("ignore")
-        for index in indices:
-            try:
-                results.append(store(source, index, recoding))
-            except UserError as error:
-                results.append(str(error))
-    return results
 
 
 def _progress() -> Progress:

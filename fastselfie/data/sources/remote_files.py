@@ -89,20 +89,26 @@ class RemoteFile:
                 with system.open(path, "rb", cache_type="none", size=self.size) as file:
                     file.seek(begin)
                     data = file.read(end - begin)
-            if not self.pinned:
-                # After the read: so its bytes are surely of this version.
-                self._require_version(system.info(path))
-            if len(data) > end - begin:
-                raise UserError(
-                    f"{self}: its server answers no range requests: download the file, and pass it"
-                )
             if len(data) < end - begin:
                 raise OSError(f"{len(data)} of {end - begin} bytes came")
             return data
 
-        return retried(self.title, attempt)
+        try:
+            data = retried(self.title, attempt)
+        except UserError:
+            self._require_same()  # a file that has become shorter cannot be read either
+            raise
+        self._require_same()  # after the read, so its bytes are surely of this version
+        if len(data) > end - begin:
+            raise UserError(
+                f"{self}: its server answers no range requests: download the file, and pass it"
+            )
+        return data
 
-    def _require_version(self, info: dict[str, Any]) -> None:
+    def _require_same(self) -> None:
+        if self.pinned:
+            return
+        info = retried(self.title, lambda: info_of(self.url))
         if (info.get("size"), version_of(info)) != (self.size, self.version):
             raise UserError(
                 f"{self}: has changed since it was opened: delete what this command has begun to "
@@ -189,6 +195,13 @@ def file_system(url: str) -> tuple[Any, str]:
     return system, path
 
 
+def info_of(url: str) -> dict[str, Any]:
+    """Return what a file system knows of a file, at least its size."""
+    system, path = file_system(url)
+    found: dict[str, Any] = system.info(path)
+    return found
+
+
 def version_of(info: dict[str, Any]) -> str:
     """Return what a file system calls the content of a file, "" if nothing does."""
     return next((str(info[key]) for key in _VERSIONS if info.get(key)), "")
@@ -248,6 +261,9 @@ def _refusal(error: Exception) -> str | None:
 def _status_of(error: Exception) -> int | None:
     """Return the HTTP status that an exception of any file system holds, None without one."""
     response = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore's
+        found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        return found if isinstance(found, int) else None
     for holder, name in ((error, "status"), (error, "code"), (response, "status_code")):
         status = getattr(holder, name, None)
         if isinstance(status, int):

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
 
 from fastselfie.data.sources.remote_files import (
     RemoteFile,
     file_system,
+    info_of,
     retried,
     shown,
     version_of,
@@ -69,7 +69,7 @@ def list_files(url: str) -> Listing:
 
     def looked_up(each: str) -> RemoteFile:
         own = shown(each).replace(shown(pinned), title) if is_pinned else shown(each)
-        info = retried(own, lambda: _info(each))
+        info = retried(own, lambda: info_of(each))
         if info.get("size") is None:
             raise UserError(f"{own}: its server does not say how large it is: download it")
         return RemoteFile(each, own, int(info["size"]), version_of(info), is_pinned)
@@ -77,12 +77,6 @@ def list_files(url: str) -> Listing:
     with ThreadPoolExecutor(CONNECTIONS) as pool:
         files = list(pool.map(looked_up, sorted(urls)))
     return Listing(title, suffix, files, is_folder or "*" in title)
-
-
-def _info(url: str) -> dict[str, Any]:
-    system, path = file_system(url)
-    found: dict[str, Any] = system.info(path)
-    return found
 
 
 def _pinned(url: str) -> str:
