@@ -89,8 +89,8 @@ class RemoteSource(Source):
         names = [self.name(index) for index in range(len(self))]
         return FetchedSource(self._contents(), names, self.labels, self.classes)
 
-    def encoded(self, index: int) -> bytes | None:
-        return self.select(np.asarray([index])).fetched().encoded(0)
+    def encoded(self, index: int) -> bytes:
+        return self.select(np.asarray([index])).fetched().encoded(0) or b""
 
     @property
     def version(self) -> str:

@@ -350,7 +350,7 @@ def test_a_repository_of_the_hub_is_read_at_its_newest_commit(
                     for each in sorted((root / listed[1]).iterdir())]  # fmt: skip
         status = 200 if body else 403 if "gated" in path else 404
         headers = {"Content-Type": "application/json"}
-        handler._send(status, headers, json.dumps(body).encode() * with_body, False)
+        handler._send(status, headers, json.dumps(body or {}).encode() * with_body, False)
 
     monkeypatch.setattr(server.RequestHandlerClass, "_answer", hub)
     monkeypatch.setenv("HF_ENDPOINT", server.url)
