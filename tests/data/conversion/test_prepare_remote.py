@@ -11,6 +11,7 @@ import sys
 import time
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from conftest import REPOSITORY, jpeg_bytes, refused, textured
 from helpers.datasets import write_parquet, write_tar
@@ -75,13 +76,28 @@ def left(out):
 def test_a_url_makes_the_bytes_of_local_files_while_connections_break(
     originals, server, tmp_path, cli, name, workers
 ):
-    server.breaks_every = 20 if name == "shards" else 5  # of few requests
+    server.breaks_every = 5  # 5% would break none of so few requests
     out = tmp_path / "out.beton"
     result = cli("prepare", f"{server.url}/{name}/", "--out", out, "--workers", workers)
     assert result.status == 0, result.err
     assert server.broken > 0
     assert out.read_bytes() == (originals / f"{name}.beton").read_bytes()
     assert left(out) == ["out.beton"]
+
+
+def test_many_requests_of_which_one_in_twenty_breaks(originals, tmp_path, cli):
+    """A row group for each image: some hundred requests."""
+    folder = tmp_path / "groups"
+    folder.mkdir()
+    table = pq.read_table(originals / "www/tables/data/train-00000-of-00001.parquet")
+    pq.write_table(table, folder / "train.parquet", row_group_size=1)
+    prepare(folder, tmp_path / "local.beton", Options(workers=1))
+    with serving(tmp_path) as server:
+        server.breaks_every = 20
+        result = cli("prepare", f"{server.url}/groups/", "--out", tmp_path / "out.beton")
+        assert result.status == 0, result.err
+        assert server.broken >= 5
+    assert (tmp_path / "out.beton").read_bytes() == (tmp_path / "local.beton").read_bytes()
 
 
 @pytest.mark.parametrize(
