@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import math
 import os
+import resource
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from fastselfie.system.distributed import ranks_of
+
+_OTHER_FILES = 512  # that a process has open, beside those of a dataset
 
 
 def share_machine(processes: int) -> None:
@@ -46,6 +49,16 @@ def total_memory(device: torch.device) -> int:
         limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")
         available = min(available, int(limit))
     return available // processes
+
+
+def allow_open_files(count: int) -> None:
+    """Raise this process's limit of open files for `count` more, as far as the system allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + _OTHER_FILES
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and wanted > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _processes() -> int:
