@@ -47,7 +47,7 @@ void resample_columns(const Plane& plane, const AxisFilter& filter, Range ys, ui
         const uint8_t* in = plane.at(filter.start(x + i), ys.begin + y);
         I16x16 low{}, high{};
         for (int k = 0; k < count; ++k, in += Plane::kRows) {
-          const I16x16 weight = splat_pair(weights[k]);
+          const I16x16 weight = splat_pair(weights[k * width]);
           low += weighted(in, weight);
           high += weighted(in + plane.stride, weight);
         }
@@ -122,7 +122,7 @@ void resample_rows_as(const RowFilterInput* planes, int width, uint8_t* rgb) {
         const uint8_t* in = rows[i] + x;
         low[i] = high[i] = I16x16{};
         for (int k = 0; k < counts[i]; ++k, in += planes[i].stride) {
-          const I16x16 weight = splat_pair(weights[i][k]);
+          const I16x16 weight = splat_pair(weights[i][k * height]);
           low[i] += weighted(in, weight);
           high[i] += weighted(in + 16, weight);
         }
