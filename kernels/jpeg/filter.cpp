@@ -7,16 +7,25 @@
 namespace fastselfie::jpeg {
 namespace {
 
-AxisFilter::Source source_of(int x, const Sampling& s) {
-  const int last = s.length - 1;
+// The sources of the pixels from `begin` on.
+void find_sources(int begin, const Sampling& s, std::vector<AxisFilter::Source>& sources) {
+  const int last = s.length - 1, count = static_cast<int>(sources.size());
   if (!s.interpolated) {
-    const int i = std::min(static_cast<int>(int64_t{x} * s.numerator / s.denominator), last);
-    return {i, i, 1.0f};
+    for (int k = 0; k < count; ++k) {
+      const int64_t i = int64_t{begin + k} * s.numerator / s.denominator;
+      const int sample = static_cast<int>(std::min<int64_t>(i, last));
+      sources[k] = {sample, sample, 1.0f};
+    }
+    return;
   }
-  // The centre of pixel x lies between the centres of two samples.
-  const float position = (x + 0.5f) * s.numerator / s.denominator - 0.5f;
-  const int i = static_cast<int>(std::floor(position));
-  return {std::clamp(i, 0, last), std::min(i + 1, last), 1.0f - (position - i)};
+  const float numerator = s.numerator, denominator = s.denominator;
+  for (int k = 0; k < count; ++k) {
+    // The centre of a pixel lies between the centres of two samples.
+    const float position = (begin + k + 0.5f) * numerator / denominator - 0.5f;
+    int i = static_cast<int>(position);
+    i -= position < i;  // rounded down
+    sources[k] = {std::clamp(i, 0, last), std::min(i + 1, last), 1.0f - (position - i)};
+  }
 }
 
 }  // namespace
@@ -74,7 +83,7 @@ void AxisFilter::add_samples(const PixelFilter& pixels, const Sampling& sampling
   const int outputs = out_length();
   const int end = box.end + pixels.taps();  // pixels behind the box have no weight
   sources_.resize(end - box.begin);
-  for (int x = box.begin; x < end; ++x) sources_[x - box.begin] = source_of(x, sampling);
+  find_sources(box.begin, sampling, sources_);
   taps_ = 0;
   for (int i = 0; i < outputs; ++i) {
     const Source* const sources = &sources_[starts_[i] - box.begin];

@@ -55,6 +55,25 @@ inline I16x16 widen(U8x16 v) {
 #endif
 }
 
+// The index of the first byte that is not zero, or the number of bytes.
+inline int first_set(U8x16 v) {
+  static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);
+  const auto halves = load<std::array<uint64_t, 2>>(&v);
+  if (halves[0] != 0) return __builtin_ctzll(halves[0]) / 8;
+  return halves[1] != 0 ? 8 + __builtin_ctzll(halves[1]) / 8 : 16;
+}
+
+// What bytes are searched in.
+#if defined(JPEG_HAVE_AVX2)
+using Search __attribute__((vector_size(32))) = uint8_t;
+inline int first_set(Search v) {
+  const auto zeros = _mm256_movemask_epi8(_mm256_cmpeq_epi8((__m256i)v, _mm256_setzero_si256()));
+  return zeros == -1 ? 32 : __builtin_ctz(~zeros);
+}
+#else
+using Search = U8x16;
+#endif
+
 #if defined(JPEG_HAVE_NEON)
 struct Halves {
   int16x8_t low, high;
