@@ -34,29 +34,52 @@ inline void transpose_16x16(const uint8_t* in, int in_stride, uint8_t* out, ptrd
   for (int i = 0; i < 16; ++i) store(out + i * out_stride, v[i]);
 }
 
+// A column of `tiles` times kTile rows, from samples two strips apart. `kCount`: the number of weights,
+// which then stay in registers; 0: `count` says it.
+template <int kCount>
+inline void resample_column(const uint8_t* in, ptrdiff_t strip, const AxisFilter::Weight* weights,
+                            int weight_stride, int count, int tiles, uint8_t* out) {
+  I16x16 kept[kCount + 1];
+  for (int k = 0; k < kCount; ++k) kept[k] = splat_pair(weights[k * weight_stride]);
+  for (int tile = 0; tile < tiles; ++tile, in += 2 * strip, out += kTile) {
+    I16x16 low{}, high{};
+    const uint8_t* column = in;
+    for (int k = 0; k < (kCount ? kCount : count); ++k, column += Plane::kRows) {
+      const I16x16 weight = kCount ? kept[k] : splat_pair(weights[k * weight_stride]);
+      low += weighted(column, weight);
+      high += weighted(column + strip, weight);
+    }
+    store(out, to_samples(low));
+    store(out + 16, to_samples(high));
+  }
+}
+
 void resample_columns(const Plane& plane, const AxisFilter& filter, Range ys, uint8_t* out,
                       int out_stride) {
   const int width = filter.out_length();
-  alignas(64) uint8_t tile[16][kTile];
+  // Many rows of a column before the next, whose number of weights may differ.
+  constexpr int kTiles = 8;
+  alignas(64) uint8_t columns[16][kTiles * kTile];
   for (int x = 0; x < width; x += 16) {
-    const int columns = std::min(16, width - x);
-    for (int y = 0; y < ys.size(); y += kTile) {
-      for (int i = 0; i < columns; ++i) {
-        const AxisFilter::Weight* const weights = filter.weights(x + i);
+    for (int y = 0; y < ys.size(); y += kTiles * kTile) {
+      const int tiles = std::min(kTiles, ceil_div(ys.size() - y, kTile));
+      for (int i = 0; i < std::min(16, width - x); ++i) {
         const int count = filter.count(x + i);
-        const uint8_t* in = plane.at(filter.start(x + i), ys.begin + y);
-        I16x16 low{}, high{};
-        for (int k = 0; k < count; ++k, in += Plane::kRows) {
-          const I16x16 weight = splat_pair(weights[k * width]);
-          low += weighted(in, weight);
-          high += weighted(in + plane.stride, weight);
+        const auto resample = [&](auto resample_column) {
+          resample_column(plane.at(filter.start(x + i), ys.begin + y), plane.stride,
+                          filter.weights(x + i), width, count, tiles, columns[i]);
+        };
+        switch (count) {
+          case 2: resample(resample_column<2>); break;
+          case 3: resample(resample_column<3>); break;
+          case 4: resample(resample_column<4>); break;
+          case 5: resample(resample_column<5>); break;
+          default: resample(resample_column<0>);
         }
-        store(tile[i], to_samples(low));
-        store(tile[i] + 16, to_samples(high));
       }
-      for (int half = 0; half < kTile; half += 16) {
-        transpose_16x16(tile[0] + half, kTile, out + (y + half) * ptrdiff_t{out_stride} + x,
-                        out_stride);
+      for (int row = 0; row < tiles * kTile; row += 16) {
+        transpose_16x16(columns[0] + row, sizeof columns[0],
+                        out + (y + row) * ptrdiff_t{out_stride} + x, out_stride);
       }
     }
   }
