@@ -27,8 +27,8 @@ namespace fastselfie::jpeg::avx2 {
 #include "resample.inl"
 #include "convert.inl"
 
-extern const Kernels kKernels{"avx2", find_marker, unstuff, decode_intervals, decode_coefficients,
-                             resample_columns, resample_rows, convert};
+extern const Kernels kKernels{"avx2", find_marker, unstuff, decode_intervals,
+                             decode_coefficients, resample_columns, resample_rows, convert};
 }  // namespace fastselfie::jpeg::avx2
 
 #if defined(__clang__)

@@ -39,8 +39,8 @@ using avx2::decode_intervals;
 #include "resample.inl"
 #include "convert.inl"
 
-extern const Kernels kKernels{"avx512", find_marker, unstuff, decode_intervals, decode_coefficients,
-                             resample_columns, resample_rows, convert};
+extern const Kernels kKernels{"avx512", find_marker, unstuff, decode_intervals,
+                             decode_coefficients, resample_columns, resample_rows, convert};
 }  // namespace fastselfie::jpeg::avx512
 
 #if defined(__clang__)

@@ -13,6 +13,6 @@ namespace fastselfie::jpeg::generic {
 #include "resample.inl"
 #include "convert.inl"
 
-extern const Kernels kKernels{"generic", find_marker, unstuff, decode_intervals, decode_coefficients,
-                             resample_columns, resample_rows, convert};
+extern const Kernels kKernels{"generic", find_marker, unstuff, decode_intervals,
+                             decode_coefficients, resample_columns, resample_rows, convert};
 }  // namespace fastselfie::jpeg::generic

@@ -18,7 +18,7 @@ namespace fastselfie::jpeg::neon {
 #include "resample.inl"
 #include "convert.inl"
 
-extern const Kernels kKernels{"neon", find_marker, unstuff, decode_intervals, decode_coefficients,
-                             resample_columns, resample_rows, convert};
+extern const Kernels kKernels{"neon", find_marker, unstuff, decode_intervals,
+                             decode_coefficients, resample_columns, resample_rows, convert};
 }  // namespace fastselfie::jpeg::neon
 #endif

@@ -1,5 +1,5 @@
-// Where markers are, and the undoing of byte stuffing. Intervals are so short that calls of memchr()
-// and memcpy() for each 0xFF cost more than the search.
+// The search for markers, and the undoing of byte stuffing. Intervals are so short that calls of
+// memchr() and memcpy() for each 0xFF cost more than the search.
 
 const uint8_t* find_marker(const uint8_t* p, const uint8_t* end) {
   constexpr int kStep = sizeof(Search);

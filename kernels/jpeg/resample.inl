@@ -38,8 +38,8 @@ inline void transpose(const uint8_t* in, int in_stride, uint8_t* out, ptrdiff_t 
 constexpr int kStep = sizeof(Octets);
 static_assert(kTile % kStep == 0 && Plane::kRows == 16);
 
-// A column of `steps` times kStep rows from strips of samples. `kCount`: the number of weights, which
-// then stay in registers; 0: `count` says it.
+// A column of `steps` times kStep rows from strips of samples. `kCount`: the number of weights,
+// which then stay in registers; 0: `count` says it.
 template <int kCount>
 inline void resample_column(const uint8_t* in, ptrdiff_t strip, const AxisFilter::Weight* weights,
                             int weight_stride, int count, int steps, uint8_t* out) {
@@ -122,8 +122,8 @@ inline void store_interleaved(const Rgb& p, uint8_t* out) {
               shuffle_blocks<26, 1, 2, 27, 4, 5, 28, 7, 8, 29, 10, 11, 30, 13, 14, 31>(rg2, p.b));
 }
 
-// A row of pixels: `pixels(x)` gives kStep of them from x on. What follows the last pixel of the last row
-// belongs to somebody else.
+// A row of pixels: `pixels(x)` gives kStep of them from x on. What follows the last pixel of the
+// last row belongs to somebody else.
 template <typename Pixels>
 inline void store_row(int width, uint8_t* rgb, const Pixels& pixels) {
   alignas(64) uint8_t last[3 * kStep];
@@ -163,7 +163,7 @@ void resample_rows_as(const RowFilterInput* planes, int width, uint8_t* rgb) {
     }
     store_row(width, rgb, [&](int x) {
       Widened sums[kPlanes];
-#pragma GCC unroll 3
+#pragma GCC unroll 3  // keeps the sums in registers
       for (int i = 0; i < kPlanes; ++i) {
         const uint8_t* in = rows[i] + x;
         sums[i] = Widened{};

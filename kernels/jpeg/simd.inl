@@ -55,8 +55,8 @@ using Search = U8x16;
 #endif
 
 // What the inverse DCT and the resize work on: vectors of kBlocks times 128 bits, a block in each,
-// since AVX2 moves values between those slowly. Wide values are of 32 bits; only descale() knows their
-// order within a block. AVX-512 shares the code of AVX2.
+// since AVX2 moves values between those slowly. Wide values are of 32 bits; only descale() knows
+// their order within a block. AVX-512 shares the code of AVX2.
 #if defined(JPEG_HAVE_AVX2)
 
 constexpr int kBlocks = 2;
@@ -79,10 +79,11 @@ inline Octets interleave_high(Octets a, Octets b) {
 template <int... kLanes>
 inline Octets shuffle_blocks(Octets a, Octets b) {
 #if defined(__clang__)
-  return __builtin_shufflevector(a, b, (kLanes + (kLanes & 16))..., (kLanes + (kLanes & 16) + 16)...);
+  return __builtin_shufflevector(a, b, (kLanes + (kLanes & 16))...,
+                                 (kLanes + (kLanes & 16) + 16)...);
 #else
-  return __builtin_shuffle(a, b, Octets{(kLanes + (kLanes & 16))...,
-                                        (kLanes + (kLanes & 16) + 16)...});
+  return __builtin_shuffle(
+      a, b, Octets{(kLanes + (kLanes & 16))..., (kLanes + (kLanes & 16) + 16)...});
 #endif
 }
 // Blocks that are `step` apart.
