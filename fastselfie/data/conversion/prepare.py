@@ -85,12 +85,7 @@ def prepare(named: str | os.PathLike[str], out: Path, options: Options) -> dict[
         path = find_place(named)
     found = open_part(path, "train" if options.part == "train" else "held_out")
     source, format_ = found.source, found.format
-    holds_files = source.is_remote or source.encoded(0) is not None
-    if options.recoding.recodes() and not holds_files:
-        raise UserError(
-            f"{path}: {format_} holds pixels, which are stored unchanged: remove --max-side, "
-            "--quality and --subsampling"
-        )
+    _check_recoding(path, source, format_, options)
     if warning := class_warning(source, path):
         say(warning)
     source = _shard_of(source, options.shard)
@@ -122,6 +117,17 @@ def prepare(named: str | os.PathLike[str], out: Path, options: Options) -> dict[
         "seconds": round(seconds, 2),
         "images_per_s": round((len(source) - resumed) / seconds, 1),
     }
+
+
+def _check_recoding(
+    path: Path | FileList | DatasetLocation, source: Source, format_: str, options: Options
+) -> None:
+    holds_files = source.is_remote or source.encoded(0) is not None
+    if options.recoding.recodes() and not holds_files:
+        raise UserError(
+            f"{path}: {format_} holds pixels, which are stored unchanged: remove --max-side, "
+            "--quality and --subsampling"
+        )
 
 
 def _workers(options: Options) -> int:
