@@ -28,6 +28,7 @@ import pytest
 import torch
 from conftest import REPOSITORY
 from helpers import sandbox
+from helpers.http_files import serving
 
 from fastselfie.cli import main
 from fastselfie.config.load import load_config
@@ -102,7 +103,9 @@ def folder(original, tmp_path, monkeypatch):
     monkeypatch.setattr(profiling, "_SECONDS", 0.05)
     monkeypatch.setattr(profiling, "_ROUNDS", 1)
     threads = torch.get_num_threads()
-    yield copy
+    with serving(copy) as server:
+        monkeypatch.setenv(sandbox.SERVER, server.url)
+        yield copy
     torch.set_num_threads(threads)
 
 

@@ -30,12 +30,12 @@ class OnError(str, Enum):
 
 
 Source = Annotated[
-    Path | None,
+    str | None,
     typer.Argument(
         metavar="SOURCE",
         help="An image folder (one sub-folder per class, or loose images); a folder of CIFAR, "
         "ImageNet 32x32 or IDX files; a WebDataset .tar or Hugging Face .parquet, or a folder "
-        "of those; or a .beton file.",
+        "of those, also as a URL (s3://, gs://, https://, hf://datasets/); or a .beton file.",
     ),
 ]
 _OUT = typer.Option(metavar="FILE.beton", help="The file to write.")

@@ -134,13 +134,16 @@ def reproduce(
         target = None if plan is None else parse_target(plan, 1)  # cores are not used
         print_forecast(protocol, folder, jobs, control, target, Console(highlight=False))
         return
+    from fastselfie.reproduce.cost import FILE as COSTS
     from fastselfie.reproduce.execute import reproduce as carry_out
     from fastselfie.reproduce.table import PAGE, print_table
+    from fastselfie.runs.folder import read_facts
 
     figures = carry_out(protocol, folder, jobs, control, engine.value, address)
+    costs = read_facts(folder / COSTS)
     if not as_json:
-        print_table(figures, folder / PAGE, Console(highlight=False))
-    echo_json({"rows": figures["rows"], "table": str(folder / PAGE)}, as_json)
+        print_table(figures, folder / PAGE, Console(highlight=False), costs)
+    echo_json({"rows": figures["rows"], "cost": costs, "table": str(folder / PAGE)}, as_json)
 
 
 @app.command()

@@ -149,8 +149,9 @@ def _apply(values: dict[str, Any], override: str) -> str:
         values = values[section]
         if not isinstance(values, dict):
             raise UserError(f"{key} (command line): '{section}' is a value, not a section")
-    # Not parsed as YAML: a path may contain ' #' or ': ', or consist of digits.
-    values[last] = text if key in _TEXTS and text != "null" else parse_yaml(text, key)
+    # Not parsed as YAML: a path may contain ' #' or ': ', or consist of digits. A list is.
+    plain = key in _TEXTS and text != "null" and (text[:1], text[-1:]) != ("[", "]")
+    values[last] = text if plain else parse_yaml(text, key)
     return key
 
 

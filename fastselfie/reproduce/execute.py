@@ -11,6 +11,7 @@ from typing import Any, Literal
 from fastselfie.data.dataset import Dataset, open_dataset
 from fastselfie.errors import UserError
 from fastselfie.reproduce.control import copy_control_results
+from fastselfie.reproduce.cost import write_costs
 from fastselfie.reproduce.engines import Engine, LocalEngine
 from fastselfie.reproduce.protocol import Protocol
 from fastselfie.reproduce.provenance import check_folders, write_provenance
@@ -85,7 +86,7 @@ def reproduce(
                 drop_checkpoints(out / RUNS / trial.name, trial)
             trainer.run(scheduler)
             figures = summary_of(scheduler, dataset, read_facts(out / FEATURES))
-            write_table(figures, out)
+            write_table(figures, out, write_costs(scheduler, out))
             return figures
 
 

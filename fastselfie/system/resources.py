@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import resource
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import torch
 
 from fastselfie.system.distributed import ranks_of
 
+_OTHER_FILES = 512  # that a process has open, beside those of a dataset
 # Processes on each GPU, where a process sees no other GPU; 0 or unset: LOCAL_WORLD_SIZE decides.
 _PER_GPU = "FASTSELFIE_PROCESSES_PER_GPU"
 
@@ -62,6 +64,16 @@ def total_memory(device: torch.device) -> int:
         limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")
         available = min(available, int(limit))
     return available // processes
+
+
+def allow_open_files(count: int) -> None:
+    """Raise this process's limit of open files for `count` more, as far as the system allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + _OTHER_FILES
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and wanted > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _processes() -> int:

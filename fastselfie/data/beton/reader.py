@@ -14,6 +14,7 @@ Shapes: n samples. Sizes are in bytes; offsets are bytes from the start of the f
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
 import os
@@ -112,7 +113,10 @@ class BetonReader:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:  # mmap raises ValueError for an empty file
             reason = error.strerror if isinstance(error, OSError) else "it is empty"
-            self._fail(f"cannot be read ({reason}); check the path or prepare it again", error)
+            way_out = "check the path or prepare it again"
+            if isinstance(error, OSError) and error.errno == errno.EMFILE:
+                way_out = "merge files with `fastselfie join`, or raise the limit (ulimit -n)"
+            self._fail(f"cannot be read ({reason}); {way_out}", error)
         self.data: _Bytes = np.frombuffer(self._map, np.uint8)
 
         header = self._table(HEADER, 0, 1, "header")[0]
@@ -179,6 +183,23 @@ class BetonReader:
             raise IndexError(f"{self.path}: no sample {index}, it holds {self.num_samples}")
         offset = int(self.offset[index])
         return self.data[offset : offset + int(self.size[index])]
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The file, as the only one of a set; see `BetonFileSet`."""
+        return (self.path,)
+
+    def decoder_input(self, samples: NDArray[np.int64]) -> dict[str, Any]:
+        """Return the samples as arguments of `BatchDecoder.submit`: one buffer with offsets."""
+        return {
+            "data": self.data.data,
+            "offsets": self.offset[samples],
+            "sizes": self.size[samples],
+        }
+
+    def sample_name(self, index: int) -> str:
+        """Return what a message calls a sample."""
+        return f"{self.path}: sample {index}"
 
     def _fail(self, what: str, cause: BaseException | None = None) -> NoReturn:
         raise BetonError(f"{self.path}: {what}") from cause

@@ -6,49 +6,61 @@ anyway, so merging shards would only read and write every byte once more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Generator, Iterator
+from functools import partial
 
 import numpy as np
 
-from fastselfie.data.conversion.encode import Stored
+from fastselfie.data.conversion.encode import Recoding, Stored
+from fastselfie.data.conversion.store_all import store_run
+from fastselfie.data.draws import IntArray
 from fastselfie.data.sources.base import Source
 from fastselfie.errors import UserError
 from fastselfie.system.ray_cluster import Cluster
 
-Converted = list[Stored | str]  # an error instead of an image that is unreadable
+# Images per task. One process sends all tasks, some thousands a second.
+_RUN = 64
 
 
 def store_on_cluster(
-    cluster: Cluster,
-    convert: Callable[[Source], Converted],
-    parts: Iterable[Source],
-    workers: int | None,
-) -> Generator[Converted]:
-    """Yield convert(part) for every part, in order, computed on a cluster.
+    cluster: Cluster, source: Source, start: int, recoding: Recoding, workers: int | None
+) -> Generator[tuple[int, Stored | str]]:
+    """Yield (index, converted image or error message) in order, from `start` on.
 
     Args:
-        cluster: The cluster.
-        convert: Converts all images of a source; sent to the nodes pickled.
-        parts: Sources, which the nodes open at the same paths.
-        workers: Parts at a time; None: one per core of the cluster.
+        cluster: The cluster. Its nodes open the files of `source` at the same paths or URLs.
+        source: The images.
+        start: The index of the first image.
+        recoding: Which lossy changes to make.
+        workers: Runs of images at a time; None: one per core of the cluster.
 
     Raises:
         UserError: A node cannot read an image that this machine can, or see `map_in_order`.
     """
+    parts = (source.select(run) for run in _runs(source, start))
+    index = start
+    convert = partial(store_run, recoding=recoding)
     for part, converted in cluster.map_in_order(convert, parts, workers):
-        _check_failures(convert, part, converted)
-        yield converted
+        for place, stored in enumerate(converted):
+            if isinstance(stored, str):
+                _check_failure(part, place, recoding, stored)
+            yield index, stored
+            index += 1
 
 
-def _check_failures(
-    convert: Callable[[Source], Converted], part: Source, converted: Converted
-) -> None:
-    """Check that images failed for what they are, not for want of the files on a node."""
-    for index, stored in enumerate(converted):
-        if isinstance(stored, str):
-            (here,) = convert(part.select(np.array([index], dtype=np.int64)))
-            if not isinstance(here, str):
-                raise UserError(
-                    f"{stored}: a node of the cluster cannot read it, but this machine can: put "
-                    "the images on every node at the same path"
-                )
+def _runs(source: Source, start: int) -> Iterator[IntArray]:
+    if source.is_remote:
+        yield from source.runs(start)
+        return
+    for first in range(start, len(source), _RUN):
+        yield np.arange(first, min(first + _RUN, len(source)), dtype=np.int64)
+
+
+def _check_failure(part: Source, place: int, recoding: Recoding, message: str) -> None:
+    """Check that an image failed for what it is, not for want of its file on a node."""
+    (here,) = store_run(part.select(np.array([place], dtype=np.int64)), recoding)
+    if not isinstance(here, str):
+        raise UserError(
+            f"{message}: a node of the cluster cannot read it, but this machine can: put the "
+            "images on every node at the same path"
+        )

@@ -9,7 +9,7 @@ import pytest
 from conftest import REPOSITORY, jpeg_bytes, refused, textured
 
 from fastselfie.data.beton.writer import BetonWriter
-from fastselfie.data.conversion import prepare as preparing
+from fastselfie.data.conversion.encode import Recoding
 from fastselfie.data.conversion.on_ray import store_on_cluster
 from fastselfie.data.dataset import open_part
 from fastselfie.errors import UserError
@@ -76,13 +76,12 @@ class LacksImages:
 
 def test_a_node_without_the_images_is_no_reason_to_skip_them(folder):
     source = open_part(folder, "train").source
-    convert = preparing.partial(preparing._store_chunk, recoding=preparing.Recoding())
 
     def stored(index):
-        parts = [source.select(np.array([index], dtype=np.int64))]
-        return list(store_on_cluster(LacksImages(), convert, parts, None))
+        part = source.select(np.array([index], dtype=np.int64))
+        return list(store_on_cluster(LacksImages(), part, 0, Recoding(), None))
 
     damaged = next(i for i in range(IMAGES) if source.name(i).endswith("007.jpg"))
-    assert stored(damaged) == [[f"{source.name(damaged)}: no such file"]]
+    assert stored(damaged) == [(0, f"{source.name(damaged)}: no such file")]
     with pytest.raises(UserError, match="a node of the cluster cannot read it, but this machine"):
         stored(damaged + 1)
