@@ -34,6 +34,13 @@ Jobs = Annotated[
         "per GPU, or 1.",
     ),
 ]
+Control = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Take the supervised runs of a reproduction that differs only in pretraining.",
+    ),
+]
 OutFolder = Annotated[Path | None, typer.Option(help="The run's folder; default: runs/NAME.")]
 
 
@@ -95,13 +102,7 @@ def reproduce(
     ] = 1.0,
     jobs: Jobs = None,
     out: OutFolder = None,
-    control: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Take the supervised runs of a reproduction that differs only in pretraining.",
-        ),
-    ] = None,
+    control: Control = None,
     engine: Engine = EngineName.local,
     address: Address = None,
     dry_run: Annotated[

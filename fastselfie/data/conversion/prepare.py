@@ -84,11 +84,7 @@ def prepare(named: str | os.PathLike[str], out: Path, options: Options) -> dict[
     began = time.perf_counter()
     _check_options(out, options)
     index = ShardIndex(out.with_name(f"{out.name}.index"))
-    path: Path | FileList | DatasetLocation
-    if is_url(os.fspath(named)):
-        path = find_remote(os.fspath(named), index, _workers(options))
-    else:
-        path = find_place(named)
+    path = _find(os.fspath(named), index, options)
     found = open_part(path, "train" if options.part == "train" else "held_out")
     source, format_ = found.source, found.format
     _check_recoding(path, source, format_, options)
@@ -126,6 +122,12 @@ def prepare(named: str | os.PathLike[str], out: Path, options: Options) -> dict[
         "seconds": round(seconds, 2),
         "images_per_s": round((len(source) - resumed) / seconds, 1),
     }
+
+
+def _find(named: str, index: ShardIndex, options: Options) -> Path | FileList | DatasetLocation:
+    if is_url(named):
+        return find_remote(named, index, _workers(options))
+    return find_place(named)
 
 
 def _check_recoding(
