@@ -111,6 +111,13 @@ def test_a_mistake_is_one_line_that_names_it(tmp_path, text, overrides, words):
         assert word in message
 
 
+def test_a_removed_key_is_accepted_where_it_was_off(tmp_path):
+    """As in the config that an older version wrote."""
+    assert load(tmp_path, "name: a\nfinetune: {recalibrate: 0}") == load(tmp_path, "name: a")
+    with pytest.raises(UserError, match=r"^finetune\.recalibrate was removed[^\n]*$"):
+        load(tmp_path, "name: a", "finetune.recalibrate=9")
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"nothing\.yaml: no such file"):
         load_config(tmp_path / "nothing.yaml")

@@ -241,7 +241,7 @@ def test_every_switch_of_the_method_goes_with_several_processes(tmp_path, yaml_o
     path = yaml_of(
         model={"encoder_positions": False, "end_norm": False},
         pretrain={"ema": 0.9, "progressive": [16]},
-        finetune={"form": "attention_pooling", "recalibrate": 9, "progressive": [20]},
+        finetune={"form": "attention_pooling", "progressive": [20]},
     )
     ended = torchrun("whole", "train", path, "--out", tmp_path / "run")
     assert ended.returncode == 0, ended.stderr
