@@ -24,7 +24,7 @@ from pathlib import Path
 from fastselfie.config.load import load_config
 
 REPOSITORY = Path(__file__).parents[2]
-STAND_INS = ("fastselfie", "python", "torchrun", "srun", "scontrol")
+STAND_INS = ("fastselfie", "python", "ray", "torchrun", "srun", "scontrol")
 
 CLASSES = ("n01440764", "n01443537")  # tench, goldfish
 WORLD = 2  # processes of torchrun --standalone
@@ -227,6 +227,8 @@ def stand_in(name: str, arguments: list[str]) -> None:
         world = WORLD if "--standalone" in arguments else 1
         options = [_on_this_machine(text, world) for text in arguments]
         arguments = ["-m", "torch.distributed.run", *options]
+    elif name == "ray":
+        arguments = ["-m", "ray.scripts.scripts", *arguments]
     elif name == "fastselfie":
         arguments = ["-m", "fastselfie", *arguments]
     if "fastselfie" in arguments:

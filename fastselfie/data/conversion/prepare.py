@@ -10,8 +10,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,17 +22,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fastselfie.data.beton.reader import BetonError, BetonReader
 from fastselfie.data.beton.verify import verify
 from fastselfie.data.beton.writer import DEFAULT_PAGE_SIZE, MAX_SIDE, BetonWriter
-from fastselfie.data.conversion.encode import Recoding
+from fastselfie.data.conversion.encode import Recoding, Stored
+from fastselfie.data.conversion.on_ray import store_on_cluster
 from fastselfie.data.conversion.skip_list import SkipList
 from fastselfie.data.conversion.store_all import store_all
 from fastselfie.data.dataset import FileList, class_warning, find_place, open_part
-from fastselfie.data.sources.base import Source
+from fastselfie.data.sources.base import ArraySource, Source
 from fastselfie.data.sources.formats import DatasetLocation
 from fastselfie.data.sources.remote import find_remote
 from fastselfie.data.sources.remote_files import is_url
 from fastselfie.data.sources.remote_index import ShardIndex
 from fastselfie.errors import UserError
 from fastselfie.system.console import console, say
+from fastselfie.system.ray_cluster import Cluster, ray_cluster
 from fastselfie.system.resources import usable_cores
 
 
@@ -47,6 +49,8 @@ class Options:
         on_error: Whether an unreadable image ends the conversion or is skipped.
         page_size: In bytes, a power of two from 4,096 to 2**31, and the size of the largest image.
         shard: (K, N) converts only the K-th of N equal ranges of the images; see merge.py.
+        engine: Where to convert: on this machine, or on the nodes of a Ray cluster.
+        address: Of the Ray cluster, see `ray_cluster`; None: start one on this machine.
     """
 
     recoding: Recoding = field(default_factory=Recoding)
@@ -55,6 +59,8 @@ class Options:
     on_error: Literal["raise", "skip"] = "raise"
     page_size: int = DEFAULT_PAGE_SIZE
     shard: tuple[int, int] = (1, 1)
+    engine: Literal["local", "ray"] = "local"
+    address: str | None = None
 
 
 def prepare(named: str | os.PathLike[str], out: Path, options: Options) -> dict[str, Any]:
@@ -78,11 +84,7 @@ def prepare(named: str | os.PathLike[str], out: Path, options: Options) -> dict[
     began = time.perf_counter()
     _check_options(out, options)
     index = ShardIndex(out.with_name(f"{out.name}.index"))
-    path: Path | FileList | DatasetLocation
-    if is_url(os.fspath(named)):
-        path = find_remote(os.fspath(named), index, _workers(options))
-    else:
-        path = find_place(named)
+    path = _find(os.fspath(named), index, options)
     found = open_part(path, "train" if options.part == "train" else "held_out")
     source, format_ = found.source, found.format
     _check_recoding(path, source, format_, options)
@@ -90,12 +92,15 @@ def prepare(named: str | os.PathLike[str], out: Path, options: Options) -> dict[
         say(warning)
     source = _shard_of(source, options.shard)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with BetonWriter(
-        out, len(source), options.page_size, fingerprint=_fingerprint(path, source, options)
-    ) as writer:
+    with (
+        _opened_cluster(source, options) as cluster,
+        BetonWriter(
+            out, len(source), options.page_size, fingerprint=_fingerprint(path, source, options)
+        ) as writer,
+    ):
         resumed = writer.next_source
         skipped = SkipList(out, resumed)
-        _append_all(writer, source, options, skipped)
+        _append_all(writer, source, options, skipped, cluster)
         if writer.count == 0:
             raise UserError(f"{path}: no image is readable, see {skipped.path}")
         note: dict[str, Any] = {
@@ -117,6 +122,12 @@ def prepare(named: str | os.PathLike[str], out: Path, options: Options) -> dict[
         "seconds": round(seconds, 2),
         "images_per_s": round((len(source) - resumed) / seconds, 1),
     }
+
+
+def _find(named: str, index: ShardIndex, options: Options) -> Path | FileList | DatasetLocation:
+    if is_url(named):
+        return find_remote(named, index, _workers(options))
+    return find_place(named)
 
 
 def _check_recoding(
@@ -196,6 +207,8 @@ def _check_options(out: Path, options: Options) -> None:
         raise UserError(f"--shard {shard}/{shards}: give K/N with K from 1 to N")
     if options.workers is not None and options.workers < 1:
         raise UserError(f"--workers {options.workers}: give at least 1")
+    if options.address is not None and options.engine != "ray":
+        raise UserError(f"--address {options.address}: is of a Ray cluster: add --engine ray")
 
 
 def _fingerprint(path: object, source: Source, options: Options) -> str:
@@ -212,8 +225,22 @@ def _fingerprint(path: object, source: Source, options: Options) -> str:
     return digest.hexdigest()
 
 
-def _append_all(writer: BetonWriter, source: Source, options: Options, skipped: SkipList) -> None:
-    stored_all = store_all(source, writer.next_source, options.recoding, _workers(options))
+def _opened_cluster(source: Source, options: Options) -> AbstractContextManager[Cluster | None]:
+    """Return the cluster to convert on; None converts on this machine."""
+    # Pixels in memory are only copied: sending them to another process would cost more.
+    if options.engine == "local" or isinstance(source, ArraySource):
+        return nullcontext()
+    return ray_cluster(options.address)
+
+
+def _append_all(
+    writer: BetonWriter,
+    source: Source,
+    options: Options,
+    skipped: SkipList,
+    cluster: Cluster | None,
+) -> None:
+    stored_all = _stored_all(source, writer.next_source, options, cluster)
     with _progress() as bar, closing(stored_all):
         task = bar.add_task(writer.path.name, total=len(source), completed=writer.next_source)
         for index, stored in stored_all:
@@ -236,6 +263,14 @@ def _append_all(writer: BetonWriter, source: Source, options: Options, skipped: 
                 )
             skipped.add(index, name, reason)
             bar.advance(task)
+
+
+def _stored_all(
+    source: Source, start: int, options: Options, cluster: Cluster | None
+) -> Generator[tuple[int, Stored | str]]:
+    if cluster is None:
+        return store_all(source, start, options.recoding, _workers(options))
+    return store_on_cluster(cluster, source, start, options.recoding, options.workers)
 
 
 def _progress() -> Progress:

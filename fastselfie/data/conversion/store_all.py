@@ -46,6 +46,16 @@ def store_all(
                 yield from zip(run[first : first + RUN].tolist(), next(stored), strict=True)
 
 
+def store_run(run: Source, recoding: Recoding) -> list[Stored | str]:
+    """Convert the images of a run; an error is returned as its message.
+
+    Raises:
+        UserError: A server cannot be read.
+    """
+    held = run.fetched()
+    return _store_images(held, range(len(held)), recoding)
+
+
 def _results_of(part: Source) -> int:
     return -(-len(part) // RUN)
 
