@@ -121,6 +121,7 @@ def _row(name: str, out: Path) -> dict[str, Any] | None:
         "seeds": [table["config"]["seed"] for table in tables],
         "features": {key: [table["features"][key] for table in tables] for key in _FEATURES},
         "context": {key: [_last(folder, key) for folder in folders] for key in _CONTEXT},
+        "pretext_by_images": [_pretext_by_images(folder) for folder in folders],
         "top1": {
             arm: {
                 f"{row['labels']:g}": [_top1(table, row["labels"], arm) for table in tables]
@@ -135,7 +136,7 @@ def _row(name: str, out: Path) -> dict[str, Any] | None:
 
 _FEATURES = (
     *("pretext_chance", "pretext_accuracy", "p_knn", "random_knn", "pixels_knn"),
-    *("p_linear_probe", "random_linear_probe", "p_knn_places"),
+    *("p_linear_probe", "random_linear_probe"),
 )
 
 
@@ -146,6 +147,13 @@ _CONTEXT = tuple(f"pretext_accuracy{which}" for which in ("", "_other_context", 
 def _last(folder: Path, key: str) -> float:
     """Return the last value in the log of pretraining."""
     return float(points_of(read_log(folder / PRETRAIN / "log.jsonl"), key)[-1][1])
+
+
+def _pretext_by_images(folder: Path) -> list[tuple[int, float]]:
+    """Return (images seen, pretext accuracy on held-out images) of every evaluation."""
+    batch = read_facts(folder / JSON)["config"]["pretrain"]["batch_size"]
+    points = points_of(read_log(folder / PRETRAIN / "log.jsonl"), "pretext_accuracy")
+    return [(step * batch, accuracy) for step, accuracy in points]
 
 
 def _top1(table: dict[str, Any], labels: float, arm: str) -> float:
