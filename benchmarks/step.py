@@ -186,6 +186,7 @@ def _sets(options: argparse.Namespace) -> list[str]:
         f"pretrain.batch_size={options.batch}",
         f"pretrain.micro_batch_size={options.batch}",
         f"runtime.threads={options.threads}",
+        "runtime.compile=off",  # auto would compile every contender on a GPU
         *options.set,
     ]
 

@@ -6,18 +6,22 @@ import json
 import math
 import os
 import select
+import subprocess
 import sys
 import time
+from dataclasses import replace
 from unittest import mock
 
 import pytest
 import torch
+import triton.testing
 from conftest import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
 import gpu_check
-from support import checks
+import kernels
+from support import checks, gpu_programs
 
 
 @pytest.mark.parametrize("ratio", [1.01, math.inf, math.nan])
@@ -79,9 +83,57 @@ def test_what_compiles_or_takes_long_is_in_a_part_of_its_own(monkeypatch):
     def noted(name, *arguments):
         batches.append(int(arguments[arguments.index("--batch") + 1]))
 
-    monkeypatch.setattr(gpu_check, "_script", noted)
+    monkeypatch.setattr(gpu_check, "script", noted)
     gpu_check.step_rates()
     assert batches[0] >= 256  # on fewer, in224 waits for launches
+
+
+@pytest.mark.slow
+@pytest.mark.extra
+def test_every_check_runs_dry(tmp_path):
+    """Its first run on a GPU is not its first run."""
+    result, script = tmp_path / "gpu.json", REPOSITORY / "benchmarks" / "gpu_check.py"
+    done = subprocess.run(
+        [sys.executable, script, "full", "--dry", "--json", result],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, check=False, capture_output=True,
+        text=True, timeout=1200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr[-5000:]
+    states = {row["check"]: row["state"] for row in json.loads(result.read_text())["checks"]}
+    assert states == {check.__name__: "ok" for check in gpu_check.PARTS["full"]}
+
+
+def test_the_lines_that_time_a_gpu_run_dry(monkeypatch):
+    """`kernel_times` starts a script, whose dry run times a CPU."""
+
+    def bench(run, quantiles):
+        run()
+        return [1.0] * len(quantiles)
+
+    class Gpu:
+        """Named cuda, and on the CPU."""
+
+        type = "cuda"
+
+        def __str__(self):
+            return "cpu"
+
+    for name in ("do_bench", "do_bench_cudagraph"):
+        monkeypatch.setattr(triton.testing, name, bench)
+    monkeypatch.setattr(torch, "compile", lambda function, fullgraph: function)
+    monkeypatch.setattr(kernels, "unavailable", lambda device: None)
+    times = kernels._times(replace(kernels.SHAPES[1], b=2), Gpu(), 0.0)
+    assert set(times["milliseconds"]) == {"eager", "torch.compile", "triton", "program"}
+    assert times["gigabytes_a_second"] > 0
+
+
+def test_without_a_gpu_only_a_dry_run_is_allowed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "quick", "--json", str(tmp_path / "a")])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as left:
+        gpu_check.main()
+    assert left.value.code == 2
+    assert "torch sees no GPU here" in capsys.readouterr().err
 
 
 # --- time and results -------------------------------------------------------------------------
@@ -134,8 +186,8 @@ def test_a_script_that_times_out_is_killed_with_its_workers(tmp_path, monkeypatc
         "os.kill(os.getppid(), signal.SIGALRM)\n"
         "worker.wait()\n"
     )
-    monkeypatch.setattr(gpu_check, "HERE", tmp_path)
-    made = checks.run_check(lambda: gpu_check._script("script.py"), 600.0)
+    monkeypatch.setattr(gpu_programs, "BENCHMARKS", tmp_path)
+    made = checks.run_check(lambda: gpu_programs.script("script.py"), 600.0)
     assert made["why"] == "TimeoutError: the time for all checks is over"
     assert select.select([end], [], [], 30)[0], "the worker lives on"
     assert os.read(end, 1) == b""
@@ -144,8 +196,8 @@ def test_a_script_that_times_out_is_killed_with_its_workers(tmp_path, monkeypatc
 
 def test_the_last_output_of_a_failed_script_is_reported(tmp_path, monkeypatch):
     (tmp_path / "script.py").write_text("raise SystemExit('error: no such file')")
-    monkeypatch.setattr(gpu_check, "HERE", tmp_path)
-    made = checks.run_check(lambda: gpu_check._script("script.py"), 60.0)
+    monkeypatch.setattr(gpu_programs, "BENCHMARKS", tmp_path)
+    made = checks.run_check(lambda: gpu_programs.script("script.py"), 60.0)
     assert made["why"] == "CheckError: error: no such file\n"
 
 
