@@ -57,6 +57,22 @@ class MemoryEstimate:
         fitting = [d for d in divisors if self.total(d) <= _USABLE * memory]
         return max(fitting, default=1)
 
+    def shortage(self, memory: int) -> str | None:
+        """Return one line if `memory` bytes are less than a pass of one image needs."""
+        need = self.total(1)
+        if need <= memory:
+            return None
+        return (
+            f"a pass of one image needs about {need / 2**30:,.1f} GiB of memory, but there are "
+            f"{memory / 2**30:,.1f}: use a smaller network or smaller images"
+        )
+
+
+def smaller_micro_batch(micro_batch: int, batch: int) -> int | None:
+    """Return the largest divisor of `batch` that is at most half of `micro_batch`, None below 1."""
+    half = min(micro_batch, batch) // 2
+    return next((size for size in range(half, 0, -1) if batch % size == 0), None)
+
 
 def estimate_pretraining(config: Config, precision: Precision) -> MemoryEstimate:
     """Estimate the memory of Selfie on patches."""

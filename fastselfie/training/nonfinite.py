@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fastselfie.config import StageConfig
 from fastselfie.data.loaders import Index
-from fastselfie.system.accelerator import random_state
+from fastselfie.system.accelerator import random_state, set_random_state
 from fastselfie.training.checkpoint import save_checkpoint
 
 NONFINITE = "nonfinite"  # the `kind` of the file that `dump_step` writes
@@ -113,6 +113,11 @@ class Guard:
         ):
             kept = torch.split(torch.where(applied, after, before), [b.numel() for b in group])
             torch._foreach_copy_(group, [k.view_as(b) for k, b in zip(kept, group, strict=True)])
+
+    def rewind(self) -> None:
+        """Restore the batch statistics and torch's generators as the last `begin` found them."""
+        self.undo_statistics(torch.zeros((), dtype=torch.bool, device=self.device))
+        set_random_state(self._recent[-1].random, self.device)
 
     def nonfinite_step(self) -> NonFiniteStep | None:
         """Return the step at which the guard halted, or None. Waits for the device."""

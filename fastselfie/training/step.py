@@ -1,4 +1,4 @@
-"""One training step, the same for every stage. It does no I/O and never waits for the device.
+"""One training step, the same for every stage. It never waits for the device.
 
 uint8 batch -> patchify -> model -> loss -> backward -> update, in micro-batches whose gradients are
 summed. Metrics are summed on the device and read only when the log needs them.
@@ -17,9 +17,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastselfie.config import StageConfig
 from fastselfie.data.loaders import Batch
+from fastselfie.errors import UserError
 from fastselfie.system.accelerator import Accelerator
+from fastselfie.system.console import say
 from fastselfie.system.trace_ranges import trace_range
 from fastselfie.training.ema import MovingAverage
+from fastselfie.training.memory import smaller_micro_batch
 from fastselfie.training.nonfinite import Guard
 from fastselfie.training.optimizer import begin_momentum, build_optimizer, learning_rate
 
@@ -101,7 +104,8 @@ class TrainStep:
             group["lr"] = rate
         begin_momentum(self.optimizer)
         self.guard.begin(step, batch.index)
-        loss, correct, answers = self._gradients(batch.shrunk(self.stage.image_size_at(step)))
+        batch = batch.shrunk(self.stage.image_size_at(step))
+        loss, correct, answers = self._gradients_in_memory(step, batch)
         with trace_range("optimiser"):
             # The mean over all ranks, so that all reach the same verdict.
             seen = self.accelerator.ranks.mean_on_device(loss)
@@ -158,6 +162,41 @@ class TrainStep:
         for name in ("norm", "largest_norm"):  # older checkpoints lack them
             own.setdefault(name, torch.where(own["steps"] > 0, math.nan, 0.0))
         self._totals = own
+
+    def _gradients_in_memory(self, step: int, batch: Batch) -> tuple[Tensor, Tensor, int]:
+        """Do as `_gradients`, in smaller micro-batches if the first step of a run is too large.
+
+        Only in the first step, and only if the config leaves the size open: batch norm averages
+        over a micro-batch, so another size makes another run. Several ranks would have to agree
+        while some of them wait for the gradients of the others: they do not try.
+
+        Raises:
+            UserError: memory runs out nevertheless.
+        """
+        smaller = None
+        if step == 0 and self.stage.micro_batch_size is None and self.accelerator.ranks.world == 1:
+            smaller = smaller_micro_batch(self.micro_batch, len(batch.images))
+        while True:
+            try:
+                return self._gradients(batch)
+            except torch.OutOfMemoryError:
+                if smaller is None:
+                    raise UserError(
+                        f"out of memory at step {step + 1}, in passes of {self.micro_batch} "
+                        "images: lower micro_batch_size, or set "
+                        "runtime.activation_checkpointing=true"
+                    ) from None
+            # Here, after the exception, nothing keeps the tensors of the failed pass.
+            self.accelerator.check_micro_batch(smaller, len(batch.images))
+            say(
+                f"out of memory in the first step: passes of {self.micro_batch} images become "
+                f"passes of {smaller}, over which batch norm averages, for the whole run"
+            )
+            self.micro_batch, smaller = smaller, None
+            self.optimizer.zero_grad(set_to_none=True)
+            self.guard.rewind()
+            torch.compiler.reset()  # else the other size would be compiled for sizes that change
+            torch.cuda.empty_cache()
 
     def _gradients(self, batch: Batch) -> tuple[Tensor, Tensor, int]:
         """Add up the gradients of the batch's mean loss; return loss, right answers, answers."""
