@@ -73,7 +73,7 @@ def launch_fault() -> str | None:
     except Exception as error:  # of many kinds, the C compiler's among them
         first_line = str(error).partition("\n")[0]
         return (
-            "impl is triton, which could not compile its launcher: install a C compiler and "
+            "Triton could not compile its launcher: install a C compiler and "
             "Python's headers, for example apt-get install gcc python3-dev "
             f"({type(error).__name__}: {first_line[:200]})"
         )

@@ -36,6 +36,10 @@ def main() -> None:
     # that waits by spinning takes its core from the decoder or program that it waits for: with both
     # cores shared, the quickstart's step was four times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Blocks of many sizes, as those of a last batch or another image size, then share memory that
+    # would lie in pieces. torch reads it when it first uses a GPU. The user's settings win.
+    if not any(name in os.environ for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")):
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     try:
         _check_kernels()
         status = app(prog_name="fastselfie", standalone_mode=False)

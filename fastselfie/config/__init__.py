@@ -138,7 +138,12 @@ class Config(Section):
                 f"{name}.progressive is {list(sizes)}: must increase, in multiples of {unit}, from "
                 f"at least {least} to below data.image_size = {self.data.image_size}"
             )
-        if sizes and self.runtime.compile != "off":
+        if sizes and self.runtime.cuda_graphs:
+            raise ValueError(
+                f"{name}.progressive is {list(sizes)}, but CUDA graphs take only one size: set "
+                "runtime.cuda_graphs=false"
+            )
+        if sizes and self.runtime.compile not in ("auto", "off"):
             raise ValueError(
                 f"{name}.progressive is {list(sizes)}, but a compiled step takes only one size: "
                 "set runtime.compile=off"

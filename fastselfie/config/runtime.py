@@ -24,11 +24,14 @@ class RuntimeConfig(Section):
     instructions for bf16, fp16 with a scaler on older GPUs, otherwise fp32"""
     channels_last: bool = True
     """NHWC memory format of the convolutions"""
-    compile: Annotated[Literal["off", "default", "max-autotune"], BeforeValidator(_off)] = "off"
+    compile: Annotated[Literal["auto", "off", "default", "max-autotune"], BeforeValidator(_off)] = (
+        "auto"
+    )
     """mode of torch.compile for the network; takes minutes at the first start, and seconds later,
-    from its cache"""
+    from its cache. auto: default on a GPU, off on a CPU, with activation checkpointing or
+    progressive sizes, and where torch.compile lacks what it needs"""
     cuda_graphs: bool = False
-    """run the compiled network as CUDA graphs; not with micro-batches"""
+    """run the compiled network as CUDA graphs; not with micro-batches or progressive sizes"""
     activation_checkpointing: bool = False
     """store only the input of each block of P, and recompute the block backward"""
     threads: PositiveInt | None = None
@@ -48,10 +51,15 @@ class RuntimeConfig(Section):
     def _check(self) -> RuntimeConfig:
         if self.cuda_graphs and self.compile == "off":
             raise ValueError("runtime.cuda_graphs is true, which needs runtime.compile=default")
-        if self.activation_checkpointing and self.compile != "off":
+        if self.activation_checkpointing and self.compile not in ("auto", "off"):
             raise ValueError(
                 "runtime.activation_checkpointing is true, but does not work with runtime.compile: "
                 "turn one of them off"
+            )
+        if self.activation_checkpointing and self.cuda_graphs:
+            raise ValueError(
+                "runtime.activation_checkpointing is true, but does not work with "
+                "runtime.cuda_graphs: turn one of them off"
             )
         return self
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -218,6 +219,7 @@ def measured_rates(
         "runtime": config.runtime.model_copy(update={"compile": "off", "cuda_graphs": False}),
     }
     config = config.model_copy(update=changes)
+    accelerator = replace(accelerator, compile=None, why_eager=None)  # to compile takes minutes
 
     stage = finetuning_stage(config, "", from_p=False)
     pretrain = _rate(build_pretraining(config, accelerator).step, config, classes)

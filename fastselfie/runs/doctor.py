@@ -17,11 +17,12 @@ from fastselfie.config import RuntimeConfig
 from fastselfie.data.loaders.backends import INSTALL
 from fastselfie.kernels.impl import unavailable
 from fastselfie.system.accelerator import choose_device, choose_precision
+from fastselfie.system.compilation import compile_fault
 from fastselfie.system.resources import total_memory, usable_cores
 
 _MIB = 2**20
-# Packages that only some configs and datasets need; those say so themselves.
-ON_REQUEST = ("pyarrow", "wandb", "onnx", "onnxruntime", "ray")
+# What only some configs and datasets need; those say so themselves.
+ON_REQUEST = ("compile", "pyarrow", "wandb", "onnx", "onnxruntime", "ray")
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ def examine() -> list[Finding]:
         _package("tensorboard", "TensorBoard logs", "pip install 'fastselfie[report]'"),
         _package("ffcv", "data.loader ffcv", INSTALL["ffcv"]),
         _triton(device),
+        _compile(device),
         _package("dali", "data.loader dali", INSTALL["dali"], module="nvidia.dali"),
         _package("pyarrow", "parquet files", "pip install 'fastselfie[parquet]'"),
         _package("wandb", "log.wandb", "pip install 'fastselfie[wandb]'"),
@@ -143,6 +145,12 @@ def _triton(device: torch.device) -> Finding:
         return found
     fix = "runtime.kernels=reference trains without it"
     return Finding("triton", "missing", f"not used: {reason}", fix)
+
+
+def _compile(device: torch.device) -> Finding:
+    if fault := compile_fault(device):
+        return Finding("compile", "missing", fault, "runtime.compile=off trains without it")
+    return Finding("compile", "ok", "runtime.compile")
 
 
 def _package(name: str, use: str, fix: str, module: str | None = None) -> Finding:

@@ -18,7 +18,7 @@ from fastselfie.errors import UserError
 from fastselfie.models.selfie import Selfie
 from fastselfie.runs.doctor import ON_REQUEST, examine
 from fastselfie.stage_names import FINETUNED, stages_to_run
-from fastselfie.system.accelerator import choose_accelerator
+from fastselfie.system.accelerator import Accelerator, choose_accelerator
 from fastselfie.system.resources import total_memory
 from fastselfie.training.finetune import labelled
 from fastselfie.training.memory import MemoryEstimate, estimate_finetuning, estimate_pretraining
@@ -70,13 +70,12 @@ def print_plan(config: Config, out: Path, console: Console, stage: str = "all") 
                 missing.append(f"labels: {error}")
     chance = f"chance {1 / config.masked:.1%}"
     table.add_row("task", f"{config.masked} of {config.patches} patches masked, {chance}")
-    memory = total_memory(accelerator.device)
     pretraining = estimate_pretraining(config, accelerator.precision)
     for name, count in _parameters(config).items():
         table.add_row(f"parameters of {name}", f"{count / 1e6:.2f} M")
-    _add_stage(table, "pretraining", config.pretrain, pretraining, memory)
+    missing += _add_stage(table, "pretraining", config.pretrain, pretraining, accelerator)
     finetuning = estimate_finetuning(config, classes, accelerator.precision)
-    _add_stage(table, "finetuning", config.finetune, finetuning, memory)
+    missing += _add_stage(table, "finetuning", config.finetune, finetuning, accelerator)
     if config.finetune.control:
         table.add_row("control", "the same network, steps and labels from scratch")
     table.add_row("output", escape(str(out)))
@@ -103,8 +102,10 @@ def _parameters(config: Config) -> dict[str, int]:
 
 
 def _add_stage(
-    table: Table, name: str, stage: StageConfig, estimate: MemoryEstimate, memory: int
-) -> None:
+    table: Table, name: str, stage: StageConfig, estimate: MemoryEstimate, accelerator: Accelerator
+) -> list[str]:
+    """Add a stage's rows; return what is missing for it."""
+    memory = total_memory(accelerator.device)
     micro = estimate.micro_batch(stage, memory)
     passes = "" if micro == stage.batch_size else f" in passes of {micro}"
     table.add_row(
@@ -112,12 +113,18 @@ def _add_stage(
         f"{stage.steps:,} steps x {stage.batch_size:,} images{passes} = "
         f"{stage.steps * stage.batch_size:,} images, {estimate.parameters / 1e6:.2f} M parameters",
     )
+    accelerator = accelerator.for_stage(stage)
+    if accelerator.compile or accelerator.why_eager:
+        why = f"off: {accelerator.why_eager}" if accelerator.why_eager else accelerator.compile
+        table.add_row(f"{name}, compile", why)
     need = estimate.total(micro)
     table.add_row(
         f"{name}, memory",
         f"about {need / 2**30:.1f} GiB of {memory / 2**30:.1f} "
         f"({estimate.per_image / 2**20:.1f} MiB an image)",
     )
+    shortage = estimate.shortage(memory)
+    return [f"memory: {name}: {shortage}"] if shortage else []
 
 
 def _missing(out: Path, needed: int, loader: str) -> list[str]:

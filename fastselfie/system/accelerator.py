@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,9 +13,10 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from fastselfie.config import RuntimeConfig
+from fastselfie.config import RuntimeConfig, StageConfig
 from fastselfie.errors import UserError
 from fastselfie.kernels.impl import unavailable
+from fastselfie.system.compilation import CUDA_GRAPH_MODES, choose_compile
 from fastselfie.system.console import say_once
 from fastselfie.system.distributed import ALONE, Ranks, mean_in_order
 from fastselfie.system.resources import usable_cores
@@ -25,8 +25,6 @@ from fastselfie.system.resources import usable_cores
 _ISAS_WITHOUT_BF16 = {
     "SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI",
 }  # fmt: skip
-# Modes of torch.compile with CUDA graphs, whose outputs lie in the graphs' own memory.
-_CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")
 
 
 @dataclass(frozen=True)
@@ -66,6 +64,7 @@ class Accelerator:
         precision: The dtype of matrix products.
         channels_last: Whether convolutions use the NHWC memory format.
         compile: Mode of torch.compile, or None for eager execution.
+        why_eager: Why a GPU runs eagerly under runtime.compile: auto; None: it does not.
         ranks: The position of this process in distributed training.
         bf16_gradients: Whether ranks send each other gradients in bf16.
     """
@@ -75,6 +74,7 @@ class Accelerator:
     precision: Precision
     channels_last: bool
     compile: str | None = None
+    why_eager: str | None = None
     ranks: Ranks = ALONE
     bf16_gradients: bool = False
 
@@ -123,6 +123,16 @@ class Accelerator:
         """Return `model`, or a compiled module that shares its weights, as configured."""
         return model if self.compile is None else torch.compile(model, mode=self.compile)
 
+    def for_stage(self, stage: StageConfig) -> Accelerator:
+        """Return how it computes in `stage`: eagerly if the images of the stage change their size.
+
+        A config with progressive sizes has runtime.compile: auto or off, so no choice is overruled.
+        """
+        if self.compile is None or not stage.progressive:
+            return self
+        why = "the image sizes of `progressive` would each be compiled"
+        return replace(self, compile=None, why_eager=why)
+
     def autocast(self) -> torch.autocast:
         """Return the autocast context of this device and precision."""
         return self.precision.autocast(self.device)
@@ -133,7 +143,7 @@ class Accelerator:
         Raises:
             UserError: With CUDA graphs, the second pass would overwrite the gradients of the first.
         """
-        if self.compile in _CUDA_GRAPH_MODES and micro_batch < batch:
+        if self.compile in CUDA_GRAPH_MODES and micro_batch < batch:
             raise UserError(
                 f"runtime.cuda_graphs does not work with micro-batches, but {batch} images run in "
                 f"passes of {micro_batch}: set batch_size to that, or runtime.cuda_graphs=false"
@@ -160,8 +170,11 @@ def choose_accelerator(runtime: RuntimeConfig, ranks: Ranks = ALONE) -> Accelera
     elif ranks.world > 1:  # torchrun sets one
         torch.set_num_threads(usable_cores())
     precision = choose_precision(runtime, device)
-    mode, bf16 = choose_compile(runtime, device), runtime.bf16_gradients
-    return Accelerator(device, why, precision, runtime.channels_last, mode, ranks, bf16)
+    mode, why_eager = choose_compile(runtime, device)
+    return Accelerator(
+        device, why, precision, runtime.channels_last, mode, why_eager, ranks,
+        runtime.bf16_gradients,
+    )  # fmt: skip
 
 
 def choose_device(runtime: RuntimeConfig, local_rank: int = 0) -> tuple[torch.device, str]:
@@ -220,27 +233,6 @@ def choose_precision(runtime: RuntimeConfig, device: torch.device) -> Precision:
         if capabilities.get(name):
             return Precision("bf16", f"a CPU with {name}")
     return Precision("fp32", "a CPU without bf16 instructions")
-
-
-def choose_compile(runtime: RuntimeConfig, device: torch.device) -> str | None:
-    """Return the mode for torch.compile, or None if it is off.
-
-    Raises:
-        UserError: CUDA graphs without a GPU, or no C++ compiler.
-    """
-    if runtime.cuda_graphs and device.type != "cuda":
-        raise UserError("runtime.cuda_graphs is true, which needs a GPU: set it to false")
-    if runtime.compile == "off":
-        return None
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler) is None:
-        raise UserError(
-            f"runtime.compile is {runtime.compile}, which needs the C++ compiler {compiler}: "
-            "install it, name another in CXX, or set runtime.compile=off"
-        )
-    if runtime.compile == "default":
-        return "reduce-overhead" if runtime.cuda_graphs else "default"
-    return "max-autotune" if runtime.cuda_graphs else "max-autotune-no-cudagraphs"
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

@@ -32,7 +32,7 @@ _LEAVE = 300.0  # seconds in which tasks may finish a step and save it after a s
 _RETRIES = 20  # of a task of `map_in_order`, after the death of its worker
 _AHEAD = 3  # unfinished tasks per worker: bounds the memory
 # What changes the speed or the bits of a worker's arithmetic, and is read when it starts.
-_PASSED_ON = ("OMP_WAIT_POLICY", "FASTSELFIE_KERNELS")
+_PASSED_ON = ("OMP_WAIT_POLICY", "FASTSELFIE_KERNELS", "PYTORCH_CUDA_ALLOC_CONF")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from fastselfie.config import Config, StageConfig
 from fastselfie.data.inputs import InputTransform
 from fastselfie.data.loaders import Batch
 from fastselfie.system.accelerator import Accelerator
+from fastselfie.system.console import say_once
 from fastselfie.system.resources import total_memory
 from fastselfie.training.memory import MemoryEstimate
 from fastselfie.training.step import TrainStep
@@ -57,10 +58,20 @@ def build_stage(
             returns what `Objective` does.
         decay: of the moving average of the weights; None: there is none.
     """
+    accelerator = accelerator.for_stage(settings)
+    if accelerator.why_eager:
+        say_once(f"runtime.compile is auto, and steps are not compiled: {accelerator.why_eager}")
+    if accelerator.device.type == "cuda":
+        # Convolutions see few shapes, so each is timed once and then faster. Which algorithm wins
+        # may differ between two starts, and so does rounding: docs/reliability.md promises the same
+        # bits on a CPU only, because on a GPU atomic additions break them in any case.
+        torch.backends.cudnn.benchmark = True
     torch.manual_seed(config.seed)
     model = build_model()
     accelerator.place(model)
     memory = total_memory(accelerator.device)
+    if shortage := estimate.shortage(memory):
+        say_once(f"warning: {shortage}")
     micro_batch = estimate.micro_batch(settings, memory, accelerator.ranks.world)
     pixels = InputTransform(config, accelerator, micro_batch)
     replica = accelerator.replica(model, config.model.sync_batch_norm)

@@ -25,6 +25,25 @@ def test_openmp_threads_wait_without_spinning(cli, monkeypatch):
     assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
 
 
+def test_the_memory_of_a_gpu_is_expandable_unless_the_user_says_otherwise(cli, monkeypatch):
+    ours, names = "PYTORCH_CUDA_ALLOC_CONF", ("PYTORCH_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+    for name in (ours, *names):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(ours, "")  # so that it is removed afterwards
+    monkeypatch.delenv(ours)
+    cli("--version")
+    assert os.environ[ours] == "expandable_segments:True"
+    monkeypatch.setenv(ours, "max_split_size_mb:64")
+    cli("--version")
+    assert os.environ[ours] == "max_split_size_mb:64"
+    for name in names:
+        monkeypatch.delenv(ours, raising=False)
+        monkeypatch.setenv(name, "max_split_size_mb:64")
+        cli("--version")
+        assert ours not in os.environ
+        monkeypatch.delenv(name)
+
+
 def test_usage_mistakes_have_status_2(cli):
     assert cli("train").status == 2
     assert cli("tarin").status == 2

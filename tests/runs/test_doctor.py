@@ -78,6 +78,16 @@ def test_a_gpu_is_reported_with_its_driver(monkeypatch, text, driver):
     assert on_cpu["device"] == "cpu"
 
 
+def test_it_says_what_the_compiler_of_steps_lacks(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    found = doctor._compile(torch.device("cpu"))
+    assert found.state == "missing"
+    assert "torch.compile needs the C++ compiler no-such-compiler" in found.text
+    assert "runtime.compile=off" in found.fix
+    monkeypatch.setenv("CXX", "true")
+    assert doctor._compile(torch.device("cpu")).state == "ok"
+
+
 def test_a_run_lacks_only_the_loader_that_it_uses(monkeypatch, tmp_path):
     findings = [Finding("ffcv", "missing", "not installed", "pip"), Finding("gpu", "bad", "x", "y")]
     monkeypatch.setattr(plan, "examine", lambda: findings)

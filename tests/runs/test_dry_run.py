@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from conftest import REPOSITORY
+from dataclasses import replace
+
+from conftest import REPOSITORY, tiny_config
+from rich.table import Table
+
+from fastselfie.runs import dry_run
+from fastselfie.system.accelerator import choose_accelerator
+from fastselfie.training.memory import MemoryEstimate
 
 
 def test_dry_run_prints_the_plan_and_touches_nothing(cli, tiny_yaml, image_folder, tmp_path):
@@ -33,3 +40,24 @@ def test_dry_run_without_data_says_how_to_make_it(cli, tmp_path, monkeypatch):
     assert "8.54 M" in flat
     assert "120,000 steps x 1,024 images" in flat
     assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_names_a_memory_that_is_too_small_for_one_image(cli, monkeypatch):
+    monkeypatch.setattr(dry_run, "total_memory", lambda device: 2**20)
+    result = cli("train", "quickstart", "data.loader=synthetic", "--dry-run")
+    lines = [line for line in result.out.splitlines() if line.startswith("missing memory: ")]
+    assert [line.split(": ")[1] for line in lines] == ["pretraining", "finetuning"]
+    assert "a pass of one image needs about 0." in lines[0]
+
+
+def test_dry_run_says_whether_a_gpu_compiles_each_stage(monkeypatch):
+    """Progressive sizes are compiled only in the stage that has none."""
+    config = tiny_config(pretrain={"progressive": [16]})
+    gpu = replace(choose_accelerator(config.runtime), compile="default")
+    table = Table()
+    for name in ("pretrain", "finetune"):
+        estimate = MemoryEstimate(1, 1, 1)
+        dry_run._add_stage(table, name, getattr(config, name), estimate, gpu)
+    texts = dict(zip(*(column._cells for column in table.columns), strict=True))
+    assert texts["pretrain, compile"].startswith("off: the image sizes of `progressive`")
+    assert texts["finetune, compile"] == "default"

@@ -18,7 +18,8 @@ from fastselfie.data.loaders import build_loader
 from fastselfie.errors import UserError
 from fastselfie.kernels.reference import patchify
 from fastselfie.models.selfie import Selfie
-from fastselfie.system.accelerator import choose_accelerator, choose_compile
+from fastselfie.system import compilation
+from fastselfie.system.accelerator import choose_accelerator
 from fastselfie.training.memory import estimate_pretraining
 from fastselfie.training.pretrain import build_pretraining
 from fastselfie.training.step import TrainStep
@@ -174,12 +175,13 @@ def test_micro_batches_do_not_go_with_cuda_graphs(monkeypatch, accelerator, mode
     """A replay would overwrite the gradients of the first pass, in the memory of the graph."""
     gpu = torch.device("cuda")
     monkeypatch.setattr(torch, "compile", lambda model, mode: model)
+    monkeypatch.setattr(compilation, "compile_fault", lambda device: None)
     for graphs, micro, refused in ((True, 4, True), (True, 8, False), (False, 4, False)):
         sizes = {"batch_size": 8, "micro_batch_size": micro}
         config = tiny_config(
             pretrain=sizes, runtime={"compile": mode, "cuda_graphs": graphs, "precision": "fp32"}
         )
-        there = replace(accelerator, compile=choose_compile(config.runtime, gpu))
+        there = replace(accelerator, compile=compilation.choose_compile(config.runtime, gpu)[0])
         if not refused:
             build_pretraining(config, there)
             continue
@@ -190,7 +192,8 @@ def test_micro_batches_do_not_go_with_cuda_graphs(monkeypatch, accelerator, mode
 @pytest.mark.parametrize(
     ("runtime", "named"),
     [
-        ({"cuda_graphs": True}, "needs runtime.compile"),
+        ({"cuda_graphs": True, "compile": "off"}, "needs runtime.compile"),
+        ({"cuda_graphs": True, "activation_checkpointing": True}, "not work with runtime.cuda_gr"),
         (
             {"activation_checkpointing": True, "compile": "default"},
             "not work with runtime.compile",

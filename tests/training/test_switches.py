@@ -205,6 +205,8 @@ def test_a_shrunk_step_is_replayed_shrunk(folder, tmp_path, accelerator, monkeyp
         ({"finetune": {"progressive": [8], "form": "attention_pooling"}}, "of 4, from at least 16"),
         ({"pretrain": {"progressive": [16]}, "runtime": {"compile": "default"}},
          r"runtime\.compile=off"),
+        ({"finetune": {"progressive": [16]}, "runtime": {"cuda_graphs": True}},
+         r"finetune\.progressive .* take only one size: set runtime\.cuda_graphs=false"),
         ({"pretrain": {"progressive": [16], "patch_gap": 2}}, r"patch_gap is 2: leaves 3 .* of 4"),
     ],
 )  # fmt: skip

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map_only
 from fastselfie.config import Config
 from fastselfie.config.load import load_config
 from fastselfie.data.dataset import Source, open_dataset
-from fastselfie.data.loaders import build_loader
+from fastselfie.data.loaders import Batch, build_loader
 from fastselfie.models.selfie import Selfie
 from fastselfie.system.accelerator import choose_accelerator
 from fastselfie.training.checkpoint import Checkpoint
@@ -65,6 +65,21 @@ def resumes(saved_under: str, loaded_under: str, waits: Waits) -> None:
     _take(step, loaded, dataset.train, waits)
 
 
+def runs_out_of_memory(waits: Waits) -> None:
+    """The first step runs again in passes of half the images."""
+    gradients = TrainStep._gradients
+
+    def limited(self: TrainStep, batch: Batch) -> Any:
+        found = gradients(self, batch)
+        if self.micro_batch > 2:
+            raise torch.OutOfMemoryError
+        return found
+
+    with mock.patch.object(TrainStep, "_gradients", limited):
+        step = pretrains("cifar10", _BF16, waits=waits)
+    assert step.micro_batch == 2
+
+
 def loads(loader: str, crop: str, waits: Waits) -> None:
     """Pretrain on files: the batches are decoded here, and copied from pinned memory."""
     with tempfile.TemporaryDirectory() as folder:
@@ -79,7 +94,8 @@ def loads(loader: str, crop: str, waits: Waits) -> None:
 
 
 def _config(name: str, *sets: str) -> Config:
-    shared = ("data.loader=synthetic", "pretrain.batch_size=4", "finetune.batch_size=4")
+    shared = ("data.loader=synthetic", "pretrain.batch_size=4", "finetune.batch_size=4",
+              "runtime.compile=off")  # fmt: skip
     return load_config(REPOSITORY / "configs" / f"{name}.yaml", [*shared, *sets])
 
 
@@ -91,6 +107,7 @@ def _take(step: TrainStep, config: Config, source: Source, waits: Waits) -> None
     with closing(loader.stream(0, size)) as batches, waits.forbidden():
         for number in range(_STEPS):
             step(number, next(batches))
+    assert torch.backends.cudnn.benchmark
     assert all(p.is_cuda for p in step.model.parameters())
     assert [p.stride() for p in step.model.parameters()] == before
     for state in step.optimizer.state.values():
@@ -193,6 +210,7 @@ STEPS: dict[str, Callable[..., Any]] = {
     "activation checkpointing": partial(
         pretrains, "cifar10", _BF16, "runtime.activation_checkpointing=true"
     ),
+    "out of memory in the first step": runs_out_of_memory,
     "finetuning from P": partial(finetunes, "cifar10", _BF16),
     "finetuning from P, fp16": partial(finetunes, "cifar10", _FP16, "finetune.clip_grad_norm=1.0"),
     "finetuning from scratch": partial(finetunes, "cifar10", _BF16, from_p=False),
