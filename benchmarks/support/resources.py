@@ -22,7 +22,7 @@ from support.traffic import SHAPES, Shape
 if TYPE_CHECKING:
     from triton import JITFunction
 
-TARGETS = (80, 89, 90, 100)
+TARGETS = (80, 86, 89, 90, 100, 120)
 # Also tables of 17 to 32 rows, and the largest tile of each number of locations.
 _SHAPES = (
     *SHAPES,
@@ -116,6 +116,40 @@ def patches(dtype: str, name: str, changed: bool = False) -> Program:
     else:
         constants |= {"corners": None, "grey": None}
     return Program("patchify", name, program.patch, types, constants, tuple(types), options, tile)
+
+
+def norms(dtype: str, channels: int, summed: bool) -> list[Program]:
+    """With `summed` a shortcut is added, and its gradient.
+
+    Args:
+        dtype: Of the activations.
+        channels: Of 50,176 pixels: 256 images of the smallest maps.
+        summed: See above.
+    """
+    from fastselfie.kernels import norm_relu_triton as program
+
+    tiling = program.tiling_of(50_176, channels)
+    activations = ("x", "shortcut", "total", "y", "gradient", "grad_total", "grad_x")
+    vectors = ("partial", "weight", "bias", "found", "line", "grad_weight", "grad_bias")
+    types = {**dict.fromkeys(activations, dtype), **dict.fromkeys(vectors, "*fp32"),
+             "epsilon": "fp32"}  # fmt: skip
+    tile: dict[str, Any] = {"BR": tiling.height, "BC": tiling.width}
+    merged = {"PP": program.padded(tiling.programs), "BC": tiling.merged}
+    absent = {} if summed else dict.fromkeys(("shortcut", "grad_total"))
+    kernels = (
+        (program.moments, tile), (program.statistics, {"BR": tiling.height, **merged}),
+        (program.activate, tile), (program.gradient_sums, tile), (program.gradient_line, merged),
+        (program.gradient_rows, tile),
+    )  # fmt: skip
+    made = []
+    for kernel, constants in kernels:
+        names = kernel.arg_names
+        given = {**constants, **{n: v for n, v in absent.items() if n in names}}
+        aligned = tuple(n for n in names if n not in given and n != "epsilon" and (n in types or n == "C"))
+        shape = f"{kernel.__name__}, C {channels}, {dtype[1:]}{', shortcut' if summed else ''}"
+        made.append(Program("norm_relu", shape, kernel, types, given, aligned,
+                            {"num_warps": program.WARPS}, constants))  # fmt: skip
+    return made
 
 
 def compiled(program: Program, target: int) -> dict[str, Any]:
