@@ -69,13 +69,14 @@ def add_norm_relu(
     if fuses and _triton_takes(x, shortcut, impl):
         y, total, found = _norm_relu(x, shortcut, norm.weight, norm.bias, norm.eps)
         total = x if shortcut is None else total
-        _update_statistics(norm, found[0], found[1], x.numel() // x.shape[1])
+        _update_statistics(norm, found[0], found[1])
         return total, y
     total = x if shortcut is None else x.add_(shortcut)
     if not (fuses and x.device.type == "cpu" and x.dtype in _HOST_DTYPES and is_eager(x)):
         return reference.norm_relu(norm, total)
     y, mean, variance = _NormReLU.apply(total, norm.weight, norm.bias, norm.eps)  # type: ignore[no-untyped-call]
-    _update_statistics(norm, mean, variance, x.numel() // x.shape[1])
+    count = x.numel() // x.shape[1]
+    _update_statistics(norm, mean, variance * (count / (count - 1)))
     return total, y
 
 
@@ -106,7 +107,7 @@ def _triton_takes(x: Tensor, shortcut: Tensor | None, impl: Impl) -> bool:
 # --- running statistics ---------------------------------------------------------------------------
 
 
-def _update_statistics(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) -> None:
+def _update_statistics(norm: nn.BatchNorm2d, mean: Tensor, unbiased_variance: Tensor) -> None:
     if not norm.track_running_stats:
         return
     assert norm.running_mean is not None
@@ -116,8 +117,8 @@ def _update_statistics(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, cou
     momentum = norm.momentum
     if momentum is None:
         momentum = 1.0 / float(norm.num_batches_tracked)
-    norm.running_mean.lerp_(mean, momentum)
-    norm.running_var.lerp_(variance * (count / (count - 1)), momentum)
+    running = [norm.running_mean, norm.running_var]
+    torch._foreach_lerp_(running, [mean, unbiased_variance], momentum)
 
 
 # --- custom operators -----------------------------------------------------------------------------

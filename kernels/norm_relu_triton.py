@@ -112,7 +112,7 @@ def moments(x, shortcut, total, partial, R, C, P, BR: tl.constexpr, BC: tl.const
 def statistics(
     partial, weight, found, R, C, P, epsilon, BR: tl.constexpr, PP: tl.constexpr, BC: tl.constexpr
 ):
-    """Merge partial (P, 2, C) into found (4, C): mean, biased variance, its 1 / sqrt, scale."""
+    """Merge partial (P, 2, C) into found (4, C), see `forward`."""
     _, c = _channels(C, BC)
     p = tl.arange(0, PP)
     at, real = 2 * p[:, None] * C + c[None, :], (p < P)[:, None] & (c < C)[None, :]
@@ -121,11 +121,11 @@ def statistics(
     squares_pc = tl.load(partial + at + C, mask=real, other=0.0)
     mean_c = tl.sum(count_p * mean_pc, 0) / R
     apart = mean_pc - mean_c[None, :]
-    variance_c = tl.sum(squares_pc + count_p * apart * apart, 0) / R
-    inverse_c = tl.div_rn(1.0, tl.sqrt_rn(variance_c + epsilon))
+    squares_c = tl.sum(squares_pc + count_p * apart * apart, 0)
+    inverse_c = tl.div_rn(1.0, tl.sqrt_rn(squares_c / R + epsilon))
     inside = c < C
     tl.store(found + c, mean_c, mask=inside)
-    tl.store(found + C + c, variance_c, mask=inside)
+    tl.store(found + C + c, squares_c / (R - 1), mask=inside)
     tl.store(found + 2 * C + c, inverse_c, mask=inside)
     tl.store(found + 3 * C + c, tl.load(weight + c, mask=inside) * inverse_c, mask=inside)
 
@@ -263,7 +263,8 @@ def forward(
 
     Returns:
         y as x; the sum, as x, or an empty tensor without a shortcut; and found (4, C) float32: the
-        mean, the biased variance, 1 / sqrt(variance + epsilon), and that times the weight.
+        mean, the unbiased variance for the running statistics, 1 / sqrt(biased variance + epsilon),
+        and that times the weight.
     """
     c = x.shape[1]
     r = x.numel() // c
