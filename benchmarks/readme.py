@@ -55,6 +55,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "step": lambda: step_tables.step(_read_all("step-{}", "cifar10", "in224")),
     "beside": lambda: step_tables.beside(_read_all("step-beside-{}", *ISAS)),
     "kernels": lambda: step_tables.kernels(_read("kernels")),
+    "norms": lambda: step_tables.norms(_read("kernels")),
     "reliability": lambda: reliability_tables.reliability(_read("reliability")),
     "scaling": lambda: reliability_tables.scaling(_read("reliability")["parts"]["paper"]),
 }

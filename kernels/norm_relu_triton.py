@@ -13,7 +13,7 @@ their cost, so what counts is how often they read or write such a matrix:
                 gradient_line    merges the partial sums; (C,) only
                 gradient_rows    reads x and dy, writes dx  (with a shortcut: also reads dsum)
 
-These are 8 passes, and 4 more with a shortcut. Separate operations make 13: torch's batch norm 3
+These are 8 passes, and 3 more with a shortcut. Separate operations make 13: torch's batch norm 3
 forward and 5 backward, its ReLU 2 and 3. They also make 3 to add the shortcut and 3 to add the two
 gradients of the sum. The ReLU's mask is computed again from x, which is cheaper than to read y.
 
@@ -161,9 +161,7 @@ def _behind_relu(x, gradient, found, bias, at, real, c, C):
 
 
 @triton.jit
-def gradient_sums(
-    x, gradient, found, bias, partial, R, C, P, BR: tl.constexpr, BC: tl.constexpr
-):
+def gradient_sums(x, gradient, found, bias, partial, R, C, P, BR: tl.constexpr, BC: tl.constexpr):
     """Write partial (P, 2, C): sums of the gradient behind the ReLU, and of it times x - mean."""
     p, c = _channels(C, BC)
     plain_rc, weighted_rc = tl.zeros((BR, BC), tl.float32), tl.zeros((BR, BC), tl.float32)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -28,11 +29,18 @@ from fastselfie.kernels.query_score import query_score
 
 
 class TritonTraffic:
-    """Bytes of all loads and stores (`total`), and of all addresses, each once (`distinct`)."""
+    """Bytes of all loads and stores (`total`), and of all addresses, each once (`distinct`).
+
+    `by_size` has those of `total` for each size of an element, in bytes.
+    """
 
     def __init__(self) -> None:
-        self.total = 0
+        self.by_size: Counter[int] = Counter()
         self._addresses: dict[int, list[Any]] = {}
+
+    @property
+    def total(self) -> int:
+        return self.by_size.total()
 
     @property
     def distinct(self) -> int:
@@ -44,7 +52,7 @@ class TritonTraffic:
     def add(self, pointers: Any, mask: Any) -> None:
         size = pointers.get_element_ty().primitive_bitwidth // 8
         addresses = pointers.data[np.broadcast_to(mask.data, pointers.data.shape)].ravel()
-        self.total += size * addresses.size
+        self.by_size[size] += size * addresses.size
         self._addresses.setdefault(size, []).append(addresses)
 
 
@@ -220,8 +228,7 @@ def _backward_bytes(shape: Shape, incoming: float) -> int:
     loss = loss_of(shape, inputs(shape), "triton")
     with triton_traffic() as programs, TorchTraffic() as around:
         loss.backward(torch.tensor(incoming))  # type: ignore[no-untyped-call]
-    total: int = programs.total + around.total
-    return total
+    return programs.total + around.total
 
 
 if __name__ == "__main__":

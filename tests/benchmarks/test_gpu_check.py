@@ -17,7 +17,7 @@ from conftest import REPOSITORY
 sys.path.insert(0, str(REPOSITORY / "benchmarks"))
 
 import gpu_check
-from support import checks
+from support import checks, norm_check
 
 
 @pytest.mark.parametrize("ratio", [1.01, math.inf, math.nan])
@@ -61,6 +61,19 @@ def test_the_score_is_checked_in_the_dtypes_that_training_has():
     with monkeypatch_cuda():
         loss, du, dh, _ = gpu_check._score(2, 16, 3, u, h, "reference")
     assert (loss.dtype, du.dtype, dh.dtype) == (torch.float32, u, h)
+
+
+def test_the_norms_of_triton_are_as_close_as_torchs(monkeypatch):
+    """Interpreted, on the smallest shape; and a wrong result is found."""
+    monkeypatch.setattr(norm_check, "_SHAPES", norm_check._SHAPES[1:2])
+    with monkeypatch_cuda():
+        assert gpu_check.norm_parity()["error of what is allowed"]
+        outcomes = norm_check._outcomes
+        monkeypatch.setattr(norm_check, "_outcomes", lambda *a: [*outcomes(*a)[:2], [
+            t * 1.02 for t in outcomes(*a)[2]
+        ]])  # fmt: skip
+        with pytest.raises(checks.CheckError, match="running variance"):
+            gpu_check.norm_parity()
 
 
 def monkeypatch_cuda():
