@@ -30,6 +30,7 @@ SWITCHES = {
     "query": (["model.query=pooled"], True),
     "encoder_positions": (["model.encoder_positions=false"], True),
     "logit_scale": (["model.logit_scale=none"], True),
+    "cosine": (["model.query=pooled", "model.logit_scale=cosine"], True),
     "mask_fraction": (["model.mask_fraction=0.75"], True),
     "finer grid": (["model.patch_size=4", "model.mask_fraction=0.1"], True),
     "patch_gap": (["pretrain.patch_gap=2"], True),
