@@ -5,6 +5,7 @@ from __future__ import annotations
 from statistics import mean, stdev
 from typing import Any
 
+from fastselfie.reproduce.statistics import paired_difference
 from support.markdown import machine, table
 
 
@@ -26,10 +27,25 @@ def quickstart(result: dict[str, Any]) -> str:
 
 
 def accuracy(result: dict[str, Any]) -> str:
-    """Finetuned and supervised accuracy by the share of labels."""
-    columns = ["labels", "images", "n", "finetuned", "supervised", "difference (95%)"]
-    at = [result["table"]["head"].index(name) for name in columns]
-    return "\n".join(table(columns, [[row[i] for i in at] for row in result["table"]["rows"]]))
+    """Accuracy of the control, the paper's form and the recipe, by the share of labels."""
+    (recipe,) = (table for table in result["ablations"] if _is_pooled(table["config"]))
+    rows = []
+    for paper, ours in zip(result["main"]["rows"], recipe["rows"], strict=True):
+        arms = [arm["top1"] for arm in (paper["supervised"], paper["finetuned"], ours["finetuned"])]
+        gains = (paired_difference(arms[2], other) for other in arms[:2])
+        rows.append([
+            f"{paper['labels']:g}%", f"{paper['images']:,}", str(paper["n"]),
+            *map(_spread, arms),
+            *("{mean:+.1f} ({low:+.1f} to {high:+.1f})".format_map(
+                {key: 100 * value for key, value in gain.items()}) for gain in gains),
+        ])  # fmt: skip
+    head = ["labels", "images", "n", "supervised", "paper's form", "with context",
+            "gain over supervised (95%)", "over the paper's form (95%)"]  # fmt: skip
+    return "\n".join(table(head, rows))
+
+
+def _is_pooled(config: dict[str, Any]) -> bool:
+    return bool(config["model"].get("query") == "pooled")
 
 
 def reproduce(results: list[dict[str, Any]]) -> str:
