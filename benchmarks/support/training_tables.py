@@ -122,3 +122,15 @@ def _spread(values: list[float]) -> str:
     """Return a mean in percent, with the standard deviation if there are several values."""
     middle = f"{100 * mean(values):.1f}"
     return f"{middle} +- {100 * stdev(values):.1f}" if len(values) > 1 else middle
+
+
+def table_cost(result: dict[str, Any]) -> str:
+    """Estimated hours of the paper's Table 1."""
+    counts = list(result["rows"][0]["hours"])
+    head = ["config", "trainings", "GPU-hours", *(f"hours on {int(n):,} GPUs" for n in counts)]
+    rows = [
+        [row["config"], str(row["trials"] + 1), f"{row['gpu_hours']:,.0f}",
+         *(f"{row['hours'][n]:,.1f}" for n in counts)]
+        for row in result["rows"]
+    ]  # fmt: skip
+    return "\n".join(table(head, rows))
