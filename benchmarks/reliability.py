@@ -28,6 +28,7 @@ from support.conditions import command, environment
 from support.damage import damaged_checkpoints, damaged_images
 from support.endurance import memory_over_epochs, saving_cost
 from support.faults import dead_ranks, kills, prepares, terminations
+from support.ray_faults import ray_prepares, ray_reproductions
 from support.scaling import PARAMETERS, estimate_ranks
 from support.script import say
 from support.slim_run import SlimRun, seconds_to_start
@@ -52,6 +53,8 @@ PARTS = {
     "checkpoints": Part("damaged checkpoints", 200, 60, damaged_checkpoints),
     "terms": Part("SIGTERM", 20, 4, terminations),
     "ranks": Part("SIGKILL of a rank, of 2 and of 4", 50, 2, dead_ranks),
+    "ray": Part("SIGKILL of nodes, workers and commands, `--engine ray`", 20, 2, ray_reproductions),
+    "ray_prepare": Part("SIGKILL in `prepare --engine ray`", 10, 1, ray_prepares),
     "images": Part("damaged images, 5%", 1, 1, lambda slim, _, seed: damaged_images(slim, seed)),
     "memory": Part("epochs: memory and threads", 200, 60,
                    lambda slim, count, _: memory_over_epochs(slim.config, count)),

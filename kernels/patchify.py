@@ -70,15 +70,29 @@ def patchify(
 
         out = patchify_triton.patchify(images, flip, order, patch, scale, offset, dtype, changes)
     else:
-        window = changes.window_of(patch)
-        out = torch.empty(*order.shape, window, window, 3, dtype=dtype)
-        numbers = out if dtype == torch.float32 else out.view(torch.uint16)
-        arrays = (images.contiguous().numpy(), flip.numpy(), order.numpy())
-        corners = None if changes.corners is None else changes.corners.numpy()
-        grey = None if changes.grey is None else changes.grey.numpy()
-        factors = (scale.numpy(), offset.numpy(), torch.get_num_threads())
-        host.patchify(*arrays, patch, window, corners, grey, *factors, numbers.numpy())
+        out = _on_host(images, flip, order, patch, scale, offset, dtype, changes)
     return out.permute(0, 1, 4, 2, 3)
+
+
+def _on_host(
+    images: Tensor,
+    flip: Tensor,
+    order: Tensor,
+    patch: int,
+    scale: Tensor,
+    offset: Tensor,
+    dtype: torch.dtype,
+    changes: PatchChanges,
+) -> Tensor:
+    window = changes.window_of(patch)
+    out = torch.empty(*order.shape, window, window, 3, dtype=dtype)
+    numbers = out if dtype == torch.float32 else out.view(torch.uint16)
+    arrays = (images.contiguous().numpy(), flip.numpy(), order.numpy())
+    corners = None if changes.corners is None else changes.corners.numpy()
+    grey = None if changes.grey is None else changes.grey.numpy()
+    factors = (scale.numpy(), offset.numpy(), torch.get_num_threads())
+    host.patchify(*arrays, patch, window, corners, grey, *factors, numbers.numpy())
+    return out
 
 
 def _check(

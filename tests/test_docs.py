@@ -28,6 +28,7 @@ import pytest
 import torch
 from conftest import REPOSITORY
 from helpers import sandbox
+from helpers.http_files import serving
 
 from fastselfie.cli import main
 from fastselfie.config.load import load_config
@@ -41,8 +42,9 @@ KINDS = ("sh", "python", "yaml", "console", "text")
 # Each wants root, a network, a cluster, a GPU, minutes, or a person who ends it.
 NOT_RUN = (
     "make ", "python3 -m venv ", ". .venv/bin/activate", "pip install ", "sudo apt-get install ",
-    "git clone ", "wget ", "sbatch ", "python benchmarks/", "benchmarks/",
-    "fastselfie report runs/in224 --serve",
+    "git clone ", "wget ", "sbatch ", "kubectl ", "ray job submit ", "ray start ", "ray stop",
+    "python benchmarks/", "benchmarks/", "fastselfie report runs/in224 --serve",
+    "fastselfie reproduce configs/cifar10.yaml data.train=cifar10 --engine ray --address auto",
 )  # fmt: skip
 LIMIT = 300  # seconds for a command: only what hangs takes them
 
@@ -94,12 +96,16 @@ def folder(original, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     monkeypatch.setenv("SLURM_NNODES", "1")
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("SLURM_JOB_NODELIST", "localhost")
     # Of a second each.
     monkeypatch.setattr(profiling, "_SECONDS", 0.05)
     monkeypatch.setattr(profiling, "_ROUNDS", 1)
     threads = torch.get_num_threads()
-    yield copy
+    with serving(copy) as server:
+        monkeypatch.setenv(sandbox.SERVER, server.url)
+        yield copy
     torch.set_num_threads(threads)
 
 

@@ -65,6 +65,11 @@ _OUTCOMES: dict[str, Callable[[dict[str, Any]], str]] = {
     ),
     "terms": lambda p: f"all left, the slowest in {p['slowest_s']:.1f} s, and resumed exactly",
     "ranks": lambda p: f"{p['runs']} runs restarted by torchrun ended with the right weights",
+    "ray": lambda p: (
+        f"{p['nodes']} nodes, {p['workers']} workers, {p['commands']} commands: {p['runs']} tables "
+        "as of one machine, no trial trained twice"
+    ),
+    "ray_prepare": lambda p: f"{p['runs']} files made in the end, byte for byte the same",
     "images": lambda p: (
         f"skip: {p['counted']:,} counted of {p['drawn']:,} drawn; raise: the first one named"
     ),

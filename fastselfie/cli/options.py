@@ -17,6 +17,13 @@ class Part(str, Enum):
     test = "test"
 
 
+class EngineName(str, Enum):
+    """What runs the tasks of a command."""
+
+    local = "local"
+    ray = "ray"
+
+
 AsJson = Annotated[
     bool,
     typer.Option("--json", help="Print only JSON. In a pipe, the last line is JSON anyway."),
@@ -24,6 +31,17 @@ AsJson = Annotated[
 ConfigFile = Annotated[
     str,
     typer.Argument(help="A YAML file, or a name from `fastselfie configs`, for example in224."),
+]
+Engine = Annotated[
+    EngineName,
+    typer.Option(help="local: this machine; ray: the nodes of a Ray cluster (extra `ray`)."),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|HOST",
+        help="With --engine ray: join this cluster; default: start one on this machine.",
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,

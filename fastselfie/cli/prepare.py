@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from fastselfie.cli.app import app
-from fastselfie.cli.options import AsJson, Part
+from fastselfie.cli.options import Address, AsJson, Engine, EngineName, Part
 from fastselfie.cli.output import print_result
 from fastselfie.errors import UserError
 
@@ -30,12 +30,12 @@ class OnError(str, Enum):
 
 
 Source = Annotated[
-    Path | None,
+    str | None,
     typer.Argument(
         metavar="SOURCE",
         help="An image folder (one sub-folder per class, or loose images); a folder of CIFAR, "
         "ImageNet 32x32 or IDX files; a WebDataset .tar or Hugging Face .parquet, or a folder "
-        "of those; or a .beton file.",
+        "of those, also as a URL (s3://, gs://, https://, hf://datasets/); or a .beton file.",
     ),
 ]
 _OUT = typer.Option(metavar="FILE.beton", help="The file to write.")
@@ -66,6 +66,8 @@ def prepare(
         OnError, typer.Option(help="skip: leave out unreadable images, list them beside FILE.")
     ] = OnError.stop,
     workers: Annotated[int | None, typer.Option(help="Processes; default: one per core.")] = None,
+    engine: Engine = EngineName.local,
+    address: Address = None,
     page_size: Annotated[
         int | None, typer.Option(help="Bytes, a power of two; an image must fit in one page.")
     ] = None,
@@ -91,7 +93,9 @@ def prepare(
     if source is None or out is None:
         raise UserError("prepare: pass SOURCE and --out FILE.beton, or --check FILE")
     recoding = Recoding(max_side, quality, subsampling.value, apply_orientation)
-    options = preparing.Options(recoding, part.value, workers, on_error.value)
+    options = preparing.Options(
+        recoding, part.value, workers, on_error.value, engine=engine.value, address=address
+    )
     if page_size is not None:
         options = replace(options, page_size=page_size)
     if shard is not None:

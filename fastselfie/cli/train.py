@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fastselfie.cli.app import app
-from fastselfie.cli.options import AsJson, ConfigFile, Overrides, checked_by
+from fastselfie.cli.options import (
+    Address,
+    AsJson,
+    ConfigFile,
+    Engine,
+    EngineName,
+    Overrides,
+    checked_by,
+)
 from fastselfie.cli.output import echo_json, print_result, training_rows
 from fastselfie.errors import UserError
 from fastselfie.stage_names import stages_to_run
@@ -22,7 +30,15 @@ Jobs = Annotated[
     typer.Option(
         metavar="N",
         min=1,
-        help="Concurrent runs, each on a GPU or a share of the cores; default: one per GPU, or 1.",
+        help="Concurrent runs on a machine, each on a GPU or a share of the cores; default: one "
+        "per GPU, or 1.",
+    ),
+]
+Control = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Take the supervised runs of a reproduction that differs only in pretraining.",
     ),
 ]
 OutFolder = Annotated[Path | None, typer.Option(help="The run's folder; default: runs/NAME.")]
@@ -86,13 +102,9 @@ def reproduce(
     ] = 1.0,
     jobs: Jobs = None,
     out: OutFolder = None,
-    control: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Take the supervised runs of a reproduction that differs only in pretraining.",
-        ),
-    ] = None,
+    control: Control = None,
+    engine: Engine = EngineName.local,
+    address: Address = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the runs and their time; write nothing.")
     ] = False,
@@ -116,19 +128,23 @@ def reproduce(
     protocol = make_protocol(settings, labels, seeds, budget)
     if dry_run or plan is not None:
         _refuse_json(as_json)
+        _refuse_timing_a_cluster(engine, plan)
         from fastselfie.profiling.estimate import parse_target
         from fastselfie.reproduce.forecast import print_forecast
 
         target = None if plan is None else parse_target(plan, 1)  # cores are not used
         print_forecast(protocol, folder, jobs, control, target, Console(highlight=False))
         return
+    from fastselfie.reproduce.cost import FILE as COSTS
     from fastselfie.reproduce.execute import reproduce as carry_out
     from fastselfie.reproduce.table import PAGE, print_table
+    from fastselfie.runs.folder import read_facts
 
-    figures = carry_out(protocol, folder, jobs, control)
+    figures = carry_out(protocol, folder, jobs, control, engine.value, address)
+    costs = read_facts(folder / COSTS)
     if not as_json:
-        print_table(figures, folder / PAGE, Console(highlight=False))
-    echo_json({"rows": figures["rows"], "table": str(folder / PAGE)}, as_json)
+        print_table(figures, folder / PAGE, Console(highlight=False), costs)
+    echo_json({"rows": figures["rows"], "cost": costs, "table": str(folder / PAGE)}, as_json)
 
 
 @app.command()
@@ -192,3 +208,11 @@ def _load(config: str, overrides: list[str] | None, out: Path | None) -> tuple[C
 def _refuse_json(as_json: bool) -> None:
     if as_json:
         raise UserError("--json: a dry run has no JSON result: remove --json or --dry-run")
+
+
+def _refuse_timing_a_cluster(engine: EngineName, plan: str | None) -> None:
+    if engine is EngineName.ray and plan is None:
+        raise UserError(
+            "--engine ray: a dry run times this machine: remove it, or add --plan with the GPUs of "
+            "the cluster"
+        )

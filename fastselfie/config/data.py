@@ -12,11 +12,12 @@ from fastselfie.config.base import Free, PositiveInt, Section, Text
 class DataConfig(Section):
     """Datasets, augmentation and loaders."""
 
-    train: Free[Text | None] = None
+    train: Free[Text | list[Text] | None] = None
     """training images: an image folder (one sub-folder per class, loose images without labels, or
-    train/ and test/ or val/ inside), a .beton file of `fastselfie prepare`, a folder of CIFAR,
-    ImageNet 32x32 or IDX (MNIST) files, or .tar (WebDataset) or .parquet files"""
-    test: Free[Text | None] = None
+    train/ and test/ or val/ inside), a .beton file of `fastselfie prepare`, several of these (a
+    folder, a pattern such as train-*.beton, or a list), a folder of CIFAR, ImageNet 32x32 or IDX
+    (MNIST) files, or .tar (WebDataset) or .parquet files"""
+    test: Free[Text | list[Text] | None] = None
     """held-out images, of the same kinds; null: another part of data.train with labels of the same
     classes, otherwise a split"""
     held_out: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1

@@ -125,12 +125,22 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if not isinstance(values, dict):
         raise UserError(f"{path}: a config must be a mapping: see `fastselfie configs quickstart`")
     overridden = [_apply(values, override) for override in overrides]
+    _drop_removed(values)
     try:
         return Config.model_validate_json(json.dumps(values, default=str))
     except TypeError as error:
         raise UserError(f"{path}: a key is not a string: {error}") from error
     except ValidationError as error:
         raise UserError(_one_line(error, path, overridden)) from None
+
+
+def _drop_removed(values: dict[str, Any]) -> None:
+    """Drop a removed key where it is off: a run of an older version wrote all keys of its time."""
+    finetune = values.get("finetune")
+    if isinstance(finetune, dict) and finetune.pop("recalibrate", 0) != 0:
+        raise UserError(
+            "finetune.recalibrate was removed, because it changed no weight: remove this key"
+        )
 
 
 _TEXTS = frozenset({"name", "data.train", "data.test"})
@@ -149,8 +159,9 @@ def _apply(values: dict[str, Any], override: str) -> str:
         values = values[section]
         if not isinstance(values, dict):
             raise UserError(f"{key} (command line): '{section}' is a value, not a section")
-    # Not parsed as YAML: a path may contain ' #' or ': ', or consist of digits.
-    values[last] = text if key in _TEXTS and text != "null" else parse_yaml(text, key)
+    # Not parsed as YAML: a path may contain ' #' or ': ', or consist of digits. A list is.
+    plain = key in _TEXTS and text != "null" and (text[:1], text[-1:]) != ("[", "]")
+    values[last] = text if plain else parse_yaml(text, key)
     return key
 
 

@@ -116,11 +116,6 @@ class FinetuneConfig(StageConfig):
     """fraction of the labels, the same for each class"""
     labels_per_class: PositiveInt | None = None
     """number of labels per class, instead of a fraction"""
-    recalibrate: Annotated[int, Field(ge=0)] = 0
-    """number of labelled images, rounded up to whole passes, on which to recompute the running
-    statistics of batch norm before the first step, since those of pretraining are of patches.
-    Affects only evaluations in the first tens of steps; the control has no pretraining and is not
-    affected"""
     control: Free[bool] = True
     """also train the same network from scratch, as a control"""
     scratch_lr: PositiveFloat | None = None

@@ -22,6 +22,7 @@ from fastselfie.data.sources.base import (
     relabelled,
 )
 from fastselfie.data.sources.beton import BetonSource
+from fastselfie.data.sources.file_list import FileList, find_place
 from fastselfie.data.sources.formats import find_dataset
 from fastselfie.data.sources.parts import align_labels, choose_held_out, open_part
 from fastselfie.data.sources.shards import named_as_parts
@@ -32,11 +33,12 @@ __all__ = [
     "ArraySource",
     "BetonSource",
     "Dataset",
+    "FileList",
     "FolderSource",
     "NoSource",
     "Source",
     "class_warning",
-    "expanded",
+    "find_place",
     "limited",
     "open_dataset",
     "open_part",
@@ -97,7 +99,9 @@ class Dataset:
 
 
 def open_dataset(
-    data: str | os.PathLike[str] | DataConfig, seed: int = 0, labels_needed: bool = True
+    data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | DataConfig,
+    seed: int = 0,
+    labels_needed: bool = True,
 ) -> Dataset:
     """Open the training images and the held-out images of a dataset.
 
@@ -107,7 +111,8 @@ def open_dataset(
     the held-out images are dropped.
 
     Args:
-        data: The path of the training images; or the `data` section of what `load_config` returns,
+        data: The path of the training images, or the paths of several .beton files; or the `data`
+            section of what `load_config` returns,
             which may name the held-out images too.
         seed: Chooses the images that are held out or kept by data.limit.
         labels_needed: Whether held-out images without labels of the training classes are refused.
@@ -116,7 +121,10 @@ def open_dataset(
         UserError: A path is missing, empty or damaged, or the held-out part has other classes.
     """
     if not isinstance(data, DataConfig):
-        data = DataConfig(train=os.fspath(data))
+        if isinstance(data, (str, os.PathLike)):
+            data = DataConfig(train=os.fspath(data))
+        else:
+            data = DataConfig(train=[os.fspath(each) for each in data])
     if data.loader == "synthetic":
         labels = np.arange(_SYNTHETIC_IMAGES, dtype=np.int64) % _SYNTHETIC_CLASSES
         noise: Source = NoSource(labels, [str(i) for i in range(_SYNTHETIC_CLASSES)])
@@ -127,21 +135,23 @@ def open_dataset(
             "data.train is not set: pass an image folder with one sub-folder for each class, for "
             "example data.train=DIR, or data.loader=synthetic"
         )
-    train, same = open_part(expanded(data.train), "train").source, False
+    place, same = find_place(data.train), False
+    train = open_part(place, "train").source
     if data.test is not None:
-        held_out = open_part(expanded(data.test), "held_out", train.classes).source
-        split = data.test
-        same = _is_same(data.train, data.test)
+        other = find_place(data.test)
+        held_out = open_part(other, "held_out", train.classes).source
+        split = str(other if isinstance(other, FileList) else data.test)
+        same = _is_same(place, other)
     else:
-        beside = choose_held_out(find_dataset(expanded(data.train)), train.classes)
+        beside = choose_held_out(find_dataset(place), train.classes)
         if beside is None or (is_labelled(train) and not is_labelled(beside.source)):
             kept, taken = held_out_split(train.labels, data.held_out, seed)
             train, held_out = train.select(kept), train.select(taken)
-            split = f"{data.held_out:.0%} of {data.train}"
+            split = f"{data.held_out:.0%} of {place}"
             if beside is not None:
                 split += f": its {beside.name} part has no labels"
         else:
-            held_out, split = beside.source, f"the {beside.name} part of {data.train}"
+            held_out, split = beside.source, f"the {beside.name} part of {place}"
             if beside.rejected:
                 split += f" (no labels of the training classes in: {', '.join(beside.rejected)})"
     held_out = _align_held_out(train, held_out, split, labels_needed)
@@ -185,7 +195,7 @@ def _align_held_out(train: Source, held_out: Source, split: str, labels_needed: 
     )
 
 
-def class_warning(source: Source, path: str | Path) -> str:
+def class_warning(source: Source, path: object) -> str:
     """Return a warning if the classes at `path` look like a misread folder; "" if they do not.
 
     Args:
@@ -214,20 +224,22 @@ def class_warning(source: Source, path: str | Path) -> str:
     return ""
 
 
-def _is_same(train: str, test: str) -> bool:
+def _is_same(train: Path | FileList, test: Path | FileList) -> bool:
     """Return whether data.test opens the images of data.train again.
 
     A dataset without parts opens as either part.
     """
-    ours, theirs = (expanded(path).resolve() for path in (train, test))
+    if isinstance(train, FileList) or isinstance(test, FileList):
+        return _resolved(train) == _resolved(test)
+    ours, theirs = train.resolve(), test.resolve()
     if theirs == ours / "train":
         return True
     return theirs == ours and choose_held_out(find_dataset(theirs), UNLABELLED) is None
 
 
-def expanded(path: str | os.PathLike[str]) -> Path:
-    """Return the path with ~ replaced; unchanged if ~ names an unknown user."""
-    return Path(os.path.expanduser(path))
+def _resolved(place: Path | FileList) -> list[Path]:
+    files = place.files if isinstance(place, FileList) else (place,)
+    return sorted(file.resolve() for file in files)
 
 
 def limited(source: Source, limit: int | None, seed: int) -> Source:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastselfie.data.dataset import Source, expanded, open_part
+from fastselfie.data.dataset import Source, find_place, open_part
 from fastselfie.data.loaders import build_loader
 from fastselfie.errors import UserError
 from fastselfie.evaluation.representations import feature_batches
@@ -41,7 +41,7 @@ def write_features(
         UserError: There are no images, or one cannot be read (data.on_error has no effect, as every
             image needs a row); or a path does not end in .npy, or both are the same.
     """
-    source = open_part(expanded(data), "train" if part == "train" else "held_out").source
+    source = open_part(find_place(data), "train" if part == "train" else "held_out").source
     for option, path in (("--out", out), ("--labels", labels)):
         if path is not None and path.suffix != ".npy":
             raise UserError(f"{option} {path}: is written as .npy: pass a name that ends in .npy")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastselfie.config import Config
@@ -80,7 +81,10 @@ class Selfie(nn.Module):
         self.pooled = model.query == "pooled"
         self.encoder_positions = model.encoder_positions
         self.kernels = config.runtime.kernels
-        self.scale = width**-0.5 if model.logit_scale == "inverse_sqrt" else 1.0
+        self.cosine = model.logit_scale == "cosine"
+        self.scale = {
+            "inverse_sqrt": width**-0.5, "none": 1.0, "cosine": 1 / model.temperature
+        }[model.logit_scale]  # fmt: skip
         self.patch_network = build_patch_network(config)
         self.pooling = _build_pooling(config)
         self.positions = _build_positions(config)
@@ -124,8 +128,16 @@ class Selfie(nn.Module):
         query, h = encoded
         with trace_range("scoring"):
             if self.pooled:
-                return query_score(query, h, self.scale, self.kernels)
+                return query_score(*self._directions(query, h), self.scale, self.kernels)
             return distractor_score(query, h, positions, locations, self.scale, self.kernels)
+
+    def _directions(self, v: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Divide queries and candidates by their norms in float32, if scores are cosines."""
+        if not self.cosine:
+            return v, h
+        exact = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (v, h))
+        v, h = (F.normalize(x, dim=-1) for x in exact)
+        return v, h
 
     def forward(self, patches: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
         """Loss () and the number of right answers () int64, out of B x M.
@@ -140,7 +152,7 @@ class Selfie(nn.Module):
         """(B, M, M): scores of masked locations by candidates. Inputs: see `forward`."""
         query, h = self.encoded(self.vectors(patches), order)
         if self.pooled:
-            return query_scores(query, h, self.scale)
+            return query_scores(*self._directions(query, h), self.scale)
         locations = order[:, -self.masked :]
         return distractor_scores(query, h, self.positions(), locations, self.scale)
 

@@ -1,49 +1,53 @@
-"""Run all trials of a protocol, in one process or several, and write the table."""
+"""Run all trials of a protocol, on this machine or on a Ray cluster, and write the table."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
-
-from fastselfie.data.dataset import open_dataset
+from fastselfie.data.dataset import Dataset, open_dataset
 from fastselfie.errors import UserError
-from fastselfie.report.live import LivePage
 from fastselfie.reproduce.control import copy_control_results
-from fastselfie.reproduce.progress import progress_reporter
-from fastselfie.reproduce.protocol import Protocol, Trial
+from fastselfie.reproduce.cost import write_costs
+from fastselfie.reproduce.engines import Engine, LocalEngine
+from fastselfie.reproduce.protocol import Protocol
 from fastselfie.reproduce.provenance import check_folders, write_provenance
-from fastselfie.reproduce.representations import FEATURES, FIGURES, measure_features
+from fastselfie.reproduce.ray_engine import ray_engine
+from fastselfie.reproduce.representations import FEATURES
 from fastselfie.reproduce.scheduler import RUNS, Scheduler
 from fastselfie.reproduce.statistics import summary_of
 from fastselfie.reproduce.table import write_table
-from fastselfie.reproduce.trials import TrialRunner, drop_checkpoints
-from fastselfie.reproduce.workers import run_in_workers
+from fastselfie.reproduce.trials import TrialRunner, drop_checkpoints, has_features
 from fastselfie.runs.folder import read_facts
-from fastselfie.runs.train import train
-from fastselfie.stage_names import PRETRAIN
 from fastselfie.system.accelerator import choose_accelerator
-from fastselfie.system.console import console, messages, say
+from fastselfie.system.console import say
 from fastselfie.system.distributed import ranks_of
-from fastselfie.system.files import write_atomically
 from fastselfie.system.lock import exclusive_lock
+
+_ORPHANS = 30.0  # seconds within which Ray ends the tasks of a command that was killed
 
 
 def reproduce(
-    protocol: Protocol, out: Path, jobs: int | None, control: Path | None = None
+    protocol: Protocol,
+    out: Path,
+    jobs: int | None,
+    control: Path | None = None,
+    engine: Literal["local", "ray"] = "local",
+    address: str | None = None,
 ) -> dict[str, Any]:
     """Pretrain, run every trial that has no result yet in `out`, and write the table there.
 
     Args:
         protocol: Which trials there are.
         out: Folder of the reproduction, new or unfinished.
-        jobs: Number of processes that train; None: one per GPU, one on a CPU.
+        jobs: Number of processes that train on a machine; None: one per GPU, one on a CPU.
         control: Folder of another reproduction whose config differs only in pretraining; its
             supervised trials are taken.
+        engine: Where to train: on this machine, or on the nodes of a Ray cluster.
+        address: Of the Ray cluster, see `ray_cluster`; None: start one on this machine.
 
     Returns:
         The figures of the table, see `summary_of`.
@@ -59,46 +63,34 @@ def reproduce(
             "reproduce starts its processes itself, see --jobs: use torchrun only for "
             "`fastselfie train CONFIG --stage pretrain --out DIR`, then reproduce with --out DIR"
         )
-    accelerator = choose_accelerator(config.runtime)
-    if jobs is None:
-        jobs = torch.cuda.device_count() if accelerator.device.type == "cuda" else 1
+    if address is not None and engine != "ray":
+        raise UserError(f"--address {address}: is of a Ray cluster: add --engine ray")
     dataset = open_dataset(config.data, config.seed)
     protocol.check(dataset)
-    precision = accelerator.precision.name
-    steps = check_folders(protocol, dataset, precision, out, control)
-    if (pretrained := steps >= config.pretrain.steps) and dataset.warning:
-        say(f"warning: {dataset.warning}")  # otherwise pretraining says it
-    with exclusive_lock(out):
-        write_provenance(protocol, dataset, precision, out)
-        if control is not None:
-            copy_control_results(protocol, control, out)
-        if not pretrained:
-            train(config, PRETRAIN, "auto", out, LivePage)
-        runner = TrialRunner(protocol, dataset, out, accelerator)
-        features = read_facts(out / FEATURES)
-        if not set(features) >= FIGURES:  # missing, or written by an earlier version
-            say("features of P: k-NN and linear probe")
-            features = measure_features(config, dataset, accelerator, runner.pretrained)
-            write_atomically(out / FEATURES, json.dumps(features, indent=1) + "\n")
-        scheduler = Scheduler(protocol, out)
-        for trial in scheduler.results:  # a kill may have come before this
-            drop_checkpoints(out / RUNS / trial.name, trial)
-        report = progress_reporter(scheduler)
-        if jobs == 1:
-            _run_in_this_process(scheduler, runner, report)
-        else:
-            torch.cuda.empty_cache()  # the workers need the memory that pretraining used
-            run_in_workers(scheduler, jobs, report)
-        figures = summary_of(scheduler, dataset, features)
-        write_table(figures, out)
-        return figures
+    check_folders(protocol, dataset, None, out, control)  # before a cluster is asked
+    opened = ray_engine(protocol, dataset, out, jobs, address)
+    with opened if engine == "ray" else _local(protocol, dataset, out, jobs) as trainer:
+        steps = check_folders(protocol, dataset, trainer.precision, out, control)
+        if (pretrained := steps >= config.pretrain.steps) and dataset.warning:
+            say(f"warning: {dataset.warning}")  # otherwise pretraining says it
+        with exclusive_lock(out, wait=_ORPHANS if engine == "ray" else 0.0):
+            write_provenance(protocol, dataset, trainer.precision, out)
+            if control is not None:
+                copy_control_results(protocol, control, out)
+            if not pretrained:
+                trainer.pretrain()
+            if not has_features(out):
+                trainer.measure_features()
+            scheduler = Scheduler(protocol, out)
+            for trial in scheduler.results:  # a kill may have come before this
+                drop_checkpoints(out / RUNS / trial.name, trial)
+            trainer.run(scheduler)
+            figures = summary_of(scheduler, dataset, read_facts(out / FEATURES))
+            write_table(figures, out, write_costs(scheduler, out))
+            return figures
 
 
-def _run_in_this_process(
-    scheduler: Scheduler, runner: TrialRunner, report: Callable[[Trial], None]
-) -> None:
-    # In a terminal a trial shows its progress bar; elsewhere its lines would be too many.
-    with messages(shown=console.is_terminal):
-        while (trial := scheduler.next()) is not None:
-            scheduler.finish(trial, runner.run(trial))
-            report(trial)
+@contextmanager
+def _local(protocol: Protocol, dataset: Dataset, out: Path, jobs: int | None) -> Iterator[Engine]:
+    accelerator = choose_accelerator(protocol.config.runtime)
+    yield LocalEngine(TrialRunner(protocol, dataset, out, accelerator), jobs)

@@ -74,9 +74,14 @@ class Scheduler:
                 yield from self.protocol.seed_runs(arm, choice.lr)
 
     def _result_of(self, trial: Trial) -> Result | None:
-        folders = [self.out]
-        if self._control is not None and trial.arm.start == SUPERVISED:
-            folders.append(self._control)
-        found = (read_facts(folder / RUNS / trial.name / RESULT) for folder in folders)
-        # The folder of a seed run has no rate in its name; an earlier search may have chosen one.
-        return next((result for result in found if result.get("lr") == trial.lr), None)
+        result = read_result(self.out, trial)
+        if result is None and self._control is not None and trial.arm.start == SUPERVISED:
+            return read_result(self._control, trial)
+        return result
+
+
+def read_result(out: Path, trial: Trial) -> Result | None:
+    """Return the result of a trial that has finished in `out`; None if it has not."""
+    result = read_facts(out / RUNS / trial.name / RESULT)
+    # The folder of a seed run has no rate in its name; an earlier search may have chosen one.
+    return result if result.get("lr") == trial.lr else None

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from fastselfie.report.curves import Bars, label_share_chart
 from fastselfie.report.render import render
+from fastselfie.reproduce.cost import cost_cells, time_chart
 from fastselfie.reproduce.protocol import STARTS
 from fastselfie.reproduce.statistics import Figures
 from fastselfie.system.files import write_atomically
@@ -28,8 +29,14 @@ HEAD = (
 FEATURES_HEAD = ("without finetuning", "bank", "P", "random weights", "pixels")
 
 
-def write_table(figures: Figures, out: Path) -> None:
-    """Write table.json, .md, .csv and .html in `out`."""
+def write_table(figures: Figures, out: Path, costs: Figures | None = None) -> None:
+    """Write table.json, .md, .csv and .html in `out`.
+
+    Args:
+        figures: From `summary_of`.
+        out: The folder.
+        costs: From `write_costs`, for the page alone: the others are the same at every speed.
+    """
     name = out.resolve().name  # several reproductions may share a config
     write_atomically(out / JSON, json.dumps(figures, indent=1) + "\n")
     write_atomically(out / MARKDOWN, markdown(figures, name))
@@ -43,6 +50,8 @@ def write_table(figures: Figures, out: Path) -> None:
         pretext=pretext_line(figures),
         features_head=FEATURES_HEAD,
         features=feature_cells(figures),
+        costs=cost_cells(costs) if costs else None,
+        time_chart=time_chart(costs) if costs else None,
         notes=figures["notes"],
     )
     write_atomically(out / PAGE, page)
@@ -67,7 +76,9 @@ def _markdown_rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[s
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
 
 
-def print_table(figures: Figures, page: Path, console: Console) -> None:
+def print_table(
+    figures: Figures, page: Path, console: Console, costs: Figures | None = None
+) -> None:
     """Print the table to a terminal, without empty columns.
 
     If the console is too narrow, as in a pipe, print it as Markdown: a number that breaks over two
@@ -77,17 +88,23 @@ def print_table(figures: Figures, page: Path, console: Console) -> None:
         figures: From `summary_of`.
         page: Path of the HTML page, printed below.
         console: Where to print.
+        costs: From `write_costs`.
     """
     name = page.resolve().parent.name
     title = f"{name}: top-1 in percent, mean +- std"
     tables = [
         _table(title, HEAD, [cells(row) for row in figures["rows"]]),
         _table(None, FEATURES_HEAD, feature_cells(figures)),
+        *([_table(None, *cost_cells(costs))] if costs else []),
     ]
     notes = [pretext_line(figures), *(f"* {note}" for note in figures["notes"])]
     unbounded = console.options.update(max_width=10_000)
     if any(Measurement.get(console, unbounded, t).maximum > console.width for t in tables):
-        console.print(escape(markdown(figures, name)), soft_wrap=True)
+        text = markdown(figures, name)
+        if costs:
+            head, rows = cost_cells(costs)
+            text += "\n".join(["", *_markdown_rows(head, rows)]) + "\n"
+        console.print(escape(text), soft_wrap=True)
     else:
         for table in tables:
             console.print(table)
@@ -101,7 +118,7 @@ def _table(title: str | None, head: Sequence[str], rows: Sequence[Sequence[str]]
     used = [i for i in range(len(head)) if any(row[i] for row in rows)]
     table = Table(title=title, show_edge=False)
     for i in used:
-        words = head[i] in ("rates", FEATURES_HEAD[0])
+        words = head[i] in ("rates", "arm", FEATURES_HEAD[0])
         name = head[i].replace(" ", "\n")
         table.add_column(name, justify="left" if words else "right", no_wrap=True)
     for row in rows:

@@ -1,4 +1,4 @@
-"""Run one trial: get its images, train, measure, write the result."""
+"""Run the parts of a reproduction in one process: pretraining, features of P, single trials."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from pathlib import Path
 from fastselfie.data.dataset import Dataset
 from fastselfie.errors import Diverged
 from fastselfie.models.selfie import Selfie
+from fastselfie.report.live import LivePage
 from fastselfie.reproduce.protocol import Protocol, Trial
 from fastselfie.reproduce.rate_search import Result, lower_the_rates
-from fastselfie.reproduce.scheduler import RESULT, RUNS
+from fastselfie.reproduce.representations import FEATURES, FIGURES, measure_features
+from fastselfie.reproduce.scheduler import RESULT, RUNS, read_result
 from fastselfie.runs.folder import read_facts
 from fastselfie.runs.load import load_pretrained
+from fastselfie.runs.train import train
 from fastselfie.stage_names import FINETUNED, PRETRAIN
 from fastselfie.system.accelerator import Accelerator
 from fastselfie.system.console import say
@@ -45,14 +48,32 @@ class TrialRunner:
         """The pretrained network. Raises UserError if pretraining has not finished."""
         return load_pretrained(self.protocol.config, self.out / PRETRAIN, whole=True)
 
+    def pretrain(self) -> None:
+        """Pretrain, from the last checkpoint on. Raises UserError, see `train`."""
+        train(self.protocol.config, PRETRAIN, "auto", self.out, LivePage)
+
+    def measure_features(self) -> None:
+        """Measure the features of the pretrained network; write them to `FEATURES`."""
+        config = self.protocol.config
+        features = measure_features(config, self.dataset, self.accelerator, self.pretrained)
+        write_atomically(self.out / FEATURES, json.dumps(features, indent=1) + "\n")
+
     def run(self, trial: Trial) -> Result:
         """Train and measure, from the last checkpoint on; write result.json and return it.
 
-        A search trial that diverges has None as its accuracy.
+        A trial that has finished before is not trained again. A search trial that diverges has None
+        as its accuracy.
 
         Raises:
             UserError: See `finetune`; or a seed run diverged.
         """
+        result = read_result(self.out, trial)
+        if result is None:
+            result = self._train(trial)
+        drop_checkpoints(self.out / RUNS / trial.name, trial)
+        return result
+
+    def _train(self, trial: Trial) -> Result:
         config = self.protocol.config_for(trial)
         few = self.protocol.images_for(trial, self.dataset)
         pretrained = self.pretrained if trial.arm.start == FINETUNED else None
@@ -80,8 +101,12 @@ class TrialRunner:
             **measures,
         }
         write_atomically(folder / RESULT, json.dumps(result) + "\n")
-        drop_checkpoints(folder, trial)
         return result
+
+
+def has_features(out: Path) -> bool:
+    """Whether the features are measured in `out`, all those that this version measures."""
+    return set(read_facts(out / FEATURES)) >= FIGURES
 
 
 def _set_aside(folder: Path, lr: float) -> None:

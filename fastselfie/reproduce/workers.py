@@ -69,7 +69,7 @@ def _run_trials(
     """
     os.setpgid(0, 0)  # a signal to the parent's group must not reach it twice
     share_machine(shares)
-    with messages(shown=False), helping_in(out, number):
+    with messages(shown=False), helping_in(out):
         config = protocol.config
         threads = config.runtime.threads or usable_cores()
         ranks = Ranks(local_rank=number % max(1, torch.cuda.device_count()))

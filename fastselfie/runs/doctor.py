@@ -21,7 +21,7 @@ from fastselfie.system.resources import total_memory, usable_cores
 
 _MIB = 2**20
 # Packages that only some configs and datasets need; those say so themselves.
-ON_REQUEST = ("pyarrow", "wandb", "onnx", "onnxruntime")
+ON_REQUEST = ("pyarrow", "wandb", "onnx", "onnxruntime", "ray")
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,7 @@ def examine() -> list[Finding]:
         _package("pyarrow", "parquet files", "pip install 'fastselfie[parquet]'"),
         _package("wandb", "log.wandb", "pip install 'fastselfie[wandb]'"),
         _package("onnx", "export --format onnx", "pip install 'fastselfie[export]'"),
+        _package("ray", "--engine ray", "pip install 'fastselfie[ray]'"),
         _package("onnxruntime", "the check of an ONNX file", "pip install 'fastselfie[export]'"),
     ]
     return findings

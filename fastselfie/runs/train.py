@@ -145,8 +145,8 @@ def _open(
             keep_labels(out / "labels.txt", chosen, dataset.train.labels, config.seed)
         write_atomically(out / CLASSES, json.dumps(list(dataset.train.classes)) + "\n")
         write_atomically(out / CONFIG, config.to_yaml())
-        facts = json.dumps(environment(accelerator.device), indent=1)
-        write_atomically(out / ENVIRONMENT, facts + "\n")
+        facts = environment(accelerator.device) | {"processes": str(accelerator.ranks.world)}
+        write_atomically(out / ENVIRONMENT, json.dumps(facts, indent=1) + "\n")
     return accelerator, dataset
 
 

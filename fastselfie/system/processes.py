@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -114,28 +113,38 @@ def worker_pool(works: Sequence[Work], option: str) -> Iterator[list[Worker]]:
 
 
 def map_in_order(
-    work: Callable[[Task], Result], tasks: Iterable[Task], workers: int
+    work: Callable[[Iterator[Task]], Iterable[Result]],
+    tasks: Iterable[Task],
+    workers: int,
+    results: Callable[[Task], int] = lambda _: 1,
 ) -> Generator[Result]:
-    """Yield work(task) for every task, in order, computed in worker processes.
+    """Yield the results of all tasks, in order, computed in worker processes.
 
     Args:
-        work: Sent to the workers pickled.
+        work: Takes an iterator over tasks, and yields the results of each in order. Sent to the
+            workers pickled.
         tasks: Drawn only as they are needed, and sent pickled.
         workers: Number of processes.
+        results: Returns how many results a task has.
 
     Raises:
         UserError: A worker was killed.
     """
-    with worker_pool([partial(map, work)] * workers, "--workers") as pool:
-        pending: deque[Worker] = deque()
+    with worker_pool([work] * workers, "--workers") as pool:
+        pending: deque[tuple[Worker, int]] = deque()
         for number, task in enumerate(tasks):
             worker = pool[number % workers]
             worker.send(task)
-            pending.append(worker)
+            pending.append((worker, results(task)))
             if len(pending) == _AHEAD * workers:
-                yield pending.popleft().receive()
+                yield from _receive(*pending.popleft())
         while pending:
-            yield pending.popleft().receive()
+            yield from _receive(*pending.popleft())
+
+
+def _receive(worker: Worker, count: int) -> Iterator[Any]:
+    for _ in range(count):
+        yield worker.receive()
 
 
 def _worker_main(work: Work, connection: Connection[Any, Any]) -> None:

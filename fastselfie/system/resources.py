@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import resource
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,10 +17,26 @@ import torch
 
 from fastselfie.system.distributed import ranks_of
 
+_OTHER_FILES = 512  # that a process has open, beside those of a dataset
+# Processes on each GPU, where a process sees no other GPU; 0 or unset: LOCAL_WORLD_SIZE decides.
+_PER_GPU = "FASTSELFIE_PROCESSES_PER_GPU"
+
 
 def share_machine(processes: int) -> None:
     """Set the number of processes that share the machine, for this process and its children."""
     os.environ["LOCAL_WORLD_SIZE"] = str(processes)
+
+
+def take_share(cores: float, gpus: float) -> None:
+    """Limit this process to a share of its machine, where a scheduler has placed it.
+
+    Args:
+        cores: Cores that it may use.
+        gpus: GPUs that it may use, of which it sees only its own: 0.5 if two processes share one.
+    """
+    share_machine(1)  # this process may have had another share before
+    share_machine(math.ceil(usable_cores() / cores))
+    os.environ[_PER_GPU] = str(max(1, round(1 / gpus))) if gpus else "0"
 
 
 def usable_cores() -> int:
@@ -40,12 +57,23 @@ def total_memory(device: torch.device) -> int:
     processes = _processes()
     if device.type == "cuda":
         memory = int(torch.cuda.get_device_properties(device).total_memory)
-        return memory // math.ceil(processes / torch.cuda.device_count())
+        on_this_gpu = int(os.environ.get(_PER_GPU, "0"))
+        return memory // (on_this_gpu or math.ceil(processes / torch.cuda.device_count()))
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with suppress(OSError, ValueError):  # no cgroup, or "max": it has no limit
         limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")
         available = min(available, int(limit))
     return available // processes
+
+
+def allow_open_files(count: int) -> None:
+    """Raise this process's limit of open files for `count` more, as far as the system allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + _OTHER_FILES
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and wanted > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _processes() -> int:

@@ -46,13 +46,14 @@ class Pending:
         """
         self._abandons = True  # before the check below, so that no signal falls between them
         try:
-            self._raise_if_signalled()
+            self.raise_if_signalled()
             yield
         finally:
             self._abandons = False
-        self._raise_if_signalled()  # if a destructor swallowed the exception
+        self.raise_if_signalled()  # if a destructor swallowed the exception
 
-    def _raise_if_signalled(self) -> None:
+    def raise_if_signalled(self) -> None:
+        """Raise Interrupted if a signal has arrived."""
         if self.number is not None:
             raise Interrupted(self.number)
 

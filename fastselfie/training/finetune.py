@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim.swa_utils import update_bn
 
 from fastselfie.config import Config
 from fastselfie.data.dataset import Dataset, Source
 from fastselfie.data.draws import IntArray
 from fastselfie.data.inputs import InputTransform
-from fastselfie.data.loaders import Batch, Loader, build_loader
+from fastselfie.data.loaders import Batch, build_loader
 from fastselfie.data.splits import choose_labels
 from fastselfie.errors import UserError
 from fastselfie.evaluation.metrics import classification_accuracy
 from fastselfie.models.selfie import Classifier, Selfie, build_classifier
 from fastselfie.stage_names import FINETUNED, SUPERVISED
-from fastselfie.system.accelerator import Accelerator, random_state, set_random_state
+from fastselfie.system.accelerator import Accelerator
 from fastselfie.training.build import BuiltStage, build_stage
-from fastselfie.training.checkpoint import has_checkpoints
 from fastselfie.training.loop import fit
 from fastselfie.training.memory import estimate_finetuning
 from fastselfie.training.metrics_log import OnLogLine
@@ -57,10 +54,10 @@ def finetuning_stage(config: Config, images: str, from_p: bool) -> Stage:
     if from_p:
         unused = ["finetune.scratch_lr"]
         return Stage(FINETUNED, config, settings, (*sections, "pretrain"), images, unused)
-    unused = ["finetune.recalibrate"]
+    unused = []
     if settings.scratch_lr is not None:
         settings = settings.model_copy(update={"lr": settings.scratch_lr})
-        unused.append("finetune.lr")
+        unused = ["finetune.lr"]
     return Stage(SUPERVISED, config, settings, sections, images, unused)
 
 
@@ -145,43 +142,8 @@ def finetune(
     classes = len(few.train.classes)
     built = build_finetuning(config, stage, classes, accelerator, start)
     network, pixels = built.model, built.pixels
-    fresh = accelerator.ranks.broadcast_from_main(lambda: not has_checkpoints(folder))
-    if start is not None and fresh and config.finetune.recalibrate:
-        with accelerator.ranks.raise_together():
-            # A separate loader: training must count the images that it skips itself.
-            seen = build_loader(few.train, config.data, config.seed, accelerator.device)
-        recalibrate(network, seen, pixels, config.finetune.recalibrate)
     with accelerator.ranks.raise_together():
         train = build_loader(few.train, config.data, config.seed, accelerator.device)
         held_out = build_loader(few.held_out, config.data, config.seed, accelerator.device)
     evaluate = partial(classification_accuracy, network, held_out, pixels)
     return fit(stage, folder, built.step, train, lambda _: evaluate(), on_log_line=on_log_line)
-
-
-def recalibrate(network: Classifier, loader: Loader, pixels: InputTransform, images: int) -> None:
-    """Recompute batch norm's running statistics: a plain mean over forward passes.
-
-    It takes the first images that training will see, with training's order and crops: in the order
-    of the files a pass might hold one class alone. Every rank processes all of them.
-
-    Args:
-        network: changed in place.
-        loader: of the training images.
-        pixels: makes the network's input; its accelerator is where the network is.
-        images: how many, rounded up to whole passes.
-    """
-    accelerator = pixels.accelerator
-    passes = -(-images // pixels.batch)
-
-    def inputs() -> Iterator[Tensor]:
-        with closing(loader.stream(0, pixels.batch)) as batches:
-            for _ in range(passes):
-                with accelerator.ranks.raise_together():
-                    batch = next(batches)
-                yield pixels.whole(batch)
-
-    # In training mode A's dropout takes random numbers: training must not lose them.
-    state = random_state(accelerator.device)
-    with accelerator.autocast():
-        update_bn(inputs(), network)
-    set_random_state(state, accelerator.device)

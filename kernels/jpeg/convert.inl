@@ -12,11 +12,15 @@ inline void enlarge_row(const PlainInput& input, int row, int first_pixel, uint8
   scratch[count + 1] = samples[count - 1];
   // out[0] is the first of the two pixels whose nearer sample is first_pixel / 2.
   const uint8_t* const nearer = scratch + 1 + (first_pixel / 2 - input.xs.begin);
-  for (int i = 0; i <= count; i += 16) {
-    const I16x16 center = 3 * widen(load<U8x16>(nearer + i)) + 2;
-    const I16x16 even = (center + widen(load<U8x16>(nearer + i - 1))) >> 2;
-    const I16x16 odd = (center + widen(load<U8x16>(nearer + i + 1))) >> 2;
-    store(out + 2 * i, even + (odd << 8));
+  for (int i = 0; i <= count; i += kStep) {
+    const auto at = [&](int x) { return widen(load<Octets>(nearer + i + x)); };
+    const Widened before = at(-1), center = at(0), behind = at(1);
+    const auto pixels = [](Words left, Words middle, Words right) {
+      middle = 3 * middle + 2;
+      return (Octets)(((middle + left) >> 2) + ((middle + right) >> 2 << 8));
+    };
+    store_blocks(out + 2 * i, 32, pixels(before.low, center.low, behind.low));
+    store_blocks(out + 2 * i + 16, 32, pixels(before.high, center.high, behind.high));
   }
 }
 
@@ -57,21 +61,23 @@ class PlainRows {
   int enlarged_[2] = {-1, -1};
 };
 
-// 16 samples with kFractionBits of fraction.
+// kStep samples with kFractionBits of fraction.
 template <bool kBlend>
-inline I16x16 blended(const RowPair& rows, int x) {
+inline Widened blended(const RowPair& rows, int x) {
+  const Widened first = widen(load<Octets>(rows.first + x));
   if constexpr (kBlend) {
-    return widen(load<U8x16>(rows.first + x)) * rows.first_share +
-           widen(load<U8x16>(rows.second + x)) * rows.second_share;
+    const Widened second = widen(load<Octets>(rows.second + x));
+    return {first.low * rows.first_share + second.low * rows.second_share,
+            first.high * rows.first_share + second.high * rows.second_share};
   } else {
-    return widen(load<U8x16>(rows.first + x)) << kFractionBits;
+    return {first.low << kFractionBits, first.high << kFractionBits};
   }
 }
 
 // Only the components behind the first may be halved.
 template <ColorModel kColor, bool kHalvedRows>
 inline Rgb convert_pixels(const RowPair* rows, int x) {
-  const auto sample = [&](int i) { return load<U8x16>(rows[i].first + x); };
+  const auto sample = [&](int i) { return load<Octets>(rows[i].first + x); };
   if constexpr (kColor == ColorModel::kGray) {
     return {sample(0), sample(0), sample(0)};
   } else if constexpr (kColor == ColorModel::kRgb) {
@@ -85,19 +91,12 @@ inline Rgb convert_pixels(const RowPair* rows, int x) {
 template <ColorModel kColor, bool kHalvedRows>
 void convert_as(const PlainInput* planes, const Box& box, uint8_t* rgb) {
   PlainRows sources[] = {{planes[0], box}, {planes[1], box}, {planes[2], box}};
-  alignas(64) uint8_t last[3 * kTile];
   for (int y = box.top; y < box.top + box.height; ++y, rgb += size_t{3} * box.width) {
     RowPair rows[kMaxComponents];
     constexpr int kPlanes = kColor == ColorModel::kGray ? 1 : 3;
     for (int i = 0; i < kPlanes; ++i) rows[i] = sources[i].at(y);
-    for (int x = 0; x < box.width; x += kTile) {
-      const int left = box.width - x;
-      uint8_t* const out = rgb + size_t{3} * x;
-      uint8_t* const to = left >= kTile ? out : last;  // the output may end with the last pixel
-      store_interleaved(convert_pixels<kColor, kHalvedRows>(rows, x), to);
-      store_interleaved(convert_pixels<kColor, kHalvedRows>(rows, x + 16), to + 48);
-      if (left < kTile) std::memcpy(out, last, size_t{3} * left);
-    }
+    store_row(box.width, rgb,
+              [&](int x) { return convert_pixels<kColor, kHalvedRows>(rows, x); });
   }
 }
 

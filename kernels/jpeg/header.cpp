@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "huffman.hpp"
+#include "kernels.hpp"
 
 namespace fastselfie::jpeg {
 namespace {
@@ -259,13 +259,13 @@ bool index_intervals(Bytes jpeg, const Header& header, std::vector<Bytes>& inter
   const uint8_t* const end = jpeg.data + jpeg.size;
   const size_t expected =
       header.restart_interval ? ceil_div(header.mcu_count(), header.restart_interval) : 1;
+  const auto find_marker = kernels().find_marker;
   for (const uint8_t* p = begin;;) {
-    const auto* const ff = static_cast<const uint8_t*>(std::memchr(p, 0xFF, end - p));
-    p = ff ? ff : end;
+    const uint8_t* const ff = p = find_marker(p, end);
     while (p < end && *p == 0xFF) ++p;  // fill bytes
     const int marker = p < end ? *p++ : -1;  // -1: the file ends without one
-    if (marker == 0) continue;  // a stuffed 0xFF
-    intervals.push_back({begin, static_cast<size_t>((ff ? ff : end) - begin)});
+    if (marker == 0) continue;  // a stuffed 0xFF behind fill bytes
+    intervals.push_back({begin, static_cast<size_t>(ff - begin)});
     if (marker < kRST0 || marker > kRST7 || intervals.size() == expected) {
       if (intervals.size() == expected) return marker == kEOI;
       throw Error("corrupt scan: " + std::to_string(intervals.size()) +

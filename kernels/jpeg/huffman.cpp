@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels.hpp"
+
 namespace fastselfie::jpeg {
 namespace {
 
@@ -195,21 +197,9 @@ void ScanTables::build(const Header& header) {
 
 size_t unstuff(Bytes interval, std::vector<uint8_t>& out) {
   if (out.size() < interval.size + kReadBehind) out.resize(interval.size + kReadBehind);
-  const uint8_t* in = interval.data;
-  const uint8_t* const end = in + interval.size;
-  uint8_t* to = out.data();
-  while (in < end) {
-    const auto* ff = static_cast<const uint8_t*>(std::memchr(in, 0xFF, end - in));
-    const size_t run = (ff ? ff + 1 : end) - in;
-    std::memcpy(to, in, run);
-    to += run;
-    in += run;
-    if (ff == nullptr) break;
-    while (in < end && *in == 0xFF) ++in;  // fill bytes
-    ++in;  // index_intervals() has seen that a zero follows
-  }
-  std::memset(to, 0, kZerosBehind);
-  return to - out.data();
+  const size_t size = kernels().unstuff(interval, out.data());
+  std::memset(&out[size], 0, kZerosBehind);
+  return size;
 }
 
 }  // namespace fastselfie::jpeg

@@ -87,6 +87,11 @@ constexpr int plain_scratch_stride(int width) { return round_up(width, kTile) + 
 
 struct Kernels {
   const char* name;
+  // The first 0xFF that no zero follows, or `end`.
+  const uint8_t* (*find_marker)(const uint8_t* begin, const uint8_t* end);
+  // Copies the interval without the zeros stuffed behind each 0xFF. Returns the number of bytes.
+  // `out` has room for a vector more than the interval.
+  size_t (*unstuff)(Bytes interval, uint8_t* out);
   // Decodes intervals into the planes. Returns false where one is damaged or holds more than its
   // MCUs.
   bool (*decode_intervals)(const Scan& scan, IntervalSource& source);

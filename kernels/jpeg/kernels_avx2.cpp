@@ -3,6 +3,7 @@
 // Every header comes before the target is raised: an inline function of the standard library that
 // were compiled for it could be the copy that the linker keeps for everybody.
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "kernels.hpp"
@@ -20,13 +21,14 @@
 
 namespace fastselfie::jpeg::avx2 {
 #include "simd.inl"
+#include "markers.inl"
 #include "idct.inl"
 #include "entropy.inl"
 #include "resample.inl"
 #include "convert.inl"
 
-extern const Kernels kKernels{"avx2",           decode_intervals, decode_coefficients,
-                             resample_columns, resample_rows,   convert};
+extern const Kernels kKernels{"avx2", find_marker, unstuff, decode_intervals,
+                             decode_coefficients, resample_columns, resample_rows, convert};
 }  // namespace fastselfie::jpeg::avx2
 
 #if defined(__clang__)

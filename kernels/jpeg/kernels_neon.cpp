@@ -1,6 +1,7 @@
 // The kernels for aarch64, all of which have NEON.
 #if defined(__aarch64__)
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "kernels.hpp"
@@ -11,12 +12,13 @@
 
 namespace fastselfie::jpeg::neon {
 #include "simd.inl"
+#include "markers.inl"
 #include "idct.inl"
 #include "entropy.inl"
 #include "resample.inl"
 #include "convert.inl"
 
-extern const Kernels kKernels{"neon",           decode_intervals, decode_coefficients,
-                             resample_columns, resample_rows,   convert};
+extern const Kernels kKernels{"neon", find_marker, unstuff, decode_intervals,
+                             decode_coefficients, resample_columns, resample_rows, convert};
 }  // namespace fastselfie::jpeg::neon
 #endif

@@ -7,7 +7,6 @@ using U8x16 __attribute__((vector_size(16))) = uint8_t;
 using I16x8 __attribute__((vector_size(16))) = int16_t;
 using I16x16 __attribute__((vector_size(32))) = int16_t;
 using I32x8 __attribute__((vector_size(32))) = int32_t;
-using I32x16 __attribute__((vector_size(64))) = int32_t;
 using U32x8 __attribute__((vector_size(32))) = uint32_t;
 
 #if defined(__clang__)
@@ -36,70 +35,28 @@ inline void store(void* p, Vector v) {
   std::memcpy(p, &v, sizeof v);
 }
 
-inline I16x16 splat(int16_t x) { return I16x16{} + x; }
+// The index of the first byte that is not zero, or the number of bytes.
+inline int first_set(U8x16 v) {
+  static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);
+  const auto halves = load<std::array<uint64_t, 2>>(&v);
+  if (halves[0] != 0) return __builtin_ctzll(halves[0]) / 8;
+  return halves[1] != 0 ? 8 + __builtin_ctzll(halves[1]) / 8 : 16;
+}
 
-// The same of what both halves hold.
-inline I16x16 splat_pair(uint32_t halves) {
+// What bytes are searched in.
 #if defined(JPEG_HAVE_AVX2)
-  return (I16x16)_mm256_set1_epi32(static_cast<int>(halves));
+using Search __attribute__((vector_size(32))) = uint8_t;
+inline int first_set(Search v) {
+  const auto zeros = _mm256_movemask_epi8(_mm256_cmpeq_epi8((__m256i)v, _mm256_setzero_si256()));
+  return zeros == -1 ? 32 : __builtin_ctz(~zeros);
+}
 #else
-  return splat(static_cast<int16_t>(halves));
-#endif
-}
-
-inline I16x16 widen(U8x16 v) {
-#if defined(JPEG_HAVE_AVX2)
-  return (I16x16)_mm256_cvtepu8_epi16((__m128i)v);  // GCC 12 widens the halves one by one
-#else
-  return __builtin_convertvector(v, I16x16);
-#endif
-}
-
-#if defined(JPEG_HAVE_NEON)
-struct Halves {
-  int16x8_t low, high;
-};
-inline Halves halves(I16x16 v) {
-  Halves parts;
-  std::memcpy(&parts, &v, sizeof parts);
-  return parts;
-}
-inline I16x16 joined(int16x8_t low, int16x8_t high) {
-  const Halves parts{low, high};
-  return load<I16x16>(&parts);
-}
+using Search = U8x16;
 #endif
 
-// (a * b) / 2^15, rounded.
-inline I16x16 multiply_q15(I16x16 a, I16x16 b) {
-#if defined(JPEG_HAVE_AVX2)
-  return (I16x16)_mm256_mulhrs_epi16((__m256i)a, (__m256i)b);
-#elif defined(JPEG_HAVE_NEON)
-  // Saturates -2^15 * -2^15, which no caller has: one factor is a weight or a constant.
-  const auto x = halves(a), y = halves(b);
-  return joined(vqrdmulhq_s16(x.low, y.low), vqrdmulhq_s16(x.high, y.high));
-#else
-  const I32x16 wide = __builtin_convertvector(a, I32x16) * __builtin_convertvector(b, I32x16);
-  return __builtin_convertvector((wide + (1 << 14)) >> 15, I16x16);
-#endif
-}
-
-inline U8x16 narrow_saturated(I16x16 v) {
-#if defined(JPEG_HAVE_AVX2)
-  const __m256i packed = _mm256_packus_epi16((__m256i)v, (__m256i)v);
-  return (U8x16)_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08));
-#elif defined(JPEG_HAVE_NEON)
-  const auto x = halves(v);
-  return (U8x16)vqmovun_high_s16(vqmovun_s16(x.low), x.high);
-#else
-  v = v < 0 ? splat(0) : v;
-  v = v > 255 ? splat(255) : v;
-  return __builtin_convertvector(v, U8x16);
-#endif
-}
-
-// What the inverse DCT works on: vectors of kBlocks times 128 bits, a block in each. Wide values are
-// of 32 bits; only descale() knows their order within a block. AVX-512 shares the code of AVX2.
+// What the inverse DCT and the resize work on: vectors of kBlocks times 128 bits, a block in each,
+// since AVX2 moves values between those slowly. Wide values are of 32 bits; only descale() knows
+// their order within a block. AVX-512 shares the code of AVX2.
 #if defined(JPEG_HAVE_AVX2)
 
 constexpr int kBlocks = 2;
@@ -117,6 +74,37 @@ inline Octets interleave_low(Octets a, Octets b) {
 }
 inline Octets interleave_high(Octets a, Octets b) {
   return (Octets)_mm256_unpackhi_epi8((__m256i)a, (__m256i)b);
+}
+// JPEG_SHUFFLE in each block.
+template <int... kLanes>
+inline Octets shuffle_blocks(Octets a, Octets b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, (kLanes + (kLanes & 16))...,
+                                 (kLanes + (kLanes & 16) + 16)...);
+#else
+  return __builtin_shuffle(
+      a, b, Octets{(kLanes + (kLanes & 16))..., (kLanes + (kLanes & 16) + 16)...});
+#endif
+}
+// Blocks that are `step` apart.
+inline Octets load_blocks(const uint8_t* p, ptrdiff_t step) {
+  const auto block = [&](int i) { return _mm_loadu_si128((const __m128i*)(p + i * step)); };
+  return (Octets)_mm256_inserti128_si256(_mm256_castsi128_si256(block(0)), block(1), 1);
+}
+inline void store_blocks(uint8_t* p, ptrdiff_t step, Octets v) {
+  store(p, _mm256_castsi256_si128((__m256i)v));
+  store(p + step, _mm256_extracti128_si256((__m256i)v, 1));
+}
+// The same of what both halves hold.
+inline Words splat_pair(uint32_t halves) {
+  return (Words)_mm256_set1_epi32(static_cast<int>(halves));
+}
+// (a * b) / 2^15, rounded.
+inline Words multiply_q15(Words a, Words b) {
+  return (Words)_mm256_mulhrs_epi16((__m256i)a, (__m256i)b);
+}
+inline Octets narrow_saturated(Words low, Words high) {
+  return (Octets)_mm256_packus_epi16((__m256i)low, (__m256i)high);
 }
 inline Lanes multiply_add(Words a, int pair) {
   return (Lanes)_mm256_madd_epi16((__m256i)a, _mm256_set1_epi32(pair));
@@ -165,12 +153,48 @@ inline Octets to_octets(Words a, Words b) {
   return load<Octets>(bytes);
 #endif
 }
+template <int... kLanes>
+inline Octets shuffle_blocks(Octets a, Octets b) {
+  return JPEG_SHUFFLE(a, b, kLanes...);
+}
+inline Octets load_blocks(const uint8_t* p, ptrdiff_t) { return load<Octets>(p); }
+inline void store_blocks(uint8_t* p, ptrdiff_t, Octets v) { store(p, v); }
+inline Words splat_pair(uint32_t halves) { return Words{} + static_cast<int16_t>(halves); }
+inline Words multiply_q15(Words a, Words b) {
+#if defined(JPEG_HAVE_NEON)
+  // Saturates -2^15 * -2^15, which no caller has: one factor is a weight or a constant.
+  return (Words)vqrdmulhq_s16((int16x8_t)a, (int16x8_t)b);
+#else
+  const I32x8 wide = __builtin_convertvector(a, I32x8) * __builtin_convertvector(b, I32x8);
+  return __builtin_convertvector((wide + (1 << 14)) >> 15, Words);
+#endif
+}
+inline Octets narrow_saturated(Words low, Words high) {
+#if defined(JPEG_HAVE_NEON)
+  return (Octets)vqmovun_high_s16(vqmovun_s16((int16x8_t)low), (int16x8_t)high);
+#else
+  I16x16 v;
+  std::memcpy(&v, &low, sizeof low);
+  std::memcpy((char*)&v + sizeof low, &high, sizeof high);
+  v = v < 0 ? I16x16{} : v;
+  v = v > 255 ? I16x16{} + 255 : v;
+  return __builtin_convertvector(v, Octets);
+#endif
+}
 inline Words repeat_block(const int16_t* values) { return load<Words>(values); }
 inline Words load_blocks(const int16_t* const (&blocks)[kBlocks], int offset) {
   return load<Words>(blocks[0] + offset);
 }
 
 #endif
+
+// Bytes as 16 bits each. Only widen() and narrow_saturated() know the order within a block.
+struct Widened {
+  Words low, high;
+};
+inline Widened widen(Octets v) {
+  return {(Words)interleave_low(v, Octets{}), (Words)interleave_high(v, Octets{})};
+}
 
 // a * b; a hostile product wraps.
 inline Words multiply(Words a, Words b) {

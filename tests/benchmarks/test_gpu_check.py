@@ -59,8 +59,9 @@ def test_the_score_is_checked_in_the_dtypes_that_training_has():
     assert kinds <= set(gpu_check._SCORED)
     u, h = gpu_check._SCORED[-1]
     with monkeypatch_cuda():
-        loss, du, dh, _ = gpu_check._score(2, 16, 3, u, h, "reference")
+        loss, du, dh, _, pooled_loss, dv, pooled_dh = gpu_check._score(2, 16, 3, u, h, "reference")
     assert (loss.dtype, du.dtype, dh.dtype) == (torch.float32, u, h)
+    assert (pooled_loss.dtype, dv.dtype, pooled_dh.dtype) == (torch.float32, torch.float32, h)
 
 
 def test_the_norms_of_triton_are_as_close_as_torchs(monkeypatch):

@@ -86,6 +86,7 @@ def test_paths_are_taken_as_they_are_written(tmp_path):
             (),
             ["at least 2", "decrease model.patch_size"],
         ),
+        ("name: a", ("model.logit_scale=cosine",), ["logit_scale is cosine", "query=pooled"]),
         ("name: a", ("model.mask_fraction=0.02",), ["masks 0 of 49", "at least 2", "increase"]),
         ("name: a", ("model.mask_fraction=0.04",), ["masks 1 of 49", "at least 2"]),
         ("name: a", ("model.mask_fraction=1.0",), ["model.mask_fraction", "less than 1"]),
@@ -109,6 +110,13 @@ def test_a_mistake_is_one_line_that_names_it(tmp_path, text, overrides, words):
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+def test_a_removed_key_is_accepted_where_it_was_off(tmp_path):
+    """As in the config that an older version wrote."""
+    assert load(tmp_path, "name: a\nfinetune: {recalibrate: 0}") == load(tmp_path, "name: a")
+    with pytest.raises(UserError, match=r"^finetune\.recalibrate was removed[^\n]*$"):
+        load(tmp_path, "name: a", "finetune.recalibrate=9")
 
 
 def test_a_missing_file_is_named(tmp_path):

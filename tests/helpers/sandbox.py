@@ -24,7 +24,7 @@ from pathlib import Path
 from fastselfie.config.load import load_config
 
 REPOSITORY = Path(__file__).parents[2]
-STAND_INS = ("fastselfie", "python", "torchrun", "srun", "scontrol")
+STAND_INS = ("fastselfie", "python", "ray", "torchrun", "srun", "scontrol")
 
 CLASSES = ("n01440764", "n01443537")  # tench, goldfish
 WORLD = 2  # processes of torchrun --standalone
@@ -63,9 +63,24 @@ def shrunk(arguments: Sequence[str]) -> list[str]:
     command, rest = arguments[0], list(arguments[1:])
     if command in ("prepare", "join"):
         _make_room(rest)
+        rest = [_on_loopback(text) for text in rest]
     if command in _TAKES_CONFIG:
         load_config(rest[0], [text for text in rest[1:] if "=" in text and text[0] != "-"])
     return [command, *rest, *_APPENDED.get(command, ())]
+
+
+# The address that serves the sandbox, and what stands there for the URLs of the docs.
+SERVER = "FASTSELFIE_DOCS_SERVER"
+_SERVED = {
+    "hf://datasets/ILSVRC/imagenet-1k": "parquet",
+    "s3://BUCKET/shards": "shards",
+    "https://HOST/shards/imagenet-train-{0000..0146}.tar": "shards/imagenet-train-{0000..0000}.tar",
+}
+
+
+def _on_loopback(argument: str) -> str:
+    """The URL of files of the sandbox, in the place of one on the internet."""
+    return f"{os.environ[SERVER]}/{_SERVED[argument]}" if "://" in argument else argument
 
 
 def _make_room(arguments: Sequence[str]) -> None:
@@ -212,6 +227,8 @@ def stand_in(name: str, arguments: list[str]) -> None:
         world = WORLD if "--standalone" in arguments else 1
         options = [_on_this_machine(text, world) for text in arguments]
         arguments = ["-m", "torch.distributed.run", *options]
+    elif name == "ray":
+        arguments = ["-m", "ray.scripts.scripts", *arguments]
     elif name == "fastselfie":
         arguments = ["-m", "fastselfie", *arguments]
     if "fastselfie" in arguments:

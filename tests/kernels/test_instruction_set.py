@@ -70,8 +70,8 @@ def host_results(dtype):
     images = random.integers(0, 256, (3, 22, 33, 3), dtype=np.uint8)
     order = random.integers(0, 6, (3, 5))
     scale, offset = random.normal(size=(2, 3)).astype(np.float32)
-    patches = np.empty((3, 5, 11, 11, 3), dtype)
-    host.patchify(images, np.array([True, False, True]), order, 11, scale, offset, 2, patches)
+    flips, patches = np.array([True, False, True]), np.empty((3, 5, 11, 11, 3), dtype)
+    host.patchify(images, flips, order, 11, 11, None, None, scale, offset, 2, patches)
 
     channels = 37
     x, gradient = numbers(531, channels), numbers(531, channels)

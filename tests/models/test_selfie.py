@@ -114,10 +114,25 @@ def test_the_loss_of_pooled_queries_is_that_of_their_scores(small):
     assert correct == (scores.argmax(-1) == torch.arange(4)).sum()
 
 
+COSINE = {"query": "pooled", "logit_scale": "cosine", "temperature": 0.2}
+
+
+def test_cosine_scores_are_those_of_the_formula():
+    config = tiny_config(model=COSINE)
+    model, (patches, order) = Selfie(config).double().eval(), inputs(config, 3)
+    query, h = encoded(model, patches.double(), order)
+    expected = torch.cosine_similarity(query[:, :, None], h[:, None], dim=-1) / 0.2
+    scores = model.scores(patches.double(), order)
+    torch.testing.assert_close(scores, expected, rtol=1e-10, atol=1e-12)
+    loss, _ = model(patches.double(), order)
+    chance = expected.softmax(-1).diagonal(dim1=1, dim2=2)
+    assert loss.item() == pytest.approx(-chance.log().mean().item(), rel=1e-10)
+
+
 @pytest.mark.parametrize(
     "model",
-    [{"positions": "learned"}, {"positions": "row_column"}, {"query": "pooled"}],
-    ids=["learned", "row_column", "pooled"],
+    [{"positions": "learned"}, {"positions": "row_column"}, {"query": "pooled"}, COSINE],
+    ids=["learned", "row_column", "pooled", "cosine"],
 )
 def test_the_fused_loss_trains_like_the_reference(model):
     """To float32: a convolution's gradient sums some hundred terms, each within a few 2^-24."""

@@ -197,7 +197,7 @@ def test_a_lock_of_a_helper_holds_the_folder_too(tmp_path):
         pass
     code = (
         "import sys; from pathlib import Path; from fastselfie.system.lock import helping_in\n"
-        "with helping_in(Path(sys.argv[1]), 3): print(flush=True); sys.stdin.read()"
+        "with helping_in(Path(sys.argv[1])): print(flush=True); sys.stdin.read()"
     )
     with subprocess.Popen([sys.executable, "-c", code, tmp_path], stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE) as helper:  # fmt: skip

@@ -10,7 +10,7 @@ from conftest import tiny_config
 
 from fastselfie.errors import UserError
 from fastselfie.system.accelerator import choose_accelerator
-from fastselfie.system.resources import total_memory
+from fastselfie.system.resources import take_share, total_memory
 
 AUTO = {"device": "cpu", "precision": "auto"}
 
@@ -61,4 +61,9 @@ def test_processes_share_a_gpu_only_where_there_are_more_of_them(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for processes, each in ((1, 90), (2, 90), (3, 45), (4, 45), (6, 30)):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        assert total_memory(torch.device("cuda")) == each
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # the only one that it sees
+    monkeypatch.setenv("FASTSELFIE_PROCESSES_PER_GPU", "0")
+    for gpus, each in ((1.0, 90), (0.5, 45)):
+        take_share(1.0, gpus)
         assert total_memory(torch.device("cuda")) == each

@@ -24,7 +24,7 @@ from fastselfie.errors import UserError
 from fastselfie.system.accelerator import choose_accelerator
 from fastselfie.system.distributed import Ranks, ranks_of
 from fastselfie.system.rendezvous import init_distributed
-from fastselfie.system.resources import share_machine, total_memory, usable_cores
+from fastselfie.system.resources import share_machine, take_share, total_memory, usable_cores
 from fastselfie.training.checkpoint import load_checkpoint
 from fastselfie.training.memory import MemoryEstimate
 from fastselfie.training.metrics_log import read_log
@@ -241,7 +241,7 @@ def test_every_switch_of_the_method_goes_with_several_processes(tmp_path, yaml_o
     path = yaml_of(
         model={"encoder_positions": False, "end_norm": False},
         pretrain={"ema": 0.9, "progressive": [16]},
-        finetune={"form": "attention_pooling", "recalibrate": 9, "progressive": [20]},
+        finetune={"form": "attention_pooling", "progressive": [20]},
     )
     ended = torchrun("whole", "train", path, "--out", tmp_path / "run")
     assert ended.returncode == 0, ended.stderr
@@ -327,10 +327,14 @@ def test_who_is_who_is_read_from_the_environment(monkeypatch):
 
 def test_processes_share_cores_and_memory(monkeypatch):
     cores, memory = usable_cores(), total_memory(torch.device("cpu"))
+    monkeypatch.setenv("FASTSELFIE_PROCESSES_PER_GPU", "0")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # restores it after the test
     share_machine(2)
     assert usable_cores() == max(1, cores // 2)
     assert total_memory(torch.device("cpu")) == memory // 2
+    for taken in (0.5, 1, cores):  # where a scheduler gave this process so many cores
+        take_share(taken, 0)
+        assert usable_cores() == max(1, int(taken))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4096")
     assert usable_cores() == 1
     part = MemoryEstimate(0, 1000, 20)

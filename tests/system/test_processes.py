@@ -24,7 +24,7 @@ def started(path):
 
 
 def test_results_come_in_the_order_of_the_tasks():
-    assert list(map_in_order(square, range(20), 2)) == [n**2 for n in range(20)]
+    assert list(map_in_order(partial(map, square), range(20), 2)) == [n**2 for n in range(20)]
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_results_come_in_the_order_of_the_tasks():
     ],
 )
 def test_a_fault_in_a_worker_is_raised_here(task, error, message):
-    results = map_in_order(square, [3, task, 4, 5, 6], 1)
+    results = map_in_order(partial(map, square), [3, task, 4, 5, 6], 1)
     assert next(results) == 9
     with pytest.raises(error, match=message):
         next(results)

@@ -14,11 +14,11 @@ from PIL import Image
 
 from fastselfie.data.dataset import open_dataset
 from fastselfie.data.inputs import InputTransform
-from fastselfie.data.loaders import Batch, Index, build_loader
+from fastselfie.data.loaders import Batch, Index
 from fastselfie.errors import UserError
-from fastselfie.models.selfie import Selfie, build_classifier
+from fastselfie.models.selfie import Selfie
 from fastselfie.system.accelerator import choose_accelerator
-from fastselfie.training.finetune import few_labels, finetune, recalibrate
+from fastselfie.training.finetune import few_labels, finetune
 from fastselfie.training.metrics_log import read_log
 from fastselfie.training.nonfinite import Guard
 from fastselfie.training.pretrain import pretrain
@@ -30,6 +30,7 @@ SWITCHES = {
     "query": (["model.query=pooled"], True),
     "encoder_positions": (["model.encoder_positions=false"], True),
     "logit_scale": (["model.logit_scale=none"], True),
+    "cosine": (["model.query=pooled", "model.logit_scale=cosine"], True),
     "mask_fraction": (["model.mask_fraction=0.75"], True),
     "finer grid": (["model.patch_size=4", "model.mask_fraction=0.1"], True),
     "patch_gap": (["pretrain.patch_gap=2"], True),
@@ -43,7 +44,6 @@ SWITCHES = {
     "end_norm": (["model.end_norm=false"], True),
     "form": (["finetune.form=attention_pooling"], False),
     "ema": (["pretrain.ema=0.5"], False),
-    "recalibrate": (["finetune.recalibrate=6"], False),
     "progressive": (["pretrain.progressive=[16]", "finetune.progressive=[16, 24]"], True),
 }
 
@@ -109,71 +109,23 @@ def test_a_harder_task_goes_on_where_it_was(folder, tmp_path, accelerator):
 
 
 @pytest.mark.parametrize("started", [True, False])
-def test_the_second_form_goes_on_where_it_was(folder, tmp_path, accelerator, monkeypatch, started):
+def test_the_second_form_goes_on_where_it_was(folder, tmp_path, accelerator, started):
     """With all the rest of finetuning's switches, in the middle of an epoch of 8."""
     config = tiny_config(
         data={"train": str(folder)},
         finetune={"form": "attention_pooling", "steps": 6, "batch_size": 6, "save_every": 4,
-                  "progressive": [16, 24], "progressive_until": 0.8, "recalibrate": 8},
+                  "progressive": [16, 24], "progressive_until": 0.8},
     )  # fmt: skip
     few = few_labels(config, open_dataset(config.data))
     start = Selfie(config) if started else None
     straight = finetune(config, few, tmp_path / "straight", accelerator, start)
     with stopping_at(5):
         finetune(config, few, tmp_path / "left", accelerator, start)
-    with monkeypatch.context() as patch:
-        # A resumed run has its statistics.
-        patch.setattr(
-            "fastselfie.training.finetune.recalibrate", lambda *_: pytest.fail("taken anew")
-        )
-        assert finetune(config, few, tmp_path / "left", accelerator, start) == straight
+    assert finetune(config, few, tmp_path / "left", accelerator, start) == straight
     assert losses(tmp_path / "left") == losses(tmp_path / "straight")
     states = [torch.load(tmp_path / name / "latest.pt") for name in ("left", "straight")]
     for name, value in states[0]["model"].items():
         assert torch.equal(value, states[1]["model"][name]), name
-
-
-def test_recalibrating_takes_the_mean_over_passes(folder, accelerator):
-    config = tiny_config(data={"train": str(folder), "flip": False})
-    network = build_classifier(config, 2).eval()
-    loader = build_loader(open_dataset(config.data).train, config.data, 0, accelerator.device)
-    pixels = InputTransform(config, accelerator, batch=5)
-    weights = [p.clone() for p in network.parameters()]
-    with torch.no_grad():
-        batches = loader.stream(0, 5)
-        outputs = [network.stem(pixels.whole(next(batches))) for _ in range(2)]
-        batches.close()
-    recalibrate(network, loader, pixels, images=6)  # two passes
-    first = network.stages[0].blocks[0].norm1
-    means = torch.stack([y.mean(dim=(0, 2, 3)) for y in outputs]).mean(dim=0)
-    variances = torch.stack([y.var(dim=(0, 2, 3)) for y in outputs]).mean(dim=0)
-    # Sums of 5 x 1024 float32 in two orders.
-    torch.testing.assert_close(first.running_mean, means, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(first.running_var, variances, rtol=1e-4, atol=1e-6)
-    assert first.momentum == 0.1
-    assert not network.training
-    assert all(map(torch.equal, network.parameters(), weights))
-
-
-@pytest.mark.parametrize("form", ["resnet", "attention_pooling"])
-def test_recalibrating_changes_what_is_measured_and_not_what_is_learned(
-    folder, tmp_path, accelerator, form
-):
-    """Nor the units that dropout takes, of which the second form has some."""
-    found = {}
-    for images in (0, 8):
-        for start in ("p", None):
-            settings = {"recalibrate": images, "form": form}
-            config = tiny_config(data={"train": str(folder)}, finetune=settings)
-            out = tmp_path / f"{images}{start}"
-            torch.manual_seed(1)
-            begin = Selfie(config) if start else None
-            few = few_labels(config, open_dataset(config.data))
-            finetune(config, few, out, accelerator, begin)
-            found[images, start] = losses(out), losses(out, "heldout_loss")[0]
-    assert found[8, "p"][0] == found[0, "p"][0]
-    assert found[8, "p"][1] != found[0, "p"][1]
-    assert found[8, None] == found[0, None]  # the control has nothing to take anew
 
 
 def test_images_grow_in_equal_parts_of_the_steps():

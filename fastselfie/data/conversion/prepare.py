@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
-import warnings
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import tee
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,16 +22,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fastselfie.data.beton.reader import BetonError, BetonReader
 from fastselfie.data.beton.verify import verify
 from fastselfie.data.beton.writer import DEFAULT_PAGE_SIZE, MAX_SIDE, BetonWriter
-from fastselfie.data.conversion.encode import Recoding, Stored, store
+from fastselfie.data.conversion.encode import Recoding, Stored
+from fastselfie.data.conversion.on_ray import store_on_cluster
 from fastselfie.data.conversion.skip_list import SkipList
-from fastselfie.data.dataset import class_warning, open_part
+from fastselfie.data.conversion.store_all import store_all
+from fastselfie.data.dataset import FileList, class_warning, find_place, open_part
 from fastselfie.data.sources.base import ArraySource, Source
+from fastselfie.data.sources.formats import DatasetLocation
+from fastselfie.data.sources.remote import find_remote
+from fastselfie.data.sources.remote_files import is_url
+from fastselfie.data.sources.remote_index import ShardIndex
 from fastselfie.errors import UserError
 from fastselfie.system.console import console, say
-from fastselfie.system.processes import map_in_order
+from fastselfie.system.ray_cluster import Cluster, ray_cluster
 from fastselfie.system.resources import usable_cores
-
-_CHUNK = 8  # images per task: enough to hide the transfer, few enough for large photographs
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Options:
         on_error: Whether an unreadable image ends the conversion or is skipped.
         page_size: In bytes, a power of two from 4,096 to 2**31, and the size of the largest image.
         shard: (K, N) converts only the K-th of N equal ranges of the images; see merge.py.
+        engine: Where to convert: on this machine, or on the nodes of a Ray cluster.
+        address: Of the Ray cluster, see `ray_cluster`; None: start one on this machine.
     """
 
     recoding: Recoding = field(default_factory=Recoding)
@@ -55,16 +59,18 @@ class Options:
     on_error: Literal["raise", "skip"] = "raise"
     page_size: int = DEFAULT_PAGE_SIZE
     shard: tuple[int, int] = (1, 1)
+    engine: Literal["local", "ray"] = "local"
+    address: str | None = None
 
 
-def prepare(path: Path, out: Path, options: Options) -> dict[str, Any]:
-    """Write the images of `path` to `out`, or resume writing them.
+def prepare(named: str | os.PathLike[str], out: Path, options: Options) -> dict[str, Any]:
+    """Write the images of `named` to `out`, or resume writing them.
 
     An incomplete file is called OUT.partial. If the process is killed at any moment, the same call
     resumes. Skipped images are listed beside the file; see `SkipList`.
 
     Args:
-        path: A dataset in any supported format.
+        named: A dataset in any supported format, or the URL of tar or parquet files.
         out: The .beton file to write.
         options: How to convert.
 
@@ -77,34 +83,36 @@ def prepare(path: Path, out: Path, options: Options) -> dict[str, Any]:
     """
     began = time.perf_counter()
     _check_options(out, options)
+    index = ShardIndex(out.with_name(f"{out.name}.index"))
+    path = _find(os.fspath(named), index, options)
     found = open_part(path, "train" if options.part == "train" else "held_out")
     source, format_ = found.source, found.format
-    if options.recoding.recodes() and source.encoded(0) is None:
-        raise UserError(
-            f"{path}: {format_} holds pixels, which are stored unchanged: remove --max-side, "
-            "--quality and --subsampling"
-        )
+    _check_recoding(path, source, format_, options)
     if warning := class_warning(source, path):
         say(warning)
     source = _shard_of(source, options.shard)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with BetonWriter(
-        out, len(source), options.page_size, fingerprint=_fingerprint(path, source, options)
-    ) as writer:
+    with (
+        _opened_cluster(source, options) as cluster,
+        BetonWriter(
+            out, len(source), options.page_size, fingerprint=_fingerprint(path, source, options)
+        ) as writer,
+    ):
         resumed = writer.next_source
         skipped = SkipList(out, resumed)
-        _append_all(writer, source, options, skipped)
+        _append_all(writer, source, options, skipped, cluster)
         if writer.count == 0:
             raise UserError(f"{path}: no image is readable, see {skipped.path}")
         note: dict[str, Any] = {
             "classes": list(source.classes),
-            "source": f"{format_} {path.resolve().name}, {options.part}",
+            "source": f"{format_} {_name_of(path)}, {options.part}",
             "options": options.recoding.note(),
             "skipped": len(source) - writer.count,
         }
         if options.shard[1] > 1:
             note["shard"] = options.shard
         writer.finish(note, allow_fewer=True)
+    index.remove()
     seconds = time.perf_counter() - began
     return {
         "file": str(out),
@@ -114,6 +122,33 @@ def prepare(path: Path, out: Path, options: Options) -> dict[str, Any]:
         "seconds": round(seconds, 2),
         "images_per_s": round((len(source) - resumed) / seconds, 1),
     }
+
+
+def _find(named: str, index: ShardIndex, options: Options) -> Path | FileList | DatasetLocation:
+    if is_url(named):
+        return find_remote(named, index, _workers(options))
+    return find_place(named)
+
+
+def _check_recoding(
+    path: Path | FileList | DatasetLocation, source: Source, format_: str, options: Options
+) -> None:
+    holds_files = source.is_remote or source.encoded(0) is not None
+    if options.recoding.recodes() and not holds_files:
+        raise UserError(
+            f"{path}: {format_} holds pixels, which are stored unchanged: remove --max-side, "
+            "--quality and --subsampling"
+        )
+
+
+def _workers(options: Options) -> int:
+    return options.workers or usable_cores()
+
+
+def _name_of(place: object) -> str:
+    """Return the name of the file or folder that is read; of a pattern, that of its folder."""
+    path = Path(str(place)).resolve()
+    return path.parent.name if set("*?[{") & set(path.name) else path.name
 
 
 def _shard_of(source: Source, shard: tuple[int, int]) -> Source:
@@ -172,9 +207,11 @@ def _check_options(out: Path, options: Options) -> None:
         raise UserError(f"--shard {shard}/{shards}: give K/N with K from 1 to N")
     if options.workers is not None and options.workers < 1:
         raise UserError(f"--workers {options.workers}: give at least 1")
+    if options.address is not None and options.engine != "ray":
+        raise UserError(f"--address {options.address}: is of a Ray cluster: add --engine ray")
 
 
-def _fingerprint(path: Path, source: Source, options: Options) -> str:
+def _fingerprint(path: object, source: Source, options: Options) -> str:
     """Return a hash of what the bytes depend on: names and labels of the images, and options."""
     digest = hashlib.sha256()
     prefix = str(path)
@@ -182,13 +219,28 @@ def _fingerprint(path: Path, source: Source, options: Options) -> str:
         # Without the prefix, because the path may be spelt in another way, or have been moved.
         digest.update(source.name(index).removeprefix(prefix).encode(errors="surrogateescape"))
         digest.update(b"\0")
+    digest.update(source.version.encode())
     digest.update(np.ascontiguousarray(source.labels, dtype="<i8").tobytes())
     digest.update(json.dumps([list(source.classes), options.recoding.note()]).encode())
     return digest.hexdigest()
 
 
-def _append_all(writer: BetonWriter, source: Source, options: Options, skipped: SkipList) -> None:
-    stored_all = _store_all(source, writer.next_source, options)
+def _opened_cluster(source: Source, options: Options) -> AbstractContextManager[Cluster | None]:
+    """Return the cluster to convert on; None converts on this machine."""
+    # Pixels in memory are only copied: sending them to another process would cost more.
+    if options.engine == "local" or isinstance(source, ArraySource):
+        return nullcontext()
+    return ray_cluster(options.address)
+
+
+def _append_all(
+    writer: BetonWriter,
+    source: Source,
+    options: Options,
+    skipped: SkipList,
+    cluster: Cluster | None,
+) -> None:
+    stored_all = _stored_all(source, writer.next_source, options, cluster)
     with _progress() as bar, closing(stored_all):
         task = bar.add_task(writer.path.name, total=len(source), completed=writer.next_source)
         for index, stored in stored_all:
@@ -213,40 +265,12 @@ def _append_all(writer: BetonWriter, source: Source, options: Options, skipped: 
             bar.advance(task)
 
 
-def _store_all(source: Source, start: int, options: Options) -> Generator[tuple[int, Stored | str]]:
-    """Yield (index, converted image or error message) in order, from `start` on."""
-    workers = options.workers or usable_cores()
-    chunks = (
-        np.arange(first, min(first + _CHUNK, len(source)), dtype=np.int64)
-        for first in range(start, len(source), _CHUNK)
-    )
-    tasks, numbers = tee(chunks)
-    convert = partial(_store_chunk, recoding=options.recoding)
-    # Each task gets a source of its chunk only: the whole source may be large to copy.
-    parts = (source.select(chunk) for chunk in tasks)
-    # Pixels in memory are only copied: sending them to another process would cost more.
-    if workers == 1 or isinstance(source, ArraySource):
-        stored = (convert(part) for part in parts)
-    else:
-        count = -(-(len(source) - start) // _CHUNK)
-        stored = map_in_order(convert, parts, min(workers, count) or 1)
-    with closing(stored):
-        for chunk, results in zip(numbers, stored, strict=True):
-            yield from zip(chunk.tolist(), results, strict=True)
-
-
-def _store_chunk(source: Source, recoding: Recoding) -> list[Stored | str]:
-    """Convert all images; an error is returned as its message, so that the others are kept."""
-    results: list[Stored | str] = []
-    with warnings.catch_warnings():
-        # Pillow warns of odd metadata and of large images, possibly for each image.
-        warnings.simplefilter("ignore")
-        for index in range(len(source)):
-            try:
-                results.append(store(source, index, recoding))
-            except UserError as error:
-                results.append(str(error))
-    return results
+def _stored_all(
+    source: Source, start: int, options: Options, cluster: Cluster | None
+) -> Generator[tuple[int, Stored | str]]:
+    if cluster is None:
+        return store_all(source, start, options.recoding, _workers(options))
+    return store_on_cluster(cluster, source, start, options.recoding, options.workers)
 
 
 def _progress() -> Progress:

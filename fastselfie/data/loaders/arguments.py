@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fastselfie.data.dataset import Source, expanded
+from fastselfie.data.dataset import Source, find_place
 from fastselfie.data.loaders.checks import require_numbers, require_whole
 from fastselfie.data.loaders.view import View
 from fastselfie.data.sources.parts import PARTS, open_part
@@ -85,16 +85,20 @@ def normalization(
     return found[0], found[1]
 
 
-def opened_source(data: str | os.PathLike[str] | Source, part: str) -> Source:
-    if not isinstance(data, (str, os.PathLike)):
-        if not isinstance(data, Source):
-            raise TypeError(
-                f"data is a {type(data).__name__}: it must be a path, or the train or held_out "
-                "part of what open_dataset returns"
-            )
+def opened_source(
+    data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Source, part: str
+) -> Source:
+    if isinstance(data, Source):
         return data
+    paths = [data] if isinstance(data, (str, os.PathLike)) else data
+    listed = isinstance(paths, (list, tuple))
+    if not listed or not all(isinstance(path, (str, os.PathLike)) for path in paths):
+        raise TypeError(
+            f"data is a {type(data).__name__}: it must be a path, a list of paths, or the train or "
+            "held_out part of what open_dataset returns"
+        )
     if part not in PARTS:
         raise ValueError(f"part is {part!r}: it must be one of {', '.join(PARTS)}")
-    if not os.fspath(data):
+    if not all(os.fspath(path) for path in paths):
         raise ValueError("data is empty: it must be a path")
-    return open_part(expanded(data), part).source
+    return open_part(find_place(data), part).source

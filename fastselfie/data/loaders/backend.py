@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from fastselfie.data import draws
+from fastselfie.data.beton.reader import BetonReader
 from fastselfie.data.dataset import BetonSource, Source
 from fastselfie.data.loaders.batch import DecodedBatch, Index
 from fastselfie.data.loaders.crops import shift
@@ -126,4 +127,19 @@ def required_beton(source: Source, backend: str) -> BetonSource:
     raise UserError(
         f"the {backend} loader reads .beton files alone: make one with `fastselfie prepare DIR "
         "--out FILE.beton` and pass it as the dataset"
+    )
+
+
+def required_one_file(source: Source, backend: str) -> BetonReader:
+    """The one .beton file of `source`, for a `backend` that reads no set of files.
+
+    Raises:
+        UserError: It is of several files, or of another kind.
+    """
+    reader = required_beton(source, backend).reader
+    if isinstance(reader, BetonReader):
+        return reader
+    raise UserError(
+        f"the {backend} loader reads one .beton file, and the dataset has {len(reader.paths)}: use "
+        "the native loader, or merge the shards of one dataset with `fastselfie join`"
     )

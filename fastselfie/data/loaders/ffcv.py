@@ -14,7 +14,12 @@ import numpy.typing as npt
 import torch
 
 from fastselfie.data.dataset import Source
-from fastselfie.data.loaders.backend import Backend, BackendOptions, required_beton
+from fastselfie.data.loaders.backend import (
+    Backend,
+    BackendOptions,
+    required_beton,
+    required_one_file,
+)
 from fastselfie.data.loaders.batch import DecodedBatch, Index
 from fastselfie.data.loaders.crops import CENTER, wrong_size
 from fastselfie.data.loaders.to_device import host_memory
@@ -59,6 +64,7 @@ class FfcvBackend(Backend):
     def __init__(self, source: Source, views: Sequence[View], options: BackendOptions) -> None:
         super().__init__(source, views, options)
         self._file = required_beton(source, "ffcv")
+        self._reader = required_one_file(source, "ffcv")
         # numba refuses more threads than it counted cores.
         self.threads = min(options.threads, numba.config.NUMBA_NUM_THREADS)
         self.repeats = views[0].crop != "random_resized"
@@ -103,7 +109,7 @@ class FfcvBackend(Backend):
         return stream
 
     def _stock_loader(self, view: View) -> Any:
-        reader = self._file.reader
+        reader = self._reader
         pipelines: dict[str, list[Any] | None] = dict.fromkeys(reader.field_names)
         pipelines[reader.image_field] = [self._decoder(view)]
         loader = StockLoader(
@@ -119,7 +125,7 @@ class FfcvBackend(Backend):
         return loader
 
     def _decoder(self, view: View) -> Any:
-        reader, size = self._file.reader, (view.size, view.size)
+        reader, size = self._reader, (view.size, view.size)
         if view.crop == "random_resized":
             return RandomResizedCropRGBImageDecoder(size, scale=view.area, ratio=view.ratio)
         if view.crop == "center":

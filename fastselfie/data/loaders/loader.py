@@ -42,8 +42,9 @@ class Loader(BatchStreams):
     workers and after a resume, and ranks see disjoint parts of the same epoch.
 
     Args:
-        data: The path of a dataset (image folder, .beton, .tar, .parquet, CIFAR, IDX, ...), or a
-            part of what `open_dataset` returns.
+        data: The path of a dataset (image folder, .beton, .tar, .parquet, CIFAR, IDX, ...); several
+            .beton files, as a folder, a pattern (train-*.beton) or a list; or a part of what
+            `open_dataset` returns.
         batch_size: Images in a batch of this process.
         size, crop, area, ratio, pad, pad_mode, flip: The one view of each image; see `View`.
         views: Several views of each image instead, for one read of it. Each batch is then
@@ -81,7 +82,7 @@ class Loader(BatchStreams):
 
     def __init__(
         self,
-        data: str | os.PathLike[str] | Source,
+        data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Source,
         batch_size: int,
         *,
         size: int = 224,

@@ -80,6 +80,7 @@ class NativeBackend(Backend):
         shapes = np.stack([height, width], axis=1).astype(np.int32)
         raw = reader.mode[samples] == IMAGE_MODES["raw"]
         kinds = np.where(raw, KIND_RAW, KIND_JPEG).astype(np.uint8)
+        stored = reader.decoder_input(samples)
         tickets, made = [], []
         failures: dict[int, str] = {}
         for number, view in enumerate(views):
@@ -87,14 +88,12 @@ class NativeBackend(Backend):
             flips = flips_of(view, number, self.seed, index) if mirror else None
             tickets.append(
                 decoder.submit(
-                    reader.data.data,
-                    boxes(view, number, self.seed, index, sizes).astype(np.int32),
-                    None if flips is None else flips.astype(np.uint8),
+                    boxes=boxes(view, number, self.seed, index, sizes).astype(np.int32),
+                    flips=None if flips is None else flips.astype(np.uint8),
                     out=images,
-                    offsets=reader.offset[samples],
-                    sizes=reader.size[samples],
                     kinds=kinds,
                     shapes=shapes,
+                    **stored,
                 )
             )
             made.append(images)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ from fastselfie.data.draws import IntArray
 from fastselfie.data.sources.decode import decode_image
 from fastselfie.errors import UserError
 
+RUN = 8  # images: enough to hide their transfer to a process, few enough for large photographs
 UNLABELLED = ("images",)  # the one class of a source without labels
 
 
@@ -29,6 +30,7 @@ class Source:
     labels: IntArray
     classes: Sequence[str]
     _per_image: ClassVar[tuple[str, ...]] = ("labels",)  # the fields that have an item an image
+    is_remote: ClassVar[bool] = False  # whether the images come over a network
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -52,6 +54,20 @@ class Source:
             UserError: It is unreadable.
         """
         return None
+
+    @property
+    def version(self) -> str:
+        """What the bytes of the images depend on beside their names; "" for local files."""
+        return ""
+
+    def runs(self, start: int) -> Iterator[IntArray]:
+        """Yield the indices from `start` on in runs, each to be converted by one process."""
+        for first in range(start, len(self), RUN):
+            yield np.arange(first, min(first + RUN, len(self)), dtype=np.int64)
+
+    def fetched(self) -> Source:
+        """Return this run of images in memory, if it is not at hand; see `is_remote`."""
+        return self
 
     def select(self, indices: IntArray) -> Source:
         """Return the images at `indices`, in that order."""

@@ -12,7 +12,8 @@ import numpy as np
 
 from fastselfie.data.sources import cifar, idx, imagenet32, parquet, webdataset
 from fastselfie.data.sources.base import UNLABELLED, Source, relabelled
-from fastselfie.data.sources.beton import open_beton
+from fastselfie.data.sources.beton import holds_beton_files, open_as_one, open_beton
+from fastselfie.data.sources.file_list import FileList
 from fastselfie.data.sources.folder import (
     files_below,
     holds_images,
@@ -83,11 +84,16 @@ class DatasetLocation:
         path: The file or folder.
         format: None for an image folder, with or without a folder for each part.
         part_folders: The folder of each part, by the part's name; empty without such folders.
+        title: What messages call it, if not by its path.
     """
 
     path: Path
     format: Format | None
     part_folders: dict[str, Path]
+    title: str = ""
+
+    def __str__(self) -> str:
+        return self.title or str(self.path)
 
     def open(self, name: str, beside_train: bool) -> Part | None:
         """Open the part of exactly this name (train, or one of TEST_NAMES); see `Format.open`."""
@@ -133,29 +139,24 @@ class DatasetLocation:
         return any(map(holds_images, classes)) or any(map(is_image, unexpected_files(self.path)))
 
 
-def find_dataset(path: Path, is_part: bool = False) -> DatasetLocation:
+def find_dataset(path: Path | FileList, is_part: bool = False) -> DatasetLocation:
     """Find the dataset at `path`.
 
     Args:
-        path: A file or folder.
+        path: A file or folder, or several .beton files, which have no parts.
         is_part: Whether `path` is a part of another dataset. All its folders are then classes,
             whatever their names.
 
     Raises:
         UserError: Nothing is there, or no dataset.
     """
-    try:
-        there = path.exists()
-    except OSError:  # the name is too long, or a folder above is not accessible
-        there = False
-    if not there:
-        raise UserError(f"{path}: no such file or folder")
-    if not path.is_file() and not path.is_dir():
-        raise UserError(f"{path}: neither a file nor a folder: pass one of these")
-    if path.is_dir() and path.suffix.lower() == ".beton":
-        raise UserError(
-            f"{path}: is a folder, but .beton is the suffix of a file: rename the folder"
+    if isinstance(path, FileList):
+        files = path.files
+        opened = Format(
+            _BETON, lambda _: True, lambda _, part, beside: None if beside else open_as_one(files)
         )
+        return DatasetLocation(files[0].parent, opened, {})
+    _require_path(path)
     format_ = _format_of(path)
     if format_ is not None:
         _check_ambiguity(path, format_)
@@ -179,6 +180,22 @@ def find_dataset(path: Path, is_part: bool = False) -> DatasetLocation:
     if reason:
         raise UserError(f"{path}: no images: {reason}")
     return DatasetLocation(path, None, {})
+
+
+def _require_path(path: Path) -> None:
+    """Raise UserError if there is neither a file nor a folder, or a folder called *.beton."""
+    try:
+        there = path.exists()
+    except OSError:  # the name is too long, or a folder above is not accessible
+        there = False
+    if not there:
+        raise UserError(f"{path}: no such file or folder")
+    if not path.is_file() and not path.is_dir():
+        raise UserError(f"{path}: neither a file nor a folder: pass one of these")
+    if path.is_dir() and path.suffix.lower() == ".beton":
+        raise UserError(
+            f"{path}: is a folder, but .beton is the suffix of a file: rename the folder"
+        )
 
 
 def _check_ambiguity(path: Path, format_: Format) -> None:
@@ -253,12 +270,15 @@ def _has_image_folders(path: Path, other: Format) -> bool:
 IMAGE_FOLDER = Format(
     "image folder", Path.is_dir, lambda path, part, beside_train: open_image_folder(path, part)
 )
+_BETON = ".beton file"
 # The first that matches is used; what matches none may be an image folder.
 _FORMATS = (
-    Format(".beton file", lambda path: path.suffix == ".beton", open_beton),
+    Format(_BETON, lambda path: path.suffix == ".beton", open_beton),
     Format("IDX", idx.is_idx_folder, idx.open_idx),
     Format("CIFAR", cifar.is_cifar_folder, cifar.open_cifar),
     Format("ImageNet 32x32", imagenet32.is_imagenet32_folder, imagenet32.open_imagenet32),
     Format("WebDataset", webdataset.is_webdataset, webdataset.open_webdataset, ".tar"),
     Format("parquet", parquet.is_parquet, parquet.open_parquet, ".parquet"),
+    # Last, because .beton files may lie beside the files that they were prepared from.
+    Format(_BETON, lambda path: holds_beton_files(path) and not holds_images(path), open_beton),
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fastselfie.errors import UserError
@@ -32,7 +31,7 @@ class Columns:
     ignored: str
 
 
-def choose_columns(file: Path, schema: Any) -> Columns:
+def choose_columns(file: str, schema: Any) -> Columns:
     """Choose the columns by Hugging Face's metadata in the schema, then by name and type.
 
     Args:
@@ -77,7 +76,7 @@ def holds_integers(kind: Any) -> bool:
 
 
 def _choose(
-    file: Path, what: str, names: Sequence[str], noted: Sequence[str], candidates: Sequence[str]
+    file: str, what: str, names: Sequence[str], noted: Sequence[str], candidates: Sequence[str]
 ) -> str | None:
     """Choose a column by metadata and name, else by either, else the only one of a fitting type.
 

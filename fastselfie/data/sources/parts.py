@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fastselfie.data.sources.base import UNLABELLED, Source, is_labelled, relabelled
+from fastselfie.data.sources.file_list import FileList
 from fastselfie.data.sources.formats import IMAGE_FOLDER, DatasetLocation, Part, find_dataset
 from fastselfie.data.sources.shards import TEST_NAMES
 from fastselfie.errors import UserError
@@ -22,14 +23,16 @@ PARTS = {
 _SPOKEN = {"train": "training", "held_out": "held-out"}
 
 
-def open_part(path: Path, part: str, classes: Sequence[str] | None = None) -> Part:
+def open_part(
+    path: Path | FileList | DatasetLocation, part: str, classes: Sequence[str] | None = None
+) -> Part:
     """Open one part of a dataset in any supported format.
 
     A dataset without parts counts as whichever part is asked for. If the class names of a held-out
     part are training classes, its labels are indices into the training classes.
 
     Args:
-        path: The dataset.
+        path: The dataset, as `find_place` or `find_remote` returns it.
         part: A key of PARTS; or held_out, the part that `choose_held_out` chooses.
         classes: The training classes, for held_out; None for those of the dataset's own training
             part.
@@ -38,7 +41,7 @@ def open_part(path: Path, part: str, classes: Sequence[str] | None = None) -> Pa
         UserError: Nothing is there, no dataset, or a damaged one; or it has other parts alone, or a
             part has other classes than the training part.
     """
-    location = find_dataset(path)
+    location = path if isinstance(path, DatasetLocation) else find_dataset(path)
     if part == "held_out":
         found = choose_held_out(location, classes)
     else:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from os.path import join
 from pathlib import Path
 
 import numpy as np
@@ -26,21 +27,31 @@ def unread_shards(path: Path, suffix: str) -> list[str]:
 
     Args:
         path: One file, or a folder of files.
-        suffix: The suffix of readable shards: ".tar" or ".parquet".
+        suffix: The suffix of readable shards: ".tar", ".parquet" or ".beton".
     """
-    names = os.listdir(path) if path.is_dir() else [path.name]
-    folder = path if path.is_dir() else path.parent
+    if path.is_dir():
+        return unread_names(os.listdir(path), suffix, path)
+    if path.name.lower().endswith(suffix):  # the case matters in a folder only
+        return []
+    return unread_names([path.name], suffix, path.parent)
+
+
+def unread_names(names: Iterable[str], suffix: str, folder: object) -> list[str]:
+    """Return a message for each name in a folder that is a shard that cannot be read."""
     whole = f".*{re.escape(suffix)}"
     ways_out = {
         rf"{whole}{_COMPRESSED}": "is compressed: decompress it",
         rf"{whole}{_UNFINISHED}": "is an unfinished download: download it completely",
     }
+    if suffix == ".beton":
+        ways_out[rf"{whole}{_UNFINISHED}"] = (
+            "is incomplete: run the same `fastselfie prepare` again"
+        )
     if suffix == ".tar":
         ways_out[f".*{_COMPRESSED_TAR}"] = "is compressed: decompress it"
-    if path.is_dir():
-        ways_out[whole] = f"its suffix is not in lower case: rename it to end in {suffix}"
+    ways_out[whole] = f"its suffix is not in lower case: rename it to end in {suffix}"
     return [
-        f"{folder / name}: {way_out}, or move it away"
+        f"{join(str(folder), name)}: {way_out}, or move it away"
         for name in sorted(names)
         for pattern, way_out in ways_out.items()
         if re.fullmatch(pattern, name, re.IGNORECASE) and not name.endswith(suffix)
@@ -59,27 +70,35 @@ def require_whole(path: Path, files: Sequence[Path], suffix: str) -> None:
     Raises:
         UserError: A shard is compressed, half downloaded, or not a regular file.
     """
-    unread = unread_shards(path, suffix)
-    if unread:
-        more = f" ({len(unread) - 1} more like it)" if len(unread) > 1 else ""
-        raise UserError(unread[0] + more)
+    refuse_unread(unread_shards(path, suffix))
     for file in files:
         if file.exists() and not file.is_file():  # reading a pipe would block for ever
             raise UserError(f"{file}: not a regular file (a pipe or a folder): move it away")
-    if not path.is_dir():
-        return
+    if path.is_dir():
+        report_missing(path, [file.name for file in files])
+
+
+def refuse_unread(unread: Sequence[str]) -> None:
+    """Raise UserError with the first message of `unread_names`, if there is any."""
+    if unread:
+        more = f" ({len(unread) - 1} more like it)" if len(unread) > 1 else ""
+        raise UserError(unread[0] + more)
+
+
+def report_missing(dataset: object, names: Iterable[str]) -> None:
+    """Print how many files are missing among names such as train-00000-of-00014."""
     found: dict[tuple[str, int], set[int]] = {}
-    for match in (_NUMBERED.match(file.name) for file in files):
+    for match in (_NUMBERED.match(name) for name in names):
         if match:
             key = (match["stem"], int(match["total"]))
             found.setdefault(key, set()).add(int(match["number"]))
     for (stem, total), numbers in found.items():
         if len(numbers) < total:
-            say_once(f"{path}: {total - len(numbers)} of the {total} files {stem}* are missing")
+            say_once(f"{dataset}: {total - len(numbers)} of the {total} files {stem}* are missing")
 
 
 def labels_and_classes(
-    labels: IntArray, names: Sequence[str], path: Path, part: str, name_of: Callable[[int], str]
+    labels: IntArray, names: Sequence[str], path: object, part: str, name_of: Callable[[int], str]
 ) -> tuple[IntArray, Sequence[str]]:
     """Check a column of labels.
 
@@ -89,7 +108,7 @@ def labels_and_classes(
     Args:
         labels: (n,) int64, n > 0. A negative label is missing.
         names: Names of the classes; if empty, the classes are named by their numbers.
-        path: The dataset.
+        path: What messages call the dataset.
         part: train, or a held-out part.
         name_of: Returns what a message calls the image of an index.
 

@@ -5,8 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from fastselfie.errors import UserError
+
+
+class Named(Protocol):
+    """A file: a path, or one on a server."""
+
+    @property
+    def name(self) -> str:
+        """The last component of its path."""
+
+
+File = TypeVar("File", bound=Named)
 
 # The names that torchvision, timm and Hugging Face's datasets use. Held-out parts are tried in this
 # order.
@@ -59,9 +71,15 @@ def files_of_part(
     Raises:
         UserError: Some file names contain a part and others do not.
     """
-    files = files_of(path, suffix) if path.is_dir() else [path]
-    parts = [_part_of(file) for file in files]
-    if not any(parts) or path.is_file():
+    if path.is_file():
+        return None if beside_train else [path]
+    return select_part(files_of(path, suffix), part, beside_train)
+
+
+def select_part(files: Sequence[File], part: str, beside_train: bool) -> Sequence[File] | None:
+    """Return the files of one part among those of a folder, by their names; see `files_of_part`."""
+    parts = parts_of(files)
+    if not any(parts):
         return None if beside_train else files
     if not all(parts):
         odd = files[parts.index(None)]
@@ -70,8 +88,13 @@ def files_of_part(
     return [file for file, own in zip(files, parts, strict=True) if own == part] or None
 
 
-def _part_of(file: Path) -> str | None:
-    words = re.split(r"[^a-z]+", file.name.lower())
+def parts_of(files: Sequence[File]) -> list[str | None]:
+    """Return the part that each file's name contains as a word: train, one of TEST_NAMES, None."""
+    return [_part_of(file.name) for file in files]
+
+
+def _part_of(name: str) -> str | None:
+    words = re.split(r"[^a-z]+", name.lower())
     if any(name in words for name in TRAIN_NAMES):
         return "train"
     return next((name for name in TEST_NAMES if name in words), None)

@@ -198,7 +198,7 @@ def test_cifar_100_names_its_fine_classes(tmp_path):
         ("pathmnist.npz", "files of arrays and tables are not supported"),
         ("MNIST/processed/training.pt", "files of arrays and tables are not supported"),
         ("train.csv", "pixels in a table are not supported"),
-        ("train.beton", "a .beton file is a dataset of its own: pass its path"),
+        ("a/b/c/train.beton", "a .beton file is a dataset of its own: pass its path"),
         ("train.BETON", "its suffix is not in lower case: rename it to end in .beton"),
         ("train.beton.partial", "is incomplete: run the same `fastselfie prepare`"),
     ],

@@ -44,7 +44,7 @@ def pretrains(config: str, *sets: str, waits: Waits) -> TrainStep:
 
 
 def finetunes(config: str, *sets: str, waits: Waits, from_p: bool = True) -> None:
-    """Take steps of finetuning; not recalibrated, which reads a counter of each norm."""
+    """Take steps of finetuning."""
     loaded = _config(config, *sets)
     accelerator = choose_accelerator(loaded.runtime)
     start = Selfie(loaded).to(accelerator.device) if from_p else None
