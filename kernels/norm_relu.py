@@ -92,16 +92,17 @@ def _fuses(norm: nn.BatchNorm2d, x: Tensor) -> bool:
 
 
 def _triton_takes(x: Tensor, shortcut: Tensor | None, impl: Impl) -> bool:
+    if not (x.is_cuda or impl == "triton"):
+        return False
     reason = unavailable(x.device)
     if impl == "triton" and reason:
         raise ValueError(reason)
-    if reason or not (x.is_cuda or impl == "triton") or x.dtype not in _TRITON_DTYPES:
-        return False
-    return shortcut is None or (
+    fits = shortcut is None or (
         shortcut.shape == x.shape
         and shortcut.dtype == x.dtype
         and shortcut.is_contiguous(memory_format=torch.channels_last)
     )
+    return fits and reason is None and x.dtype in _TRITON_DTYPES
 
 
 # --- running statistics ---------------------------------------------------------------------------

@@ -27,51 +27,21 @@ Suffixes of names: r row of a tile, c channel, p program.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastselfie.kernels.matrix_tiles_triton import (
+    WARPS,
+    channels_of,
+    padded,
+    rows_read,
+    tile_at,
+    tiling_of,
+    vector,
+)
 from fastselfie.kernels.products_triton import rounded
-
-WARPS = 8
-TILE = 4096  # entries that a program loads at a time: 16 a thread
-PROGRAMS = 512  # that share a tensor: about 4 for each multiprocessor of a large GPU
-MERGED = 8192  # partial results that a program merges: 32 a thread
-
-# --- tiles ----------------------------------------------------------------------------------------
-
-
-@triton.jit
-def _channels(C, BC: tl.constexpr):
-    """Return this program's number among those of its channels, and its channels (BC,)."""
-    blocks = tl.cdiv(C, BC)
-    pid = tl.program_id(0)  # neighbouring programs read neighbouring channels
-    return pid // blocks, pid % blocks * BC + tl.arange(0, BC)
-
-
-@triton.jit
-def _tile(tile, c, R, C, BR: tl.constexpr):
-    """Return the offsets (BR, BC) of a tile's entries, and which of them are in the matrix."""
-    row = tile * BR + tl.arange(0, BR).to(tl.int64)  # 64 bits: R x C may exceed 2^31
-    return row[:, None] * C + c[None, :], (row < R)[:, None] & (c < C)[None, :]
-
-
-@triton.jit
-def _rows_of(p, R, P, BR: tl.constexpr):
-    """Return the number of rows that each program reads: its tiles are p, p + P, p + 2 P, ..."""
-    tiles = tl.cdiv(R, BR)
-    missing = tl.where((tiles - 1) % P == p, tiles * BR - R, 0)  # of the last tile
-    return tl.cdiv(tiles - p, P) * BR - missing
-
-
-@triton.jit
-def _vector(array, index: tl.constexpr, c, C):
-    """Load row `index` of a (rows, C) array, as (1, BC)."""
-    return tl.load(array + index * C + c, mask=c < C, other=0.0)[None, :]
-
 
 # --- forward --------------------------------------------------------------------------------------
 
@@ -83,11 +53,11 @@ def moments(x, shortcut, total, partial, R, C, P, BR: tl.constexpr, BC: tl.const
     With a shortcut these are the moments of total = x + shortcut, which is written. Each entry of
     the tile has moments of its own (Welford, 1962): sums of squares would cancel for a large mean.
     """
-    p, c = _channels(C, BC)
+    p, c = channels_of(C, BC)
     mean_rc, squares_rc = tl.zeros((BR, BC), tl.float32), tl.zeros((BR, BC), tl.float32)
     seen = 0.0
     for tile in range(p, tl.cdiv(R, BR), P):
-        at, real = _tile(tile, c, R, C, BR)
+        at, real = tile_at(tile, c, R, C, BR)
         value = tl.load(x + at, mask=real, other=0.0)
         if shortcut is not None:
             added = value.to(tl.float32) + tl.load(shortcut + at, mask=real).to(tl.float32)
@@ -101,7 +71,7 @@ def moments(x, shortcut, total, partial, R, C, P, BR: tl.constexpr, BC: tl.const
     tiles = tl.cdiv(R, BR)
     lacks_r = ((tiles - 1) * BR + tl.arange(0, BR) >= R) & ((tiles - 1) % P == p)
     count_r = (tl.cdiv(tiles - p, P) - lacks_r.to(tl.int32)).to(tl.float32)[:, None]
-    mean_c = tl.sum(count_r * mean_rc, 0) / _rows_of(p, R, P, BR)
+    mean_c = tl.sum(count_r * mean_rc, 0) / rows_read(p, R, P, BR)
     apart = mean_rc - mean_c[None, :]
     squares_c = tl.sum(squares_rc + count_r * apart * apart, 0)
     tl.store(partial + 2 * p * C + c, mean_c, mask=c < C)
@@ -113,10 +83,10 @@ def statistics(
     partial, weight, found, R, C, P, epsilon, BR: tl.constexpr, PP: tl.constexpr, BC: tl.constexpr
 ):
     """Merge partial (P, 2, C) into found (4, C), see `forward`."""
-    _, c = _channels(C, BC)
+    _, c = channels_of(C, BC)
     p = tl.arange(0, PP)
     at, real = 2 * p[:, None] * C + c[None, :], (p < P)[:, None] & (c < C)[None, :]
-    count_p = tl.where(p < P, _rows_of(p, R, P, BR), 0).to(tl.float32)[:, None]
+    count_p = tl.where(p < P, rows_read(p, R, P, BR), 0).to(tl.float32)[:, None]
     mean_pc = tl.load(partial + at, mask=real, other=0.0)
     squares_pc = tl.load(partial + at + C, mask=real, other=0.0)
     mean_c = tl.sum(count_p * mean_pc, 0) / R
@@ -133,15 +103,15 @@ def statistics(
 @triton.jit
 def _normalised(value, found, bias, c, C):
     """Return x - mean, and batch norm of x, in float32: with the same bits in every kernel."""
-    distance = value.to(tl.float32) - _vector(found, 0, c, C)
-    return distance, tl.fma(distance, _vector(found, 3, c, C), _vector(bias, 0, c, C))
+    distance = value.to(tl.float32) - vector(found, 0, c, C)
+    return distance, tl.fma(distance, vector(found, 3, c, C), vector(bias, 0, c, C))
 
 
 @triton.jit
 def activate(x, found, bias, y, R, C, BR: tl.constexpr, BC: tl.constexpr):
     """Write y = relu(norm(x)), a tile for each program."""
-    number, c = _channels(C, BC)
-    at, real = _tile(tl.cdiv(R, BR) - 1 - number, c, R, C, BR)
+    number, c = channels_of(C, BC)
+    at, real = tile_at(tl.cdiv(R, BR) - 1 - number, c, R, C, BR)
     value = tl.load(x + at, mask=real, other=0.0)
     _, normal = _normalised(value, found, bias, c, C)
     # Written so that NaN passes through: max(0, NaN) could be 0.
@@ -163,10 +133,10 @@ def _behind_relu(x, gradient, found, bias, at, real, c, C):
 @triton.jit
 def gradient_sums(x, gradient, found, bias, partial, R, C, P, BR: tl.constexpr, BC: tl.constexpr):
     """Write partial (P, 2, C): sums of the gradient behind the ReLU, and of it times x - mean."""
-    p, c = _channels(C, BC)
+    p, c = channels_of(C, BC)
     plain_rc, weighted_rc = tl.zeros((BR, BC), tl.float32), tl.zeros((BR, BC), tl.float32)
     for tile in range(p, tl.cdiv(R, BR), P):
-        at, real = _tile(tile, c, R, C, BR)
+        at, real = tile_at(tile, c, R, C, BR)
         distance, passed = _behind_relu(x, gradient, found, bias, at, real, c, C)
         plain_rc += passed
         weighted_rc += passed * distance
@@ -179,7 +149,7 @@ def gradient_line(
     partial, found, line, grad_weight, grad_bias, R, C, P, PP: tl.constexpr, BC: tl.constexpr
 ):
     """Merge partial (P, 2, C) into the gradients (C,) and line (2, C), see `gradient_rows`."""
-    _, c = _channels(C, BC)
+    _, c = channels_of(C, BC)
     p = tl.arange(0, PP)
     at, real = 2 * p[:, None] * C + c[None, :], (p < P)[:, None] & (c < C)[None, :]
     plain_c = tl.sum(tl.load(partial + at, mask=real, other=0.0), 0)
@@ -202,51 +172,17 @@ def gradient_rows(
 
     g is the gradient behind the ReLU; slope and offset are line (2, C).
     """
-    number, c = _channels(C, BC)
-    at, real = _tile(tl.cdiv(R, BR) - 1 - number, c, R, C, BR)
+    number, c = channels_of(C, BC)
+    at, real = tile_at(tl.cdiv(R, BR) - 1 - number, c, R, C, BR)
     distance, passed = _behind_relu(x, gradient, found, bias, at, real, c, C)
-    slope, offset = _vector(line, 0, c, C), _vector(line, 1, c, C)
-    dx = _vector(found, 3, c, C) * passed + (slope * distance + offset)
+    slope, offset = vector(line, 0, c, C), vector(line, 1, c, C)
+    dx = vector(found, 3, c, C) * passed + (slope * distance + offset)
     if grad_total is not None:
         dx += tl.load(grad_total + at, mask=real, other=0.0).to(tl.float32)
     tl.store(grad_x + at, rounded(dx, grad_x.dtype.element_ty), mask=real)
 
 
 # --- launch ---------------------------------------------------------------------------------------
-
-
-class Tiling(NamedTuple):
-    """How programs share a matrix (R, C).
-
-    Attributes:
-        height: Rows of a tile.
-        width: Channels of a tile.
-        programs: P, which share the rows of a block of channels.
-        tiles: Of the whole matrix.
-        merged: Channels whose partial results a program merges.
-    """
-
-    height: int
-    width: int
-    programs: int
-    tiles: int
-    merged: int
-
-
-def tiling_of(rows: int, channels: int) -> Tiling:
-    """Choose tiles whose rows are at most 64 channels: 128 bytes in half precision."""
-    width = min(triton.next_power_of_2(channels), 64)
-    height, blocks = TILE // width, triton.cdiv(channels, width)
-    tiles = triton.cdiv(rows, height)
-    programs = max(1, min(PROGRAMS // blocks, tiles))
-    merged = min(64, MERGED // padded(programs))
-    return Tiling(height, width, programs, tiles * blocks, merged)
-
-
-def padded(programs: int) -> int:
-    """Return the size of the array that holds a partial result of each program."""
-    size: int = triton.next_power_of_2(programs)
-    return size
 
 
 def forward(

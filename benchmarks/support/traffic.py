@@ -228,7 +228,8 @@ def _backward_bytes(shape: Shape, incoming: float) -> int:
     loss = loss_of(shape, inputs(shape), "triton")
     with triton_traffic() as programs, TorchTraffic() as around:
         loss.backward(torch.tensor(incoming))  # type: ignore[no-untyped-call]
-    return programs.total + around.total
+    total: int = programs.total + around.total
+    return total
 
 
 if __name__ == "__main__":

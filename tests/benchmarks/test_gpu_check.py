@@ -79,7 +79,7 @@ def test_the_norms_of_triton_are_as_close_as_torchs(monkeypatch):
 
 def monkeypatch_cuda():
     """Inside, to move a tensor to the GPU leaves it where it is."""
-    return mock.patch.object(torch.Tensor, "cuda", lambda self: self)
+    return mock.patch.object(torch.Tensor, "cuda", lambda self, *_: self)
 
 
 def test_what_compiles_or_takes_long_is_in_a_part_of_its_own(monkeypatch):

@@ -48,7 +48,7 @@ def test_batch_norm_with_relu_makes_eight_passes(committed):
         passes, summed = row["passes"], row["norm"]["summed"]
         assert passes["forward"] == (5 if summed else 3)
         assert passes["backward"] == (6 if summed else 5)
-        assert passes["vectors"] < 0.5
+        assert passes["vectors"] < 0.95  # of one image: fewer for a batch
         # Torch's own, if each operation reads its inputs once, as batch norm does not.
         assert passes["reference"] == pytest.approx(16 if summed else 10, rel=0.02)
     assert rows == committed["norms"]

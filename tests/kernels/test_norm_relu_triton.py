@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from fastselfie.kernels import matrix_tiles_triton, reference
 from fastselfie.kernels import norm_relu_triton as program
-from fastselfie.kernels import reference
 from fastselfie.kernels.norm_relu import add_norm_relu, norm_relu
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -98,9 +98,9 @@ def test_results_gradients_and_statistics(shape, summed, dtype):
 @summed
 def test_programs_that_read_several_tiles(summed, dtype, monkeypatch):
     """Three read 3, 2 and 2 tiles, and the last tile is not full."""
-    monkeypatch.setattr(program, "PROGRAMS", 3)
+    monkeypatch.setattr(matrix_tiles_triton, "PROGRAMS", 3)
     norm, x, shortcut, grad_y, grad_total = case((7, 64, 7, 9), dtype)
-    tiling = program.tiling_of(7 * 7 * 9, 64)
+    tiling = matrix_tiles_triton.tiling_of(7 * 7 * 9, 64)
     assert (tiling.programs, tiling.tiles) == (3, 7)
     assert_as_good_as_torch((norm, x, shortcut if summed else None, grad_y, grad_total))
 
@@ -222,7 +222,7 @@ def test_statistics_are_not_counted_where_the_module_does_not():
 
 
 def test_without_momentum_the_statistics_are_plain_means():
-    """As `finetune.recalibrate` wants them."""
+    """As in torch's module."""
     norm, x, other, *_ = case((4, 3, 2, 2))
     norm.momentum = None
     expected = copy.deepcopy(norm)
