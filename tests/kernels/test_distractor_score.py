@@ -317,6 +317,7 @@ def test_auto_leaves_what_has_no_good_tile_to_plain_torch(monkeypatch, masked, r
     calls = []
     monkeypatch.setattr(module, "_refusal", lambda *_: None)
     monkeypatch.setattr(module, "_score", lambda *_: calls.append(1) or (0, 0))
+    monkeypatch.setattr(reference, "distractor_score", lambda *_: (0, 0))
     with FakeTensorMode():  # tensors on a GPU that need none
         u, h = torch.empty(3, 8, device="cuda"), torch.empty(3, masked, 8, device="cuda")
         locations = torch.empty(3, masked, dtype=torch.int64, device="cuda")
