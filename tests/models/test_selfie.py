@@ -74,7 +74,7 @@ def test_a_selfie_of_ones_own_takes_a_model_config_and_a_grid():
     order = torch.stack([torch.randperm(16) for _ in range(3)])
     loss, _ = model(torch.randn(3, 16, 3, 8, 8), order)
     assert abs(loss.item() - math.log(4)) < 0.5
-    with pytest.raises(ValueError, match="grid 2: mask_fraction 0.25 masks 1 of 4"):
+    with pytest.raises(ValueError, match=r"grid 2: mask_fraction 0\.25 masks 1 of 4"):
         Selfie(ModelConfig(), grid=2)
 
 
