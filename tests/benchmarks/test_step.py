@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
-from conftest import REPOSITORY, tiny_config
-
-sys.path.insert(0, str(REPOSITORY / "benchmarks"))
-
+from conftest import tiny_config
 from support import step_contenders
 from support.step_contenders import MATMULS, Matmul, shape_of
 from support.straightforward import StraightforwardSelfie, normalised, their_names
