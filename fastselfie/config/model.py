@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -64,6 +65,10 @@ class ModelConfig(Section):
     def stride(self) -> int:
         """Stride of P's output map, in pixels."""
         return 16 if self.stem == "imagenet" else 4
+
+    def masked(self, patches: int) -> int:
+        """Return M = floor(mask_fraction x N), the number of masked ones of N `patches`."""
+        return math.floor(self.mask_fraction * patches)
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:

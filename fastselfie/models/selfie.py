@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastselfie.config import Config
+from fastselfie.config import Config, ModelConfig
 from fastselfie.kernels.distractor_score import distractor_score, summed
 from fastselfie.kernels.query_score import query_score
 from fastselfie.kernels.reference import distractor_scores, query_scores
@@ -70,24 +70,42 @@ class Selfie(nn.Module):
     """The pretraining network: P, A and the positions.
 
     Args:
-        config: sizes, initialisation and kernels.
+        model: sizes and initialisation.
+        grid: patches along a side; N = grid x grid.
+        options: see `ExecutionOptions`.
+
+    Raises:
+        ValueError: fewer than 2 patches would be masked.
+
+    Example:
+        >>> model = Selfie(ModelConfig(stem="cifar", width=16, heads=8, patch_size=8), grid=4)
+        >>> loss, right = model(patches, order)  # (B, 16, 3, 8, 8); (B, 16) int64
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        grid: int,
+        options: ExecutionOptions = ExecutionOptions(),  # noqa: B008
+    ) -> None:
         super().__init__()
-        model = config.model
         width = model.embedding_width
-        self.masked = config.masked
+        self.masked = model.masked(grid**2)
+        if self.masked < 2:
+            raise ValueError(
+                f"grid {grid}: mask_fraction {model.mask_fraction} masks {self.masked} of "
+                f"{grid**2} patches, and the task needs 2: increase one of them"
+            )
         self.pooled = model.query == "pooled"
         self.encoder_positions = model.encoder_positions
-        self.kernels = config.runtime.kernels
+        self.kernels = options.kernels
         self.cosine = model.logit_scale == "cosine"
         self.scale = {
             "inverse_sqrt": width**-0.5, "none": 1.0, "cosine": 1 / model.temperature
         }[model.logit_scale]  # fmt: skip
-        self.patch_network = build_patch_network(config)
-        self.pooling = _build_pooling(config)
-        self.positions = _build_positions(config)
+        self.patch_network = _build_patch_network(model, options)
+        self.pooling = _build_pooling(model)
+        self.positions = _build_positions(model, grid)
 
     def vectors(self, patches: Tensor) -> Tensor:
         """Encode every patch by P: (B, N, 3, P, P) -> h (B, N, D)."""
@@ -164,19 +182,27 @@ class AttentionClassifier(nn.Module):
     added as pretraining adds them to visible patches.
 
     Args:
-        config: sizes, initialisation and kernels.
+        model: sizes and initialisation.
+        grid: patches along a side.
         classes: outputs.
+        options: see `ExecutionOptions`.
     """
 
-    def __init__(self, config: Config, classes: int) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        grid: int,
+        classes: int,
+        options: ExecutionOptions = ExecutionOptions(),  # noqa: B008
+    ) -> None:
         super().__init__()
-        self.grid = config.grid
-        self.patch_network = build_patch_network(config)
-        self.pooling = _build_pooling(config)
-        self.pooled = config.model.query == "pooled"
+        self.grid = grid
+        self.patch_network = _build_patch_network(model, options)
+        self.pooling = _build_pooling(model)
+        self.pooled = model.query == "pooled"
         # None if unused: DDP would wait for the gradient of parameters that have none.
-        self.positions = _build_positions(config) if config.model.encoder_positions else None
-        self.width = config.model.embedding_width
+        self.positions = _build_positions(model, grid) if model.encoder_positions else None
+        self.width = model.embedding_width
         self.head = Head(self.width, classes)
 
     def features(self, images: Tensor) -> Tensor:
@@ -237,11 +263,14 @@ class PatchConcat(nn.Module):
 Classifier: TypeAlias = ResNetV2 | AttentionClassifier
 
 
+def build_selfie(config: Config) -> Selfie:
+    """Build the pretraining network of a config."""
+    return Selfie(config.model, config.grid, _execution_options(config))
+
+
 def build_patch_network(config: Config) -> ResNetV2:
-    """Build P: the first three stages and average pooling (paper: 'the first three blocks')."""
-    model = config.model
-    options = _execution_options(config)
-    return ResNetV2(model.blocks[:3], model.width, model.stem, None, options, model.end_norm)
+    """Build P alone."""
+    return _build_patch_network(config.model, _execution_options(config))
 
 
 def build_classifier(config: Config, classes: int, start: Selfie | None = None) -> Classifier:
@@ -252,28 +281,32 @@ def build_classifier(config: Config, classes: int, start: Selfie | None = None) 
         classes: outputs.
         start: the pretrained network, whose weights are copied; None: all are initial.
     """
+    options = _execution_options(config)
     if config.finetune.form == "attention_pooling":
-        pooled = AttentionClassifier(config, classes)
+        pooled = AttentionClassifier(config.model, config.grid, classes, options)
         if start is not None:
             pooled.start_from(start)
         return pooled
     model = config.model
-    network = ResNetV2(model.blocks, model.width, model.stem, classes, _execution_options(config))
+    network = ResNetV2(model.blocks, model.width, model.stem, classes, options)
     if start is not None:
         network.start_from(start.patch_network)
     return network
 
 
-def _build_pooling(config: Config) -> AttentionPooling:
-    model = config.model
+def _build_patch_network(model: ModelConfig, options: ExecutionOptions) -> ResNetV2:
+    """Build P: the first three stages and average pooling (paper: 'the first three blocks')."""
+    return ResNetV2(model.blocks[:3], model.width, model.stem, None, options, model.end_norm)
+
+
+def _build_pooling(model: ModelConfig) -> AttentionPooling:
     return AttentionPooling(
         model.embedding_width, model.layers, model.heads, model.feed_forward, model.dropout
     )
 
 
-def _build_positions(config: Config) -> Positions:
-    model = config.model
-    return Positions(model.positions, config.grid, model.embedding_width, model.position_std)
+def _build_positions(model: ModelConfig, grid: int) -> Positions:
+    return Positions(model.positions, grid, model.embedding_width, model.position_std)
 
 
 def _execution_options(config: Config) -> ExecutionOptions:

@@ -10,13 +10,9 @@ import sys
 import time
 from unittest import mock
 
+import gpu_check
 import pytest
 import torch
-from conftest import REPOSITORY
-
-sys.path.insert(0, str(REPOSITORY / "benchmarks"))
-
-import gpu_check
 from support import checks, norm_check
 
 

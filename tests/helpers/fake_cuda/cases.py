@@ -20,7 +20,7 @@ from fastselfie.config import Config
 from fastselfie.config.load import load_config
 from fastselfie.data.dataset import Source, open_dataset
 from fastselfie.data.loaders import build_loader
-from fastselfie.models.selfie import Selfie
+from fastselfie.models.selfie import build_selfie
 from fastselfie.system.accelerator import choose_accelerator
 from fastselfie.training.checkpoint import Checkpoint
 from fastselfie.training.finetune import build_finetuning, finetuning_stage
@@ -47,7 +47,7 @@ def finetunes(config: str, *sets: str, waits: Waits, from_p: bool = True) -> Non
     """Take steps of finetuning."""
     loaded = _config(config, *sets)
     accelerator = choose_accelerator(loaded.runtime)
-    start = Selfie(loaded).to(accelerator.device) if from_p else None
+    start = build_selfie(loaded).to(accelerator.device) if from_p else None
     stage = finetuning_stage(loaded, "images", from_p)
     built = build_finetuning(loaded, stage, _CLASSES, accelerator, start)
     _take(built.step, loaded, open_dataset(loaded.data).train, waits)
