@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
-from conftest import REPOSITORY
-from helpers.benchmarks import run_benchmark
-
-sys.path.insert(0, str(REPOSITORY / "benchmarks"))
-
 import triton_sweep
+from helpers.benchmarks import run_benchmark
 
 
 def test_a_spill_and_too_much_shared_memory_are_found():
