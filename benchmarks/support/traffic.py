@@ -132,8 +132,8 @@ class Shape:
     row_column: bool = False
 
 
-# The batch fills the programs (64 images of M = 4, 16 of M = 12): the bytes per image are final, but
-# for the partial gradients of position tables, which a larger batch shares.
+# The batch fills the programs (64 images of M = 4, 16 of M = 12): the bytes per image are
+# final. The partial gradients of the position tables alone still shrink with the batch.
 SHAPES = (
     Shape("224: M 12, rows + columns", 64, 12, 1024, 7, True),
     Shape("32: M 4, learned", 64, 4, 1024, 4),
