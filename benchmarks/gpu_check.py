@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 from support.checks import Check, require, run_checks, within
+from support.norm_check import norm_parity
 from torch import Tensor
 
 from fastselfie.config import Config
@@ -227,7 +228,7 @@ def profile_phases() -> dict[str, Any]:
 
 
 QUICK: tuple[Check, ...] = (
-    kernel_parity, patchify_parity, sync_free_step, dali_mixed, profile_phases,
+    kernel_parity, norm_parity, patchify_parity, sync_free_step, dali_mixed, profile_phases,
 )  # fmt: skip
 SLOW: tuple[Check, ...] = (kernel_times, end_to_end, precision_and_graphs, step_rates)
 PARTS = {"quick": QUICK, "full": (*QUICK, *SLOW)}

@@ -13,7 +13,7 @@ from unittest import mock
 import gpu_check
 import pytest
 import torch
-from support import checks
+from support import checks, norm_check
 
 
 @pytest.mark.parametrize("ratio", [1.01, math.inf, math.nan])
@@ -60,9 +60,22 @@ def test_the_score_is_checked_in_the_dtypes_that_training_has():
     assert (pooled_loss.dtype, dv.dtype, pooled_dh.dtype) == (torch.float32, torch.float32, h)
 
 
+def test_the_norms_of_triton_are_as_close_as_torchs(monkeypatch):
+    """Interpreted, on the smallest shape; and a wrong result is found."""
+    monkeypatch.setattr(norm_check, "_SHAPES", norm_check._SHAPES[1:2])
+    with monkeypatch_cuda():
+        assert gpu_check.norm_parity()["error of what is allowed"]
+        outcomes = norm_check._outcomes
+        monkeypatch.setattr(norm_check, "_outcomes", lambda *a: [*outcomes(*a)[:2], [
+            t * 1.02 for t in outcomes(*a)[2]
+        ]])  # fmt: skip
+        with pytest.raises(checks.CheckError, match="running variance"):
+            gpu_check.norm_parity()
+
+
 def monkeypatch_cuda():
     """Inside, to move a tensor to the GPU leaves it where it is."""
-    return mock.patch.object(torch.Tensor, "cuda", lambda self: self)
+    return mock.patch.object(torch.Tensor, "cuda", lambda self, *_: self)
 
 
 def test_what_compiles_or_takes_long_is_in_a_part_of_its_own(monkeypatch):
