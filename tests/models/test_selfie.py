@@ -12,8 +12,9 @@ from fastselfie import ModelConfig, Selfie
 from fastselfie.config.load import load_config
 from fastselfie.data.draws import patch_orders
 from fastselfie.kernels.reference import patchify
+from fastselfie.models.positions import Positions
 from fastselfie.models.resnet import ResNetV2
-from fastselfie.models.selfie import Positions, build_classifier, build_selfie, cut_patches
+from fastselfie.models.selfie import build_classifier, build_selfie, cut_patches
 
 
 def millions(module):
