@@ -39,6 +39,7 @@ from support.gpu_training import (
     sync_free_step,
     two_ranks,
 )
+from support.norm_check import norm_parity
 from torch import Tensor
 
 from fastselfie.config.load import load_config
@@ -206,7 +207,8 @@ def profile_phases() -> dict[str, Any]:
 
 
 QUICK: tuple[Check, ...] = (
-    kernel_parity, patchify_parity, sync_free_step, skip_guard, dali_mixed, profile_phases,
+    kernel_parity, norm_parity, patchify_parity, sync_free_step, skip_guard, dali_mixed,
+    profile_phases,
 )  # fmt: skip
 SLOW: tuple[Check, ...] = (
     kernel_times, end_to_end, memory_estimate, resume, two_ranks, precision_and_graphs, step_rates,

@@ -1,4 +1,4 @@
-"""Measure the fused losses beside plain torch: time, bytes moved, registers.
+"""Measure the fused losses beside plain torch: time, bytes moved, registers; count norms' bytes.
 
 python benchmarks/kernels.py --json OUT
 
@@ -49,6 +49,7 @@ def main(arguments: list[str]) -> None:
     result: dict[str, Any] = {}
     if not options.only_times:
         result["traffic"] = _json_of("traffic", interpret=True)
+        result["norms"] = _json_of("norm_traffic", interpret=True)
         result["resources"] = _json_of("resources", interpret=False)
     result["times"] = [
         _times(replace(shape, b=options.batch), device, options.seconds) for shape in SHAPES
@@ -175,6 +176,10 @@ def _protocol(device: torch.device) -> dict[str, Any]:
             "answers; scaling: the backward pass where the incoming gradient is not 1 "
             "(unit_scaling: where it is); reference: inputs and outputs of every operation that "
             "plain torch dispatches that is not a view, and so what autograd adds to scaling.",
+            "norms: how often the Triton kernels of batch norm with ReLU read or write a tensor of "
+            "bfloat16 activations, forward and backward; vectors: what they load and store in "
+            "float32 besides, in such passes; reference: as above, so that what torch's batch norm "
+            "reads twice counts once: 10 where a GPU makes 13.",
             "resources: compiled by Triton for GPUs that are not there, read with cuobjdump.",
             "times: " + (
                 "triton.testing.do_bench; program: the launch and the sums after it, alone, by "
@@ -189,6 +194,8 @@ def _protocol(device: torch.device) -> dict[str, Any]:
 def _show(result: dict[str, Any]) -> None:
     for row in result.get("traffic", ()):
         print(row["shape"]["name"], "times the model's bytes:", row["times_model"])
+    for row in result.get("norms", ()):
+        print(row["norm"]["name"], "passes:", row["passes"])
     for row in result.get("resources", ()):
         usage = f"{row['registers']} registers, {row['spilled_bytes']} bytes spilled"
         print(row["program"], row["shape"], row["target"], usage)

@@ -51,10 +51,14 @@ TABLES: dict[str, Callable[[], str]] = {
     "decode": lambda: decode_tables.decode(
         [_read(path.stem) for path in sorted(RESULTS.glob("decode*.json"))]
     ),
+    "dataset size": lambda: loader_tables.dataset_size(_read("dataset-size")),
     "conversion": lambda: loader_tables.conversion(_read("conversion")),
     "step": lambda: step_tables.step(_read_all("step-{}", "cifar10", "in224")),
+    "query": lambda: step_tables.step(_read_all("step-query-{}", "cifar10", "in224")),
     "beside": lambda: step_tables.beside(_read_all("step-beside-{}", *ISAS)),
     "kernels": lambda: step_tables.kernels(_read("kernels")),
+    "norms": lambda: step_tables.norms(_read("kernels")),
+    "table cost": lambda: training_tables.table_cost(_read("table-cost")),
     "reliability": lambda: reliability_tables.reliability(_read("reliability")),
     "scaling": lambda: reliability_tables.scaling(_read("reliability")["parts"]["paper"]),
 }

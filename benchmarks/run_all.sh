@@ -51,6 +51,8 @@ measure resident "50,000 raw images of 32x32" --raw "$work/noise.beton"
 for config in cifar10 in224; do
   "$python" "$here/step.py" --config "$here/../configs/$config.yaml" --threads "$threads" \
     --json "$out/step-$config.json"
+  "$python" "$here/step.py" --config "$here/../configs/$config.yaml" --threads "$threads" \
+    --contenders "ours,pooled query" --json "$out/step-query-$config.json"
 done
 for isa in AVX2 AVX512_CORE AVX512_CORE_BF16 AVX512_CORE_AMX; do
   "$python" "$here/step.py" --config "$here/../configs/cifar10.yaml" --isa "$isa" --beside 1 \

@@ -42,6 +42,7 @@ SWITCHES: dict[str, tuple[str, ...]] = {
     "fp32": ("runtime.precision=fp32",),
     "bf16": ("runtime.precision=bf16",),
     "checkpointed": ("runtime.activation_checkpointing=true",),
+    "pooled query": ("model.query=pooled",),
     "reference kernels": ("runtime.kernels=reference",),
 }
 _GPU_ONLY = {"CUDA graphs"}

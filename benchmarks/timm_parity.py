@@ -20,7 +20,7 @@ from torch import nn
 
 from fastselfie.config import Config
 from fastselfie.export import export
-from fastselfie.models.selfie import Selfie, build_classifier
+from fastselfie.models.selfie import build_classifier, build_selfie
 from fastselfie.runs.load import load_run
 from fastselfie.stage_names import FINETUNED, PRETRAIN
 from fastselfie.system.files import write_atomically
@@ -51,7 +51,7 @@ def _fresh_run(run: Path, model: dict[str, Any]) -> None:
     config = Config.model_validate_json(json.dumps(values))
     write_atomically(run / "config.yaml", config.to_yaml())
     torch.manual_seed(0)
-    networks = {PRETRAIN: Selfie(config), FINETUNED: build_classifier(config, _CLASSES)}
+    networks = {PRETRAIN: build_selfie(config), FINETUNED: build_classifier(config, _CLASSES)}
     for kind, network in networks.items():
         state = {"kind": kind, "step": 0, "images": "", "model": _stir(network).state_dict()}
         save_checkpoint(run / kind / "latest.pt", state)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastselfie import jpeg as jpeg
     from fastselfie.config.load import load_config
+    from fastselfie.config.model import ModelConfig
     from fastselfie.data.dataset import open_dataset
     from fastselfie.data.loaders import Loader, View
     from fastselfie.errors import UserError
@@ -31,6 +32,7 @@ __version__ = "0.2.0"
 
 __all__ = [
     "Loader",
+    "ModelConfig",
     "PatchChanges",
     "ResNetV2",
     "Selfie",
@@ -45,6 +47,7 @@ __all__ = [
 
 _MODULES = {
     "Loader": "data.loaders",
+    "ModelConfig": "config.model",
     "PatchChanges": "kernels.patch_changes",
     "ResNetV2": "models.resnet",
     "Selfie": "models.selfie",

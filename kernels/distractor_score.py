@@ -48,8 +48,9 @@ def distractor_score(
         locations: (B, M) int64 or int32 in [0, N), where the masked patches were.
         scale: A factor of the scores.
         impl: auto uses Triton for tensors on a GPU if it is installed and takes the arguments,
-            else the reference. Triton takes float32, bfloat16 and float16, any D, M up to 64, and
-            256 rows in both tables (auto: 64); on a CPU only with TRITON_INTERPRET=1.
+            else the reference. Triton takes float32, bfloat16 and float16, any D, M up to 64
+            (auto: from 2), and 256 rows in both tables (auto: 64); on a CPU only with
+            TRITON_INTERPRET=1.
 
     Returns:
         The loss, () float32, or wider for wider arguments; and the correct answers, () int64, out
@@ -64,8 +65,9 @@ def distractor_score(
     reason = None if impl == "reference" else _refusal(u, h, positions)
     if impl == "triton" and reason:
         raise ValueError(reason)
-    small = h.is_cuda and table_rows(positions) <= AUTO_TABLE_ROWS
-    if impl == "reference" or (impl == "auto" and (reason or not small)):
+    # With one candidate the loss is always 0, and no tile is without spills.
+    fast = h.is_cuda and h.shape[1] > 1 and table_rows(positions) <= AUTO_TABLE_ROWS
+    if impl == "reference" or (impl == "auto" and (reason or not fast)):
         return reference.distractor_score(u, h, summed(positions), locations, scale)
     rows, columns = (positions, None) if isinstance(positions, Tensor) else positions
     differentiable = [t for t in (u, h, rows, columns) if t is not None]

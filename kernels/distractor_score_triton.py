@@ -34,6 +34,10 @@ from torch import Tensor
 from fastselfie.kernels.fused_loss_triton import WARPS, cross_entropy
 from fastselfie.kernels.products_triton import add_product, add_product_for, rounded
 
+# Limit of a thread with 8 warps. Without one, the compiler spills some bytes to reach 128.
+REGISTERS = 255
+_OLDER = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 7)
+
 # --- loads and broadcasts -------------------------------------------------------------------------
 
 
@@ -215,20 +219,25 @@ def tile_of(images: int, masked: int, table_rows: int, width: int, item_bytes: i
 
     With 8 warps a thread holds 32 float32 of an array of 8,192 entries. Q (R x T M') and the scores
     (M' x T M') are the largest arrays that are alive during a pass. float32 items need twice as
-    many registers.
+    many registers. benchmarks/triton_sweep.py finds what spills.
 
     Args: B, M, the rows of both tables, D, and the bytes of an item of h.
     """
     places = triton.next_power_of_2(masked)
     rows = max(16, triton.next_power_of_2(table_rows))  # 16: the minimum for tensor cores
     entries = 8192 if item_bytes == 2 else 4096
-    if rows == 32:  # X and h together are more shared memory than consumer GPUs have, 99 KiB
+    # X and h together would be more shared memory than consumer GPUs have, 99 KiB. Older Tritons
+    # take more registers for the same tile.
+    if rows > 16 or _OLDER:
         entries //= 2
     candidates = max(places, 16, min(entries // 32, entries // max(rows, places)))
-    # Not more images than the batch has.
-    candidates = min(candidates, max(16, places * triton.next_power_of_2(images)))
-    small = rows < 64  # above, shared memory is the limit: consumer GPUs have 99 KiB
-    chunk = 32 if small and width > 16 else 16
+    # Not more images than the batch has, or than u has registers for.
+    images = min(64, triton.next_power_of_2(images))
+    candidates = min(candidates, max(16, places * images))
+    small = rows < 64  # above, shared memory is the limit again
+    # A wide chunk would spill.
+    narrow = candidates == 256 or (rows == 32 and (_OLDER or item_bytes == 4))
+    chunk = 32 if small and not narrow and width > 16 else 16
     return Tile(candidates // places, places, rows, chunk, 3 if small else 2)
 
 
@@ -264,6 +273,6 @@ def score(
         b, m, d, u.stride(0), h.stride(0), h.stride(1), locations.stride(0), locations.stride(1),
         n_rows, n_columns, scale, 1.0 / (b * m), stored,
         T=tile.images, MP=tile.places, R=tile.rows, C=tile.width, GRADIENTS=gradients,
-        num_warps=WARPS, num_stages=tile.stages,
+        num_warps=WARPS, num_stages=tile.stages, maxnreg=REGISTERS,
     )  # fmt: skip
     return losses.sum(), rights.sum(), du, dh, dtables.sum(0) if gradients else dtables

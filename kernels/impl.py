@@ -46,17 +46,33 @@ def unavailable(device: torch.device) -> str | None:
 
     if not hasattr(language, "gather"):  # added in Triton 3.3
         return "impl is triton, which is too old here: pip install --upgrade 'triton>=3.3'"
-    if device.type == "cuda" and (
-        torch.version.hip or torch.cuda.get_device_properties(device).major < _CAPABILITY
-    ):
+    return _gpu_fault(device) if device.type == "cuda" else None
+
+
+unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _gpu_fault(device: torch.device) -> str | None:
+    """Return why Triton cannot run the kernels on this GPU, or None."""
+    major = torch.cuda.get_device_properties(device).major
+    if torch.version.hip or major < _CAPABILITY:
         return (
             "impl is triton, which needs an NVIDIA GPU of sm_80 or newer, but the tensors are on "
             f"{device}"
         )
-    return launch_fault() if device.type == "cuda" else None
+    if lacks_products(major):
+        return (
+            f"impl is triton, which is too old for the GPU of {device}: "
+            "pip install --upgrade 'triton>=3.3.1'"
+        )
+    return launch_fault()
 
 
-unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]
+def lacks_products(major: int) -> bool:
+    """Return whether this Triton fails to compile matrix products for GPUs of sm_`major`x."""
+    import triton
+
+    return major >= 12 and str(triton.__version__) == "3.3.0"
 
 
 @functools.cache

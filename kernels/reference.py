@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastselfie.kernels.patch_changes import UNCHANGED, PatchChanges
 
@@ -107,6 +107,23 @@ def scale_and_offset(
         return 1.0 / (255.0 * std), -mean / std
     contrast, brightness = tone.to(dtype)[..., None].unbind(2)
     return contrast * (1.0 / (255.0 * std)), (brightness - contrast * mean) / std
+
+
+def norm_relu(
+    norm: nn.BatchNorm2d, x: Tensor, shortcut: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Add a shortcut, normalise and apply the ReLU. The module updates its running statistics.
+
+    Args:
+        norm: The batch norm.
+        x: (B, C, H, W).
+        shortcut: (B, C, H, W), or None: `x` is the sum.
+
+    Returns:
+        The sum and relu(norm(sum)), (B, C, H, W) each.
+    """
+    total = x if shortcut is None else x + shortcut
+    return total, F.relu(norm(total))
 
 
 def distractor_scores(

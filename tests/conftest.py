@@ -34,6 +34,7 @@ except ImportError as error:
     raise pytest.UsageError(f"fastselfie is not installed ({error}): pip install -e .") from error
 
 REPOSITORY = Path(__file__).parent.parent
+sys.path.insert(0, str(REPOSITORY / "benchmarks"))  # for `support`
 
 # D = 64, 16 patches of 8x8 with 4 masked: a step takes milliseconds.
 TINY: dict[str, Any] = {

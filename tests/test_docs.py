@@ -28,7 +28,7 @@ import pytest
 import torch
 from conftest import REPOSITORY
 from helpers import sandbox
-from helpers.http_files import serving
+from support.file_server import serving
 
 from fastselfie.cli import main
 from fastselfie.config.load import load_config

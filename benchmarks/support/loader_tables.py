@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from support.markdown import median, table
+from support.markdown import machine, median, table
 
 _NAMES = {
     "native": "native", "resident": "resident", "ffcv": "FFCV", "ffcv-shared": "FFCV, our file",
@@ -114,3 +114,20 @@ def conversion(result: dict[str, Any]) -> str:
         rows.append([row["conversion"], *rates, median(row["ratio"], ".2f")])
     head = ["conversion, images a CPU second", "ours", "FFCV's writer", "ratio"]
     return "\n".join(table(head, rows))
+
+
+def dataset_size(result: dict[str, Any]) -> str:
+    """What a dataset of many samples takes to open, and between epochs."""
+    names = {
+        "open_s": ("open the file, s", ".2f"),
+        "first_batch_s": ("first batch, s", ".2f"),
+        "next_epoch_s": ("first batch of the next epoch, s", ".2f"),
+        "open_mb": ("private memory of the open dataset, MB", ".0f"),
+        "all_mb": ("private memory of the process, MB", ".0f"),
+    }
+    figures = result["figures"]
+    rows = [[title, median(figures[name], form)] for name, (title, form) in names.items()]
+    head = [f"{result['samples']:,} samples, a file of {result['file_mb']:,.0f} MB", "result"]
+    environment = result["environment"]
+    note = f"{machine(environment)}; median (min to max) of {result['rounds']} processes."
+    return "\n".join([*table(head, rows), "", note])

@@ -9,6 +9,10 @@ _GAP = ["pretrain.patch_gap=2"]
 _COLOUR = ["pretrain.patch_grey=0.5", "pretrain.patch_contrast=0.4"]
 _HALF = ["model.mask_fraction=0.5"]
 
+_THREE_QUARTERS = ["model.mask_fraction=0.75"]
+_COSINE = ["model.logit_scale=cosine"]
+_CONTEXT = [*_POOLED, *_GAP, *_COLOUR, *_HALF, *_COSINE]
+
 CANDIDATES: dict[str, list[str]] = {
     "paper": _ONE_RATE,  # the only one with the supervised arm, which is the same for all
     "paper gap colour half": [*_ALONE, *_GAP, *_COLOUR, *_HALF],
@@ -17,14 +21,21 @@ CANDIDATES: dict[str, list[str]] = {
     "pooled gap colour": [*_POOLED, *_GAP, *_COLOUR],
     "pooled gap half": [*_POOLED, *_GAP, *_HALF],
     "pooled gap colour half": [*_POOLED, *_GAP, *_COLOUR, *_HALF],
+    "pooled gap colour threequarters": [*_POOLED, *_GAP, *_COLOUR, *_THREE_QUARTERS],
     "pooled colour half": [*_POOLED, *_COLOUR, *_HALF],
-    "pooled colour threequarters": [*_POOLED, *_COLOUR, "model.mask_fraction=0.75"],
-    "pooled gap colour half cosine": [
-        *_POOLED,
-        *_GAP,
-        *_COLOUR,
-        *_HALF,
-        "model.logit_scale=cosine",
+    "pooled colour threequarters": [*_POOLED, *_COLOUR, *_THREE_QUARTERS],
+    "pooled gap colour half cosine": _CONTEXT,
+    "cosine lr 0.1": [*_CONTEXT, "pretrain.lr=0.1"],
+    "cosine lr 0.6": [*_CONTEXT, "pretrain.lr=0.6"],
+    "cosine threequarters": [*_CONTEXT, *_THREE_QUARTERS],
+    "cosine strong colours": [
+        *_CONTEXT,
+        *(
+            "pretrain.patch_grey=0.8",
+            "pretrain.patch_contrast=0.6",
+            "pretrain.patch_brightness=0.2",
+        ),
     ],
-    "pooled gap colour threequarters": [*_POOLED, *_GAP, *_COLOUR, "model.mask_fraction=0.75"],
+    "cosine 4 layers": [*_CONTEXT, "model.layers=4"],
+    "cosine no shift": [*_CONTEXT, "pretrain.pad_mode=none"],
 }

@@ -22,7 +22,7 @@ from support.traffic import SHAPES, Shape
 if TYPE_CHECKING:
     from triton import JITFunction
 
-TARGETS = (80, 89, 90, 100)
+TARGETS = (80, 86, 89, 90, 100, 120)
 # Also tables of 17 to 32 rows, and the largest tile of each number of locations.
 _SHAPES = (
     *SHAPES,
@@ -30,18 +30,11 @@ _SHAPES = (
     Shape("352: M 30, pooled", 64, 30, 1024, None),
     Shape("M 64, pooled", 64, 64, 1024, None),
 )
-_WIDE = ("u", "h", "du", "dh")
 _ALIGNED = (
-    *_WIDE, "rows", "columns", "locations", "dtables", "losses", "rights",
+    "u", "h", "du", "dh", "rows", "columns", "locations", "dtables", "losses", "rights",
     "D", "u_stride", "h_stride_b", "h_stride_m",
 )  # fmt: skip
-_TYPES = {
-    **dict.fromkeys(_WIDE, "*bf16"),
-    **dict.fromkeys(("rows", "columns", "dtables", "losses"), "*fp32"),
-    **dict.fromkeys(("scale", "mean", "stored"), "fp32"),
-    "locations": "*i64",
-    "rights": "*i32",
-}
+_BYTES = {"*fp32": 4, "*bf16": 2, "*fp16": 2}
 
 
 class Program(NamedTuple):
@@ -63,27 +56,31 @@ class Program(NamedTuple):
     tile: dict[str, int]
 
 
-def score(shape: Shape) -> Program:
+def score(shape: Shape, u: str = "*bf16", h: str = "*bf16", positions: str = "*fp32") -> Program:
     from fastselfie.kernels import distractor_score_triton as program
     from fastselfie.kernels.fused_loss_triton import WARPS
 
     grid = shape.grid or 0
     table_rows = 2 * grid if shape.row_column else grid**2
-    tile = program.tile_of(shape.b, shape.m, table_rows, shape.d, item_bytes=2)
+    tile = program.tile_of(shape.b, shape.m, table_rows, shape.d, _BYTES[h])
     constants = {
         "T": tile.images, "MP": tile.places, "R": tile.rows, "C": tile.width,
         "GRADIENTS": True,
     }  # fmt: skip
-    options = {"num_warps": WARPS, "num_stages": tile.stages}
-    return Program("score", shape.name, program.score_tile, _TYPES, constants, _ALIGNED, options,
+    types = {
+        "u": u, "du": u, "h": h, "dh": h, "rows": positions, "columns": positions,
+        "locations": "*i64", "rights": "*i32", "dtables": "*fp32", "losses": "*fp32",
+        **dict.fromkeys(("scale", "mean", "stored"), "fp32"),
+    }  # fmt: skip
+    options = {"num_warps": WARPS, "num_stages": tile.stages, "maxnreg": program.REGISTERS}
+    return Program("score", shape.name, program.score_tile, types, constants, _ALIGNED, options,
                    tile._asdict())  # fmt: skip
 
 
 def query(shape: Shape, v: str = "*fp32", h: str = "*bf16") -> Program:
     from fastselfie.kernels import query_score_triton as program
 
-    wide = 4 if "*fp32" in (v, h) else 2
-    tile = program.tile_of(shape.m, shape.d, wide)
+    tile = program.tile_of(shape.m, shape.d, max(_BYTES[v], _BYTES[h]))
     constants = {"T": tile.images, "MP": tile.places, "C": tile.width, "GRADIENTS": True}
     types = {"v": v, "dv": v, "h": h, "dh": h, "losses": "*fp32", "rights": "*i32",
              **dict.fromkeys(("scale", "mean", "stored"), "fp32")}  # fmt: skip
@@ -94,12 +91,12 @@ def query(shape: Shape, v: str = "*fp32", h: str = "*bf16") -> Program:
                    options, tile._asdict())  # fmt: skip
 
 
-def scaling() -> Program:
+def scaling(dtype: str = "*bf16", name: str = "bfloat16") -> Program:
     from fastselfie.kernels import fused_loss_triton as program
 
     tile, options = {"BLOCK": program.SCALED_BLOCK}, {"num_warps": program.WARPS}
-    types = {"x": "*bf16", "factor": "*fp32"}
-    return Program("scaling", "bfloat16", program.scale_block, types, tile, tuple(types), options,
+    types = {"x": dtype, "factor": "*fp32"}
+    return Program("scaling", name, program.scale_block, types, tile, tuple(types), options,
                    tile)  # fmt: skip
 
 
@@ -116,6 +113,43 @@ def patches(dtype: str, name: str, changed: bool = False) -> Program:
     else:
         constants |= {"corners": None, "grey": None}
     return Program("patchify", name, program.patch, types, constants, tuple(types), options, tile)
+
+
+def norms(dtype: str, channels: int, summed: bool) -> list[Program]:
+    """Return the kernels of `norm_relu` for 50,176 pixels, 256 images of the smallest maps.
+
+    Args:
+        dtype: Of the activations.
+        channels: C.
+        summed: Whether a shortcut is added.
+    """
+    from fastselfie.kernels import norm_relu_triton as program
+    from fastselfie.kernels.matrix_tiles_triton import WARPS, padded, tiling_of
+
+    tiling = tiling_of(50_176, channels)
+    activations = ("x", "shortcut", "total", "y", "gradient", "grad_total", "grad_x")
+    vectors = ("partial", "weight", "bias", "found", "line", "grad_weight", "grad_bias")
+    types = {**dict.fromkeys(activations, dtype), **dict.fromkeys(vectors, "*fp32")}
+    aligned = {*types, "C"} if channels % 16 == 0 else set(types)
+    tile: dict[str, Any] = {"BR": tiling.height, "BC": tiling.width}
+    merged: dict[str, Any] = {"PP": padded(tiling.programs), "BC": tiling.merged}
+    if not summed:
+        tile |= dict.fromkeys(("shortcut", "grad_total"))
+    made = []
+    for kernel, sizes in (
+        (program.moments, tile), (program.statistics, {"BR": tiling.height, **merged}),
+        (program.activate, tile), (program.gradient_sums, tile), (program.gradient_line, merged),
+        (program.gradient_rows, tile),
+    ):  # fmt: skip
+        constants = {n: v for n, v in sizes.items() if n in kernel.arg_names}
+        names = tuple(n for n in kernel.arg_names if n in aligned and n not in constants)
+        shape = f"{kernel.__name__}, C {channels}, {dtype[1:]}{', summed' if summed else ''}"
+        given = {n: v for n, v in constants.items() if v is not None}
+        made.append(
+            Program("norm_relu", shape, kernel, {**types, "epsilon": "fp32"}, constants, names,
+                    {"num_warps": WARPS}, given)
+        )  # fmt: skip
+    return made
 
 
 def compiled(program: Program, target: int) -> dict[str, Any]:
@@ -157,5 +191,6 @@ if __name__ == "__main__":
     losses = [query(shape) if shape.grid is None else score(shape) for shape in _SHAPES]
     programs = [*losses, scaling(), patches("*bf16", "bfloat16"),
                 patches("*fp32", "float32"),
-                patches("*bf16", "bfloat16, changed", changed=True)]  # fmt: skip
+                patches("*bf16", "bfloat16, changed", changed=True),
+                *norms("*bf16", 1024, summed=True)]  # fmt: skip
     json.dump([compiled(each, target) for target in TARGETS for each in programs], sys.stdout)

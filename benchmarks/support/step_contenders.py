@@ -17,7 +17,7 @@ from fastselfie.data.dataset import open_dataset
 from fastselfie.data.inputs import draw_masks
 from fastselfie.data.loaders import Batch, build_loader
 from fastselfie.errors import UserError
-from fastselfie.models.selfie import Selfie
+from fastselfie.models.selfie import Selfie, build_selfie
 from fastselfie.system.accelerator import Accelerator, choose_accelerator
 from fastselfie.training.optimizer import learning_rate
 from fastselfie.training.pretrain import build_pretraining
@@ -104,7 +104,7 @@ def shape_of(config: Config) -> Shape:
         feed_forward=model.feed_forward,
         dropout=model.dropout,
         row_column=model.positions == "row_column",
-        scale=Selfie(config).scale,
+        scale=build_selfie(config).scale,
     )
 
 

@@ -87,3 +87,17 @@ def kernels(result: dict[str, Any]) -> str:
     head = ["fused loss, D = 1024, bfloat16", "least bytes an image", "distinct bytes",
             "all bytes read and written", "plain torch", "registers, spilled bytes"]  # fmt: skip
     return "\n".join(table(head, rows))
+
+
+def norms(result: dict[str, Any]) -> str:
+    """How often batch norm with ReLU reads or writes its tensor."""
+    rows = []
+    for row in result["norms"]:
+        norm, passes = row["norm"], row["passes"]
+        rows.append([norm["name"] + (", with the sum" if norm["summed"] else ""),
+                     f"{norm['channels']} x {norm['side']} x {norm['side']}",
+                     f"{passes['forward']:.0f} + {passes['backward']:.0f}",
+                     f"{passes['vectors']:.2f}", f"{passes['reference']:.0f}"])  # fmt: skip
+    head = ["norm of in224", "C x H x W", "passes, forward + backward",
+            "vectors and partial sums besides", "plain torch, each input read once"]  # fmt: skip
+    return "\n".join(table(head, rows))

@@ -62,3 +62,15 @@ def shortcut(result: dict[str, Any]) -> str:
     first = result["results"][0]
     head = [f"pretrained with (chance {first['chance']:.0%})", "step", *first["accuracy"]]
     return "\n".join(table(head, rows))
+
+
+def table_cost(result: dict[str, Any]) -> str:
+    """Estimated hours of the paper's Table 1."""
+    counts = list(result["rows"][0]["hours"])
+    head = ["config", "trainings", "GPU-hours", *(f"hours on {int(n):,} GPUs" for n in counts)]
+    rows = [
+        [row["config"], str(row["trials"] + 1), f"{row['gpu_hours']:,.0f}",
+         *(f"{row['hours'][n]:,.1f}" for n in counts)]
+        for row in result["rows"]
+    ]  # fmt: skip
+    return "\n".join(table(head, rows))

@@ -6,7 +6,6 @@ Each key is documented once, in the docstring below it. May import: errors.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated, Any
@@ -79,8 +78,8 @@ class Config(Section):
 
     @property
     def masked(self) -> int:
-        """M = floor(mask_fraction x N), the number of masked patches."""
-        return math.floor(self.model.mask_fraction * self.patches)
+        """M, the number of masked patches."""
+        return self.model.masked(self.patches)
 
     def patch_window(self, cell: int) -> int:
         """Return the side of what P sees of a cell of the grid in pretraining, in pixels.

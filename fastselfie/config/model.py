@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -48,9 +49,12 @@ class ModelConfig(Section):
     sync_batch_norm: bool = False
     """compute batch statistics over the images of all ranks; needs GPUs if there is more than one
     rank"""
-    logit_scale: Literal["inverse_sqrt", "none"] = "inverse_sqrt"
-    """inverse_sqrt: divide scores by sqrt(D). Without it, their standard deviation is about 10 at
-    step 0 and the loss is far above ln M"""
+    logit_scale: Literal["inverse_sqrt", "none", "cosine"] = "inverse_sqrt"
+    """inverse_sqrt: divide scores by sqrt(D). none: raw scores, whose standard deviation is about
+    10 at step 0, and the loss is far above ln M. cosine: the cosine of query and candidate, divided
+    by temperature (Chen et al. 2020, SimCLR); needs query: pooled"""
+    temperature: PositiveFloat = 0.1
+    """see logit_scale: cosine"""
 
     @property
     def embedding_width(self) -> int:
@@ -62,12 +66,21 @@ class ModelConfig(Section):
         """Stride of P's output map, in pixels."""
         return 16 if self.stem == "imagenet" else 4
 
+    def masked(self, patches: int) -> int:
+        """Return M = floor(mask_fraction x N), the number of masked ones of N `patches`."""
+        return math.floor(self.mask_fraction * patches)
+
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
         if self.embedding_width % self.heads:
             raise ValueError(
                 f"model.heads is {self.heads}: must divide 16 x model.width = "
                 f"{self.embedding_width}"
+            )
+        if self.logit_scale == "cosine" and self.query != "pooled":
+            raise ValueError(
+                "model.logit_scale is cosine, which needs queries of unit length: set "
+                "model.query=pooled"
             )
         # Smaller patches give strided convolutions on maps of one pixel. Their weight gradient is
         # wrong, often NaN, in torch 2.13 in bf16 on a CPU.

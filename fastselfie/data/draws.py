@@ -23,6 +23,7 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
 
+_ORDER_PART = 2**18  # samples whose draws `epoch_order` holds at a time
 _PURPOSES = 256  # room for purposes between the keys of one view and of the next
 
 
@@ -68,9 +69,22 @@ def uniform(
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> IntArray:
-    """Return a random permutation of range(count), the same on every rank: (count,) int64."""
-    draws = uniform(seed, epoch, np.arange(count, dtype=np.int64), Purpose.ORDER, 1)[:, 0]
-    return np.argsort(draws, kind="stable")  # stable: in large datasets 32-bit numbers tie
+    """Return a random permutation of range(count), the same on every rank: (count,) int64.
+
+    Samples are in the order of their 32-bit draws, and of their numbers where draws tie.
+    """
+    # NumPy sorts integers with vector instructions: 14 million take tenths of a second, where a
+    # stable argsort of the draws takes seconds. Parts keep the temporary arrays small.
+    keys = np.empty(count, dtype=np.uint64)
+    for first in range(0, count, _ORDER_PART):
+        samples = np.arange(first, min(first + _ORDER_PART, count), dtype=np.int64)
+        drawn = uniform(seed, epoch, samples, Purpose.ORDER, 1)[:, 0] * 2.0**32
+        part = keys[first : first + len(samples)]
+        part[:] = drawn.astype(np.uint64) << np.uint64(32)
+        part |= samples.view(np.uint64)
+    keys.sort()
+    keys &= np.uint64(2**32 - 1)
+    return keys.view(np.int64)
 
 
 def process_seed(seed: int, step: int, rank: int) -> int:

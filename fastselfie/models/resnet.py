@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fastselfie.kernels.convolution import convolution
 from fastselfie.kernels.impl import Impl
-from fastselfie.kernels.norm_relu import norm_relu
+from fastselfie.kernels.norm_relu import add_norm_relu, norm_relu
 
 Stem = Literal["imagenet", "cifar"]
 
@@ -31,6 +31,22 @@ class ExecutionOptions(NamedTuple):
 
     checkpointed: bool = False
     kernels: Impl = "auto"
+
+
+class Terms(NamedTuple):
+    """A map of features as the sum of two terms, which the next norm adds in its own pass.
+
+    Attributes:
+        x: (B, C, H, W).
+        shortcut: (B, C, H, W), or None: the map is `x`.
+    """
+
+    x: Tensor
+    shortcut: Tensor | None = None
+
+    def added(self) -> Tensor:
+        """Return the sum. It overwrites `x`, which a convolution does not keep."""
+        return self.x if self.shortcut is None else self.x.add_(self.shortcut)
 
 
 _EXPANSION = 4  # a bottleneck's output width divided by its inner width
@@ -88,15 +104,14 @@ class Bottleneck(nn.Module):
         if stride != 1 or inputs != outputs:
             self.downsample = _named(conv=_Convolution(inputs, outputs, 1, stride, kernels))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, terms: Terms) -> Terms:
         """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
-        y = norm_relu(self.norm1, x, self.kernels)
+        x, y = add_norm_relu(self.norm1, *terms, self.kernels)
         shortcut = x if self.downsample is None else self.downsample(y)
         y = self.conv1(y)
         y = self.conv2(norm_relu(self.norm2, y, self.kernels))
         y = self.conv3(norm_relu(self.norm3, y, self.kernels))
-        out: Tensor = y.add_(shortcut)  # a convolution does not keep its output
-        return out
+        return Terms(y, shortcut)
 
 
 @contextmanager
@@ -121,7 +136,7 @@ def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
         statistics = nullcontext() if first else _frozen_statistics(block)
         first = False
         with statistics:
-            out: Tensor = block(x)
+            out: Tensor = block(Terms(x)).added()
         return out
 
     # Reentrant: the memory estimate's hooks then see the saved input. P has no dropout.
@@ -139,12 +154,13 @@ class _Stage(nn.Module):
         blocks += [Bottleneck(outputs, outputs, 1, options.kernels) for _ in range(count - 1)]
         self.blocks = nn.Sequential(*blocks)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.checkpointed and self.training and x.requires_grad:
+    def forward(self, terms: Terms) -> Terms:
+        if self.checkpointed and self.training and terms.x.requires_grad:
+            x = terms.added()
             for block in self.blocks:
                 x = _recomputed(block, x)
-            return x
-        out: Tensor = self.blocks(x)
+            return Terms(x)
+        out: Terms = self.blocks(terms)
         return out
 
 
@@ -207,10 +223,10 @@ class ResNetV2(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, D): the input of the classifier."""
-        y: Tensor = self.stages(self.stem(x))
-        if self.norm is not None:
-            y = norm_relu(self.norm, y, self.kernels)
-        return y.mean(dim=(2, 3))
+        terms: Terms = self.stages(Terms(self.stem(x)))
+        if self.norm is None:
+            return terms.added().mean(dim=(2, 3))
+        return add_norm_relu(self.norm, *terms, self.kernels)[1].mean(dim=(2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, classes), or (B, D) without classes."""

@@ -9,47 +9,17 @@ from __future__ import annotations
 from typing import NamedTuple, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastselfie.config import Config
-from fastselfie.kernels.distractor_score import distractor_score, summed
+from fastselfie.config import Config, ModelConfig
+from fastselfie.kernels.distractor_score import distractor_score
 from fastselfie.kernels.query_score import query_score
 from fastselfie.kernels.reference import distractor_scores, query_scores
 from fastselfie.models.attention_pooling import AttentionPooling
+from fastselfie.models.positions import Positions
 from fastselfie.models.resnet import ExecutionOptions, Head, ResNetV2
 from fastselfie.system.trace_ranges import trace_range
-
-
-class Positions(nn.Module):
-    """A vector for each of N = grid x grid locations.
-
-    Args:
-        kind: learned: a parameter vector for each location; row_column: the sum of a vector of its
-            row and one of its column.
-        grid: patches along a side.
-        width: D.
-        std: initial standard deviation of each entry, for both kinds.
-    """
-
-    def __init__(self, kind: str, grid: int, width: int, std: float) -> None:
-        super().__init__()
-        self.grid = grid
-        if kind == "learned":
-            self.table = nn.Parameter(torch.empty(grid * grid, width))
-        else:
-            self.rows = nn.Parameter(torch.empty(grid, width))
-            self.columns = nn.Parameter(torch.empty(grid, width))
-            std = std / 2**0.5  # two vectors are summed
-        for parameter in self.parameters():
-            nn.init.normal_(parameter, std=std)
-
-    def vectors(self) -> Tensor | tuple[Tensor, Tensor]:
-        """The table (N, D), or rows and columns (grid, D), as `distractor_score` takes them."""
-        return self.table if hasattr(self, "table") else (self.rows, self.columns)
-
-    def forward(self) -> Tensor:
-        """-> (N, D)."""
-        return summed(self.vectors())
 
 
 class Encoded(NamedTuple):
@@ -69,21 +39,42 @@ class Selfie(nn.Module):
     """The pretraining network: P, A and the positions.
 
     Args:
-        config: sizes, initialisation and kernels.
+        model: sizes and initialisation.
+        grid: patches along a side; N = grid x grid.
+        options: see `ExecutionOptions`.
+
+    Raises:
+        ValueError: fewer than 2 patches would be masked.
+
+    Example:
+        >>> model = Selfie(ModelConfig(stem="cifar", width=16, heads=8, patch_size=8), grid=4)
+        >>> loss, right = model(patches, order)  # (B, 16, 3, 8, 8); (B, 16) int64
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        grid: int,
+        options: ExecutionOptions = ExecutionOptions(),  # noqa: B008
+    ) -> None:
         super().__init__()
-        model = config.model
         width = model.embedding_width
-        self.masked = config.masked
+        self.masked = model.masked(grid**2)
+        if self.masked < 2:
+            raise ValueError(
+                f"grid {grid}: mask_fraction {model.mask_fraction} masks {self.masked} of "
+                f"{grid**2} patches, and the task needs 2: increase one of them"
+            )
         self.pooled = model.query == "pooled"
         self.encoder_positions = model.encoder_positions
-        self.kernels = config.runtime.kernels
-        self.scale = width**-0.5 if model.logit_scale == "inverse_sqrt" else 1.0
-        self.patch_network = build_patch_network(config)
-        self.pooling = _build_pooling(config)
-        self.positions = _build_positions(config)
+        self.kernels = options.kernels
+        self.cosine = model.logit_scale == "cosine"
+        self.scale = {
+            "inverse_sqrt": width**-0.5, "none": 1.0, "cosine": 1 / model.temperature
+        }[model.logit_scale]  # fmt: skip
+        self.patch_network = _build_patch_network(model, options)
+        self.pooling = _build_pooling(model)
+        self.positions = _build_positions(model, grid)
 
     def vectors(self, patches: Tensor) -> Tensor:
         """Encode every patch by P: (B, N, 3, P, P) -> h (B, N, D)."""
@@ -124,8 +115,16 @@ class Selfie(nn.Module):
         query, h = encoded
         with trace_range("scoring"):
             if self.pooled:
-                return query_score(query, h, self.scale, self.kernels)
+                return query_score(*self._directions(query, h), self.scale, self.kernels)
             return distractor_score(query, h, positions, locations, self.scale, self.kernels)
+
+    def _directions(self, v: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Divide queries and candidates by their norms in float32, if scores are cosines."""
+        if not self.cosine:
+            return v, h
+        exact = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (v, h))
+        v, h = (F.normalize(x, dim=-1) for x in exact)
+        return v, h
 
     def forward(self, patches: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
         """Loss () and the number of right answers () int64, out of B x M.
@@ -140,7 +139,7 @@ class Selfie(nn.Module):
         """(B, M, M): scores of masked locations by candidates. Inputs: see `forward`."""
         query, h = self.encoded(self.vectors(patches), order)
         if self.pooled:
-            return query_scores(query, h, self.scale)
+            return query_scores(*self._directions(query, h), self.scale)
         locations = order[:, -self.masked :]
         return distractor_scores(query, h, self.positions(), locations, self.scale)
 
@@ -152,19 +151,27 @@ class AttentionClassifier(nn.Module):
     added as pretraining adds them to visible patches.
 
     Args:
-        config: sizes, initialisation and kernels.
+        model: sizes and initialisation.
+        grid: patches along a side.
         classes: outputs.
+        options: see `ExecutionOptions`.
     """
 
-    def __init__(self, config: Config, classes: int) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        grid: int,
+        classes: int,
+        options: ExecutionOptions = ExecutionOptions(),  # noqa: B008
+    ) -> None:
         super().__init__()
-        self.grid = config.grid
-        self.patch_network = build_patch_network(config)
-        self.pooling = _build_pooling(config)
-        self.pooled = config.model.query == "pooled"
+        self.grid = grid
+        self.patch_network = _build_patch_network(model, options)
+        self.pooling = _build_pooling(model)
+        self.pooled = model.query == "pooled"
         # None if unused: DDP would wait for the gradient of parameters that have none.
-        self.positions = _build_positions(config) if config.model.encoder_positions else None
-        self.width = config.model.embedding_width
+        self.positions = _build_positions(model, grid) if model.encoder_positions else None
+        self.width = model.embedding_width
         self.head = Head(self.width, classes)
 
     def features(self, images: Tensor) -> Tensor:
@@ -225,11 +232,14 @@ class PatchConcat(nn.Module):
 Classifier: TypeAlias = ResNetV2 | AttentionClassifier
 
 
+def build_selfie(config: Config) -> Selfie:
+    """Build the pretraining network of a config."""
+    return Selfie(config.model, config.grid, _execution_options(config))
+
+
 def build_patch_network(config: Config) -> ResNetV2:
-    """Build P: the first three stages and average pooling (paper: 'the first three blocks')."""
-    model = config.model
-    options = _execution_options(config)
-    return ResNetV2(model.blocks[:3], model.width, model.stem, None, options, model.end_norm)
+    """Build P alone."""
+    return _build_patch_network(config.model, _execution_options(config))
 
 
 def build_classifier(config: Config, classes: int, start: Selfie | None = None) -> Classifier:
@@ -240,28 +250,32 @@ def build_classifier(config: Config, classes: int, start: Selfie | None = None) 
         classes: outputs.
         start: the pretrained network, whose weights are copied; None: all are initial.
     """
+    options = _execution_options(config)
     if config.finetune.form == "attention_pooling":
-        pooled = AttentionClassifier(config, classes)
+        pooled = AttentionClassifier(config.model, config.grid, classes, options)
         if start is not None:
             pooled.start_from(start)
         return pooled
     model = config.model
-    network = ResNetV2(model.blocks, model.width, model.stem, classes, _execution_options(config))
+    network = ResNetV2(model.blocks, model.width, model.stem, classes, options)
     if start is not None:
         network.start_from(start.patch_network)
     return network
 
 
-def _build_pooling(config: Config) -> AttentionPooling:
-    model = config.model
+def _build_patch_network(model: ModelConfig, options: ExecutionOptions) -> ResNetV2:
+    """Build P: the first three stages and average pooling (paper: 'the first three blocks')."""
+    return ResNetV2(model.blocks[:3], model.width, model.stem, None, options, model.end_norm)
+
+
+def _build_pooling(model: ModelConfig) -> AttentionPooling:
     return AttentionPooling(
         model.embedding_width, model.layers, model.heads, model.feed_forward, model.dropout
     )
 
 
-def _build_positions(config: Config) -> Positions:
-    model = config.model
-    return Positions(model.positions, config.grid, model.embedding_width, model.position_std)
+def _build_positions(model: ModelConfig, grid: int) -> Positions:
+    return Positions(model.positions, grid, model.embedding_width, model.position_std)
 
 
 def _execution_options(config: Config) -> ExecutionOptions:

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastselfie.config import Config
 from fastselfie.errors import UserError
-from fastselfie.models.selfie import Selfie, build_classifier
+from fastselfie.models.selfie import build_classifier, build_selfie
 from fastselfie.system.accelerator import Precision
 from fastselfie.training.memory import estimate_finetuning, estimate_pretraining, plain
 
@@ -214,7 +214,7 @@ def _pretraining_cost(config: Config, gpu: Gpu) -> tuple[float, int]:
         patches = torch.empty(_COUNTED, config.patches, 3, side, side, dtype=dtype)
         return patches, torch.zeros(_COUNTED, config.patches, dtype=torch.int64)
 
-    flops = _counted(lambda: Selfie(plain(config)), inputs, gpu)
+    flops = _counted(lambda: build_selfie(plain(config)), inputs, gpu)
     return flops, estimate_pretraining(config, gpu.precision).per_image
 
 

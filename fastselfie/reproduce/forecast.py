@@ -128,18 +128,23 @@ def print_forecast(
         sizes = (f"{row.steps:,}", f"{row.batch_size:,}", row.images)
         table.add_row(row.what, left, *sizes, format_duration(row.seconds))
     console.print(table)
-    for text in [*_summary(protocol, rows, rates), *conditions]:
+    seconds = rows[0].seconds + finetuning_rounds(scheduler, rates.devices) * seconds_each(
+        protocol.config, rates
+    )
+    for text in [*_summary(protocol, rows, rates, seconds), *conditions]:
         console.print(escape(text), soft_wrap=True)
 
 
-def _summary(protocol: Protocol, rows: list[ForecastRow], rates: ForecastRates) -> list[str]:
+def _summary(
+    protocol: Protocol, rows: list[ForecastRow], rates: ForecastRates, seconds: float
+) -> list[str]:
     total, done = sum(row.trials for row in rows), sum(row.done for row in rows)
     time_left = "all done"
     if done < total:
         time_left = f"{done:,} of them done, the others " if done else ""
         time_left += (
-            f"{format_duration(sum(row.seconds for row in rows))}, {rates.how}; training alone: "
-            "evaluation, checkpoints and start-up take more"
+            f"{format_duration(seconds)}, {rates.how}; training alone: evaluation, checkpoints and "
+            "start-up take more"
         )
     starts = " and ".join(dict.fromkeys(arm.start for arm in protocol.arms))
     grid, widen = ", ".join(f"{lr:g}" for lr in protocol.grid), protocol.config.reproduce.widen
@@ -180,7 +185,7 @@ def forecast(
     def row(what: str, labels: float, seed_run: bool, trials: int, images: str) -> ForecastRow:
         finished = done[labels, seed_run]
         rounds = math.ceil((trials - finished) / rates.devices)
-        seconds = rounds * finetune.steps * finetune.batch_size / rates.finetune
+        seconds = rounds * seconds_each(protocol.config, rates)
         sizes = (finetune.steps, finetune.batch_size)
         return ForecastRow(f"{what} at {labels:g}%", trials, finished, *sizes, images, seconds)
 
@@ -196,6 +201,33 @@ def forecast(
             rows.append(row("search", labels, False, len(searches), searched))
         rows.append(row("seeds", labels, True, len(arms) * len(protocol.seeds), labelled))
     return rows
+
+
+def seconds_each(config: Config, rates: ForecastRates) -> float:
+    """Return the seconds of one trial on one device."""
+    return config.finetune.steps * config.finetune.batch_size / rates.finetune
+
+
+def finetuning_rounds(scheduler: Scheduler, devices: int) -> int:
+    """Return how many trials the busiest device runs; the seed runs of an arm wait for its search.
+
+    All trials are equally long. So the devices work in rounds, each of the trials that are ready.
+    """
+    left = []
+    for arm in scheduler.protocol.arms:
+        done = [trial.split is None for trial in scheduler.results if trial.arm == arm]
+        searching = len(scheduler.search(arm).trials) - done.count(False)
+        left.append([searching, len(scheduler.protocol.seeds) - done.count(True)])
+    rounds = 0
+    while any(map(sum, left)):
+        free = devices
+        for counts in left:
+            stage = 0 if counts[0] else 1
+            taken = min(free, counts[stage])
+            counts[stage] -= taken
+            free -= taken
+        rounds += 1
+    return rounds
 
 
 def measured_rates(

@@ -15,7 +15,7 @@ from fastselfie.data.dataset import class_warning, open_dataset
 from fastselfie.data.loaders import choose_loader
 from fastselfie.data.loaders.backends import INSTALL
 from fastselfie.errors import UserError
-from fastselfie.models.selfie import Selfie
+from fastselfie.models.selfie import build_selfie
 from fastselfie.runs.doctor import ON_REQUEST, examine
 from fastselfie.stage_names import FINETUNED, stages_to_run
 from fastselfie.system.accelerator import Accelerator, choose_accelerator
@@ -96,7 +96,7 @@ def _parameters(config: Config) -> dict[str, int]:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
-        model = Selfie(config)
+        model = build_selfie(config)
         parts = {"P": model.patch_network, "A": model.pooling, "positions": model.positions}
         return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from fastselfie.config import Config
 from fastselfie.config.load import load_config
 from fastselfie.errors import UserError
-from fastselfie.models.selfie import Classifier, Selfie, build_classifier
+from fastselfie.models.selfie import Classifier, Selfie, build_classifier, build_selfie
 from fastselfie.runs.folder import CLASSES, CONFIG
 from fastselfie.stage_names import FINETUNED, PRETRAIN, SUPERVISED, StageName
 from fastselfie.training.checkpoint import (
@@ -178,7 +178,7 @@ def pretrained_of(config: Config, found: Checkpoint) -> Selfie:
             f"{found.path}: was pretrained with model.query={query}, but the config has "
             f"{config.model.query}: set model.query={query}, or pretrain in another folder"
         )
-    network = Selfie(config)
+    network = build_selfie(config)
     # A checkpoint of an older version has no key "average".
     load_weights(network, found.state.get("average") or found.state["model"], found.path)
     return network

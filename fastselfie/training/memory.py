@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastselfie.config import Config, StageConfig
-from fastselfie.models.selfie import Selfie, build_classifier
+from fastselfie.models.selfie import build_classifier, build_selfie
 from fastselfie.system.accelerator import Precision
 
 # Weights, gradients and momentum, float32 each.
@@ -83,7 +83,7 @@ def estimate_pretraining(config: Config, precision: Precision) -> MemoryEstimate
         order = torch.zeros(images, config.patches, dtype=torch.int64)
         return patches, order
 
-    found = _estimate(lambda: Selfie(plain(config)), inputs, precision)
+    found = _estimate(lambda: build_selfie(plain(config)), inputs, precision)
     if config.pretrain.ema is None:
         return found
     return replace(found, fixed=found.fixed + _BYTES_AVERAGED * found.parameters)

@@ -16,7 +16,7 @@ from fastselfie.data.loaders import Batch, Loader, build_loader
 from fastselfie.evaluation.mask_picture import filled, originals, predictions
 from fastselfie.evaluation.metrics import pretext_accuracy
 from fastselfie.evaluation.online import Monitor
-from fastselfie.models.selfie import Selfie
+from fastselfie.models.selfie import Selfie, build_selfie
 from fastselfie.stage_names import PRETRAIN
 from fastselfie.system.accelerator import Accelerator
 from fastselfie.training.build import BuiltStage, build_stage
@@ -46,7 +46,13 @@ def build_pretraining(config: Config, accelerator: Accelerator) -> BuiltStage[Se
 
     settings, estimate = config.pretrain, estimate_pretraining(config, accelerator.precision)
     return build_stage(
-        config, settings, accelerator, estimate, lambda: Selfie(config), objective, settings.ema
+        config,
+        settings,
+        accelerator,
+        estimate,
+        lambda: build_selfie(config),
+        objective,
+        settings.ema,
     )
 
 

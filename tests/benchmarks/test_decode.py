@@ -6,11 +6,8 @@ import json
 import sys
 
 import pytest
-from conftest import REPOSITORY, picture
+from conftest import picture
 from helpers.benchmarks import run_benchmark
-
-sys.path.insert(0, str(REPOSITORY / "benchmarks"))
-
 from support.decode_tables import decode as decode_table
 from support.decoders import DecodeJob
 

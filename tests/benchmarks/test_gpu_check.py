@@ -12,16 +12,13 @@ import time
 from dataclasses import replace
 from unittest import mock
 
+import gpu_check
+import kernels
 import pytest
 import torch
 import triton.testing
 from conftest import REPOSITORY
-
-sys.path.insert(0, str(REPOSITORY / "benchmarks"))
-
-import gpu_check
-import kernels
-from support import checks, gpu_programs
+from support import checks, gpu_programs, norm_check
 
 
 @pytest.mark.parametrize("ratio", [1.01, math.inf, math.nan])
@@ -68,9 +65,22 @@ def test_the_score_is_checked_in_the_dtypes_that_training_has():
     assert (pooled_loss.dtype, dv.dtype, pooled_dh.dtype) == (torch.float32, torch.float32, h)
 
 
+def test_the_norms_of_triton_are_as_close_as_torchs(monkeypatch):
+    """Interpreted, on the smallest shape; and a wrong result is found."""
+    monkeypatch.setattr(norm_check, "_SHAPES", norm_check._SHAPES[1:2])
+    with monkeypatch_cuda():
+        assert gpu_check.norm_parity()["error of what is allowed"]
+        outcomes = norm_check._outcomes
+        monkeypatch.setattr(norm_check, "_outcomes", lambda *a: [*outcomes(*a)[:2], [
+            t * 1.02 for t in outcomes(*a)[2]
+        ]])  # fmt: skip
+        with pytest.raises(checks.CheckError, match="running variance"):
+            gpu_check.norm_parity()
+
+
 def monkeypatch_cuda():
     """Inside, to move a tensor to the GPU leaves it where it is."""
-    return mock.patch.object(torch.Tensor, "cuda", lambda self: self)
+    return mock.patch.object(torch.Tensor, "cuda", lambda self, *_: self)
 
 
 def test_what_compiles_or_takes_long_is_in_a_part_of_its_own(monkeypatch):

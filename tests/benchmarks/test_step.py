@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
-from conftest import REPOSITORY, tiny_config
-
-sys.path.insert(0, str(REPOSITORY / "benchmarks"))
-
+from conftest import tiny_config
 from support import step_contenders
 from support.step_contenders import MATMULS, Matmul, shape_of
 from support.straightforward import StraightforwardSelfie, normalised, their_names
 
 from fastselfie.errors import UserError
 from fastselfie.kernels.reference import patchify
-from fastselfie.models.selfie import Selfie
+from fastselfie.models.selfie import build_selfie
 
 
 @pytest.mark.parametrize("stem", ["cifar", "imagenet"])
@@ -28,7 +23,7 @@ def test_the_straightforward_code_gives_the_same_loss_and_gradients(stem, positi
         model={"stem": stem, "positions": positions, "dropout": 0.0, "patch_size": side},
     )
     torch.manual_seed(0)
-    ours, theirs = Selfie(config).double(), StraightforwardSelfie(shape_of(config)).double()
+    ours, theirs = build_selfie(config).double(), StraightforwardSelfie(shape_of(config)).double()
     names = their_names(ours.state_dict(), theirs)
     theirs.load_state_dict({names[name]: value for name, value in ours.state_dict().items()})
     images = torch.randint(0, 256, (3, 4 * side, 4 * side, 3), dtype=torch.uint8)

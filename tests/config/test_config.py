@@ -86,6 +86,7 @@ def test_paths_are_taken_as_they_are_written(tmp_path):
             (),
             ["at least 2", "decrease model.patch_size"],
         ),
+        ("name: a", ("model.logit_scale=cosine",), ["logit_scale is cosine", "query=pooled"]),
         ("name: a", ("model.mask_fraction=0.02",), ["masks 0 of 49", "at least 2", "increase"]),
         ("name: a", ("model.mask_fraction=0.04",), ["masks 1 of 49", "at least 2"]),
         ("name: a", ("model.mask_fraction=1.0",), ["model.mask_fraction", "less than 1"]),

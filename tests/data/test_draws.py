@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from fastselfie.data import draws
 
@@ -72,6 +73,17 @@ def test_orders_are_permutations_and_differ():
     assert len(np.unique(orders, axis=0)) == 1000
     assert np.array_equal(np.sort(draws.epoch_order(0, 3, 777)), np.arange(777))
     assert not np.array_equal(draws.epoch_order(0, 3, 777), draws.epoch_order(0, 4, 777))
+
+
+@pytest.mark.parametrize("count", [1, 2, 777, 2**18, 2**18 + 1, 600_000])
+def test_an_epoch_is_in_the_order_of_its_draws(count):
+    """The stable argsort defines it; 32-bit draws tie in some of these sizes."""
+    samples = np.arange(count, dtype=np.int64)
+    drawn = draws.uniform(7, 2, samples, draws.Purpose.ORDER, 1)[:, 0]
+    assert (len(np.unique(drawn)) < count) == (count >= 2**18)
+    order = draws.epoch_order(7, 2, count)
+    assert order.dtype == np.int64
+    assert np.array_equal(order, np.argsort(drawn, kind="stable"))
 
 
 def test_every_location_is_masked_equally_often():

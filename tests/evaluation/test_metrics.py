@@ -19,7 +19,7 @@ from fastselfie.evaluation.metrics import (
 from fastselfie.evaluation.probes import linear_probe_accuracy, standardized
 from fastselfie.evaluation.representations import extract_features
 from fastselfie.models.resnet import ResNetV2
-from fastselfie.models.selfie import PatchConcat, Selfie, build_classifier, cut_patches
+from fastselfie.models.selfie import PatchConcat, build_classifier, build_selfie, cut_patches
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def setting(image_folder, accelerator):
 
 def test_pretext_accuracy_is_the_share_of_places_answered_right(setting, accelerator):
     config, loader, pixels = setting
-    model = Selfie(config)
+    model = build_selfie(config)
     measured = pretext_accuracy(model, loader, pixels, limit=10)
     assert model.training
     right = 0
@@ -50,7 +50,7 @@ def test_use_of_context_by_hand(image_folder, accelerator, query, images):
     """Each image with the visible patches of the one before it in a pass of 7, then of 2 or 1."""
     config = tiny_config(data={"train": str(image_folder)}, model={"query": query})
     loader = build_loader(open_dataset(config.data).train, config.data, 0, accelerator.device)
-    model, pixels = Selfie(config), InputTransform(config, accelerator, batch=7)
+    model, pixels = build_selfie(config), InputTransform(config, accelerator, batch=7)
     measured = pretext_accuracy(model, loader, pixels, limit=images)
     other = none = 0
     model.eval()
@@ -77,7 +77,7 @@ def test_use_of_context_by_hand(image_folder, accelerator, query, images):
 
 def test_an_image_alone_in_its_pass_has_no_other_context(setting):
     config, loader, pixels = setting
-    measured = pretext_accuracy(Selfie(config), loader, pixels, limit=1)
+    measured = pretext_accuracy(build_selfie(config), loader, pixels, limit=1)
     assert set(measured) == {"heldout_loss", "pretext_accuracy", "pretext_accuracy_no_context"}
 
 
@@ -88,7 +88,7 @@ def test_the_context_costs_no_second_pass_through_p(setting, monkeypatch):
     monkeypatch.setattr(
         ResNetV2, "forward", lambda self, x: (seen.append(len(x)), forward(self, x))[1]
     )
-    pretext_accuracy(Selfie(config), loader, pixels, limit=9)
+    pretext_accuracy(build_selfie(config), loader, pixels, limit=9)
     assert seen == [7 * 16, 2 * 16]
 
 
@@ -106,7 +106,7 @@ def test_classification_accuracy_counts_every_image_once(setting, accelerator):
 
 def test_features_are_in_the_order_of_the_images(setting, accelerator):
     config, loader, pixels = setting
-    network = Selfie(config).patch_network
+    network = build_selfie(config).patch_network
     features, labels = extract_features(network, loader, pixels)
     assert features.shape == (16, 64)
     assert labels.tolist() == [0] * 8 + [1] * 8
@@ -118,7 +118,7 @@ def test_features_are_in_the_order_of_the_images(setting, accelerator):
 
 def test_patches_side_by_side_are_p_of_each_place(setting, accelerator):
     config, loader, pixels = setting
-    network, side, grid = Selfie(config).patch_network, config.model.patch_size, config.grid
+    network, side, grid = build_selfie(config).patch_network, config.model.patch_size, config.grid
     places = PatchConcat(network, grid)
     features, _ = extract_features(places, loader, pixels)
     assert features.shape == (16, config.patches * network.width)
@@ -146,7 +146,7 @@ def test_augmented_they_are_measured_as_training_shows_them_first(image_folder, 
     orders = [draw_masks(batch, 0, 16) for batch in (measured, plain)]
     assert torch.equal(*orders)
     assert torch.equal(orders[0], draw_masks(trained, 0, 16)[rows])
-    model, pixels = Selfie(config), InputTransform(config, accelerator, batch=7)
+    model, pixels = build_selfie(config), InputTransform(config, accelerator, batch=7)
     found = [pretext_accuracy(model, loader, pixels, 16, augment) for augment in (False, True)]
     assert found[0]["heldout_loss"] != found[1]["heldout_loss"]
 

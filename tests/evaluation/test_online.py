@@ -21,7 +21,7 @@ from fastselfie.evaluation.representations import (
     extract_features,
     pixel_features,
 )
-from fastselfie.models.selfie import Selfie
+from fastselfie.models.selfie import build_selfie
 from fastselfie.system.accelerator import random_state
 from fastselfie.system.signals import Interrupted
 from fastselfie.training.metrics_log import read_log
@@ -77,7 +77,7 @@ def test_it_measures_p_on_a_part_of_the_images(image_folder, accelerator):
     assert (len(watch.bank.source), len(watch.queries.source)) == (11, 5)
     # Drawn, not the first: an image folder is sorted by class.
     assert len(set(watch.queries.source.labels.tolist())) == 2
-    network = Selfie(config).patch_network
+    network = build_selfie(config).patch_network
     found = watch.measure(network, 0)
     assert network.training
     bank, queries = (

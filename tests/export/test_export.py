@@ -16,7 +16,7 @@ from fastselfie.config.load import load_config
 from fastselfie.errors import UserError
 from fastselfie.export import to_onnx
 from fastselfie.models.resnet import ResNetV2
-from fastselfie.models.selfie import Selfie, build_classifier
+from fastselfie.models.selfie import build_classifier, build_selfie
 from fastselfie.runs.load import load_run
 from fastselfie.system.files import write_atomically
 from fastselfie.training.checkpoint import load_checkpoint, save_checkpoint
@@ -55,7 +55,7 @@ def imagenet_stem(tmp_path):
     )
     run = tmp_path / "large"
     write_atomically(run / "config.yaml", config.to_yaml())
-    for kind, model, step in (("pretrain", Selfie(config), 4),
+    for kind, model, step in (("pretrain", build_selfie(config), 4),
                               ("finetuned", build_classifier(config, 3), 2)):  # fmt: skip
         state = {"kind": kind, "step": step, "images": "none", "model": model.state_dict(),
                  "config": config.model_dump_json()}  # fmt: skip

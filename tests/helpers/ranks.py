@@ -28,7 +28,7 @@ from fastselfie.data.inputs import InputTransform, draw_masks
 from fastselfie.data.loaders import build_loader
 from fastselfie.evaluation.metrics import classification_accuracy, pretext_accuracy
 from fastselfie.kernels.reference import patchify
-from fastselfie.models.selfie import Selfie, build_classifier
+from fastselfie.models.selfie import build_classifier, build_selfie
 from fastselfie.system.accelerator import choose_accelerator
 from fastselfie.system.rendezvous import init_distributed
 from fastselfie.training.step import TrainStep
@@ -39,7 +39,7 @@ FLOAT64 = torch.float64
 def one_step(config, accelerator, micro_batch):
     """Train in float64 with batch norm frozen; return what the ranks must agree on."""
     torch.manual_seed(0)
-    model = Selfie(config).double().eval()
+    model = build_selfie(config).double().eval()
     replica = accelerator.replica(model, False)
     mean, std = torch.tensor(config.data.mean), torch.tensor(config.data.std)
     sent, seen = [], {}
@@ -79,7 +79,7 @@ def measures(config, accelerator):
     torch.manual_seed(0)
     loader = build_loader(open_dataset(config.data).train, config.data, 0, accelerator.device)
     pixels = InputTransform(config, accelerator, batch=3)  # 16 images: six batches, the last of one
-    selfie, classifier = Selfie(config), build_classifier(config, 2)
+    selfie, classifier = build_selfie(config), build_classifier(config, 2)
     for model in (selfie, classifier):
         for buffer in model.buffers():
             buffer.add_(accelerator.ranks.rank)

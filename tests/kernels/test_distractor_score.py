@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import triton
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastselfie.kernels import reference
 from fastselfie.kernels.distractor_score import distractor_score, summed
@@ -288,9 +289,37 @@ def test_a_gpu_that_is_too_old_is_named(monkeypatch):
     assert unavailable(device) is None
 
 
+@pytest.mark.parametrize(("major", "version", "fits"), [
+    (12, "3.3.0", False), (12, "3.3.1", True), (10, "3.3.0", True),
+])  # fmt: skip
+def test_a_triton_without_products_for_a_gpu_is_named(monkeypatch, major, version, fits):
+    properties = SimpleNamespace(major=major)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setattr("fastselfie.kernels.impl.launch_fault", lambda: None)
+    monkeypatch.setattr(triton, "__version__", version)
+    reason = unavailable(torch.device("cuda", 0))
+    assert (reason is None) == fits
+    assert fits or "too old for the GPU of cuda:0: pip install --upgrade 'triton>=3.3.1'" in reason
+
+
 def test_auto_takes_what_triton_does_not():
     """On a CPU the reference, and for any arguments that it takes."""
     u, h = torch.ones(2, 8).double(), torch.ones(2, 65, 8).double()
     loss, _ = distractor_score(u, h, TABLE.double(), torch.ones(2, 65).long(), 1.0)
     assert loss.dtype == torch.float64
     assert loss.item() == pytest.approx(math.log(65))
+
+
+@pytest.mark.parametrize(("masked", "rows", "fused"), [(2, 64, True), (1, 64, False),
+                                                       (2, 65, False)])  # fmt: skip
+def test_auto_leaves_what_has_no_good_tile_to_plain_torch(monkeypatch, masked, rows, fused):
+    module = importlib.import_module("fastselfie.kernels.distractor_score")
+    calls = []
+    monkeypatch.setattr(module, "_refusal", lambda *_: None)
+    monkeypatch.setattr(module, "_score", lambda *_: calls.append(1) or (0, 0))
+    monkeypatch.setattr(reference, "distractor_score", lambda *_: (0, 0))
+    with FakeTensorMode():  # tensors on a GPU that need none
+        u, h = torch.empty(3, 8, device="cuda"), torch.empty(3, masked, 8, device="cuda")
+        locations = torch.empty(3, masked, dtype=torch.int64, device="cuda")
+        distractor_score(u, h, torch.empty(rows, 8, device="cuda"), locations, 1.0)
+    assert bool(calls) == fused

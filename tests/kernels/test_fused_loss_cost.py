@@ -1,4 +1,4 @@
-"""What the fused losses cost without a GPU: bytes that they move, registers and shared memory."""
+"""What the Triton programs cost, without a GPU: bytes moved, registers and shared memory."""
 
 from __future__ import annotations
 
@@ -41,10 +41,25 @@ def test_bytes_stay_near_the_least(committed):
     assert rows == committed["traffic"]
 
 
+def test_batch_norm_with_relu_makes_eight_passes(committed):
+    """And one more forward for each of the two terms of a sum but the one it reads anyway."""
+    rows = output_of("norm_traffic", "1")
+    for row in rows:
+        passes, summed = row["passes"], row["norm"]["summed"]
+        assert passes["forward"] == (5 if summed else 3)
+        assert passes["backward"] == (6 if summed else 5)
+        assert passes["vectors"] < 0.95  # of one image: fewer for a batch
+        # Torch's own, if each operation reads its inputs once, as batch norm does not.
+        assert passes["reference"] == pytest.approx(16 if summed else 10, rel=0.02)
+    assert rows == committed["norms"]
+
+
 def test_it_compiles_for_every_target_without_spills(committed):
     rows = output_of("resources", "0")
-    assert {row["target"] for row in rows} == {"sm_80", "sm_89", "sm_90", "sm_100"}
-    assert {row["program"] for row in rows} == {"score", "query_score", "scaling", "patchify"}
+    assert {row["target"] for row in rows} == {f"sm_{n}" for n in (80, 86, 89, 90, 100, 120)}
+    assert {row["program"] for row in rows} == {
+        "score", "query_score", "scaling", "patchify", "norm_relu",
+    }  # fmt: skip
     found = {(row["program"], row["tile"].get("places"), row["tile"].get("rows")) for row in rows}
     assert {("score", 16, 16), ("score", 4, 16), ("score", 32, 32)} <= found
     assert {("query_score", places, None) for places in (4, 16, 32, 64)} <= found

@@ -8,11 +8,13 @@ import pytest
 import torch
 from conftest import REPOSITORY, tiny_config
 
+from fastselfie import ModelConfig, Selfie
 from fastselfie.config.load import load_config
 from fastselfie.data.draws import patch_orders
 from fastselfie.kernels.reference import patchify
+from fastselfie.models.positions import Positions
 from fastselfie.models.resnet import ResNetV2
-from fastselfie.models.selfie import Positions, Selfie, build_classifier, cut_patches
+from fastselfie.models.selfie import build_classifier, build_selfie, cut_patches
 
 
 def millions(module):
@@ -32,7 +34,7 @@ def encoded(model, patches, order):
 
 
 def test_sizes_are_the_papers():
-    model = Selfie(load_config(REPOSITORY / "configs" / "in224.yaml"))
+    model = build_selfie(load_config(REPOSITORY / "configs" / "in224.yaml"))
     p, a = millions(model.patch_network), millions(model.pooling)
     assert p == pytest.approx(8.54, abs=0.02)
     assert a == pytest.approx(16.54, abs=0.02)
@@ -45,7 +47,7 @@ def test_sizes_are_the_papers():
 @pytest.mark.parametrize("name", ["cifar10", "in32", "in224"])
 def test_the_loss_at_step_0_is_near_ln_m(name, query):
     config = load_config(REPOSITORY / "configs" / f"{name}.yaml", [f"model.query={query}"])
-    loss, _ = Selfie(config)(*inputs(config, 4))
+    loss, _ = build_selfie(config)(*inputs(config, 4))
     assert abs(loss.item() - math.log(config.masked)) < 0.3
 
 
@@ -59,7 +61,7 @@ def test_any_number_of_patches_is_masked(patch, fraction, masked, kernels):
         model={"patch_size": patch, "mask_fraction": fraction}, runtime={"kernels": kernels}
     )
     assert config.masked == masked
-    model, given = Selfie(config), inputs(config, 3)
+    model, given = build_selfie(config), inputs(config, 3)
     loss, correct = model(*given)
     loss.backward()
     assert abs(loss.item() - math.log(masked)) < 0.5
@@ -68,10 +70,19 @@ def test_any_number_of_patches_is_masked(patch, fraction, masked, kernels):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
+def test_a_selfie_of_ones_own_takes_a_model_config_and_a_grid():
+    model = Selfie(ModelConfig(stem="cifar", width=4, heads=4, patch_size=8), grid=4)
+    order = torch.stack([torch.randperm(16) for _ in range(3)])
+    loss, _ = model(torch.randn(3, 16, 3, 8, 8), order)
+    assert abs(loss.item() - math.log(4)) < 0.5
+    with pytest.raises(ValueError, match=r"grid 2: mask_fraction 0\.25 masks 1 of 4"):
+        Selfie(ModelConfig(), grid=2)
+
+
 def test_raw_scores_start_far_above_ln_m():
     """Why the scores are scaled by default."""
     config = load_config(REPOSITORY / "configs" / "cifar10.yaml", ["model.logit_scale=none"])
-    loss, _ = Selfie(config)(*inputs(config, 4))
+    loss, _ = build_selfie(config)(*inputs(config, 4))
     assert loss.item() > math.log(config.masked) + 2
 
 
@@ -81,14 +92,14 @@ QUERIES = pytest.mark.parametrize("small", ["summed", "pooled"], indirect=True)
 @pytest.fixture
 def small(request):
     config = tiny_config(model={"query": getattr(request, "param", "summed")})
-    return Selfie(config).double().eval(), inputs(config, 3)
+    return build_selfie(config).double().eval(), inputs(config, 3)
 
 
 def test_the_pooled_query_has_the_same_parameters():
     found = []
     for query in ("summed", "pooled"):
         torch.manual_seed(0)
-        found.append(Selfie(tiny_config(model={"query": query})).state_dict())
+        found.append(build_selfie(tiny_config(model={"query": query})).state_dict())
     assert list(found[0]) == list(found[1])
     assert all(map(torch.equal, found[0].values(), found[1].values()))
 
@@ -114,10 +125,25 @@ def test_the_loss_of_pooled_queries_is_that_of_their_scores(small):
     assert correct == (scores.argmax(-1) == torch.arange(4)).sum()
 
 
+COSINE = {"query": "pooled", "logit_scale": "cosine", "temperature": 0.2}
+
+
+def test_cosine_scores_are_those_of_the_formula():
+    config = tiny_config(model=COSINE)
+    model, (patches, order) = build_selfie(config).double().eval(), inputs(config, 3)
+    query, h = encoded(model, patches.double(), order)
+    expected = torch.cosine_similarity(query[:, :, None], h[:, None], dim=-1) / 0.2
+    scores = model.scores(patches.double(), order)
+    torch.testing.assert_close(scores, expected, rtol=1e-10, atol=1e-12)
+    loss, _ = model(patches.double(), order)
+    chance = expected.softmax(-1).diagonal(dim1=1, dim2=2)
+    assert loss.item() == pytest.approx(-chance.log().mean().item(), rel=1e-10)
+
+
 @pytest.mark.parametrize(
     "model",
-    [{"positions": "learned"}, {"positions": "row_column"}, {"query": "pooled"}],
-    ids=["learned", "row_column", "pooled"],
+    [{"positions": "learned"}, {"positions": "row_column"}, {"query": "pooled"}, COSINE],
+    ids=["learned", "row_column", "pooled", "cosine"],
 )
 def test_the_fused_loss_trains_like_the_reference(model):
     """To float32: a convolution's gradient sums some hundred terms, each within a few 2^-24."""
@@ -125,7 +151,7 @@ def test_the_fused_loss_trains_like_the_reference(model):
     for kernels in ("reference", "triton"):
         config = tiny_config(model=model, runtime={"kernels": kernels})
         torch.manual_seed(0)
-        network = Selfie(config)
+        network = build_selfie(config)
         loss, correct = network.eval()(*inputs(config, 3))
         loss.backward()
         found.append([loss, correct, *(p.grad for p in network.parameters())])
@@ -210,7 +236,7 @@ def test_an_image_is_cut_as_patchify_cuts_it():
 @pytest.mark.parametrize("positions", [True, False])
 def test_the_second_form_sees_what_pretraining_would_with_nothing_masked(positions):
     config = second_form(encoder_positions=positions)
-    pretrained = Selfie(config).eval()
+    pretrained = build_selfie(config).eval()
     classifier = build_classifier(config, 5, pretrained).eval()
     images = torch.randn(3, 3, 32, 32)
     pretrained.masked = 0
@@ -226,7 +252,7 @@ def test_the_second_form_sees_what_pretraining_would_with_nothing_masked(positio
 def test_the_second_form_has_a_pooled_query_without_a_position():
     """It is what pretraining would compute for a masked location whose vector is zero."""
     config = second_form(query="pooled")
-    pretrained = Selfie(config).eval()
+    pretrained = build_selfie(config).eval()
     pretrained.positions.table.data[5] = 0
     classifier = build_classifier(config, 5, pretrained).eval()
     images = torch.randn(3, 3, 32, 32)
@@ -250,7 +276,7 @@ def test_every_parameter_of_the_second_form_receives_gradient(positions, query):
 
 def test_the_second_form_begins_with_p_a_and_the_positions():
     config = second_form()
-    pretrained = Selfie(config)
+    pretrained = build_selfie(config)
     for buffer in pretrained.buffers():
         buffer.add_(1)
     found = {}

@@ -21,7 +21,7 @@ from fastselfie.config.load import load_config
 from fastselfie.data.dataset import open_dataset
 from fastselfie.data.loaders import build_loader
 from fastselfie.errors import UserError
-from fastselfie.models.selfie import Selfie
+from fastselfie.models.selfie import build_selfie
 from fastselfie.profiling import rates, run
 from fastselfie.profiling.advice import Facts, advise
 from fastselfie.profiling.estimate import GPUS, Target, estimate, parse_target, step_rates
@@ -109,7 +109,7 @@ def test_a_compiled_network_is_one_phase(monkeypatch):
 
     monkeypatch.setattr("fastselfie.system.trace_ranges.record_function", unwanted)
     config = tiny_config()
-    model = torch.compile(Selfie(config), backend="eager", fullgraph=True)
+    model = torch.compile(build_selfie(config), backend="eager", fullgraph=True)
     order = torch.arange(16).expand(4, 16).contiguous()
     model(torch.randn(4, 16, 3, 8, 8), order)
     with (

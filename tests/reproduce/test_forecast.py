@@ -6,7 +6,7 @@ import pytest
 from conftest import REPOSITORY, tiny_config
 
 from fastselfie.data.dataset import open_dataset
-from fastselfie.reproduce.forecast import ForecastRates, forecast
+from fastselfie.reproduce.forecast import ForecastRates, finetuning_rounds, forecast
 from fastselfie.reproduce.protocol import make_protocol
 from fastselfie.reproduce.scheduler import Scheduler
 
@@ -23,6 +23,11 @@ def test_counts_and_seconds_by_hand(idx_folder, tmp_path):
     assert [row.seconds for row in rows] == [2, 12, 20, 12, 20]
     odd = forecast(scheduler, dataset, rates._replace(devices=4), 0)
     assert [row.seconds for row in odd] == [2, 8, 12, 8, 12]  # 6 are 4 and 2
+    # Of 12 searches and 20 seed runs: one after another; all searches, then all seed runs.
+    assert [finetuning_rounds(scheduler, devices) for devices in (1, 99)] == [32, 2]
+    # The arms A to D in their order: A3 B3 C3, A5 B4, B1 C5 D3, D5. With 4 devices: A3 B1, A4,
+    # A1 B2 C1, B4, B1 C2 D1, C4, C1 D2, D4, D1.
+    assert [finetuning_rounds(scheduler, devices) for devices in (9, 4)] == [4, 9]
     searches = [
         trial for arm in protocol.arms[:2] for trial in protocol.search_trials(arm, protocol.grid)
     ]
@@ -32,6 +37,7 @@ def test_counts_and_seconds_by_hand(idx_folder, tmp_path):
     rest = forecast(scheduler, dataset, rates, 3)  # of 4 steps
     assert [(row.trials, row.done) for row in rest] == [(1, 0), (6, 6), (10, 0), (6, 0), (10, 1)]
     assert [row.seconds for row in rest] == [0.5, 0, 20, 12, 20]
+    assert finetuning_rounds(scheduler, 1) == 6 + 19
     assert forecast(scheduler, dataset, rates, 4)[0][1:3] == (1, 1)
 
 

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from conftest import REPOSITORY, refused, tiny_config
 from helpers.reproductions import ARGUMENTS, make_reproduction, table
+from support.ray_nodes import local_cluster, lose_node, workers_of
 
 from fastselfie.config.load import load_config
 from fastselfie.data.dataset import open_dataset
@@ -28,10 +29,6 @@ from fastselfie.system.lock import exclusive_lock
 from fastselfie.system.ray_cluster import Resources
 from fastselfie.training.checkpoint import load_checkpoint
 from fastselfie.training.step import TrainStep
-
-sys.path.insert(0, str(REPOSITORY / "benchmarks"))
-
-from support.ray_nodes import local_cluster, lose_node, workers_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.extra]
 

@@ -15,7 +15,7 @@ from fastselfie.data.dataset import open_dataset
 from fastselfie.data.inputs import draw_masks
 from fastselfie.data.loaders import build_loader
 from fastselfie.kernels.reference import patchify
-from fastselfie.models.selfie import Selfie
+from fastselfie.models.selfie import build_selfie
 from fastselfie.system.accelerator import choose_accelerator
 from fastselfie.training.step import TrainStep
 
@@ -25,7 +25,7 @@ GOLDEN = REPOSITORY / "tests" / "golden" / "losses.json"
 def golden_losses(folder, accelerator):
     """Return the losses of 10 steps in float64, in which machines agree to many digits."""
     config = tiny_config(data={"train": str(folder)}, model={"dropout": 0.0})
-    model = Selfie(config).double()
+    model = build_selfie(config).double()
     loader = build_loader(open_dataset(config.data).train, config.data, 0, accelerator.device)
     mean, std = torch.tensor(config.data.mean), torch.tensor(config.data.std)
     seen = []

@@ -12,7 +12,7 @@ from helpers.training import losses, run_pretraining, stopping_at
 
 from fastselfie.config import RuntimeConfig
 from fastselfie.errors import UserError
-from fastselfie.models.selfie import Selfie
+from fastselfie.models.selfie import build_selfie
 from fastselfie.system.accelerator import choose_accelerator
 from fastselfie.system.signals import Interrupted, deferred_signals
 from fastselfie.training.checkpoint import Checkpoint, load_checkpoint
@@ -70,7 +70,7 @@ def test_a_resumed_run_keeps_its_micro_batch(image_folder, tmp_path, accelerator
     state = load_checkpoint(tmp_path / "a" / "latest.pt")
     assert state["micro_batch"] == 4
     config = tiny_config(data={"train": str(image_folder)})
-    model = Selfie(config)
+    model = build_selfie(config)
     step = TrainStep(model, lambda _: None, config.pretrain, accelerator, 8)
     restore(step, Checkpoint(tmp_path, state))
     assert step.micro_batch == 4

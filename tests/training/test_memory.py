@@ -6,7 +6,7 @@ import torch
 from conftest import REPOSITORY, tiny_config
 
 from fastselfie.config.load import load_config
-from fastselfie.models.selfie import Selfie, build_classifier
+from fastselfie.models.selfie import build_classifier, build_selfie
 from fastselfie.system.accelerator import Precision
 from fastselfie.training.memory import MemoryEstimate, estimate_finetuning, estimate_pretraining
 
@@ -28,7 +28,7 @@ def kept_bytes(model, *inputs):
 
 def test_the_estimate_is_what_a_forward_pass_keeps():
     config = tiny_config()
-    model = Selfie(config)
+    model = build_selfie(config)
     order = torch.arange(16).expand(4, 16).contiguous()
     few, more = (kept_bytes(model, torch.randn(n, 16, 3, 8, 8), order[:n].clone()) for n in (2, 4))
     estimate = estimate_pretraining(config, FP32)

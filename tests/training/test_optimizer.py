@@ -10,7 +10,7 @@ import torch
 from conftest import tiny_config
 
 from fastselfie.errors import UserError
-from fastselfie.models.selfie import Selfie
+from fastselfie.models.selfie import build_selfie
 from fastselfie.training.optimizer import (
     build_optimizer,
     learning_rate,
@@ -33,7 +33,7 @@ def test_a_run_shorter_than_its_warm_up_never_reaches_the_peak():
 
 
 def test_only_weights_of_convolutions_and_linear_maps_decay(tiny):
-    model = Selfie(tiny())
+    model = build_selfie(tiny())
     decayed, rest = parameter_groups(model, 1e-4)
     names = {id(p): name for name, p in model.named_parameters()}
     decayed_names = {names[id(p)] for p in decayed["params"]}
@@ -47,7 +47,7 @@ def test_only_weights_of_convolutions_and_linear_maps_decay(tiny):
 
 
 def test_the_optimiser_is_nesterov(tiny):
-    optimizer = build_optimizer(Selfie(tiny()), tiny().pretrain)
+    optimizer = build_optimizer(build_selfie(tiny()), tiny().pretrain)
     assert optimizer.defaults["nesterov"]
     assert optimizer.defaults["momentum"] == 0.9
 

@@ -17,7 +17,7 @@ from fastselfie.data.inputs import draw_masks
 from fastselfie.data.loaders import build_loader
 from fastselfie.errors import UserError
 from fastselfie.kernels.reference import patchify
-from fastselfie.models.selfie import Selfie
+from fastselfie.models.selfie import build_selfie
 from fastselfie.system import compilation
 from fastselfie.system.accelerator import choose_accelerator
 from fastselfie.training.memory import estimate_pretraining
@@ -220,7 +220,7 @@ def test_micro_batches_add_up_to_the_batch(image_folder, accelerator):
     weights = []
     for micro in (12, 5):  # 5 leaves a smaller rest
         torch.manual_seed(0)
-        model = Selfie(config).double().eval()
+        model = build_selfie(config).double().eval()
 
         def objective(part, model=model):
             order = draw_masks(part, 0, config.patches)
@@ -242,7 +242,7 @@ def test_gradients_are_clipped_to_the_configured_norm(image_folder, accelerator)
         pretrain={"clip_grad_norm": 0.01, "warmup_steps": 0, "lr": 1.0, "momentum": 0.0,
                   "weight_decay": 0.0},
     )  # fmt: skip
-    model = Selfie(config)
+    model = build_selfie(config)
     loader = build_loader(open_dataset(config.data).train, config.data, 0, accelerator.device)
     mean, std = torch.tensor(config.data.mean), torch.tensor(config.data.std)
 

@@ -16,7 +16,7 @@ from fastselfie.data.dataset import open_dataset
 from fastselfie.data.inputs import InputTransform
 from fastselfie.data.loaders import Batch, Index
 from fastselfie.errors import UserError
-from fastselfie.models.selfie import Selfie
+from fastselfie.models.selfie import build_selfie
 from fastselfie.system.accelerator import choose_accelerator
 from fastselfie.training.finetune import few_labels, finetune
 from fastselfie.training.metrics_log import read_log
@@ -30,6 +30,7 @@ SWITCHES = {
     "query": (["model.query=pooled"], True),
     "encoder_positions": (["model.encoder_positions=false"], True),
     "logit_scale": (["model.logit_scale=none"], True),
+    "cosine": (["model.query=pooled", "model.logit_scale=cosine"], True),
     "mask_fraction": (["model.mask_fraction=0.75"], True),
     "finer grid": (["model.patch_size=4", "model.mask_fraction=0.1"], True),
     "patch_gap": (["pretrain.patch_gap=2"], True),
@@ -116,7 +117,7 @@ def test_the_second_form_goes_on_where_it_was(folder, tmp_path, accelerator, sta
                   "progressive": [16, 24], "progressive_until": 0.8},
     )  # fmt: skip
     few = few_labels(config, open_dataset(config.data))
-    start = Selfie(config) if started else None
+    start = build_selfie(config) if started else None
     straight = finetune(config, few, tmp_path / "straight", accelerator, start)
     with stopping_at(5):
         finetune(config, few, tmp_path / "left", accelerator, start)

@@ -149,13 +149,14 @@ class BetonReader:
         self.image_fields = list(images)
         self.image_field = "image" if "image" in images else self.image_fields[0]
         image = metadata[f"f{images[self.image_field]}"]
-        self.mode: _Bytes = np.ascontiguousarray(image["mode"])
-        self.width: NDArray[np.uint16] = np.ascontiguousarray(image["width"])
-        self.height: NDArray[np.uint16] = np.ascontiguousarray(image["height"])
-        self.offset: NDArray[np.uint64] = np.ascontiguousarray(image["data_ptr"])
-        self.label: NDArray[np.int64] = np.full(self.num_samples, -1, np.int64)
+        # Views of the memory map: their pages are shared by all processes that read the file.
+        self.mode: _Bytes = image["mode"]
+        self.width: NDArray[np.uint16] = image["width"]
+        self.height: NDArray[np.uint16] = image["height"]
+        self.offset: NDArray[np.uint64] = image["data_ptr"]
         ints = {self.field_names[k]: k for k, type_id in enumerate(types) if type_id == INT_FIELD}
         self.label_fields = _label_fields(list(ints))
+        self.label: NDArray[np.int64] = np.full(self.num_samples, -1, np.int64)
         if len(self.label_fields) == 1:
             self.label[:] = metadata[f"f{ints[self.label_fields[0]]}"]
         self.size = self._sizes(allocations)
@@ -228,6 +229,11 @@ class BetonReader:
 
     def _sizes(self, allocations: NDArray[Any]) -> NDArray[np.uint64]:
         """Look up the size of each image in the allocation table by its pointer: (n,) uint64."""
+        sizes: NDArray[np.uint64] = allocations["size"]
+        if len(allocations) == self.num_samples and sizes.all():
+            own = allocations["sample_id"] == np.arange(self.num_samples, dtype=np.uint64)
+            if own.all() and np.array_equal(allocations["ptr"], self.offset):
+                return sizes  # in the order of the samples, as `BetonWriter` writes them
         # An empty allocation (of a bytes field) shares its pointer with the next one.
         allocations = allocations[allocations["size"] > 0]
         ptrs = np.ascontiguousarray(allocations["ptr"])
@@ -275,7 +281,7 @@ class BetonReader:
         whole = metadata_end <= begin and info_end <= body_end
         if not whole or crc_of(tables) != footer["tables_crc"]:
             self._fail("its tables do not match their checksum; copy or prepare it again")
-        self.crc32 = self._table(np.dtype("<u4"), begin, self.num_samples, "trailer").copy()
+        self.crc32 = self._table(np.dtype("<u4"), begin, self.num_samples, "trailer")
         self.info = json.loads(bytes(self.data[begin + 4 * self.num_samples : info_end]))
         return begin
 

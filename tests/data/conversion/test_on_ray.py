@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import pytest
-from conftest import REPOSITORY, jpeg_bytes, refused, textured
+from conftest import jpeg_bytes, refused, textured
+from support.ray_nodes import local_cluster, lose_node
 
 from fastselfie.data.beton.writer import BetonWriter
 from fastselfie.data.conversion.encode import Recoding
 from fastselfie.data.conversion.on_ray import store_on_cluster
 from fastselfie.data.dataset import open_part
 from fastselfie.errors import UserError
-
-sys.path.insert(0, str(REPOSITORY / "benchmarks"))
-
-from support.ray_nodes import local_cluster, lose_node
 
 pytestmark = [pytest.mark.slow, pytest.mark.extra]
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import REPOSITORY, jpeg_bytes, refused, textured
 from helpers.datasets import write_parquet, write_tar
-from helpers.http_files import serving
+from support.file_server import serving
 
 from fastselfie.data.beton.reader import BetonReader
 from fastselfie.data.conversion.prepare import Options, prepare

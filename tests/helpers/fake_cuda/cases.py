@@ -12,6 +12,7 @@ from unittest import mock
 
 import torch
 from conftest import REPOSITORY, jpeg_bytes, textured, write_beton
+from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
@@ -19,7 +20,7 @@ from fastselfie.config import Config
 from fastselfie.config.load import load_config
 from fastselfie.data.dataset import Source, open_dataset
 from fastselfie.data.loaders import Batch, build_loader
-from fastselfie.models.selfie import Selfie
+from fastselfie.models.selfie import build_selfie
 from fastselfie.system.accelerator import choose_accelerator
 from fastselfie.training.checkpoint import Checkpoint
 from fastselfie.training.finetune import build_finetuning, finetuning_stage
@@ -46,10 +47,19 @@ def finetunes(config: str, *sets: str, waits: Waits, from_p: bool = True) -> Non
     """Take steps of finetuning."""
     loaded = _config(config, *sets)
     accelerator = choose_accelerator(loaded.runtime)
-    start = Selfie(loaded).to(accelerator.device) if from_p else None
+    start = build_selfie(loaded).to(accelerator.device) if from_p else None
     stage = finetuning_stage(loaded, "images", from_p)
     built = build_finetuning(loaded, stage, _CLASSES, accelerator, start)
     _take(built.step, loaded, open_dataset(loaded.data).train, waits)
+
+
+def fuses_norms(waits: Waits) -> None:
+    """Pretrain with every norm of P in Triton, and the sums in front of those that follow one."""
+    step = pretrains("cifar10", _BF16, waits=waits)
+    norms = sum(isinstance(module, nn.BatchNorm2d) for module in step.model.modules())
+    for name in ("norm_relu", "norm_relu_backward"):
+        assert waits.operations[name] == norms * _STEPS
+    assert not waits.operations["relu"]
 
 
 def resumes(saved_under: str, loaded_under: str, waits: Waits) -> None:
@@ -193,6 +203,7 @@ _MICRO, _CLIP = "pretrain.micro_batch_size=2", "pretrain.clip_grad_norm=1.0"
 # What passes: each needs a step whose host runs ahead of the GPU.
 STEPS: dict[str, Callable[..., Any]] = {
     "cifar10 bf16": partial(pretrains, "cifar10", _BF16),
+    "norms in Triton": fuses_norms,
     "cifar10 fp16": partial(pretrains, "cifar10", _FP16),
     "in224 bf16": partial(pretrains, "in224", _BF16),
     "in224 fp16": partial(pretrains, "in224", _FP16),

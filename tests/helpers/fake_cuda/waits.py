@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -59,6 +60,7 @@ class Waits(TorchDispatchMode):
         self._recorded: set[tuple[int, Stream]] = set()
         self.pinned_late = 0  # bytes that `pin_memory` copied
         self.copies = 0  # from pinned memory to the GPU, while watching
+        self.operations: Counter[str] = Counter()  # by name, while watching
 
     @contextmanager
     def forbidden(self) -> Iterator[None]:
@@ -88,6 +90,7 @@ class Waits(TorchDispatchMode):
         name = func.overloadpacket.__name__
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if self.watching:
+            self.operations[name] += 1
             self._check(name, inputs, args, kwargs)
         result = func(*args, **kwargs)
         if self.stream is not self.main:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import threading
 import time
@@ -74,19 +73,22 @@ class _Handler(BaseHTTPRequestHandler):
             links = "".join(f'<a href="{name}">{name}</a>\n' for name in names)
             self._send(200, {"Content-Type": "text/html"}, links.encode() * with_body, breaks)
         else:
-            self._send_file(file.read_bytes(), with_body, breaks)
+            self._send_file(file, with_body, breaks)
 
-    def _send_file(self, content: bytes, with_body: bool, breaks: bool) -> None:
-        headers = {"ETag": f'"{hashlib.md5(content).hexdigest()}"'}
+    def _send_file(self, path: Path, with_body: bool, breaks: bool) -> None:
+        facts = path.stat()
+        first, end, status = 0, facts.st_size, 200
+        headers = {"ETag": f'"{facts.st_mtime_ns:x}-{end:x}"'}
         headers["Content-Type"] = "application/octet-stream"
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        status, body = 200, content
         if wanted and self.server.ranges:
-            first, last = int(wanted[1]), min(int(wanted[2]), len(content) - 1)
-            status, body = 206, content[first : last + 1]
-            headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
-        headers["Content-Length"] = str(len(body))
-        self._send(status, headers, body if with_body else b"", breaks)
+            first, end, status = int(wanted[1]), min(int(wanted[2]) + 1, end), 206
+            headers["Content-Range"] = f"bytes {first}-{end - 1}/{facts.st_size}"
+        headers["Content-Length"] = str(end - first)
+        with path.open("rb") as file:
+            file.seek(first)
+            body = file.read(end - first) if with_body else b""
+        self._send(status, headers, body, breaks)
 
     def _send(self, status: int, headers: dict[str, str], body: bytes, breaks: bool) -> None:
         """Send the answer; or half of the body, or nothing at all without one."""
