@@ -10,18 +10,21 @@ import io
 import random
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
+from fastselfie.data.sources.remote_http import read_range
 from fastselfie.errors import UserError
 from fastselfie.system.console import say
 
 Result = TypeVar("Result")
 
 PIECE_BYTES = 8 << 20  # of one request: a broken connection loses no more
+_HTTP = ("http://", "https://")
 _TRIES = 10
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 30.0  # seconds; they double, to a minute in all
 _TOLD_AFTER = 4  # tries: what the user waits for is then said
@@ -81,39 +84,52 @@ class RemoteFile:
         return b"".join(self._piece(at, min(at + PIECE_BYTES, end)) for at in pieces)
 
     def _piece(self, begin: int, end: int) -> bytes:
-        def attempt() -> bytes:
-            system, path = file_system(self.url)
-            if system.async_impl:
-                data: bytes = system.cat_file(path, start=begin, end=end)
-            else:  # its cat_file would read ahead
-                with system.open(path, "rb", cache_type="none", size=self.size) as file:
-                    file.seek(begin)
-                    data = file.read(end - begin)
-            if len(data) < end - begin:
-                raise OSError(f"{len(data)} of {end - begin} bytes came")
-            return data
-
+        over_http = self.url.startswith(_HTTP)
         try:
-            data = retried(self.title, attempt)
+            data = retried(self.title, partial(self._over_http if over_http else self._by_fsspec,
+                                               begin, end))  # fmt: skip
         except UserError:
-            self._require_same()  # a file that has become shorter cannot be read either
+            self._require_same(None)  # a file that has become shorter cannot be read either
             raise
-        self._require_same()  # after the read, so its bytes are surely of this version
+        if not over_http:
+            self._require_same(None)  # after the read, so its bytes are surely of this version
         if len(data) > end - begin:
             raise UserError(
                 f"{self}: its server answers no range requests: download the file, and pass it"
             )
         return data
 
-    def _require_same(self) -> None:
+    def _over_http(self, begin: int, end: int) -> bytes:
+        part = read_range(self.url, begin, end, _SILENCE)
+        self._require_same({"size": part.size, **part.headers})
+        return _whole(part.data, end - begin)
+
+    def _by_fsspec(self, begin: int, end: int) -> bytes:
+        system, path = file_system(self.url)
+        if system.async_impl:
+            return _whole(system.cat_file(path, start=begin, end=end), end - begin)
+        # Its cat_file would read ahead.
+        with system.open(path, "rb", cache_type="none", size=self.size) as file:
+            file.seek(begin)
+            return _whole(file.read(end - begin), end - begin)
+
+    def _require_same(self, info: Mapping[str, Any] | None) -> None:
+        """Check that the server still has this version: by what it says of it, or by asking it."""
         if self.pinned:
             return
-        info = retried(self.title, lambda: info_of(self.url))
+        if info is None:
+            info = retried(self.title, lambda: info_of(self.url))
         if (info.get("size"), version_of(info)) != (self.size, self.version):
             raise UserError(
                 f"{self}: has changed since it was opened: delete what this command has begun to "
                 "write (FILE.beton.*), and run it again"
             )
+
+
+def _whole(data: bytes, wanted: int) -> bytes:
+    if len(data) < wanted:
+        raise OSError(f"{len(data)} of {wanted} bytes came")
+    return data
 
 
 def open_remote(file: RemoteFile, block: int) -> BinaryIO:
@@ -181,7 +197,7 @@ def file_system(url: str) -> tuple[Any, str]:
         raise UserError(f"{shown(url)}: needs fsspec: pip install 'fastselfie[remote]'") from error
     options: dict[str, Any] = {"use_listings_cache": False}
     try:
-        if url.startswith(("http://", "https://")):
+        if url.startswith(_HTTP):
             import aiohttp
 
             limits = aiohttp.ClientTimeout(total=None, sock_connect=_SILENCE, sock_read=_SILENCE)
@@ -202,7 +218,7 @@ def info_of(url: str) -> dict[str, Any]:
     return found
 
 
-def version_of(info: dict[str, Any]) -> str:
+def version_of(info: Mapping[str, Any]) -> str:
     """Return what a file system calls the content of a file, "" if nothing does."""
     return next((str(info[key]) for key in _VERSIONS if info.get(key)), "")
 
