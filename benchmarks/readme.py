@@ -43,6 +43,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "reproduce": lambda: training_tables.reproduce(
         [_read(path.stem) for path in sorted(RESULTS.glob("reproduce*.json"))]
     ),
+    "recipes": lambda: training_tables.recipes(_read("recipe-cifar10")),
     "shortcut": lambda: training_tables.shortcut(_read("shortcut")),
     "speed": lambda: loader_tables.speed(_read("throughput-q90-224")),
     "throughput": lambda: loader_tables.throughput(_read_all("throughput-{}", *_THROUGHPUT)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import mean, stdev
 from typing import Any
 
 from support.markdown import machine, table
@@ -62,6 +63,49 @@ def shortcut(result: dict[str, Any]) -> str:
     first = result["results"][0]
     head = [f"pretrained with (chance {first['chance']:.0%})", "step", *first["accuracy"]]
     return "\n".join(table(head, rows))
+
+
+def recipes(result: dict[str, Any]) -> str:
+    """The candidates of recipe.py, on held-out training images."""
+    rows = []
+    for row in result["rows"]:
+        top1 = row["top1"]["finetuned"]
+        rows.append([
+            row["name"], str(len(row["seeds"])),
+            " / ".join(_percent(mean(found)) for found in row["context"].values()),
+            _percent(row["features"]["pretext_chance"][0]),
+            _percent(mean(row["features"]["p_knn"])),
+            *(_spread(found) for found in top1.values()),
+        ])  # fmt: skip
+    first = result["rows"][0]
+    shares = list(first["top1"]["finetuned"])
+    controls = {
+        f"supervised, {share}%": mean(found) for share, found in first["top1"]["supervised"].items()
+    }
+    features = first["features"]
+    controls["k-NN of random weights"] = mean(features["random_knn"])
+    controls["k-NN of pixels"] = mean(features["pixels_knn"])
+    head = ["pretraining", "n", "pretext: own / other / no context", "chance", "k-NN",
+            *(f"finetuned, {share}%" for share in shares)]  # fmt: skip
+    beside = ", ".join(f"{name} {_percent(value)}" for name, value in controls.items())
+    settings = first["config"]
+    note = (
+        f"{settings['pretrain']['steps']:,} steps of pretraining with "
+        f"{settings['pretrain']['batch_size']} images, {settings['finetune']['steps']:,} of "
+        f"finetuning with {settings['finetune']['batch_size']}. Beside them: {beside}. "
+        f"{machine(result['environment'])}."
+    )
+    return "\n".join([*table(head, rows), "", note])
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}"
+
+
+def _spread(values: list[float]) -> str:
+    """Return a mean in percent, with the standard deviation if there are several values."""
+    middle = f"{100 * mean(values):.1f}"
+    return f"{middle} +- {100 * stdev(values):.1f}" if len(values) > 1 else middle
 
 
 def table_cost(result: dict[str, Any]) -> str:
