@@ -52,6 +52,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "decode": lambda: decode_tables.decode(
         [_read(path.stem) for path in sorted(RESULTS.glob("decode*.json"))]
     ),
+    "remote": lambda: loader_tables.remote(_read("remote")),
     "dataset size": lambda: loader_tables.dataset_size(_read("dataset-size")),
     "conversion": lambda: loader_tables.conversion(_read("conversion")),
     "step": lambda: step_tables.step(_read_all("step-{}", "cifar10", "in224")),

@@ -49,7 +49,7 @@ def main() -> None:
         requests, broken = ours.recv()
         server.join()
     result = {
-        "claim": "`prepare` from a server with broken connections is as fast as from local files",
+        "claim": "`prepare` from a server with broken connections, beside local files",
         "command": command(),
         "environment": environment(1),
         "images": images,

@@ -131,3 +131,17 @@ def dataset_size(result: dict[str, Any]) -> str:
     environment = result["environment"]
     note = f"{machine(environment)}; median (min to max) of {result['rounds']} processes."
     return "\n".join([*table(head, rows), "", note])
+
+
+def remote(result: dict[str, Any]) -> str:
+    """Conversion from a server beside conversion from local files."""
+    rates = {name: median(found, ".0f") for name, found in result["images_per_s"].items()}
+    head = ["one worker, images/s", "local files", "a server", "ratio"]
+    row = [f"{result['images']:,} photographs", rates["local"], rates["remote"],
+           median(result["ratio"], ".2f")]  # fmt: skip
+    note = (
+        f"{result['broken']} of {result['requests']} connections broke. Starting the processes and "
+        f"finding the images in the tar files is included. {machine(result['environment'])}; "
+        f"{result['rounds']} rounds."
+    )
+    return "\n".join([*table(head, [row]), "", note])
