@@ -69,7 +69,9 @@ def main() -> int:
     slim = SlimRun(folder)
     began = time.strftime("%Y-%m-%d %H:%M:%S %z")
     slim.make(options.seed, _STEPS)
-    found = _earlier(options)
+    earlier = _earlier(options)
+    found = earlier.get("parts", {})
+    machine = earlier.get("environment", environment(1) | {"began": began})
     lost = 0
     for name in options.only:
         part, since = PARTS[name], time.monotonic()
@@ -79,7 +81,8 @@ def main() -> int:
         if result["made"] < wanted:
             result["lost"].append(f"only {result['made']} of {wanted} made")
         found[name] = {"what": part.what, **result, "seconds": round(time.monotonic() - since, 1)}
-        found[name]["command"] = command()  # parts of one file may be of several calls
+        # Parts of one file may be of several calls, and of several machines.
+        found[name] |= {"command": command(), "processor": environment(1)["processor"]}
         shown = {k: v for k, v in found[name].items() if not isinstance(v, (list, dict))}
         say(f"  {shown}")
         for line in result["lost"]:
@@ -89,7 +92,7 @@ def main() -> int:
             relative = found[name].pop("relative")
             found["paper"] = estimate_ranks(_measured(slim, found[name], relative))
         if options.json:
-            _write(options, found, began)
+            _write(options, found, machine)
     if lost:
         say(f"{lost} lost: what they left is in {folder}")
         return 1
@@ -99,21 +102,21 @@ def main() -> int:
 
 
 def _earlier(options: argparse.Namespace) -> dict[str, Any]:
-    """The parts that an earlier call left in the same file, of the same campaign."""
+    """What an earlier call left in the same file, if it is of the same campaign."""
     if not options.json or not os.path.exists(options.json):
         return {}
     earlier = json.loads(Path(options.json).read_text(encoding="utf-8"))
     same = (earlier["seed"], earlier["quick"]) == (options.seed, options.quick)
-    parts: dict[str, Any] = earlier["parts"] if same else {}
-    return parts
+    result: dict[str, Any] = earlier if same else {}
+    return result
 
 
-def _write(options: argparse.Namespace, found: dict[str, Any], began: str) -> None:
+def _write(options: argparse.Namespace, found: dict[str, Any], machine: dict[str, Any]) -> None:
     result = {
         "seed": options.seed,
         "quick": options.quick,
         "parts": {name: found[name] for name in (*PARTS, "paper") if name in found},
-        "environment": environment(1) | {"began": began},
+        "environment": machine,  # of the first call; each part has its own processor
         "protocol": {"notes": (__doc__ or "").split("\n\n")[-1].strip()},
     }
     Path(options.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

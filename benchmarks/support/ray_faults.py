@@ -21,7 +21,7 @@ from support.ray_nodes import local_cluster, lose_node, workers_of
 from support.slim_run import SlimRun, fastselfie, kill, processes_naming, start
 
 _NODES = 3
-_A_RUN = 7  # most kills of one run: a trial may be lost four times without a new checkpoint
+_A_RUN = 7  # most kills of one run
 _KINDS = ("node", "worker", "command")
 _LABELS = ("--labels", "50", "--seeds", "2")
 _HANGS = 600.0  # seconds
@@ -68,7 +68,11 @@ def _killed_reproduction(
         process = start(command, out.with_suffix(".txt"))
         began, deadline = time.time(), time.monotonic() + _HANGS
         due = time.monotonic() + draws.uniform(5, 12)
-        while process.poll() is None and time.monotonic() < deadline:
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                if not _gave_up(out):
+                    break
+                process = start(command, out.with_suffix(".txt"))
             twice |= _trained_again(out, results)
             workers = [pid for pid in workers_of(out) if pid != process.pid]
             if asked and time.monotonic() >= due and workers and _trains(out, began):
@@ -95,6 +99,15 @@ def _killed_reproduction(
     if left := [*workers_of(out), *processes_naming(out)]:
         lost.append(f"{out.name}: {len(left)} processes left behind")
     return lost
+
+
+def _gave_up(out: Path) -> bool:
+    """Return whether the command ended because of one training that was killed again and again.
+
+    It says so, and asks to be run again. A kill may come before a training's first checkpoint.
+    """
+    lines = out.with_suffix(".txt").read_text(encoding="utf-8").splitlines()
+    return bool(lines) and lines[-1].startswith("error:") and " times after step " in lines[-1]
 
 
 def _trained_again(out: Path, results: dict[Path, tuple[int, int]]) -> set[str]:

@@ -16,11 +16,16 @@ def reliability(result: dict[str, Any]) -> str:
         if name in _OUTCOMES
     ]
     environment = result["environment"]
+    others = [
+        f"{part['what']}: {part['processor']}."
+        for part in result["parts"].values()
+        if part.get("processor", environment["processor"]) != environment["processor"]
+    ]
     return "\n".join([
         *table(["fault", "how many", "outcome", "lost"], rows),
         "",
         f"Seed {result['seed']}, {environment['cores']} cores, {machine(environment)}: "
-        "`benchmarks/reliability.py`.",
+        "`benchmarks/reliability.py`." + "".join(f" {other}" for other in others),
     ])  # fmt: skip
 
 
