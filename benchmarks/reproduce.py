@@ -22,7 +22,8 @@ from PIL import Image
 from quickstart import RESULTS, picture
 from support.arguments import Parser
 
-from fastselfie.config import Config, differing_keys
+from fastselfie.config import differing_keys
+from fastselfie.config.load import recorded_config
 from fastselfie.errors import UserError
 from fastselfie.report.curves import points_of
 from fastselfie.reproduce.provenance import SECTIONS
@@ -59,7 +60,7 @@ def result_of(folders: Sequence[Path], command: str) -> dict[str, Any]:
     """
     tables = [_table(folder) for folder in folders]
     main = tables[0]
-    config = Config.model_validate_json(json.dumps(main["config"]))
+    config = recorded_config(json.dumps(main["config"]))
     rows = main["rows"]
     several = f"{len(main['seeds'])} seeds" if len(main["seeds"]) > 1 else "one seed"
     shares = ", ".join(f"{row['labels']:g}%" for row in rows)

@@ -134,6 +134,17 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(_one_line(error, path, overridden)) from None
 
 
+def recorded_config(text: str) -> Config:
+    """Read a config that a run recorded as JSON, possibly a run of an older version.
+
+    Raises:
+        UserError: A removed key has an effect in it.
+    """
+    values = json.loads(text)
+    _drop_removed(values)
+    return Config.model_validate_json(json.dumps(values))
+
+
 def _drop_removed(values: dict[str, Any]) -> None:
     """Drop a removed key where it is off: a run of an older version wrote all keys of its time."""
     finetune = values.get("finetune")

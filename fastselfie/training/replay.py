@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from fastselfie.config import Config
+from fastselfie.config.load import recorded_config
 from fastselfie.data.dataset import open_dataset
 from fastselfie.data.loaders import Batch, Index, build_loader
 from fastselfie.errors import UserError
@@ -80,7 +80,7 @@ def replay_step(path: Path) -> Replay:
     record = load_checkpoint(path)
     if record.get("kind") != NONFINITE or "samples" not in record:
         raise UserError(f"{path}: holds no step to run again: pass a nonfinite-STEP.pt")
-    config = Config.model_validate_json(record["config"])
+    config = recorded_config(record["config"])
     runtime = config.runtime.model_copy(update={"compile": "off", "cuda_graphs": False})
     config = config.model_copy(update={"runtime": runtime})
     accelerator = choose_accelerator(config.runtime)

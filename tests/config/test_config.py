@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 from conftest import REPOSITORY
 
 from fastselfie.config import Config, differing_keys
-from fastselfie.config.load import load_config
+from fastselfie.config.load import load_config, recorded_config
 from fastselfie.errors import UserError
 
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
@@ -117,6 +118,14 @@ def test_a_removed_key_is_accepted_where_it_was_off(tmp_path):
     assert load(tmp_path, "name: a\nfinetune: {recalibrate: 0}") == load(tmp_path, "name: a")
     with pytest.raises(UserError, match=r"^finetune\.recalibrate was removed[^\n]*$"):
         load(tmp_path, "name: a", "finetune.recalibrate=9")
+    # A file for `fastselfie replay` holds a config too.
+    config = load(tmp_path, "name: a")
+    recorded = config.model_dump(mode="json")
+    recorded["finetune"]["recalibrate"] = 0
+    assert recorded_config(json.dumps(recorded)) == config
+    recorded["finetune"]["recalibrate"] = 9
+    with pytest.raises(UserError, match="was removed"):
+        recorded_config(json.dumps(recorded))
 
 
 def test_a_missing_file_is_named(tmp_path):
