@@ -108,7 +108,6 @@ def test_the_streams_of_training_are_those_of_the_merged_file(merged, named):
 
 @pytest.mark.extra
 def test_dali_reads_a_set(merged, named):
-    pytest.importorskip("nvidia.dali")
     batches = []
     for data in (merged, named):
         with Loader(data, 8, size=32, backend="dali", workers=1) as loader:
