@@ -17,7 +17,7 @@ def reliability(result: dict[str, Any]) -> str:
     ]
     environment = result["environment"]
     others = [
-        f"{part['what']}: {part['processor']}."
+        f"On {part['processor']}: {part['what']}."
         for part in result["parts"].values()
         if part.get("processor", environment["processor"]) != environment["processor"]
     ]
