@@ -140,8 +140,8 @@ $(VENV)/.docs: $(VENV)/.run
 	$(BIN)/python -m pip install -q -c constraints.txt $(call EXTRAS,docs)
 	@touch $@
 
-# The tests run FFCV, DALI and Ray for real, and build the site. FFCV is built with the setuptools that is installed; its own
-# metadata asks for an OpenCV with a window system.
+# The tests run FFCV, DALI and Ray for real, and build the site. FFCV is built with the setuptools
+# that is installed; its own metadata asks for an OpenCV with a window system.
 $(VENV)/.dev: $(VENV)/.check | system
 	$(BIN)/python -m pip install -q -c constraints.txt $(call EXTRAS,export ffcv dali docs ray)
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps --no-build-isolation ffcv
