@@ -178,14 +178,31 @@ def step_rates() -> dict[str, Any]:
 
 def end_to_end() -> dict[str, Any]:
     """in224 on JPEGs, made here: loader, step and both."""
+    return _end_to_end("native")
+
+
+def end_to_end_dali() -> dict[str, Any]:
+    """The same with DALI, which decodes on the GPU."""
+    importlib.import_module("nvidia.dali")
+    return _end_to_end("dali")
+
+
+def end_to_end_ffcv() -> dict[str, Any]:
+    """The same with FFCV."""
+    importlib.import_module("ffcv")
+    return _end_to_end("ffcv")
+
+
+def _end_to_end(loader: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         beton = photographs(Path(folder), 512)
         batch, limit = sized((256, 400), (8, 32))
         rounds = ("--rounds", "3", "--threads", "8", "--seconds", "2")
         dry = ("--rounds", "1", "--threads", "1", "--seconds", "0.05", "--batch", "8")
+        sets = (f"pretrain.batch_size={batch}", f"data.limit={limit}", f"data.loader={loader}")
         return script(
             "throughput.py", "--data", str(beton), "--loaders", "native", "--end-to-end", _in224(),
-            "--set", f"pretrain.batch_size={batch}", "--set", f"data.limit={limit}",
+            *(word for each in sets for word in ("--set", each)),
             *sized(rounds, dry),
         )  # fmt: skip
 
@@ -211,7 +228,8 @@ QUICK: tuple[Check, ...] = (
     profile_phases,
 )  # fmt: skip
 SLOW: tuple[Check, ...] = (
-    kernel_times, end_to_end, memory_estimate, resume, two_ranks, precision_and_graphs, step_rates,
+    kernel_times, end_to_end, end_to_end_dali, end_to_end_ffcv, memory_estimate, resume, two_ranks,
+    precision_and_graphs, step_rates,
 )  # fmt: skip
 PARTS = {"quick": QUICK, "full": (*QUICK, *SLOW)}
 SECONDS = {"quick": 230, "full": 1800}  # for all checks
