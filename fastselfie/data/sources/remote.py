@@ -175,7 +175,7 @@ def find_remote(url: str, index: ShardIndex, workers: int) -> DatasetLocation:
     Args:
         url: See `list_files`.
         index: What an interrupted command found in tar files already.
-        workers: Processes that look for the images in tar files.
+        workers: Processes that look for the images in tar files; with 1, this process does.
 
     Raises:
         UserError: Nothing is there, or the server refuses.
@@ -214,12 +214,15 @@ def _open_tars(
 def _scanned(
     title: str, files: Sequence[RemoteFile], index: ShardIndex, workers: int
 ) -> Generator[Shard]:
-    """Yield the members of each file, from the index or found by worker processes."""
+    """Yield the members of each file, from the index or found now."""
     missing = [file for file in files if file not in index]
     if missing:
         say(f"{title}: looking for the images in {len(missing)} of {len(files)} tar files")
-    work = partial(map, _scan)
-    with closing(map_in_order(work, missing, min(workers, len(missing)))) as found:
+    if workers == 1:
+        scanned = (_scan(file) for file in missing)
+    else:
+        scanned = map_in_order(partial(map, _scan), missing, min(workers, len(missing)))
+    with closing(scanned) as found:
         for file in files:
             if file not in index:
                 index.add(file, next(found))
