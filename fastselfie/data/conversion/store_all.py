@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from functools import partial
 
 from fastselfie.data.conversion.encode import Recoding, Stored, store
+from fastselfie.data.sources.background import start_thread
 from fastselfie.data.sources.base import RUN, ArraySource, Source
 from fastselfie.errors import UserError
 from fastselfie.system.processes import map_in_order
@@ -75,27 +74,10 @@ def _read_ahead(runs: Iterator[Source]) -> Generator[Source]:
         run = next(runs, None)  # waits for the task too, which may come only after a result
         return None if run is None else run.fetched()
 
-    coming = _start(read_next)
+    coming = start_thread(read_next)
     while (run := coming.result()) is not None:
-        coming = _start(read_next)
+        coming = start_thread(read_next)
         yield run
-
-
-def _start(read: Callable[[], Source | None]) -> Future[Source | None]:
-    """Call `read` in a daemon thread: no executor's, whose end would wait for the server.
-
-    A command that Ctrl-C or an error ends need not wait for a request that may take a minute.
-    """
-    result: Future[Source | None] = Future()
-
-    def work() -> None:
-        try:
-            result.set_result(read())
-        except BaseException as error:  # raised again by the thread that waits for the result
-            result.set_exception(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    return result
 
 
 def _store_images(source: Source, indices: range, recoding: Recoding) -> list[Stored | str]:
