@@ -8,7 +8,7 @@ from contextlib import closing
 from functools import partial
 
 from fastselfie.data.conversion.encode import Recoding, Stored, store
-from fastselfie.data.sources.background import start_thread
+from fastselfie.data.sources.background import DaemonThread
 from fastselfie.data.sources.base import RUN, ArraySource, Source
 from fastselfie.errors import UserError
 from fastselfie.system.processes import map_in_order
@@ -74,10 +74,14 @@ def _read_ahead(runs: Iterator[Source]) -> Generator[Source]:
         run = next(runs, None)  # waits for the task too, which may come only after a result
         return None if run is None else run.fetched()
 
-    coming = start_thread(read_next)
-    while (run := coming.result()) is not None:
-        coming = start_thread(read_next)
-        yield run
+    thread = DaemonThread()
+    try:
+        coming = thread.submit(read_next)
+        while (run := coming.result()) is not None:
+            coming = thread.submit(read_next)
+            yield run
+    finally:
+        thread.end()
 
 
 def _store_images(source: Source, indices: range, recoding: Recoding) -> list[Stored | str]:

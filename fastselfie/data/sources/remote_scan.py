@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Sequence
-from concurrent.futures import Future
 from contextlib import closing
 from functools import partial
 from threading import Event
 
-from fastselfie.data.sources.background import start_thread
+from fastselfie.data.sources.background import DaemonThread
 from fastselfie.data.sources.remote_files import RemoteFile, open_remote
 from fastselfie.data.sources.remote_index import ShardIndex
 from fastselfie.data.sources.tar_shard import Shard, scan_shard
@@ -51,16 +50,18 @@ def scan_files(
 def _scan_in_threads(files: Sequence[RemoteFile]) -> Generator[Shard]:
     """Yield the members of each file, in order."""
     ended = Event()
-    running: deque[Future[Shard]] = deque()
+    threads = [DaemonThread() for _ in range(min(_THREADS, len(files)))]
+    running = deque(
+        threads[number % _THREADS].submit(partial(_scan, file, ended))
+        for number, file in enumerate(files)
+    )
     try:
-        for file in files:
-            running.append(start_thread(partial(_scan, file, ended)))
-            if len(running) == _THREADS:
-                yield running.popleft().result()
         while running:
             yield running.popleft().result()
     finally:
         ended.set()
+        for thread in threads:
+            thread.end()
 
 
 def _scan(file: RemoteFile, ended: Event | None = None) -> Shard:

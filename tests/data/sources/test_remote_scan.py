@@ -9,7 +9,7 @@ from helpers.datasets import write_tar
 from support.file_server import serving
 
 from fastselfie.data.sources import remote_scan
-from fastselfie.data.sources.background import start_thread
+from fastselfie.data.sources.background import DaemonThread
 from fastselfie.data.sources.remote_files import open_remote
 from fastselfie.data.sources.remote_index import ShardIndex
 from fastselfie.data.sources.remote_listing import list_files
@@ -79,7 +79,12 @@ def test_a_search_that_is_closed_ends_its_threads(server, tmp_path, monkeypatch)
     assert events[0].is_set()
 
 
-def test_a_thread_gives_its_result_or_its_error():
-    assert start_thread(lambda: 3).result() == 3
+def test_a_thread_gives_results_and_errors_in_turn():
+    thread = DaemonThread()
+    calls = [thread.submit(call) for call in (lambda: 3, lambda: 1 // 0, threading.current_thread)]
+    thread.end()
+    assert calls[0].result() == 3
     with pytest.raises(ZeroDivisionError):
-        start_thread(lambda: 1 // 0).result()
+        calls[1].result()
+    calls[2].result().join(60)
+    assert not calls[2].result().is_alive()
