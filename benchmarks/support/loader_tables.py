@@ -140,8 +140,8 @@ def remote(result: dict[str, Any]) -> str:
     row = [f"{result['images']:,} photographs", rates["local"], rates["remote"],
            median(result["ratio"], ".2f")]  # fmt: skip
     note = (
-        f"{result['broken']} of {result['requests']} connections broke. Starting the processes and "
-        f"finding the images in the tar files is included. {machine(result['environment'])}; "
+        f"{result['broken']} of {result['requests']} connections broke. Finding the images in "
+        f"the tar files is included. {machine(result['environment'])}; "
         f"{result['rounds']} rounds."
     )
     return "\n".join([*table(head, [row]), "", note])

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
-from itertools import tee
 
 from fastselfie.data.conversion.encode import Recoding, Stored, store
+from fastselfie.data.sources.background import DaemonThread
 from fastselfie.data.sources.base import RUN, ArraySource, Source
 from fastselfie.errors import UserError
 from fastselfie.system.processes import map_in_order
@@ -24,24 +23,23 @@ def store_all(
         source: The images.
         start: The index of the first image.
         recoding: Which lossy changes to make.
-        workers: Worker processes; with 1, local images are converted in this process.
+        workers: Worker processes; with 1, images are converted in this process.
 
     Raises:
         UserError: A server cannot be read, or a worker was killed.
     """
-    tasks, numbers = tee(source.runs(start))
     convert = partial(_store_runs, recoding=recoding, is_remote=source.is_remote)
-    # Each task gets a source of its run only: the whole source may be large to copy.
-    parts = (source.select(run) for run in tasks)
-    # Pixels in memory are only copied: sending them to another process would cost more. A server
-    # is read by workers only: Ctrl-C need not wait for the end of a request in a process.
-    if isinstance(source, ArraySource) or (workers == 1 and not source.is_remote):
+    # Each task gets a source of its run only: the whole source may be large to copy. A thread may
+    # draw the tasks, so they do not share an iterator with the loop below.
+    parts = (source.select(run) for run in source.runs(start))
+    # Pixels in memory are only copied: sending them to another process would cost more.
+    if workers == 1 or isinstance(source, ArraySource):
         stored = convert(parts)
     else:
         count = -(-(len(source) - start) // RUN)
         stored = map_in_order(convert, parts, min(workers, count) or 1, _results_of)
     with closing(stored):
-        for run in numbers:
+        for run in source.runs(start):
             for first in range(0, len(run), RUN):
                 yield from zip(run[first : first + RUN].tolist(), next(stored), strict=True)
 
@@ -76,11 +74,14 @@ def _read_ahead(runs: Iterator[Source]) -> Generator[Source]:
         run = next(runs, None)  # waits for the task too, which may come only after a result
         return None if run is None else run.fetched()
 
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(read_next)
+    thread = DaemonThread()
+    try:
+        coming = thread.submit(read_next)
         while (run := coming.result()) is not None:
-            coming = pool.submit(read_next)
+            coming = thread.submit(read_next)
             yield run
+    finally:
+        thread.end()
 
 
 def _store_images(source: Source, indices: range, recoding: Recoding) -> list[Stored | str]:

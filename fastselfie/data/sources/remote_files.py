@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
+from threading import Event
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
@@ -132,22 +133,23 @@ def _whole(data: bytes, wanted: int) -> bytes:
     return data
 
 
-def open_remote(file: RemoteFile, block: int) -> BinaryIO:
+def open_remote(file: RemoteFile, block: int, ended: Event | None = None) -> BinaryIO:
     """Open a file for tarfile or pyarrow.
 
     Args:
         file: The file.
         block: Bytes to ask for at least. A seek beyond a block skips what lies between.
+        ended: When set, the next read raises EOFError: nobody waits for it.
     """
-    return io.BufferedReader(_Reader(file, block))
+    return io.BufferedReader(_Reader(file, block, ended))
 
 
 class _Reader(io.RawIOBase):
     """Reads blocks and keeps the last two; see `open_remote`."""
 
-    def __init__(self, file: RemoteFile, block: int) -> None:
+    def __init__(self, file: RemoteFile, block: int, ended: Event | None) -> None:
         super().__init__()
-        self._file, self._block, self._at = file, block, 0
+        self._file, self._block, self._ended, self._at = file, block, ended, 0
         self._blocks: list[tuple[int, bytes]] = []
 
     def readable(self) -> bool:
@@ -179,6 +181,8 @@ class _Reader(io.RawIOBase):
         for begin, block in self._blocks:
             if begin <= self._at < begin + len(block):
                 return begin, block
+        if self._ended is not None and self._ended.is_set():
+            raise EOFError
         end = min(self._at + max(wanted, self._block), self._file.size)
         found = self._at, self._file.read(self._at, end)
         self._blocks = [*self._blocks[-1:], found]

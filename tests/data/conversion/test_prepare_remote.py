@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -23,10 +24,12 @@ from fastselfie.data.sources import remote_files
 from fastselfie.data.sources.parts import open_part
 from fastselfie.data.sources.remote import find_remote
 from fastselfie.data.sources.remote_index import ShardIndex
+from fastselfie.system import processes
 
 pytestmark = pytest.mark.slow
 
 SHARDS, IMAGES = 3, 100  # in each: two requests for its images
+PREPARE = (sys.executable, "-m", "fastselfie", "prepare")
 
 
 @pytest.fixture(scope="session")
@@ -65,6 +68,10 @@ def own_server(originals, tmp_path):
         (folder / path.name).write_bytes(path.read_bytes())
     with serving(tmp_path / "www") as found:
         yield found
+
+
+def environment():
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])}
 
 
 def left(out):
@@ -116,6 +123,60 @@ def test_a_pattern_of_urls(originals, server, tmp_path, cli, url):
     assert out.read_bytes() == (originals / "shards.beton").read_bytes()
 
 
+def test_one_worker_starts_no_process_and_reads_each_tar_file_twice(
+    originals, server, tmp_path, monkeypatch
+):
+    def started(*_):
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(processes, "worker_pool", started)
+    out = tmp_path / "out.beton"
+    prepare(f"{server.url}/shards", out, Options(workers=1))
+    assert out.read_bytes() == (originals / "shards.beton").read_bytes()
+    spans = [re.fullmatch(r"bytes=(\d+)-(\d+)", span) for _, _, span in server.paths if span]
+    sent = sum(int(span[2]) + 1 - int(span[1]) for span in spans)
+    whole = sum(path.stat().st_size for path in (originals / "www" / "shards").iterdir())
+    assert whole < sent <= 2 * whole
+    # One request to find the images of a file, and one for each run of them.
+    assert len(spans) == SHARDS * (1 + -(-IMAGES // 64))
+
+
+@pytest.mark.parametrize("stage", ["scan", "conversion"])
+def test_ctrl_c_does_not_wait_for_a_server_that_is_silent(server, tmp_path, stage):
+    silent, ended = threading.Event(), threading.Event()
+
+    def answer(asked):
+        reads = sum(span is not None for _, name, span in server.paths if name == asked)
+        if asked.endswith("0001.tar") and reads == (1 if stage == "scan" else 2):
+            silent.set()
+            ended.wait()
+        return 200
+
+    server.status = answer
+    process = subprocess.Popen(
+        [*PREPARE, f"{server.url}/shards", "--out", str(tmp_path / "out.beton"), "--workers", "1"],
+        env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert silent.wait(60)
+        os.killpg(process.pid, signal.SIGINT)
+        errors = process.communicate(timeout=30)[1]  # the server stays silent for longer
+    finally:
+        ended.set()
+        process.kill()
+    assert process.returncode == 130
+    assert errors.endswith("interrupted: run the same command to resume\n")
+
+
+def test_a_worker_that_reads_from_a_server_starts_without_torch():
+    modules = ("sources.remote_sources", "sources.remote_scan", "conversion.store_all")
+    imports = ", ".join(f"fastselfie.data.{module}" for module in modules)
+    script = f"import sys, {imports}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], env=environment(), check=True,
+                          stdout=subprocess.PIPE, text=True)  # fmt: skip
+    assert done.stdout == "False\n"
+
+
 def test_the_other_part_and_one_file(originals, server, tmp_path, cli):
     out = tmp_path / "out.beton"
     options = ("--out", out, "--workers", 1, "--part", "test")
@@ -153,12 +214,10 @@ def test_each_run_is_one_request_for_consecutive_images_of_a_file(server, tmp_pa
 
 def test_a_killed_command_goes_on_without_looking_for_the_images_again(originals, server, tmp_path):
     out = tmp_path / "out.beton"
-    command = [sys.executable, "-m", "fastselfie", "prepare", f"{server.url}/shards", "--out",
-               str(out), "--workers", "2"]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])}
+    command = [*PREPARE, f"{server.url}/shards", "--out", str(out), "--workers", "2"]
     for _ in range(2):
         silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        process = subprocess.Popen(command, env=environment, start_new_session=True, **silent)
+        process = subprocess.Popen(command, env=environment(), start_new_session=True, **silent)
         while not (journal := tmp_path / "out.beton.journal").exists() or (
             journal.stat().st_size == 0
         ):
@@ -168,7 +227,7 @@ def test_a_killed_command_goes_on_without_looking_for_the_images_again(originals
         process.wait()
     assert "out.beton.index" in left(out)
     server.paths.clear()
-    assert subprocess.run(command, env=environment, check=False).returncode == 0
+    assert subprocess.run(command, env=environment(), check=False).returncode == 0
     # The files are read from their begin once, for the images.
     begins = [1 for method, _, span in server.paths if method == "GET" and span and "=0-" in span]
     assert len(begins) == 0
@@ -224,9 +283,9 @@ def refused_last_line(result, words):
     assert words in lines[-1]
 
 
-@pytest.mark.parametrize("status", [403, 404, 410, 401, 400])
+@pytest.mark.parametrize(("status", "workers"), [(403, 2), (404, 1), (410, 2), (401, 1), (400, 2)])
 def test_a_server_that_refuses_midway_ends_the_command_even_if_images_may_be_skipped(
-    own_server, tmp_path, cli, status
+    originals, own_server, tmp_path, cli, status, workers
 ):
     out = tmp_path / "out.beton"
 
@@ -235,13 +294,14 @@ def test_a_server_that_refuses_midway_ends_the_command_even_if_images_may_be_ski
         return status if asked.endswith("0002.tar") and seen >= 2 else 200
 
     own_server.status = answer
-    options = ("--out", out, "--workers", 2, "--on-error", "skip")
+    options = ("--out", out, "--workers", workers, "--on-error", "skip")
     result = cli("prepare", f"{own_server.url}/shards", *options)
     refused_last_line(result, "photos-train-0002.tar: ")
     assert f"({status}" in result.err
     assert not out.exists()
     own_server.status = lambda _: 200
     assert cli("prepare", f"{own_server.url}/shards", *options).status == 0
+    assert out.read_bytes() == (originals / "shards.beton").read_bytes()
 
 
 @pytest.mark.parametrize("status", [500, 503, 429, 408])
