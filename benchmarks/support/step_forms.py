@@ -10,10 +10,13 @@ import json
 import sys
 from collections import Counter
 from contextlib import closing, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from support.traffic_groups import FORMS, INPUT, OPTIMIZER
+
+if TYPE_CHECKING:
+    from fastselfie.config import Config
 
 
 def counted(name: str, form: str, batch: int, sets: list[str]) -> dict[str, Any]:
@@ -28,16 +31,7 @@ def counted(name: str, form: str, batch: int, sets: list[str]) -> dict[str, Any]
     import torch
 
     from fastselfie.config.load import load_config
-    from fastselfie.data.dataset import open_dataset
-    from fastselfie.data.loaders import build_loader
-    from fastselfie.system.accelerator import choose_accelerator
-    from fastselfie.training.memory import estimate_pretraining
-    from fastselfie.training.optimizer import begin_momentum
-    from fastselfie.training.pretrain import build_pretraining
-    from support.compiled_traffic import CompiledTraffic
     from support.fake_h100 import fake_h100
-    from support.step_traffic import EagerTraffic
-    from support.traffic import size_of
 
     kernels, compiled = FORMS[form]
     config = load_config(name, [
@@ -47,47 +41,56 @@ def counted(name: str, form: str, batch: int, sets: list[str]) -> dict[str, Any]
     ])  # fmt: skip
     torch._dynamo.reset()
     with fake_h100():
-        accelerator = choose_accelerator(config.runtime)
-        estimate = estimate_pretraining(config, accelerator.precision)
-        built = build_pretraining(config, accelerator)
-        model, step = built.model, built.step
-        loader = build_loader(open_dataset(config.data).train, config.data, 0, accelerator.device)
-        with closing(loader.stream(0, batch)) as batches:
-            given = next(batches)
-        begin_momentum(step.optimizer)
-        shapes = {tuple(p.shape) for p in model.parameters()}
-        traffic, plan = EagerTraffic(shapes), CompiledTraffic(shapes)
-        with traffic, traffic.grouped(INPUT):
-            inputs = built.pixels.patches(given)
-        forward, counting = model, traffic
-        if compiled != "off":
-            forward, counting = plan.compile(model), nullcontext()
-        with counting:
-            with accelerator.autocast():
-                loss, correct = forward(*inputs)
-            traffic.direction = "backward"
-            loss.backward()
-        gradients = (loss.detach(), correct, batch * config.masked)
-        traffic.direction = "optimizer"
-        with (
-            traffic,
-            traffic.grouped(OPTIMIZER),
-            mock.patch.object(step, "_gradients_in_memory", return_value=gradients),
-        ):
-            step(0, given)
+        return {"form": form, "batch": batch, **_counted(config, batch, compiled != "off")}
+
+
+def _counted(config: Config, batch: int, compiled: bool) -> dict[str, Any]:
+    from fastselfie.data.dataset import open_dataset
+    from fastselfie.data.loaders import build_loader
+    from fastselfie.system.accelerator import choose_accelerator
+    from fastselfie.training.memory import estimate_pretraining
+    from fastselfie.training.optimizer import begin_momentum
+    from fastselfie.training.pretrain import build_pretraining
+    from support.compiled_traffic import CompiledTraffic
+    from support.step_traffic import EagerTraffic
+    from support.traffic import size_of
+
+    accelerator = choose_accelerator(config.runtime)
+    built = build_pretraining(config, accelerator)
+    model, step = built.model, built.step
+    loader = build_loader(open_dataset(config.data).train, config.data, 0, accelerator.device)
+    with closing(loader.stream(0, batch)) as batches:
+        given = next(batches)
+    begin_momentum(step.optimizer)
+    shapes = {tuple(p.shape) for p in model.parameters()}
+    traffic, plan = EagerTraffic(shapes), CompiledTraffic(shapes)
+    with traffic, traffic.grouped(INPUT):
+        inputs = built.pixels.patches(given)
+    forward, counting = (plan.compile(model), nullcontext()) if compiled else (model, traffic)
+    with counting:
+        with accelerator.autocast():
+            loss, correct = forward(*inputs)
+        traffic.direction = "backward"
+        loss.backward()
+    gradients = (loss.detach(), correct, batch * config.masked)
+    traffic.direction = "optimizer"
+    with (
+        traffic,
+        traffic.grouped(OPTIMIZER),
+        mock.patch.object(step, "_gradients_in_memory", return_value=gradients),
+    ):
+        step(0, given)
     # Weights twice, for their momenta. A graph's plan lacks its inputs.
     state = [*model.parameters(), *model.parameters(), *model.buffers(), *given.views]
-    state += [] if compiled == "off" else inputs
-    found = {
-        direction: dict(
-            traffic.bytes.get(direction, Counter()) + plan.bytes.get(direction, Counter())
-        )
-        for direction in ("forward", "backward", "optimizer")
-    }
+    state += inputs if compiled else ()
+    estimate = estimate_pretraining(config, accelerator.precision)
     return {
-        "form": form,
-        "batch": batch,
-        "bytes": found,
+        "bytes": {
+            direction: dict(
+                traffic.bytes.get(direction, Counter()) + plan.bytes.get(direction, Counter())
+            )
+            for direction in ("forward", "backward", "optimizer")
+        },
         "peak_bytes": sum(map(size_of, state)) + max(traffic.peak, plan.peak),
         "estimated_bytes": estimate.total(batch),
     }
