@@ -93,14 +93,15 @@ class CompiledTraffic:
         found, nodes = self.bytes[direction], lowering.scheduler.nodes
         for node in nodes:
             origins = [o for n in node.get_nodes() if n.node for o in n.node.get_origins()]
-            operator = getattr(node.node, "op_overload", None)
+            planned: Any = node.node
+            operator = getattr(planned, "op_overload", None)
             if _is_ours(operator):
                 continue
             moved = node.get_read_write_buffers_sizes()
             found[self._group(node, origins)] += int(moved)
             self.kernels[direction] += moved > 0
             if operator is torch.ops.aten.convolution_backward.default:
-                incoming = node.node.inputs[0]
+                incoming = planned.inputs[0]
                 found[READ_AGAIN] += int(incoming.get_numel()) * incoming.get_dtype().itemsize
         inputs, outputs = (
             OrderedSet(names) for names in (lowering.graph_inputs, lowering.get_output_names())

@@ -152,7 +152,7 @@ class EagerTraffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
             node = torch._C._current_autograd_node()
             if (made or written)[0].dim() == 4 or node is None:
                 return NORMS  # sums of gradients in front of a fork: autograd's own
-            number = node._sequence_nr()  # type: ignore[attr-defined]
+            number = node._sequence_nr()
         at = bisect(self._phases, number, key=lambda phase: phase[0])
         return self._phases[max(0, at - 1)][1] if self._phases else OPTIMIZER
 

@@ -52,7 +52,7 @@ def _megabytes(row: dict[str, Any], direction: str) -> float:
 def _total(row: dict[str, Any], without: str | None = None) -> float:
     every = sum(_megabytes(row, direction) for direction in row["bytes"])
     left_out = sum(row["bytes"][direction].get(without, 0) for direction in row["bytes"])
-    return every - left_out / row["batch"] / 1e6
+    return every - float(left_out / row["batch"] / 1e6)
 
 
 def _ratio(rows: list[dict[str, Any]], without: str | None = None) -> float:
