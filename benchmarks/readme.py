@@ -20,6 +20,7 @@ from support import (
     loader_tables,
     reliability_tables,
     step_tables,
+    traffic_tables,
     training_tables,
 )
 
@@ -60,6 +61,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "beside": lambda: step_tables.beside(_read_all("step-beside-{}", *ISAS)),
     "kernels": lambda: step_tables.kernels(_read("kernels")),
     "norms": lambda: step_tables.norms(_read("kernels")),
+    "traffic": lambda: traffic_tables.traffic(_read("traffic")),
     "table cost": lambda: training_tables.table_cost(_read("table-cost")),
     "reliability": lambda: reliability_tables.reliability(_read("reliability")),
     "scaling": lambda: reliability_tables.scaling(_read("reliability")["parts"]["paper"]),

@@ -100,11 +100,12 @@ class TorchTraffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
         uncounted = ("aten::empty", "fastselfie::")
         counted = name == self.only if self.only else not name.startswith(uncounted)
         if counted and not func.is_view:
-            self.total += sum(map(_size, tree_leaves((args, kwargs, out))))
+            self.total += sum(map(size_of, tree_leaves((args, kwargs, out))))
         return out
 
 
-def _size(leaf: object) -> int:
+def size_of(leaf: object) -> int:
+    """Return the bytes of a tensor, or of the memory that it has if it is expanded; else 0."""
     if not isinstance(leaf, Tensor):
         return 0
     return min(leaf.numel() * leaf.element_size(), leaf.untyped_storage().nbytes())
