@@ -26,6 +26,7 @@ from support import (
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+_REPRODUCED = ("cifar10-slim",)
 _THROUGHPUT = ("q90-224", "q90-160", "q90-128", "q90-eval", "orig-224", "resident")
 
 
@@ -41,9 +42,11 @@ def _read_all(pattern: str, *names: str) -> list[dict[str, Any]]:
 TABLES: dict[str, Callable[[], str]] = {
     "quickstart": lambda: training_tables.quickstart(_read("quickstart")),
     "accuracy": lambda: training_tables.accuracy(_read("reproduce-cifar10-slim")),
-    "reproduce": lambda: training_tables.reproduce(
-        [_read(path.stem) for path in sorted(RESULTS.glob("reproduce*.json"))]
+    "finals": lambda: training_tables.finals(_read_all("reproduce-{}", *_REPRODUCED)),
+    "accuracy and rate": lambda: training_tables.accuracy_and_rate(
+        _read("reproduce-cifar10-slim"), _read("step-context-cifar10-slim")
     ),
+    "padding": lambda: training_tables.padding(_read("padding")),
     "recipes": lambda: training_tables.recipes(_read("recipe-cifar10")),
     "shortcut": lambda: training_tables.shortcut(_read("shortcut")),
     "speed": lambda: loader_tables.speed(_read("throughput-q90-224")),

@@ -14,6 +14,7 @@ import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -37,10 +38,11 @@ from fastselfie.reproduce.table import (
     pretext_line,
 )
 from fastselfie.runs.doctor import environment
+from fastselfie.stage_names import FINETUNED, SUPERVISED
 from fastselfie.system.accelerator import choose_accelerator
 from fastselfie.training.metrics_log import read_log
 
-_COLOURS = {"finetuned": "#0072B2", "supervised": "#D55E00"}  # Okabe and Ito's
+_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")  # Okabe and Ito's
 _PANELS = (
     ("loss", "training loss, nats"),
     ("heldout_loss", "test loss, nats"),
@@ -106,28 +108,38 @@ def _table(folder: Path) -> dict[str, Any]:
     return table
 
 
-def curves(folder: Path, table: Mapping[str, Any]) -> Image.Image:
-    """Plot loss, test loss and test accuracy of both arms at the fewest labels, mean over seeds."""
+def curves(folders: Sequence[Path], tables: Sequence[Mapping[str, Any]]) -> Image.Image:
+    """Plot loss, test loss and test accuracy at the fewest labels, mean over seeds.
+
+    Args:
+        folders: Folders of reproductions, the one with the supervised runs first. Each gives a
+            line, with its own name if there are several.
+        tables: Their tables.
+    """
     from matplotlib.figure import Figure
 
-    labels = min(row["labels"] for row in table["rows"])
+    labels = min(row["labels"] for row in tables[0]["rows"])
+    names = [folder.name for folder in folders] if len(folders) > 1 else [FINETUNED]
+    lines = [(folders[0], tables[0], SUPERVISED, SUPERVISED)]
+    lines += [(*each, FINETUNED, name) for *each, name in zip(folders, tables, names, strict=True)]
     figure = Figure(figsize=(11, 3.2), layout="constrained")
     for axes, (key, title) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
-        for start, colour in _COLOURS.items():
+        for (folder, table, start, name), colour in zip(lines, cycle(_COLOURS), strict=False):
             logs = [
-                dict(points_of(read_log(folder / RUNS / name / "log.jsonl"), key))
-                for name in (f"labels-{labels:g}/{start}/seed-{seed}" for seed in table["seeds"])
+                dict(points_of(read_log(folder / RUNS / run / "log.jsonl"), key))
+                for run in (f"labels-{labels:g}/{start}/seed-{seed}" for seed in table["seeds"])
             ]
             steps = sorted(set.intersection(*(set(log) for log in logs)))
             if steps:
                 values = [mean(log[step] for log in logs) for step in steps]
-                axes.plot(steps, values, color=colour, label=start)
+                axes.plot(steps, values, color=colour, label=name)
         axes.set_xlabel("step")
         axes.set_title(title, fontsize=10, loc="left")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].legend(frameon=False)
-    figure.suptitle(f"{table['name']}, {labels:g}% of the labels, mean over seeds", fontsize=10)
+    name = tables[0]["name"]
+    figure.suptitle(f"{name}, {labels:g}% of the labels, mean over seeds", fontsize=10)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     return Image.open(buffer).convert("RGB")
@@ -154,10 +166,9 @@ def main(arguments: Sequence[str]) -> None:
     result = result_of(options.folders, command)
     path = RESULTS / f"{options.name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    folder = options.folders[0]
-    image = curves(folder, result["main"])
+    image = curves(options.folders, [result["main"], *result["ablations"]])
     if options.picture:
-        image = stacked(image, picture(folder))
+        image = stacked(image, picture(options.folders[0]))
     image.save(RESULTS / f"{options.name}.png", optimize=True)
 
 

@@ -43,8 +43,12 @@ SWITCHES: dict[str, tuple[str, ...]] = {
     "bf16": ("runtime.precision=bf16",),
     "checkpointed": ("runtime.activation_checkpointing=true",),
     "pooled query": ("model.query=pooled",),
+    "with context": (  # the recipe of docs/results.md
+        "model.query=pooled", "model.logit_scale=cosine", "model.mask_fraction=0.5",
+        "pretrain.patch_gap=2", "pretrain.patch_grey=0.5", "pretrain.patch_contrast=0.4",
+    ),
     "reference kernels": ("runtime.kernels=reference",),
-}
+}  # fmt: skip
 _GPU_ONLY = {"CUDA graphs"}
 # What oneDNN can be limited to, by its variable ONEDNN_MAX_CPU_ISA, and what the processor needs.
 ISAS = {
