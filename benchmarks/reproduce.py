@@ -120,8 +120,10 @@ def curves(folders: Sequence[Path], tables: Sequence[Mapping[str, Any]]) -> Imag
 
     labels = min(row["labels"] for row in tables[0]["rows"])
     names = [folder.name for folder in folders] if len(folders) > 1 else [FINETUNED]
-    lines = [(folders[0], tables[0], SUPERVISED, SUPERVISED)]
-    lines += [(*each, FINETUNED, name) for *each, name in zip(folders, tables, names, strict=True)]
+    pairs = list(zip(folders, tables, strict=True))
+    lines: list[tuple[Path, Mapping[str, Any], str, str]]
+    lines = [(*pairs[0], SUPERVISED, SUPERVISED)]
+    lines += [(*each, FINETUNED, name) for each, name in zip(pairs, names, strict=True)]
     figure = Figure(figsize=(11, 3.2), layout="constrained")
     for axes, (key, title) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
         for (folder, table, start, name), colour in zip(lines, cycle(_COLOURS), strict=False):

@@ -44,6 +44,7 @@ def accuracy(result: dict[str, Any]) -> str:
 
 def _recipe(result: dict[str, Any]) -> dict[str, Any]:
     """Return the reproduction with pooled queries."""
+    found: dict[str, Any]
     (found,) = (t for t in result["ablations"] if t["config"]["model"]["query"] == "pooled")
     return found
 
