@@ -26,6 +26,7 @@ from typing import Any
 
 from support.arguments import Parser, above_zero, chosen, result_file
 from support.conditions import command, environment
+from support.recipes import CONTEXT
 from support.rounds import Worker, alternate, spread
 from support.script import run_script, say
 from support.showing import print_step_table
@@ -43,12 +44,9 @@ SWITCHES: dict[str, tuple[str, ...]] = {
     "bf16": ("runtime.precision=bf16",),
     "checkpointed": ("runtime.activation_checkpointing=true",),
     "pooled query": ("model.query=pooled",),
-    "with context": (  # the recipe of docs/results.md
-        "model.query=pooled", "model.logit_scale=cosine", "model.mask_fraction=0.5",
-        "pretrain.patch_gap=2", "pretrain.patch_grey=0.5", "pretrain.patch_contrast=0.4",
-    ),
+    "with context": tuple(CONTEXT),
     "reference kernels": ("runtime.kernels=reference",),
-}  # fmt: skip
+}
 _GPU_ONLY = {"CUDA graphs"}
 # What oneDNN can be limited to, by its variable ONEDNN_MAX_CPU_ISA, and what the processor needs.
 ISAS = {

@@ -140,7 +140,7 @@ def remote(result: dict[str, Any]) -> str:
     row = [f"{result['images']:,} photographs", rates["local"], rates["remote"],
            median(result["ratio"], ".2f")]  # fmt: skip
     note = (
-        f"{result['broken']} of {result['requests']} connections broke. Finding the images in "
+        f"{result['broken']} of {result['requests']:,} connections broke. Finding the images in "
         f"the tar files is included. {machine(result['environment'])}; "
         f"{result['rounds']} rounds."
     )

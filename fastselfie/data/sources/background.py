@@ -14,10 +14,7 @@ from typing import Any
 
 
 class DaemonThread:
-    """A daemon thread that makes one call after another.
-
-    One thread rather than one for each call: the C library keeps memory for every thread.
-    """
+    """A daemon thread that makes one call after another."""
 
     def __init__(self) -> None:
         self._calls: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = SimpleQueue()
