@@ -10,6 +10,7 @@ import json
 import sys
 from collections import Counter
 from contextlib import closing, nullcontext
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -33,6 +34,8 @@ def counted(name: str, form: str, batch: int, sets: list[str]) -> dict[str, Any]
     from fastselfie.config.load import load_config
     from support.fake_h100 import fake_h100
 
+    # Lists the Triton programs, of which the fake GPU replaces one.
+    import_module("support.step_traffic")
     kernels, compiled = FORMS[form]
     config = load_config(name, [
         "data.loader=synthetic", f"pretrain.batch_size={batch}",

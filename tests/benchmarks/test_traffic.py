@@ -10,7 +10,7 @@ from conftest import REPOSITORY
 from helpers.benchmarks import run_benchmark
 from support.compiled_traffic import CompiledTraffic
 from support.step_traffic import EagerTraffic
-from support.traffic_groups import CONVOLUTIONS, FORMS, NORMS, POOL, READ_AGAIN
+from support.traffic_groups import CONVOLUTIONS, FORMS, INPUT, NORMS, POOL, READ_AGAIN
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -85,5 +85,7 @@ def test_a_step_is_counted_in_every_form(tmp_path):
         assert rows[0][CONVOLUTIONS] >= rows[1][CONVOLUTIONS] == rows[2][CONVOLUTIONS] > 0
         assert rows[0][NORMS] > rows[1][NORMS] > rows[2][NORMS] > 0
         assert all(row[POOL] > 0 for row in rows)
+    pixels = 4 * 64 * 64 * 3  # read as bytes, written in bfloat16 by our program at once
+    assert compiled["bytes"]["forward"][INPUT] > ours["bytes"]["forward"][INPUT] > 3 * pixels
     for row in (eager, compiled, ours):
         assert 0.3 < row["estimated_bytes"] / row["peak_bytes"] < 3
