@@ -18,6 +18,7 @@ from step import ISAS
 from support import (
     decode_tables,
     loader_tables,
+    recipe_tables,
     reliability_tables,
     step_tables,
     traffic_tables,
@@ -47,7 +48,7 @@ TABLES: dict[str, Callable[[], str]] = {
         _read("reproduce-cifar10-slim"), _read("step-context-cifar10-slim")
     ),
     "padding": lambda: training_tables.padding(_read("padding")),
-    "recipes": lambda: training_tables.recipes(_read("recipe-cifar10")),
+    "recipes": lambda: recipe_tables.recipes(_read("recipe-cifar10")),
     "shortcut": lambda: training_tables.shortcut(_read("shortcut")),
     "speed": lambda: loader_tables.speed(_read("throughput-q90-224")),
     "throughput": lambda: loader_tables.throughput(_read_all("throughput-{}", *_THROUGHPUT)),

@@ -24,7 +24,7 @@ from typing import Any
 
 from support.arguments import Parser, above_zero, chosen, result_file
 from support.conditions import command, environment
-from support.recipes import CANDIDATES
+from support.recipes import CANDIDATES, PAPER_NAME
 from support.script import run_script, say
 
 from fastselfie.data.dataset import open_dataset
@@ -119,7 +119,10 @@ def _row(name: str, out: Path) -> dict[str, Any] | None:
         "name": name,
         "changes": CANDIDATES[name],
         "seeds": [table["config"]["seed"] for table in tables],
-        "features": {key: [table["features"][key] for table in tables] for key in _FEATURES},
+        "features": {
+            key: [table["features"][key] for table in tables]
+            for key in (*_FEATURES, *(_CONTROLS if name == PAPER_NAME else ()))
+        },
         "context": {key: [_last(folder, key) for folder in folders] for key in _CONTEXT},
         "pretext_by_images": [_pretext_by_images(folder) for folder in folders],
         "top1": {
@@ -134,10 +137,9 @@ def _row(name: str, out: Path) -> dict[str, Any] | None:
     }
 
 
-_FEATURES = (
-    *("pretext_chance", "pretext_accuracy", "p_knn", "random_knn", "pixels_knn"),
-    *("p_linear_probe", "random_linear_probe"),
-)
+_FEATURES = ("pretext_chance", "pretext_accuracy", "p_knn", "p_linear_probe")
+# No pretraining changes these.
+_CONTROLS = ("random_knn", "pixels_knn", "random_linear_probe")
 
 
 # The pretext task as it is trained: with the image's own context, with another image's, with none.

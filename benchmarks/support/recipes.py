@@ -11,12 +11,14 @@ _HALF = ["model.mask_fraction=0.5"]
 
 _THREE_QUARTERS = ["model.mask_fraction=0.75"]
 _COSINE = ["model.logit_scale=cosine"]
-# The recipe of docs/results.md.
+# The recipe of docs/results.md, and the name of its candidate.
 CONTEXT = ["model.query=pooled", *_GAP, *_COLOUR, *_HALF, *_COSINE]
 _CONTEXT = [*_ALONE, *CONTEXT]
+CONTEXT_NAME = "pooled gap colour half cosine"
+PAPER_NAME = "paper"  # the only one with the supervised arm of the default form
 
 CANDIDATES: dict[str, list[str]] = {
-    "paper": _ONE_RATE,  # the only one with the supervised arm, which is the same for all
+    PAPER_NAME: _ONE_RATE,
     "paper gap colour half": [*_ALONE, *_GAP, *_COLOUR, *_HALF],
     "pooled": _POOLED,
     "pooled gap": [*_POOLED, *_GAP],
@@ -26,7 +28,7 @@ CANDIDATES: dict[str, list[str]] = {
     "pooled gap colour threequarters": [*_POOLED, *_GAP, *_COLOUR, *_THREE_QUARTERS],
     "pooled colour half": [*_POOLED, *_COLOUR, *_HALF],
     "pooled colour threequarters": [*_POOLED, *_COLOUR, *_THREE_QUARTERS],
-    "pooled gap colour half cosine": _CONTEXT,
+    CONTEXT_NAME: _CONTEXT,
     "cosine lr 0.1": [*_CONTEXT, "pretrain.lr=0.1"],
     "cosine lr 0.6": [*_CONTEXT, "pretrain.lr=0.6"],
     "cosine threequarters": [*_CONTEXT, *_THREE_QUARTERS],
@@ -47,6 +49,8 @@ CANDIDATES: dict[str, list[str]] = {
     "cosine average": [*_CONTEXT, "pretrain.ema=0.99"],
     "cosine growing pretraining": [*_CONTEXT, "pretrain.progressive=[24]"],
     "cosine growing finetuning": [*_CONTEXT, "finetune.progressive=[24]"],
-    "cosine second form": [*_CONTEXT, "finetune.form=attention_pooling"],
+    "cosine finer grid": [*_CONTEXT, "model.patch_size=4", "pretrain.patch_gap=0"],
+    # Another network is finetuned, so its control is another one too.
+    "cosine second form": [*_ONE_RATE, *CONTEXT, "finetune.form=attention_pooling"],
     "paper raw scores": [*_ALONE, "model.logit_scale=none"],
 }

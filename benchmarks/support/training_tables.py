@@ -34,8 +34,8 @@ def accuracy(result: dict[str, Any]) -> str:
         theirs = paper["finetuned"]["top1"]
         rows.append([
             f"{paper['labels']:g}%", f"{paper['images']:,}", str(paper["n"]),
-            *map(_spread, (supervised, theirs, ours)),
-            *(_gain(paired_difference(ours, other)) for other in (supervised, theirs)),
+            *map(percents, (supervised, theirs, ours)),
+            *(gain(paired_difference(ours, other)) for other in (supervised, theirs)),
         ])  # fmt: skip
     head = ["labels", "images", "n", "supervised", "paper's form", "with context",
             "gain over supervised (95%)", "over the paper's form (95%)"]  # fmt: skip
@@ -49,7 +49,7 @@ def _recipe(result: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _gain(difference: dict[str, float]) -> str:
+def gain(difference: dict[str, float]) -> str:
     percent = {key: 100 * value for key, value in difference.items()}
     return "{mean:+.1f} ({low:+.1f} to {high:+.1f})".format_map(percent)
 
@@ -81,7 +81,7 @@ def accuracy_and_rate(result: dict[str, Any], step: dict[str, Any]) -> str:
             pretrain, rate = reproduction["config"]["pretrain"], rates[contender]
             seconds = pretrain["steps"] * pretrain["batch_size"] / rate["median"]
             cost = [median(rate, ".0f"), f"{seconds * step['protocol']['threads'] / 3600:.2f}"]
-        rows.append([name, *cost, *(_spread(row[arm]["top1"]) for row in reproduction["rows"])])
+        rows.append([name, *cost, *(percents(row[arm]["top1"]) for row in reproduction["rows"])])
     shares = [f"{row['labels']:g}% of the labels" for row in main["rows"]]
     protocol = step["protocol"]
     note = (
@@ -125,44 +125,7 @@ def shortcut(result: dict[str, Any]) -> str:
     return "\n".join(table(head, rows))
 
 
-def recipes(result: dict[str, Any]) -> str:
-    """The candidates of recipe.py, on held-out training images."""
-    rows = []
-    for row in result["rows"]:
-        top1 = row["top1"]["finetuned"]
-        rows.append([
-            row["name"], str(len(row["seeds"])),
-            " / ".join(_percent(mean(found)) for found in row["context"].values()),
-            _percent(row["features"]["pretext_chance"][0]),
-            _percent(mean(row["features"]["p_knn"])),
-            *(_spread(found) for found in top1.values()),
-        ])  # fmt: skip
-    first = result["rows"][0]
-    shares = list(first["top1"]["finetuned"])
-    controls = {
-        f"supervised, {share}%": mean(found) for share, found in first["top1"]["supervised"].items()
-    }
-    features = first["features"]
-    controls["k-NN of random weights"] = mean(features["random_knn"])
-    controls["k-NN of pixels"] = mean(features["pixels_knn"])
-    head = ["pretraining", "n", "pretext: own / other / no context", "chance", "k-NN",
-            *(f"finetuned, {share}%" for share in shares)]  # fmt: skip
-    beside = ", ".join(f"{name} {_percent(value)}" for name, value in controls.items())
-    settings = first["config"]
-    note = (
-        f"{settings['pretrain']['steps']:,} steps of pretraining with "
-        f"{settings['pretrain']['batch_size']} images, {settings['finetune']['steps']:,} of "
-        f"finetuning with {settings['finetune']['batch_size']}. Beside them: {beside}. "
-        f"{machine(result['environment'])}."
-    )
-    return "\n".join([*table(head, rows), "", note])
-
-
-def _percent(share: float) -> str:
-    return f"{share:.1%}"
-
-
-def _spread(values: list[float]) -> str:
+def percents(values: list[float]) -> str:
     """Return a mean in percent, with the standard deviation if there are several values."""
     middle = f"{100 * mean(values):.1f}"
     return f"{middle} +- {100 * stdev(values):.1f}" if len(values) > 1 else middle
