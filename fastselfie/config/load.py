@@ -145,13 +145,19 @@ def recorded_config(text: str) -> Config:
     return Config.model_validate_json(json.dumps(values))
 
 
+# (section, key): the value without an effect, and why the key was removed.
+_REMOVED = {
+    ("finetune", "recalibrate"): (0, "it changed no weight"),
+    ("model", "encoder_positions"): (True, "nothing shows that it helps"),
+}
+
+
 def _drop_removed(values: dict[str, Any]) -> None:
     """Drop a removed key where it is off: a run of an older version wrote all keys of its time."""
-    finetune = values.get("finetune")
-    if isinstance(finetune, dict) and finetune.pop("recalibrate", 0) != 0:
-        raise UserError(
-            "finetune.recalibrate was removed, because it changed no weight: remove this key"
-        )
+    for (name, key), (off, reason) in _REMOVED.items():
+        section = values.get(name)
+        if isinstance(section, dict) and section.pop(key, off) != off:
+            raise UserError(f"{name}.{key} was removed, because {reason}: remove this key")
 
 
 _TEXTS = frozenset({"name", "data.train", "data.test"})

@@ -36,8 +36,6 @@ class ModelConfig(Section):
     """query of a masked location. summed, as in the paper: u + its position, where attention
     pooling makes one u from the visible patches. pooled, ours: attention pooling makes a query for
     each location from u0 + its position and the visible patches; the parameters are the same"""
-    encoder_positions: bool = True
-    """add positions to the visible patches; false: an ablation"""
     layers: PositiveInt = 3
     """attention pooling: number of transformer blocks"""
     heads: PositiveInt = 32

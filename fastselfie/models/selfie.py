@@ -66,7 +66,6 @@ class Selfie(nn.Module):
                 f"{grid**2} patches, and the task needs 2: increase one of them"
             )
         self.pooled = model.query == "pooled"
-        self.encoder_positions = model.encoder_positions
         self.kernels = options.kernels
         self.cosine = model.logit_scale == "cosine"
         self.scale = {
@@ -103,8 +102,7 @@ class Selfie(nn.Module):
         k = visible.shape[1]
         with trace_range("A"):
             positions = self.positions()
-            if self.encoder_positions:
-                visible = visible + positions[order[:, :k]].to(visible.dtype)
+            visible = visible + positions[order[:, :k]].to(visible.dtype)
             places = positions[order[:, k:]] if self.pooled else None
             query: Tensor = self.pooling(visible, places)
         return query
@@ -169,8 +167,7 @@ class AttentionClassifier(nn.Module):
         self.patch_network = _build_patch_network(model, options)
         self.pooling = _build_pooling(model)
         self.pooled = model.query == "pooled"
-        # None if unused: DDP would wait for the gradient of parameters that have none.
-        self.positions = _build_positions(model, grid) if model.encoder_positions else None
+        self.positions = _build_positions(model, grid)
         self.width = model.embedding_width
         self.head = Head(self.width, classes)
 
@@ -179,8 +176,7 @@ class AttentionClassifier(nn.Module):
         with trace_range("P"):
             h_bnd = patch_vectors(self.patch_network, images, self.grid)
         with trace_range("A"):
-            if self.positions is not None:
-                h_bnd = h_bnd + self.positions().to(h_bnd.dtype)
+            h_bnd = h_bnd + self.positions().to(h_bnd.dtype)
             # With pooled queries the patches attend to no query, as in pretraining. The image has
             # one query, which has no position.
             places = torch.zeros_like(h_bnd[:, :1]) if self.pooled else None
@@ -196,8 +192,7 @@ class AttentionClassifier(nn.Module):
         """Copy P, A with u0, and the positions; the classifier keeps its initial values."""
         self.patch_network.load_state_dict(pretrained.patch_network.state_dict())
         self.pooling.load_state_dict(pretrained.pooling.state_dict())
-        if self.positions is not None:
-            self.positions.load_state_dict(pretrained.positions.state_dict())
+        self.positions.load_state_dict(pretrained.positions.state_dict())
 
 
 def cut_patches(images: Tensor, grid: int) -> Tensor:

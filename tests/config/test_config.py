@@ -113,17 +113,22 @@ def test_a_mistake_is_one_line_that_names_it(tmp_path, text, overrides, words):
         assert word in message
 
 
-def test_a_removed_key_is_accepted_where_it_was_off(tmp_path):
+@pytest.mark.parametrize(
+    ("section", "key", "off", "effective"),
+    [("finetune", "recalibrate", 0, 9), ("model", "encoder_positions", True, False)],
+)
+def test_a_removed_key_is_accepted_where_it_was_off(tmp_path, section, key, off, effective):
     """As in the config that an older version wrote."""
-    assert load(tmp_path, "name: a\nfinetune: {recalibrate: 0}") == load(tmp_path, "name: a")
-    with pytest.raises(UserError, match=r"^finetune\.recalibrate was removed[^\n]*$"):
-        load(tmp_path, "name: a", "finetune.recalibrate=9")
+    written = f"name: a\n{section}: {{{key}: {json.dumps(off)}}}"
+    assert load(tmp_path, written) == load(tmp_path, "name: a")
+    with pytest.raises(UserError, match=rf"^{section}\.{key} was removed[^\n]*$"):
+        load(tmp_path, "name: a", f"{section}.{key}={json.dumps(effective)}")
     # A file for `fastselfie replay` holds a config too.
     config = load(tmp_path, "name: a")
     recorded = config.model_dump(mode="json")
-    recorded["finetune"]["recalibrate"] = 0
+    recorded[section][key] = off
     assert recorded_config(json.dumps(recorded)) == config
-    recorded["finetune"]["recalibrate"] = 9
+    recorded[section][key] = effective
     with pytest.raises(UserError, match="was removed"):
         recorded_config(json.dumps(recorded))
 

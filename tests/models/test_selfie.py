@@ -179,14 +179,11 @@ def test_shuffling_visible_patches_with_their_locations_keeps_the_query(small):
 
 
 @QUERIES
-def test_the_encoder_sees_positions_unless_switched_off(small):
+def test_the_encoder_sees_positions(small):
     model, (patches, order) = small
     other = torch.cat([order[:, :12].roll(1, dims=1), order[:, 12:]], dim=1)
     before, after = (encoded(model, patches.double(), o).query for o in (order, other))
     assert not torch.allclose(before, after)
-    model.encoder_positions = False
-    before, after = (encoded(model, patches.double(), o).query for o in (order, other))
-    assert torch.equal(before, after)
 
 
 @QUERIES
@@ -233,9 +230,8 @@ def test_an_image_is_cut_as_patchify_cuts_it():
     assert torch.equal(cut_patches(whole, 7), expected.flatten(0, 1))
 
 
-@pytest.mark.parametrize("positions", [True, False])
-def test_the_second_form_sees_what_pretraining_would_with_nothing_masked(positions):
-    config = second_form(encoder_positions=positions)
+def test_the_second_form_sees_what_pretraining_would_with_nothing_masked():
+    config = second_form()
     pretrained = build_selfie(config).eval()
     classifier = build_classifier(config, 5, pretrained).eval()
     images = torch.randn(3, 3, 32, 32)
@@ -264,10 +260,9 @@ def test_the_second_form_has_a_pooled_query_without_a_position():
 
 
 @pytest.mark.parametrize("query", ["summed", "pooled"])
-@pytest.mark.parametrize("positions", [True, False])
-def test_every_parameter_of_the_second_form_receives_gradient(positions, query):
+def test_every_parameter_of_the_second_form_receives_gradient(query):
     """Several processes wait for each of them."""
-    classifier = build_classifier(second_form(encoder_positions=positions, query=query), 5)
+    classifier = build_classifier(second_form(query=query), 5)
     logits = classifier(torch.randn(4, 3, 32, 32))
     torch.nn.functional.cross_entropy(logits, torch.arange(4)).backward()
     without = [n for n, p in classifier.named_parameters() if p.grad is None]

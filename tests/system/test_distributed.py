@@ -237,9 +237,8 @@ print(told)
 
 
 def test_every_switch_of_the_method_goes_with_several_processes(tmp_path, yaml_of):
-    """Without positions to add, none may be left for the processes to wait for."""
     path = yaml_of(
-        model={"encoder_positions": False, "end_norm": False},
+        model={"end_norm": False},
         pretrain={"ema": 0.9, "progressive": [16]},
         finetune={"form": "attention_pooling", "progressive": [20]},
     )

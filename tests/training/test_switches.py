@@ -28,7 +28,6 @@ pytestmark = pytest.mark.slow
 # (keys, whether pretraining is another one)
 SWITCHES = {
     "query": (["model.query=pooled"], True),
-    "encoder_positions": (["model.encoder_positions=false"], True),
     "logit_scale": (["model.logit_scale=none"], True),
     "cosine": (["model.query=pooled", "model.logit_scale=cosine"], True),
     "mask_fraction": (["model.mask_fraction=0.75"], True),
