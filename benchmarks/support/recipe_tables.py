@@ -45,14 +45,12 @@ def switches(result: dict[str, Any]) -> str:
             name, str(len(row["seeds"])),
             _percent(mean(row["features"]["pretext_accuracy"])),
             _percent(row["features"]["pretext_chance"][0]),
-            _percent(mean(row["features"]["p_knn"])),
             percents(finetuned),
             "" if name == beside else gain(
                 paired_difference(finetuned, _only(found[beside]["top1"]["finetuned"]))
             ),
         ])  # fmt: skip
-    head = ["pretraining", "n", "pretext accuracy", "chance", "k-NN", "finetuned",
-            "difference (95%)"]  # fmt: skip
+    head = ["pretraining", "n", "pretext accuracy", "chance", "finetuned", "difference (95%)"]
     return "\n".join([*table(head, rows), "", _note(result, {})])
 
 
