@@ -12,7 +12,7 @@ pixels are in window (k, l), and some of them in its neighbours (k, l + 1), (k +
     forward     window_maximum   reads x, writes y and the places
     backward    square_gradient  reads dy and the places, writes dx: each pixel sums what it gets
 
-A pixel of x is in up to 4 windows, and each value of dy belongs to up to 4 squares. The programs that
+A pixel of x is in up to 4 windows, and a value of dy belongs to up to 4 squares. The programs that
 read it again are the same or neighbours, so repeated reads come from a cache.
 
 In half precision an output costs 22 bytes: forward 8 for x, 2 for y and 1 for the place; backward
@@ -88,24 +88,22 @@ def square_gradient(grad_y, places, grad_x, R, C, H, W, BR: tl.constexpr, BC: tl
         grad_y, places, at + (columns + 1) * C, real & right & below
     )
     pixel = grad_x + ((image * H + 2 * k) * W + 2 * l) * C + c[None, :]
-    more_right, more_below = 2 * l + 1 < W, 2 * k + 1 < H
+    in_row, in_column = real & (2 * l + 1 < W), real & (2 * k + 1 < H)
 
     gradient = tl.where(here_at == 4, here, 0.0)
     tl.store(pixel, rounded(gradient, grad_x.dtype.element_ty), mask=real)
 
     gradient = tl.where(here_at == 5, here, 0.0) + tl.where(east_at == 3, east, 0.0)
-    tl.store(pixel + C, rounded(gradient, grad_x.dtype.element_ty), mask=real & more_right)
+    tl.store(pixel + C, rounded(gradient, grad_x.dtype.element_ty), mask=in_row)
 
     pixel += W * C
     gradient = tl.where(here_at == 7, here, 0.0) + tl.where(south_at == 1, south, 0.0)
-    tl.store(pixel, rounded(gradient, grad_x.dtype.element_ty), mask=real & more_below)
+    tl.store(pixel, rounded(gradient, grad_x.dtype.element_ty), mask=in_column)
 
     gradient = tl.where(here_at == 8, here, 0.0) + tl.where(east_at == 6, east, 0.0)
     gradient += tl.where(south_at == 2, south, 0.0)
     gradient += tl.where(corner_at == 0, corner, 0.0)
-    tl.store(
-        pixel + C, rounded(gradient, grad_x.dtype.element_ty), mask=real & more_right & more_below
-    )
+    tl.store(pixel + C, rounded(gradient, grad_x.dtype.element_ty), mask=in_row & in_column)
 
 
 # --- launch ---------------------------------------------------------------------------------------
