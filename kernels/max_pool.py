@@ -2,9 +2,9 @@
 
 `reference.max_pool` defines the operation; `impl` changes only the speed. On a GPU the forward pass
 keeps one byte for each maximum: its place in the window. The backward pass is one Triton kernel
-that writes the gradient in its own dtype (max_pool_triton.py, imported on first use). Inductor
-fills a float32 tensor, adds to it with atomics and converts it. The kernels move fewer bytes; their
-speed on a GPU has not been measured.
+that writes the gradient in its own dtype (max_pool_triton.py, imported on first use). The inductor
+of torch 2.13 fills a float32 tensor, adds to it with atomics and converts it. Our kernels move
+fewer bytes; their speed on a GPU has not been measured.
 """
 
 from __future__ import annotations
