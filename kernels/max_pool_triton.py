@@ -4,10 +4,10 @@ Imported only where Triton runs: on a GPU, or with TRITON_INTERPRET=1 on a CPU. 
 operators and their gradient; reference.py defines the operation. The speed of these kernels on a
 GPU has not been measured.
 
-Window (k, l) has the pixels of the rows 2k - 1 to 2k + 1 and of the columns 2l - 1 to 2l + 1. So
-pixels 2k and 2k + 1 of a column and of a row form squares, one for each window. A square's four
-pixels are in window (k, l), and some of them in its neighbours (k, l + 1), (k + 1, l) and
-(k + 1, l + 1). No other window has them.
+Window (k, l) covers the rows 2k - 1 to 2k + 1 and the columns 2l - 1 to 2l + 1. Its square is the
+rows 2k and 2k + 1 and the columns 2l and 2l + 1: each pixel is in one square. The four pixels of a
+square are in window (k, l), and some are in (k, l + 1), (k + 1, l) and (k + 1, l + 1) too. No other
+window contains them.
 
     forward     window_maximum   reads x, writes y and the places
     backward    square_gradient  reads dy and the places, writes dx: each pixel sums what it gets
@@ -16,8 +16,8 @@ A pixel of x is in up to 4 windows, and a value of dy belongs to up to 4 squares
 read it again are the same or neighbours, so repeated reads come from a cache.
 
 In half precision an output costs 22 bytes: forward 8 for x, 2 for y and 1 for the place; backward
-1, 2 for dy and 8 for dx. Without places the backward pass would read x: 28 bytes. It would also
-keep x in memory until then, 8 bytes in place of 1. Two places in a byte would save one byte of 22.
+1, 2 for dy and 8 for dx. Without places the backward pass would read x: 28 bytes. And x would have
+to stay in memory until then, 8 bytes in place of 1. Two places in a byte would save 1 of the 22.
 
 Suffixes of names: r row of a tile, which is a window, c channel.
 """
