@@ -135,7 +135,9 @@ def _contenders(
     def run(call: Callable[[Impl], Tensor], impl: Impl) -> None:
         torch.autograd.grad(call(impl), leaves, gradient)
 
-    runs = {name: partial(run, *call) for name, call in calls.items()}
+    runs: dict[str, Callable[[], None]] = {
+        name: partial(run, *call) for name, call in calls.items()
+    }
     for each in runs.values():
         each()  # compiles
     return runs

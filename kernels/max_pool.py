@@ -87,7 +87,7 @@ def _max_pool_backward(grad_y: Tensor, places: Tensor, height: int, width: int) 
     """Return the gradient of x, (B, C, height, width)."""
     from fastselfie.kernels import max_pool_triton as program
 
-    grad_x = _gradient_of_x(grad_y, places, height, width)
+    grad_x: Tensor = _gradient_of_x(grad_y, places, height, width)
     with torch.cuda.device_of(grad_y):  # type: ignore[no-untyped-call]
         program.backward(grad_y.contiguous(memory_format=torch.channels_last), places, grad_x)
     return grad_x
