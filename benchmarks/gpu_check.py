@@ -40,6 +40,7 @@ from support.gpu_training import (
     two_ranks,
 )
 from support.norm_check import norm_parity
+from support.pool_check import pool_parity
 from torch import Tensor
 
 from fastselfie.config.load import load_config
@@ -224,8 +225,8 @@ def profile_phases() -> dict[str, Any]:
 
 
 QUICK: tuple[Check, ...] = (
-    kernel_parity, norm_parity, patchify_parity, sync_free_step, skip_guard, dali_mixed,
-    profile_phases,
+    kernel_parity, norm_parity, pool_parity, patchify_parity, sync_free_step, skip_guard,
+    dali_mixed, profile_phases,
 )  # fmt: skip
 SLOW: tuple[Check, ...] = (
     kernel_times, end_to_end, end_to_end_dali, end_to_end_ffcv, memory_estimate, resume, two_ranks,

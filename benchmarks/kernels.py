@@ -1,11 +1,11 @@
-"""Measure the fused losses beside plain torch: time, bytes moved, registers; count norms' bytes.
+"""Measure the fused losses and the max pool beside plain torch; count bytes, read registers.
 
 python benchmarks/kernels.py --json OUT
 
 Times forward and backward of the reference, of the reference under torch.compile and, on a GPU, of
-the Triton program, which is also timed alone. Without a GPU the program is only interpreted, and
-that is not timed. Its bytes are counted in the interpreter, and it is compiled for GPUs that need
-not be present, to read its registers and spilled bytes.
+the Triton program; that of a loss is also timed alone. Without a GPU a program is only interpreted,
+and that is not timed. Bytes are counted in the interpreter, and programs are compiled for GPUs that
+need not be present, to read their registers and spilled bytes.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
@@ -34,6 +35,7 @@ from torch.utils._pytree import tree_leaves
 from fastselfie.config import RuntimeConfig
 from fastselfie.errors import UserError
 from fastselfie.kernels.impl import Impl, unavailable
+from fastselfie.kernels.max_pool import max_pool
 from fastselfie.runs.doctor import environment
 from fastselfie.system.accelerator import choose_device
 
@@ -54,6 +56,7 @@ def main(arguments: list[str]) -> None:
     result["times"] = [
         _times(replace(shape, b=options.batch), device, options.seconds) for shape in SHAPES
     ]
+    result["max_pool_times"] = _pool_times(options.batch, device, options.seconds)
     result["environment"] = environment(device) | {
         "triton": importlib.metadata.version("triton"),
         "load_average": {"start": load, "end": os.getloadavg()},
@@ -92,16 +95,12 @@ def _json_of(module: str, interpret: bool) -> Any:
 
 def _times(shape: Shape, device: torch.device, seconds: float) -> dict[str, Any]:
     """Milliseconds forward and backward, and GB/s of the model's bytes of the program alone."""
-    runs = {"eager": _pass(shape, device, "reference", compiled=False)}
-    runs["torch.compile"] = _pass(shape, device, "reference", compiled=True)
-    if unavailable(device) is None:
-        runs["triton"] = _pass(shape, device, "triton", compiled=False)
-    if device.type == "cuda":
-        found = {name: _on_a_gpu(run) for name, run in runs.items()}
-        if "triton" in runs:
-            found["program"] = _program_alone(shape, device)
-    else:
-        found = _on_a_cpu(runs, seconds)
+    tensors = inputs(shape, str(device))
+    leaves = [x for x in tree_leaves(tensors) if x.requires_grad]
+    runs = _contenders(lambda impl: loss_of(shape, tensors, impl), leaves, device)
+    found = _measured(runs, device, seconds)
+    if device.type == "cuda" and "triton" in runs:
+        found["program"] = _program_alone(shape, device)
     least = model_bytes(shape)
     times: dict[str, Any] = {"shape": shape.name, "batch": shape.b, "milliseconds": found}
     if "program" in found:
@@ -109,20 +108,47 @@ def _times(shape: Shape, device: torch.device, seconds: float) -> dict[str, Any]
     return times
 
 
-def _pass(shape: Shape, device: torch.device, impl: Impl, compiled: bool) -> Callable[[], None]:
-    tensors = inputs(shape, str(device))
-    leaves = [x for x in tree_leaves(tensors) if x.requires_grad]
+def _pool_times(patches: int, device: torch.device, seconds: float) -> dict[str, Any]:
+    """Milliseconds forward and backward of the stem's max pool, in bfloat16, on 32x32 patches."""
+    x = torch.randn(patches, 64, 16, 16).to(str(device), torch.bfloat16)
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    gradient = torch.ones_like(max_pool(x.detach(), "reference"))
+    runs = _contenders(lambda impl: max_pool(x, impl), [x], device, gradient)
+    return {"patches": patches, "milliseconds": _measured(runs, device, seconds)}
 
-    def forward() -> Tensor:
-        return loss_of(shape, tensors, impl)
 
-    function = torch.compile(forward, fullgraph=True) if compiled else forward
+def _contenders(
+    forward: Callable[[Impl], Tensor],
+    leaves: list[Tensor],
+    device: torch.device,
+    gradient: Tensor | None = None,
+) -> dict[str, Callable[[], None]]:
+    """Return forward and backward passes by name; `gradient` is of the result."""
+    compiled = torch.compile(forward, fullgraph=True)
+    calls: dict[str, tuple[Callable[[Impl], Tensor], Impl]] = {
+        "eager": (forward, "reference"),
+        "torch.compile": (compiled, "reference"),
+    }
+    if unavailable(device) is None:
+        calls["triton"] = forward, "triton"
 
-    def once() -> None:
-        torch.autograd.grad(function(), leaves)
+    def run(call: Callable[[Impl], Tensor], impl: Impl) -> None:
+        torch.autograd.grad(call(impl), leaves, gradient)
 
-    once()  # compiles
-    return once
+    runs: dict[str, Callable[[], None]] = {
+        name: partial(run, *call) for name, call in calls.items()
+    }
+    for each in runs.values():
+        each()  # compiles
+    return runs
+
+
+def _measured(
+    runs: dict[str, Callable[[], None]], device: torch.device, seconds: float
+) -> dict[str, dict[str, float]]:
+    if device.type == "cuda":
+        return {name: _on_a_gpu(run) for name, run in runs.items()}
+    return _on_a_cpu(runs, seconds)
 
 
 def _on_a_gpu(run: Callable[[], None]) -> dict[str, float]:
@@ -201,6 +227,7 @@ def _show(result: dict[str, Any]) -> None:
         print(row["program"], row["shape"], row["target"], usage)
     for row in result["times"]:
         print(row["shape"], f"batch {row['batch']}, ms:", row["milliseconds"])
+    print("max pool, ms:", result["max_pool_times"])
 
 
 if __name__ == "__main__":

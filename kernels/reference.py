@@ -126,6 +126,18 @@ def norm_relu(
     return total, F.relu(norm(total))
 
 
+def max_pool(x: Tensor) -> Tensor:
+    """Take the maximum of 3x3 windows, 2 apart, with a border of 1 pixel.
+
+    Args:
+        x: (B, C, H, W).
+
+    Returns:
+        (B, C, ceil(H / 2), ceil(W / 2)).
+    """
+    return F.max_pool2d(x, 3, 2, 1)
+
+
 def distractor_scores(
     u: Tensor, h: Tensor, positions: Tensor, locations: Tensor, scale: float
 ) -> Tensor:

@@ -77,7 +77,8 @@ class CompiledTraffic:
         direction = "backward" if settings.get("is_backward") else "forward"
         for node in unchanged.graph.nodes:
             if node.op == "call_function" and _is_ours(node.target):
-                group = SCORE if "score" in str(node.target) else NORMS
+                name = str(node.target)
+                group = SCORE if "score" in name else POOL if "max_pool" in name else NORMS
                 self.bytes[direction][group] += launched_bytes(node)
 
         def run(arguments: list[Any]) -> Any:

@@ -152,6 +152,21 @@ def norms(dtype: str, channels: int, summed: bool) -> list[Program]:
     return made
 
 
+def pools(dtype: str, channels: int) -> list[Program]:
+    """Return the kernels of `max_pool`; `dtype` is that of the activations."""
+    from fastselfie.kernels import max_pool_triton as program
+
+    tile = dict(zip(("BR", "BC"), program.tile_of(channels), strict=True))
+    types = {**dict.fromkeys(("x", "y", "grad_y", "grad_x"), dtype), "places": "*u8"}
+    aligned = {*types, "C"} if channels % 16 == 0 else set(types)
+    return [
+        Program("max_pool", f"{kernel.__name__}, C {channels}, {dtype[1:]}", kernel, types, tile,
+                tuple(n for n in kernel.arg_names if n in aligned),
+                {"num_warps": program.WARPS}, tile)
+        for kernel in (program.window_maximum, program.square_gradient)
+    ]  # fmt: skip
+
+
 def compiled(program: Program, target: int) -> dict[str, Any]:
     """Compile a program for sm_TARGET and read its resources. Spilled registers are on a stack."""
     import triton
@@ -192,5 +207,5 @@ if __name__ == "__main__":
     programs = [*losses, scaling(), patches("*bf16", "bfloat16"),
                 patches("*fp32", "float32"),
                 patches("*bf16", "bfloat16, changed", changed=True),
-                *norms("*bf16", 1024, summed=True)]  # fmt: skip
+                *norms("*bf16", 1024, summed=True), *pools("*bf16", 64)]  # fmt: skip
     json.dump([compiled(each, target) for target in TARGETS for each in programs], sys.stdout)

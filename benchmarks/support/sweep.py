@@ -17,7 +17,17 @@ from itertools import product
 from fastselfie.kernels.distractor_score import AUTO_TABLE_ROWS
 from fastselfie.kernels.fused_loss import MAX_MASKED
 from fastselfie.kernels.impl import lacks_products
-from support.resources import TARGETS, Program, compiled, norms, patches, query, scaling, score
+from support.resources import (
+    TARGETS,
+    Program,
+    compiled,
+    norms,
+    patches,
+    pools,
+    query,
+    scaling,
+    score,
+)
 from support.traffic import Shape
 
 _DTYPES = ("*fp32", "*bf16", "*fp16")
@@ -44,6 +54,8 @@ def accepted() -> Iterator[Program]:
         yield from (patches(dtype, f"{dtype[1:]}{', changed' * c}", c) for c in (False, True))
         for channels, summed in product(_CHANNELS, (False, True)):
             yield from norms(dtype, channels, summed)
+        for channels in _CHANNELS:
+            yield from pools(dtype, channels)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fastselfie.kernels.convolution import convolution
 from fastselfie.kernels.impl import Impl
+from fastselfie.kernels.max_pool import max_pool
 from fastselfie.kernels.norm_relu import add_norm_relu, norm_relu
 
 Stem = Literal["imagenet", "cifar"]
@@ -26,7 +27,7 @@ class ExecutionOptions(NamedTuple):
 
     Attributes:
         checkpointed: keep only the blocks' inputs for the backward pass.
-        kernels: see `norm_relu` and `convolution`.
+        kernels: see `norm_relu`, `convolution` and `max_pool`.
     """
 
     checkpointed: bool = False
@@ -63,6 +64,17 @@ class _Convolution(nn.Conv2d):
         return convolution(x, self.weight, self.stride[0], int(self.padding[0]), self.kernels)
 
 
+class _MaxPool(nn.MaxPool2d):
+    """A max pool 3x3/2. A fused kernel runs only in training, as for norms."""
+
+    def __init__(self, kernels: Impl) -> None:
+        super().__init__(3, 2, 1)
+        self.kernels = kernels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return max_pool(x, self.kernels if self.training else "reference")
+
+
 def _stem(kind: Stem, width: int, kernels: Impl) -> nn.Sequential:
     """imagenet: 7x7/2 and max pool 3x3/2. cifar: 3x3/1. No norm: the first block starts with one.
 
@@ -70,7 +82,7 @@ def _stem(kind: Stem, width: int, kernels: Impl) -> nn.Sequential:
     """
     if kind == "cifar":
         return _named(conv=_Convolution(3, width, 3, 1, kernels))
-    return _named(conv=_Convolution(3, width, 7, 2, kernels), pool=nn.MaxPool2d(3, 2, 1))
+    return _named(conv=_Convolution(3, width, 7, 2, kernels), pool=_MaxPool(kernels))
 
 
 def _named(**modules: nn.Module) -> nn.Sequential:

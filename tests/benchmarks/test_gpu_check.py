@@ -18,7 +18,7 @@ import pytest
 import torch
 import triton.testing
 from conftest import REPOSITORY
-from support import checks, gpu_programs, norm_check
+from support import checks, gpu_programs, norm_check, pool_check
 
 
 @pytest.mark.parametrize("ratio", [1.01, math.inf, math.nan])
@@ -78,6 +78,20 @@ def test_the_norms_of_triton_are_as_close_as_torchs(monkeypatch):
             gpu_check.norm_parity()
 
 
+def test_the_max_pool_of_triton_is_checked(monkeypatch):
+    """Interpreted, on a small shape; and a wrong gradient is found."""
+    monkeypatch.setattr(pool_check, "_SHAPES", ((3, 33, 7, 5),))
+    outcome = pool_check._outcome
+    with monkeypatch_cuda():
+        assert len(gpu_check.pool_parity()["error of what is allowed"]) == 3
+        monkeypatch.setattr(pool_check, "_outcome", lambda x, gradient, impl: (
+            outcome(x, gradient, impl)[0],
+            outcome(x, gradient, impl)[1] * (1.02 if impl == "triton" else 1),
+        ))  # fmt: skip
+        with pytest.raises(checks.CheckError, match="dx"):
+            gpu_check.pool_parity()
+
+
 def monkeypatch_cuda():
     """Inside, to move a tensor to the GPU leaves it where it is."""
     return mock.patch.object(torch.Tensor, "cuda", lambda self, *_: self)
@@ -135,6 +149,8 @@ def test_the_lines_that_time_a_gpu_run_dry(monkeypatch):
     times = kernels._times(replace(kernels.SHAPES[1], b=2), Gpu(), 0.0)
     assert set(times["milliseconds"]) == {"eager", "torch.compile", "triton", "program"}
     assert times["gigabytes_a_second"] > 0
+    pooled = kernels._pool_times(2, Gpu(), 0.0)
+    assert set(pooled["milliseconds"]) == {"eager", "torch.compile", "triton"}
 
 
 def test_without_a_gpu_only_a_dry_run_is_allowed(tmp_path, monkeypatch, capsys):

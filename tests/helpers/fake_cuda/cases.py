@@ -62,6 +62,14 @@ def fuses_norms(waits: Waits) -> None:
     assert not waits.operations["relu"]
 
 
+def fuses_the_max_pool(waits: Waits) -> None:
+    """Pretrain in224 with the stem's pool in Triton."""
+    pretrains("in224", _BF16, waits=waits)
+    for name in ("max_pool", "max_pool_backward"):
+        assert waits.operations[name] == _STEPS
+    assert not waits.operations["max_pool2d_with_indices"]
+
+
 def resumes(saved_under: str, loaded_under: str, waits: Waits) -> None:
     """Go on from a checkpoint, whose tensors are on the host, under another key of `runtime`."""
     first = pretrains("cifar10", "pretrain.ema=0.99", saved_under, waits=waits)
@@ -205,7 +213,7 @@ STEPS: dict[str, Callable[..., Any]] = {
     "cifar10 bf16": partial(pretrains, "cifar10", _BF16),
     "norms in Triton": fuses_norms,
     "cifar10 fp16": partial(pretrains, "cifar10", _FP16),
-    "in224 bf16": partial(pretrains, "in224", _BF16),
+    "in224 bf16, max pool in Triton": fuses_the_max_pool,
     "in224 fp16": partial(pretrains, "in224", _FP16),
     "fp32": partial(pretrains, "cifar10", "runtime.precision=fp32"),
     "NCHW": partial(pretrains, "cifar10", _BF16, "runtime.channels_last=false"),
