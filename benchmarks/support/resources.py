@@ -124,7 +124,7 @@ def norms(dtype: str, channels: int, summed: bool) -> list[Program]:
         summed: Whether a shortcut is added.
     """
     from fastselfie.kernels import norm_relu_triton as program
-    from fastselfie.kernels.matrix_tiles_triton import WARPS, padded, tiling_of
+    from fastselfie.kernels.matrix_tiles_triton import WARPS, merged_by, padded, tiling_of
 
     tiling = tiling_of(50_176, channels)
     activations = ("x", "shortcut", "total", "y", "gradient", "grad_total", "grad_x")
@@ -132,7 +132,7 @@ def norms(dtype: str, channels: int, summed: bool) -> list[Program]:
     types = {**dict.fromkeys(activations, dtype), **dict.fromkeys(vectors, "*fp32")}
     aligned = {*types, "C"} if channels % 16 == 0 else set(types)
     tile: dict[str, Any] = {"BR": tiling.height, "BC": tiling.width}
-    merged: dict[str, Any] = {"PP": padded(tiling.programs), "BC": tiling.merged}
+    merged: dict[str, Any] = {"PP": padded(tiling.programs), "BC": merged_by(tiling.programs)}
     if not summed:
         tile |= dict.fromkeys(("shortcut", "grad_total"))
     made = []

@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from fastselfie.kernels.convolution import convolution
 from fastselfie.kernels.impl import Impl
-from fastselfie.kernels.norm_relu import add_norm_relu, norm_relu
+from fastselfie.kernels.norm_relu import add_norm_relu
+from fastselfie.kernels.pointwise import Moments, pointwise
 
 Stem = Literal["imagenet", "cifar"]
 
@@ -26,7 +27,7 @@ class ExecutionOptions(NamedTuple):
 
     Attributes:
         checkpointed: keep only the blocks' inputs for the backward pass.
-        kernels: see `norm_relu` and `convolution`.
+        kernels: see `norm_relu`, `pointwise` and `convolution`.
     """
 
     checkpointed: bool = False
@@ -39,14 +40,20 @@ class Terms(NamedTuple):
     Attributes:
         x: (B, C, H, W).
         shortcut: (B, C, H, W), or None: the map is `x`.
+        moments: of `x`, for the next norm, if the convolution that made it took them.
     """
 
     x: Tensor
     shortcut: Tensor | None = None
+    moments: Moments | None = None
 
     def added(self) -> Tensor:
         """Return the sum. It overwrites `x`, which a convolution does not keep."""
         return self.x if self.shortcut is None else self.x.add_(self.shortcut)
+
+    def normalised(self, norm: nn.BatchNorm2d, kernels: Impl) -> tuple[Tensor, Tensor]:
+        """Return the sum, and relu(norm(sum)): see `add_norm_relu`."""
+        return add_norm_relu(norm, self.x, self.shortcut, kernels, self.moments)
 
 
 _EXPANSION = 4  # a bottleneck's output width divided by its inner width
@@ -61,6 +68,16 @@ class _Convolution(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return convolution(x, self.weight, self.stride[0], int(self.padding[0]), self.kernels)
+
+
+class _Pointwise(_Convolution):
+    """A 1x1 convolution that prepares the next norm: see `pointwise`."""
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Terms:  # type: ignore[override]
+        """(B, C, H, W) -> the map of which `shortcut` is a term."""
+        if self.training:
+            return Terms(*pointwise(x, self.weight, shortcut, self.kernels))
+        return Terms(super().forward(x), shortcut)
 
 
 def _stem(kind: Stem, width: int, kernels: Impl) -> nn.Sequential:
@@ -95,23 +112,23 @@ class Bottleneck(nn.Module):
         self.kernels = kernels
         inner = outputs // _EXPANSION
         self.norm1 = nn.BatchNorm2d(inputs)
-        self.conv1 = _Convolution(inputs, inner, 1, 1, kernels)
+        self.conv1 = _Pointwise(inputs, inner, 1, 1, kernels)
         self.norm2 = nn.BatchNorm2d(inner)
         self.conv2 = _Convolution(inner, inner, 3, stride, kernels)
         self.norm3 = nn.BatchNorm2d(inner)
-        self.conv3 = _Convolution(inner, outputs, 1, 1, kernels)
+        self.conv3 = _Pointwise(inner, outputs, 1, 1, kernels)
         self.downsample = None
         if stride != 1 or inputs != outputs:
             self.downsample = _named(conv=_Convolution(inputs, outputs, 1, stride, kernels))
 
     def forward(self, terms: Terms) -> Terms:
         """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
-        x, y = add_norm_relu(self.norm1, *terms, self.kernels)
+        x, y = terms.normalised(self.norm1, self.kernels)
         shortcut = x if self.downsample is None else self.downsample(y)
-        y = self.conv1(y)
-        y = self.conv2(norm_relu(self.norm2, y, self.kernels))
-        y = self.conv3(norm_relu(self.norm3, y, self.kernels))
-        return Terms(y, shortcut)
+        y = self.conv1(y).normalised(self.norm2, self.kernels)[1]
+        y = Terms(self.conv2(y)).normalised(self.norm3, self.kernels)[1]
+        out: Terms = self.conv3(y, shortcut)
+        return out
 
 
 @contextmanager
@@ -226,7 +243,7 @@ class ResNetV2(nn.Module):
         terms: Terms = self.stages(Terms(self.stem(x)))
         if self.norm is None:
             return terms.added().mean(dim=(2, 3))
-        return add_norm_relu(self.norm, *terms, self.kernels)[1].mean(dim=(2, 3))
+        return terms.normalised(self.norm, self.kernels)[1].mean(dim=(2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, classes), or (B, D) without classes."""
