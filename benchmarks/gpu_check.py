@@ -40,6 +40,7 @@ from support.gpu_training import (
     two_ranks,
 )
 from support.norm_check import norm_parity
+from support.pointwise_check import product_parity, product_times
 from torch import Tensor
 
 from fastselfie.config.load import load_config
@@ -224,11 +225,11 @@ def profile_phases() -> dict[str, Any]:
 
 
 QUICK: tuple[Check, ...] = (
-    kernel_parity, norm_parity, patchify_parity, sync_free_step, skip_guard, dali_mixed,
-    profile_phases,
+    kernel_parity, norm_parity, product_parity, patchify_parity, sync_free_step, skip_guard,
+    dali_mixed, profile_phases,
 )  # fmt: skip
 SLOW: tuple[Check, ...] = (
-    kernel_times, end_to_end, end_to_end_dali, end_to_end_ffcv, memory_estimate, resume, two_ranks,
+    kernel_times, product_times, end_to_end, end_to_end_dali, end_to_end_ffcv, memory_estimate, resume, two_ranks,
     precision_and_graphs, step_rates,
 )  # fmt: skip
 PARTS = {"quick": QUICK, "full": (*QUICK, *SLOW)}

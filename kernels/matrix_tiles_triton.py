@@ -19,7 +19,7 @@ WARPS = 8
 TILE = 4096  # entries that a program loads at a time: 16 a thread
 PROGRAMS = 512  # that share a tensor: about 4 for each multiprocessor of a large GPU
 MERGED = 8192  # partial results that a program merges: 32 a thread
-PRODUCT_ROWS = 128  # of a tile of `pointwise`, where a matrix is made by a product
+PRODUCT_ROWS = 64  # of a tile of a matrix that pointwise_triton.py computes
 
 # --- in a kernel ----------------------------------------------------------------------------------
 

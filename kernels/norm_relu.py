@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from fastselfie.kernels import reference
 from fastselfie.kernels.host import norm_relu_backward, norm_relu_forward
 from fastselfie.kernels.impl import Impl, check_impl, is_eager, uses_triton
-from fastselfie.kernels.pointwise import Moments
 
 _HOST_DTYPES = (torch.float32, torch.bfloat16)
 _TRITON_DTYPES = (*_HOST_DTYPES, torch.float16)
@@ -47,11 +46,7 @@ def norm_relu(norm: nn.BatchNorm2d, x: Tensor, impl: Impl = "auto") -> Tensor:
 
 
 def add_norm_relu(
-    norm: nn.BatchNorm2d,
-    x: Tensor,
-    shortcut: Tensor | None,
-    impl: Impl = "auto",
-    moments: Moments | None = None,
+    norm: nn.BatchNorm2d, x: Tensor, shortcut: Tensor | None, impl: Impl = "auto"
 ) -> tuple[Tensor, Tensor]:
     """Return x + shortcut, and `norm_relu` of it.
 
@@ -62,8 +57,6 @@ def add_norm_relu(
         x: (B, C, H, W). May be overwritten by the sum: nothing else may need it.
         shortcut: (B, C, H, W), or None: `x` is the sum.
         impl: As in `norm_relu`.
-        moments: Of `x` without a shortcut, from `pointwise`: the Triton kernels then read x once
-            less. They are ignored if they are not those of `x` as it is now.
 
     Returns:
         The sum and relu(norm(sum)), (B, C, H, W) each.
@@ -72,23 +65,23 @@ def add_norm_relu(
         ValueError: As in `norm_relu`.
     """
     check_impl(impl)
-    fuses = impl != "reference" and _fuses(norm, x)
+    fuses = impl != "reference" and fuses_norm(norm, x)
     if fuses and _triton_takes(x, shortcut, impl):
-        partial = moments.of(x) if moments is not None and shortcut is None else None
-        y, total, found = _norm_relu(x, shortcut, norm.weight, norm.bias, norm.eps, partial)
+        y, total, found = _norm_relu(x, shortcut, norm.weight, norm.bias, norm.eps)
         total = x if shortcut is None else total
-        _update_statistics(norm, found[0], found[1])
+        update_statistics(norm, found[0], found[1])
         return total, y
     total = x if shortcut is None else x.add_(shortcut)
     if not (fuses and x.device.type == "cpu" and x.dtype in _HOST_DTYPES and is_eager(x)):
         return reference.norm_relu(norm, total)
     y, mean, variance = _NormReLU.apply(total, norm.weight, norm.bias, norm.eps)  # type: ignore[no-untyped-call]
     count = x.numel() // x.shape[1]
-    _update_statistics(norm, mean, variance * (count / (count - 1)))
+    update_statistics(norm, mean, variance * (count / (count - 1)))
     return total, y
 
 
-def _fuses(norm: nn.BatchNorm2d, x: Tensor) -> bool:
+def fuses_norm(norm: nn.BatchNorm2d, x: Tensor) -> bool:
+    """Return whether a fused kernel may normalise `x`, (B, C, H, W), by its batch."""
     return (
         type(norm) is nn.BatchNorm2d
         and norm.training
@@ -111,7 +104,8 @@ def _triton_takes(x: Tensor, shortcut: Tensor | None, impl: Impl) -> bool:
 # --- running statistics ---------------------------------------------------------------------------
 
 
-def _update_statistics(norm: nn.BatchNorm2d, mean: Tensor, unbiased_variance: Tensor) -> None:
+def update_statistics(norm: nn.BatchNorm2d, mean: Tensor, unbiased_variance: Tensor) -> None:
+    """Update the running statistics of a norm, if it tracks them, by those (C,) of its batch."""
     if not norm.track_running_stats:
         return
     assert norm.running_mean is not None
@@ -131,23 +125,17 @@ def _update_statistics(norm: nn.BatchNorm2d, mean: Tensor, unbiased_variance: Te
 @torch.library.custom_op(
     "fastselfie::norm_relu",
     mutates_args=(),
-    schema="(Tensor x, Tensor? shortcut, Tensor weight, Tensor bias, float epsilon, "
-    "Tensor? partial=None) -> (Tensor, Tensor, Tensor)",
+    schema="(Tensor x, Tensor? shortcut, Tensor weight, Tensor bias, float epsilon) "
+    "-> (Tensor, Tensor, Tensor)",
 )
 def _norm_relu(
-    x: Tensor,
-    shortcut: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    epsilon: float,
-    partial: Tensor | None = None,
+    x: Tensor, shortcut: Tensor | None, weight: Tensor, bias: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return y; the sum, empty without a shortcut; and the statistics, see the program."""
     from fastselfie.kernels import norm_relu_triton as program
 
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
-        vectors = weight.contiguous(), bias.contiguous()
-        return program.forward(x, shortcut, *vectors, epsilon, partial)
+        return program.forward(x, shortcut, weight.contiguous(), bias.contiguous(), epsilon)
 
 
 @_norm_relu.register_fake
@@ -181,7 +169,7 @@ def _(x: Tensor, _y: Tensor, _total: Tensor | None, bias: Tensor, *_: Any) -> tu
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, shortcut, _weight, bias, *_ = inputs
+    x, shortcut, _weight, bias, _epsilon = inputs
     _y, total, found = output
     ctx.mark_non_differentiable(found)
     ctx.set_materialize_grads(False)  # the sum may have no gradient but that of y
@@ -193,11 +181,11 @@ def _gradient(
     ctx: Any, grad_y: Tensor | None, grad_total: Tensor | None, *_: Any
 ) -> tuple[Tensor | None, ...]:
     if grad_y is None:
-        return grad_total, grad_total, None, None, None, None
+        return grad_total, grad_total, None, None, None
     grad_total = grad_total if ctx.summed else None
     x, bias, found = ctx.saved_tensors
     grad_x, grad_weight, grad_bias = _norm_relu_backward(x, grad_y, grad_total, bias, found)
-    return grad_x, grad_x if ctx.summed else None, grad_weight, grad_bias, None, None
+    return grad_x, grad_x if ctx.summed else None, grad_weight, grad_bias, None
 
 
 _norm_relu.register_autograd(_gradient, setup_context=_keep)

@@ -7,7 +7,7 @@ The kernels take a channels-last tensor as a matrix of R pixels by C channels. M
 their cost, so what counts is how often they read or write such a matrix:
 
     forward     moments          reads x             (with a shortcut: reads both, writes the sum)
-                                 not launched if `pointwise` has written x, and its moments
+                                 not launched if pointwise_triton.py has written x and its moments
                 statistics       merges the partial moments; (C,) only
                 activate         reads x, writes y
     backward    gradient_sums    reads x and dy
@@ -202,7 +202,7 @@ def forward(
         x: (B, C, H, W), dense and channels-last; shortcut: the same, or None.
         weight: (C,) float32, and bias: the same; both dense.
         epsilon: Added to the variance.
-        partial: (P, 2, C) float32, the moments of x from `pointwise`; without a shortcut only.
+        partial: (P, 2, C) float32, the moments of x, if pointwise_triton.py took them; then there is no shortcut.
 
     Returns:
         y as x; the sum, as x, or an empty tensor without a shortcut; and found (4, C) float32: the

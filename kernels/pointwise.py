@@ -1,59 +1,71 @@
-"""A 1x1 convolution that adds a shortcut, and takes the moments that the next batch norm needs.
+"""A 1x1 convolution, the shortcut added to it, and the batch norm with ReLU behind, for training.
 
-`reference.pointwise` defines the result. cuDNN's convolutions in torch write their result; then a
-norm reads it for its statistics, and before that a shortcut is added. On a GPU a Triton kernel
-(pointwise_triton.py, imported on first use) does both before it writes. That saves 3 passes over
-the tensor in memory and costs one to read the shortcut; without a shortcut it saves one. The
-gradients are torch's own.
+`reference.pointwise` and `reference.norm_relu` define the results. cuDNN's convolutions in torch
+write their result. Then a shortcut is added, and the norm reads the sum for its moments. On a GPU a
+Triton kernel (pointwise_triton.py, imported on first use) adds the shortcut to the product and
+takes the moments before it writes the sum. This saves 2 passes over the tensor in memory with a
+shortcut, and 1 without. The gradient of the norm is `norm_relu`'s, that of the convolution torch's.
+This module contains, in order: the public functions, and the custom operator for torch.library with
+its gradient.
 
 B images, K input and N output channels, H x W pixels.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastselfie.kernels.convolution import convolution
 from fastselfie.kernels.impl import Impl, check_impl, uses_triton
+from fastselfie.kernels.norm_relu import add_norm_relu, fuses_norm, update_statistics
 
 _DTYPES = (torch.bfloat16, torch.float16)
+_MULTIPLE = 16  # of channels: other numbers have no wide loads, and more registers than there are
 # FLOP in the time of a byte, of an A100: 312 TFLOP/s dense in half precision and 2,039 GB/s, from
 # NVIDIA's data sheet of the SXM card with 80 GB. Of an H100 SXM it is 295: 989 and 3,350.
 _FLOP_PER_BYTE = 153.0
 
 
-class Moments(NamedTuple):
-    """Partial moments of a tensor's channels, for the batch norm that follows.
+def pointwise_norm_relu(
+    norm: nn.BatchNorm2d, x: Tensor, weight: Tensor, shortcut: Tensor | None, impl: Impl = "auto"
+) -> tuple[Tensor, Tensor]:
+    """Return F.conv2d(x, weight) + shortcut, and relu(norm()) of it, as `add_norm_relu` does.
 
-    Attributes:
-        partial: (P, 2, C) float32, see pointwise_triton.py.
-        tensor: (B, C, H, W), whose moments they are.
-        version: Of the tensor when they were taken, which operations that overwrite it raise. None
-            if torch keeps no version, as while torch.compile traces.
+    One operator computes both if `fuses_pointwise`, and a fused kernel may normalise. Otherwise
+    these are `convolution` and `add_norm_relu`. The results differ only by rounding.
+
+    Args:
+        norm: The batch norm.
+        x: (B, K, H, W).
+        weight: (N, K, 1, 1).
+        shortcut: (B, N, H, W), or None.
+        impl: As in `fuses_pointwise`.
+
+    Returns:
+        The sum and relu(norm(sum)), (B, N, H, W) each.
+
+    Raises:
+        ValueError: `impl` is unknown, or is triton where Triton cannot run.
     """
-
-    partial: Tensor
-    tensor: Tensor
-    version: int | None
-
-    def of(self, x: Tensor) -> Tensor | None:
-        """Return `partial` if it has the moments of `x` as it is now, else None."""
-        if x is not self.tensor:
-            return None
-        return self.partial if self.version in (None, _version(x)) else None
+    if not (fuses_pointwise(x, weight, shortcut, impl) and fuses_norm(norm, x)):
+        return add_norm_relu(norm, convolution(x, weight, impl=impl), shortcut, impl)
+    vectors = norm.weight, norm.bias
+    y, total, found = _pointwise_norm_relu(x, weight.to(x.dtype), shortcut, *vectors, norm.eps)
+    update_statistics(norm, found[0], found[1])
+    return total, y
 
 
-def pointwise(
-    x: Tensor, weight: Tensor, shortcut: Tensor | None = None, impl: Impl = "auto"
-) -> tuple[Tensor, Tensor | None, Moments | None]:
-    """Return F.conv2d(x, weight) with the shortcut added or beside it, for `add_norm_relu`.
+def fuses_pointwise(
+    x: Tensor, weight: Tensor, shortcut: Tensor | None, impl: Impl = "auto"
+) -> bool:
+    """Return whether the Triton kernel takes a 1x1 convolution in front of a norm.
 
-    The Triton kernel takes channels-last half precision, also under autocast, if the product is
-    bound by memory so far that it gains time at half of the arithmetic peak; see `gains`. Its speed
-    has not been measured on a GPU. In all other cases this is `convolution`.
+    It takes channels-last half precision, also under autocast, with multiples of 16 channels, if
+    memory so far binds the product that it gains time at half of the arithmetic peak: see `gains`.
+    Its speed has not been measured on a GPU.
 
     Args:
         x: (B, K, H, W).
@@ -62,18 +74,28 @@ def pointwise(
         impl: auto uses Triton on a GPU. triton also does on a CPU, with TRITON_INTERPRET=1.
             reference is plain torch.
 
-    Returns:
-        The convolution or the sum, (B, N, H, W); the shortcut if it is still to be added, else
-        None; and the moments of the first result, if they were taken.
-
     Raises:
         ValueError: `impl` is unknown, or is triton where Triton cannot run.
     """
     check_impl(impl)
-    if not (uses_triton(x.device, impl) and _takes(x, weight, shortcut)):
-        return convolution(x, weight, impl=impl), shortcut, None
-    out, partial = _pointwise(x, weight.to(x.dtype), shortcut)
-    return out, None, Moments(partial, out, _version(out))
+    n, k = weight.shape[:2]
+    fits = shortcut is None or (
+        shortcut.shape == (len(x), n, *x.shape[2:])
+        and shortcut.dtype == x.dtype
+        and shortcut.is_contiguous(memory_format=torch.channels_last)
+    )
+    kind = x.device.type
+    working = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    return (
+        uses_triton(x.device, impl)
+        and fits
+        and x.dtype == working
+        and x.dtype in _DTYPES
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and x.numel() > 0
+        and k % _MULTIPLE == n % _MULTIPLE == 0
+        and gains(k, n, shortcut is not None)
+    )
 
 
 def gains(inputs: int, outputs: int, summed: bool) -> bool:
@@ -95,73 +117,67 @@ def gains(inputs: int, outputs: int, summed: bool) -> bool:
     return max(2 * arithmetic, traffic + 2 * outputs * summed) < separate
 
 
-def _takes(x: Tensor, weight: Tensor, shortcut: Tensor | None) -> bool:
-    n, k = weight.shape[:2]
-    fits = shortcut is None or (
-        shortcut.shape == (len(x), n, *x.shape[2:])
-        and shortcut.dtype == x.dtype
-        and shortcut.is_contiguous(memory_format=torch.channels_last)
-    )
-    kind = x.device.type
-    working = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-    return (
-        fits
-        and x.dtype == working
-        and x.dtype in _DTYPES
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and x.numel() > 0
-        and gains(k, n, shortcut is not None)
-    )
-
-
-def _version(x: Tensor) -> int | None:
-    return None if torch.compiler.is_compiling() or x.is_inference() else x._version
-
-
 # --- custom operator ------------------------------------------------------------------------------
 
 
 @torch.library.custom_op(
-    "fastselfie::pointwise",
+    "fastselfie::pointwise_norm_relu",
     mutates_args=(),
-    schema="(Tensor x, Tensor weight, Tensor? shortcut) -> (Tensor, Tensor)",
+    schema="(Tensor x, Tensor weight, Tensor? shortcut, Tensor scale, Tensor bias, float epsilon) "
+    "-> (Tensor, Tensor, Tensor)",
 )
-def _pointwise(x: Tensor, weight: Tensor, shortcut: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the sum and its partial moments, see the program."""
-    from fastselfie.kernels import pointwise_triton as program
+def _pointwise_norm_relu(
+    x: Tensor, weight: Tensor, shortcut: Tensor | None, scale: Tensor, bias: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y, the sum, and the statistics of norm_relu_triton.py. `scale` is the norm's weight."""
+    from fastselfie.kernels import norm_relu_triton, pointwise_triton
 
+    matrix = weight.reshape(weight.shape[:2]).contiguous()
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
-        return program.pointwise(x, weight.reshape(weight.shape[:2]).contiguous(), shortcut)
+        total, partial = pointwise_triton.product(x, matrix, shortcut)
+        vectors = scale.contiguous(), bias.contiguous()
+        y, _, found = norm_relu_triton.forward(total, None, *vectors, epsilon, partial)
+    return y, total, found
 
 
-@_pointwise.register_fake
-def _(x: Tensor, weight: Tensor, _shortcut: Tensor | None) -> tuple[Tensor, Tensor]:
-    from fastselfie.kernels import pointwise_triton as program
-
-    n, k = weight.shape[:2]
-    out = torch.empty(
-        (x.shape[0], n, *x.shape[2:]), dtype=x.dtype, device=x.device,
-        memory_format=torch.channels_last,
+@_pointwise_norm_relu.register_fake
+def _(x: Tensor, weight: Tensor, _shortcut: Any, scale: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    y, total = (
+        torch.empty(
+            (x.shape[0], weight.shape[0], *x.shape[2:]), dtype=x.dtype, device=x.device,
+            memory_format=torch.channels_last,
+        )
+        for _ in range(2)
     )  # fmt: skip
-    programs = program.programs_of(x.numel() // k, k, n)
-    return out, torch.empty(programs, 2, n, dtype=torch.float32, device=x.device)
+    return y, total, scale.new_empty(4, len(scale))
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, shortcut = inputs
-    ctx.mark_non_differentiable(output[1])
+    x, weight, shortcut, _scale, bias, _epsilon = inputs
+    _y, total, found = output
+    ctx.mark_non_differentiable(found)
+    ctx.set_materialize_grads(False)  # y or the sum may have no gradient
     ctx.summed = shortcut is not None
-    ctx.save_for_backward(x, weight)
+    ctx.save_for_backward(x, weight, total, bias, found)
 
 
-def _gradient(ctx: Any, gradient: Tensor, _partial: Any) -> tuple[Tensor | None, ...]:
-    x, weight = ctx.saved_tensors
+def _gradient(
+    ctx: Any, grad_y: Tensor | None, grad_total: Tensor | None, *_: Any
+) -> tuple[Tensor | None, ...]:
+    x, weight, total, bias, found = ctx.saved_tensors
+    grad_scale = grad_bias = None
+    if grad_y is not None:
+        grad_total, grad_scale, grad_bias = torch.ops.fastselfie.norm_relu_backward(
+            total, grad_y, grad_total, bias, found
+        )
+    if grad_total is None:
+        return (None,) * 6
     settings = ((1, 1), (0, 0), (1, 1), False, (0, 0), 1)  # stride, padding, dilation, ...
-    wanted = (*ctx.needs_input_grad[:2], False)
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
-        gradient, x, weight, None, *settings, wanted
+        grad_total, x, weight, None, *settings, (*ctx.needs_input_grad[:2], False)
     )
-    return grad_x, grad_weight, gradient if ctx.summed else None
+    grad_shortcut = grad_total if ctx.summed else None
+    return grad_x, grad_weight, grad_shortcut, grad_scale, grad_bias, None
 
 
-_pointwise.register_autograd(_gradient, setup_context=_keep)
+_pointwise_norm_relu.register_autograd(_gradient, setup_context=_keep)

@@ -1,4 +1,4 @@
-"""The Triton kernel of `pointwise` (pointwise.py), and its launch.
+"""The Triton kernel of `pointwise_norm_relu` (pointwise.py), and its launch.
 
 Imported only where Triton runs: on a GPU, or with TRITON_INTERPRET=1 on a CPU. pointwise.py has the
 operator and its gradient; reference.py defines the operation.
@@ -41,7 +41,7 @@ _LEAST = 16  # sides of a product on tensor cores
 
 
 @triton.jit
-def product(
+def multiply(
     x, weight, shortcut, out, partial, R, K, N, P, BR: tl.constexpr, BC: tl.constexpr,
     BK: tl.constexpr,
 ):  # fmt: skip
@@ -92,7 +92,7 @@ def programs_of(rows: int, inputs: int, outputs: int) -> int:
     return programs
 
 
-def pointwise(x: Tensor, weight: Tensor, shortcut: Tensor | None) -> tuple[Tensor, Tensor]:
+def product(x: Tensor, weight: Tensor, shortcut: Tensor | None) -> tuple[Tensor, Tensor]:
     """Launch the product.
 
     Args:
@@ -113,7 +113,7 @@ def pointwise(x: Tensor, weight: Tensor, shortcut: Tensor | None) -> tuple[Tenso
     )  # fmt: skip
     partial = torch.empty(programs, 2, n, dtype=torch.float32, device=x.device)
     grid = (programs * triton.cdiv(n, tile["BC"]),)
-    product[grid](
+    multiply[grid](
         x, weight, shortcut, out, partial, r, k, n, programs, **tile,
         num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip

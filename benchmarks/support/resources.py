@@ -152,6 +152,29 @@ def norms(dtype: str, channels: int, summed: bool) -> list[Program]:
     return made
 
 
+def pointwise(dtype: str, inputs: int, outputs: int, summed: bool) -> Program:
+    """Return the kernel of `pointwise_norm_relu` that multiplies.
+
+    Args:
+        dtype: Of x, the weight and the result.
+        inputs: K.
+        outputs: N.
+        summed: Whether a shortcut is added.
+    """
+    from fastselfie.kernels import pointwise_triton as program
+    from fastselfie.kernels.matrix_tiles_triton import WARPS
+
+    tile = program.tile_of(inputs, outputs)
+    types = {**dict.fromkeys(("x", "weight", "shortcut", "out"), dtype), "partial": "*fp32"}
+    constants: dict[str, Any] = tile if summed else {**tile, "shortcut": None}
+    sizes = {"K": inputs, "N": outputs}
+    aligned = {*types, *(name for name, size in sizes.items() if size % 16 == 0)}
+    names = tuple(n for n in program.multiply.arg_names if n in aligned and n not in constants)
+    shape = f"K {inputs}, N {outputs}, {dtype[1:]}{', summed' if summed else ''}"
+    options = {"num_warps": WARPS, "num_stages": program.STAGES}
+    return Program("pointwise", shape, program.multiply, types, constants, names, options, tile)
+
+
 def compiled(program: Program, target: int) -> dict[str, Any]:
     """Compile a program for sm_TARGET and read its resources. Spilled registers are on a stack."""
     import triton
@@ -192,5 +215,5 @@ if __name__ == "__main__":
     programs = [*losses, scaling(), patches("*bf16", "bfloat16"),
                 patches("*fp32", "float32"),
                 patches("*bf16", "bfloat16, changed", changed=True),
-                *norms("*bf16", 1024, summed=True)]  # fmt: skip
+                *norms("*bf16", 1024, summed=True), pointwise("*bf16", 256, 1024, summed=True)]  # fmt: skip
     json.dump([compiled(each, target) for target in TARGETS for each in programs], sys.stdout)

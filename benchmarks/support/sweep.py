@@ -17,7 +17,17 @@ from itertools import product
 from fastselfie.kernels.distractor_score import AUTO_TABLE_ROWS
 from fastselfie.kernels.fused_loss import MAX_MASKED
 from fastselfie.kernels.impl import lacks_products
-from support.resources import TARGETS, Program, compiled, norms, patches, query, scaling, score
+from support.resources import (
+    TARGETS,
+    Program,
+    compiled,
+    norms,
+    patches,
+    pointwise,
+    query,
+    scaling,
+    score,
+)
 from support.traffic import Shape
 
 _DTYPES = ("*fp32", "*bf16", "*fp16")
@@ -28,6 +38,8 @@ _MIXES = (
 )  # fmt: skip
 _MASKED = [2**n for n in range(MAX_MASKED.bit_length())]
 _GRIDS = (4, 5, 8)  # learned positions: tables of 16, 25 and 64 rows
+# K and N of 1x1 convolutions: the smallest tile; tiles that are not full; those of in224.
+_PRODUCTS = ((16, 16), (48, 80), (64, 64), (256, 128), (256, 1024))
 _CHANNELS = (33, 64, 1024)  # not aligned; a tile wide; the widest tile of partial results
 
 
@@ -44,6 +56,8 @@ def accepted() -> Iterator[Program]:
         yield from (patches(dtype, f"{dtype[1:]}{', changed' * c}", c) for c in (False, True))
         for channels, summed in product(_CHANNELS, (False, True)):
             yield from norms(dtype, channels, summed)
+    for dtype, (inputs, outputs), summed in product(_DTYPES[1:], _PRODUCTS, (False, True)):
+        yield pointwise(dtype, inputs, outputs, summed)
 
 
 if __name__ == "__main__":

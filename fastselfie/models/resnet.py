@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from fastselfie.kernels.convolution import convolution
 from fastselfie.kernels.impl import Impl
 from fastselfie.kernels.norm_relu import add_norm_relu
-from fastselfie.kernels.pointwise import Moments, pointwise
+from fastselfie.kernels.pointwise import fuses_pointwise, pointwise_norm_relu
 
 Stem = Literal["imagenet", "cifar"]
 
@@ -27,7 +27,7 @@ class ExecutionOptions(NamedTuple):
 
     Attributes:
         checkpointed: keep only the blocks' inputs for the backward pass.
-        kernels: see `norm_relu`, `pointwise` and `convolution`.
+        kernels: see `norm_relu`, `fuses_pointwise` and `convolution`.
     """
 
     checkpointed: bool = False
@@ -39,21 +39,25 @@ class Terms(NamedTuple):
 
     Attributes:
         x: (B, C, H, W).
-        shortcut: (B, C, H, W), or None: the map is `x`.
-        moments: of `x`, for the next norm, if the convolution that made it took them.
+        shortcut: (B, C, H, W), or None: the map is the first term.
+        weight: (C, K, 1, 1), of a convolution of `x` (B, K, H, W), which the next norm also
+            computes; or None: the first term is `x`.
     """
 
     x: Tensor
     shortcut: Tensor | None = None
-    moments: Moments | None = None
+    weight: Tensor | None = None
 
     def added(self) -> Tensor:
-        """Return the sum. It overwrites `x`, which a convolution does not keep."""
-        return self.x if self.shortcut is None else self.x.add_(self.shortcut)
+        """Return the sum. It overwrites the result of a convolution, which does not keep it."""
+        x = self.x if self.weight is None else convolution(self.x, self.weight)
+        return x if self.shortcut is None else x.add_(self.shortcut)
 
     def normalised(self, norm: nn.BatchNorm2d, kernels: Impl) -> tuple[Tensor, Tensor]:
         """Return the sum, and relu(norm(sum)): see `add_norm_relu`."""
-        return add_norm_relu(norm, self.x, self.shortcut, kernels, self.moments)
+        if self.weight is None:
+            return add_norm_relu(norm, self.x, self.shortcut, kernels)
+        return pointwise_norm_relu(norm, self.x, self.weight, self.shortcut, kernels)
 
 
 _EXPANSION = 4  # a bottleneck's output width divided by its inner width
@@ -71,12 +75,12 @@ class _Convolution(nn.Conv2d):
 
 
 class _Pointwise(_Convolution):
-    """A 1x1 convolution that prepares the next norm: see `pointwise`."""
+    """A 1x1 convolution in front of a norm, which computes it if that is faster."""
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Terms:  # type: ignore[override]
-        """(B, C, H, W) -> the map of which `shortcut` is a term."""
-        if self.training:
-            return Terms(*pointwise(x, self.weight, shortcut, self.kernels))
+        """(B, C, H, W) -> the map that has the convolution of x and `shortcut` as terms."""
+        if self.training and fuses_pointwise(x, self.weight, shortcut, self.kernels):
+            return Terms(x, shortcut, self.weight)
         return Terms(super().forward(x), shortcut)
 
 
