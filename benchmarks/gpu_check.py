@@ -229,8 +229,8 @@ QUICK: tuple[Check, ...] = (
     dali_mixed, profile_phases,
 )  # fmt: skip
 SLOW: tuple[Check, ...] = (
-    kernel_times, product_times, end_to_end, end_to_end_dali, end_to_end_ffcv, memory_estimate, resume, two_ranks,
-    precision_and_graphs, step_rates,
+    kernel_times, product_times, end_to_end, end_to_end_dali, end_to_end_ffcv, memory_estimate,
+    resume, two_ranks, precision_and_graphs, step_rates,
 )  # fmt: skip
 PARTS = {"quick": QUICK, "full": (*QUICK, *SLOW)}
 SECONDS = {"quick": 230, "full": 1800}  # for all checks

@@ -202,7 +202,8 @@ def forward(
         x: (B, C, H, W), dense and channels-last; shortcut: the same, or None.
         weight: (C,) float32, and bias: the same; both dense.
         epsilon: Added to the variance.
-        partial: (P, 2, C) float32, the moments of x, if pointwise_triton.py took them; then there is no shortcut.
+        partial: (P, 2, C) float32, the moments of x if pointwise_triton.py took them, else None.
+            There is no shortcut with them.
 
     Returns:
         y as x; the sum, as x, or an empty tensor without a shortcut; and found (4, C) float32: the

@@ -78,6 +78,8 @@ def fuses_pointwise(
         ValueError: `impl` is unknown, or is triton where Triton cannot run.
     """
     check_impl(impl)
+    if not uses_triton(x.device, impl):
+        return False
     n, k = weight.shape[:2]
     fits = shortcut is None or (
         shortcut.shape == (len(x), n, *x.shape[2:])
@@ -87,8 +89,7 @@ def fuses_pointwise(
     kind = x.device.type
     working = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
     return (
-        uses_triton(x.device, impl)
-        and fits
+        fits
         and x.dtype == working
         and x.dtype in _DTYPES
         and x.is_contiguous(memory_format=torch.channels_last)
@@ -129,7 +130,7 @@ def gains(inputs: int, outputs: int, summed: bool) -> bool:
 def _pointwise_norm_relu(
     x: Tensor, weight: Tensor, shortcut: Tensor | None, scale: Tensor, bias: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y, the sum, and the statistics of norm_relu_triton.py. `scale` is the norm's weight."""
+    """Return y, the sum and the statistics of norm_relu_triton.py; scale is the norm's weight."""
     from fastselfie.kernels import norm_relu_triton, pointwise_triton
 
     matrix = weight.reshape(weight.shape[:2]).contiguous()

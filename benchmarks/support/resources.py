@@ -215,5 +215,6 @@ if __name__ == "__main__":
     programs = [*losses, scaling(), patches("*bf16", "bfloat16"),
                 patches("*fp32", "float32"),
                 patches("*bf16", "bfloat16, changed", changed=True),
-                *norms("*bf16", 1024, summed=True), pointwise("*bf16", 256, 1024, summed=True)]  # fmt: skip
+                *norms("*bf16", 1024, summed=True),
+                pointwise("*bf16", 256, 1024, summed=True)]  # fmt: skip
     json.dump([compiled(each, target) for target in TARGETS for each in programs], sys.stdout)

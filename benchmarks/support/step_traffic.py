@@ -45,7 +45,14 @@ _PROGRAMS = [
     (module, name)
     for module in (
         importlib.import_module(f"fastselfie.kernels.{name}_triton")
-        for name in ("patchify", "norm_relu", "pointwise", "distractor_score", "query_score", "fused_loss")
+        for name in (
+            "patchify",
+            "norm_relu",
+            "pointwise",
+            "distractor_score",
+            "query_score",
+            "fused_loss",
+        )
     )
     for name, value in vars(module).items()
     if isinstance(value, KernelInterface)

@@ -43,10 +43,10 @@ class RuntimeConfig(Section):
     """seconds that a rank waits for the others before it fails; must be longer than the slowest
     start, evaluation or checkpoint"""
     kernels: Literal["auto", "reference", "triton"] = "auto"
-    """auto: fused kernels: on a GPU Triton, if installed, for the distractor score, patchify and
-    batch norm with ReLU; on a CPU C++ for patchify and batch norm with ReLU, and weight gradients
-    without barriers between threads. reference: plain torch. triton: an error if Triton cannot
-    run"""
+    """auto: fused kernels: on a GPU Triton, if installed, for the distractor score, patchify,
+    batch norm with ReLU and 1x1 convolutions that memory binds; on a CPU C++ for patchify and
+    batch norm with ReLU, and weight gradients without barriers between threads. reference: plain
+    torch. triton: an error if Triton cannot run"""
 
     @model_validator(mode="after")
     def _check(self) -> RuntimeConfig:
