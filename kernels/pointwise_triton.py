@@ -35,6 +35,10 @@ from fastselfie.kernels.matrix_tiles_triton import (
 from fastselfie.kernels.products_triton import add_plain_product, rounded
 
 STAGES = 3  # of the pipeline that loads the operands of a product
+# Of a thread. Without a limit, Triton before 3.7 spills some bytes to reach 128. Later ones reach
+# 128 on some GPUs without a spill, so that two programs fit on a multiprocessor.
+_OLDER = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 7)
+REGISTERS = 255 if _OLDER else None
 _WIDTH = 128  # output channels of a tile, at most
 _DEPTH = 64  # input channels of a product, at most
 _LEAST = 16  # sides of a product on tensor cores
@@ -115,6 +119,6 @@ def product(x: Tensor, weight: Tensor, shortcut: Tensor | None) -> tuple[Tensor,
     grid = (programs * triton.cdiv(n, tile["BC"]),)
     multiply[grid](
         x, weight, shortcut, out, partial, r, k, n, programs, **tile,
-        num_warps=WARPS, num_stages=STAGES,
+        num_warps=WARPS, num_stages=STAGES, maxnreg=REGISTERS,
     )  # fmt: skip
     return out, partial

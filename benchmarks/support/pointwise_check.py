@@ -118,15 +118,16 @@ def _outcomes(shape: tuple[int, ...], dtype: torch.dtype, summed: bool) -> list[
     for kind in ("float64", "reference", "triton"):
         module = copy.deepcopy(norm).cuda()
         wide = torch.float64 if kind == "float64" else dtype
-        leaves = [t.to(wide).requires_grad_() for t in (x, weight)]
+        taken, weights = (t.clone().to(wide).requires_grad_() for t in (x, weight))
         added = None if shortcut is None else shortcut.to(wide)
         if kind == "float64":
-            total = reference.pointwise(*leaves, added)
+            total = reference.pointwise(taken, weights, added)
             y = reference.norm_relu(module.double(), total)[1]
         else:
             impl: Any = kind
-            total, y = pointwise_norm_relu(module, *leaves, added, impl)
-        found = torch.autograd.grad((total, y), leaves, (gradient.to(wide),) * 2)
+            total, y = pointwise_norm_relu(module, taken, weights, added, impl)
+        incoming = gradient.to(wide)
+        found = torch.autograd.grad((total, y), (taken, weights), (incoming, incoming))
         assert module.running_mean is not None
         assert module.running_var is not None
         statistics = module.running_mean, module.running_var

@@ -52,7 +52,7 @@ class Program(NamedTuple):
     types: dict[str, str]
     constants: dict[str, Any]
     aligned: tuple[str, ...]
-    options: dict[str, int]
+    options: dict[str, int | None]
     tile: dict[str, int]
 
 
@@ -171,7 +171,7 @@ def pointwise(dtype: str, inputs: int, outputs: int, summed: bool) -> Program:
     aligned = {*types, *(name for name, size in sizes.items() if size % 16 == 0)}
     names = tuple(n for n in program.multiply.arg_names if n in aligned and n not in constants)
     shape = f"K {inputs}, N {outputs}, {dtype[1:]}{', summed' if summed else ''}"
-    options = {"num_warps": WARPS, "num_stages": program.STAGES}
+    options = {"num_warps": WARPS, "num_stages": program.STAGES, "maxnreg": program.REGISTERS}
     return Program("pointwise", shape, program.multiply, types, constants, names, options, tile)
 
 

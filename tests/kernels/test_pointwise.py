@@ -84,7 +84,7 @@ def test_the_product_and_its_moments(shape, summed, dtype):
 
 @summed
 def test_programs_that_compute_several_tiles(summed, monkeypatch):
-    """Two for each block of columns, which compute 5 and 5 of 10 tiles; the last is not full."""
+    """Two for each block of columns, which compute 4 of 8 tiles each; the last is not full."""
     monkeypatch.setattr(program, "PROGRAMS", 4)
     x, weight, shortcut = case((9, 16, 144, 8, 8), summed=summed)
     x, shortcut = (t if t is None else t[:, :, 1:] for t in (x, shortcut))
