@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -52,7 +53,7 @@ class Program(NamedTuple):
     types: dict[str, str]
     constants: dict[str, Any]
     aligned: tuple[str, ...]
-    options: dict[str, int | None]
+    options: Mapping[str, int | None]
     tile: dict[str, int]
 
 
