@@ -40,6 +40,7 @@ from support.gpu_training import (
     two_ranks,
 )
 from support.norm_check import norm_parity
+from support.pointwise_check import product_parity, product_times
 from support.pool_check import pool_parity
 from torch import Tensor
 
@@ -225,12 +226,12 @@ def profile_phases() -> dict[str, Any]:
 
 
 QUICK: tuple[Check, ...] = (
-    kernel_parity, norm_parity, pool_parity, patchify_parity, sync_free_step, skip_guard,
-    dali_mixed, profile_phases,
+    kernel_parity, norm_parity, product_parity, pool_parity, patchify_parity, sync_free_step,
+    skip_guard, dali_mixed, profile_phases,
 )  # fmt: skip
 SLOW: tuple[Check, ...] = (
-    kernel_times, end_to_end, end_to_end_dali, end_to_end_ffcv, memory_estimate, resume, two_ranks,
-    precision_and_graphs, step_rates,
+    kernel_times, product_times, end_to_end, end_to_end_dali, end_to_end_ffcv, memory_estimate,
+    resume, two_ranks, precision_and_graphs, step_rates,
 )  # fmt: skip
 PARTS = {"quick": QUICK, "full": (*QUICK, *SLOW)}
 SECONDS = {"quick": 230, "full": 1800}  # for all checks

@@ -30,6 +30,20 @@ def is_eager(tensor: Tensor) -> bool:
     return type(tensor) is Tensor and not torch.compiler.is_compiling()
 
 
+def uses_triton(device: torch.device, impl: Impl) -> bool:
+    """Return whether `impl` is a Triton program on `device`: auto is one only on a GPU.
+
+    Raises:
+        ValueError: `impl` is triton, and Triton cannot run there.
+    """
+    if impl == "reference" or not (device.type == "cuda" or impl == "triton"):
+        return False
+    reason = unavailable(device)
+    if impl == "triton" and reason:
+        raise ValueError(reason)
+    return reason is None
+
+
 def unavailable(device: torch.device) -> str | None:
     """Return one line that says why Triton cannot run on `device`, or None if it can.
 

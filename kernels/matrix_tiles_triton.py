@@ -19,6 +19,7 @@ WARPS = 8
 TILE = 4096  # entries that a program loads at a time: 16 a thread
 PROGRAMS = 512  # that share a tensor: about 4 for each multiprocessor of a large GPU
 MERGED = 8192  # partial results that a program merges: 32 a thread
+PRODUCT_ROWS = 64  # of a tile of a matrix that pointwise_triton.py computes
 
 # --- in a kernel ----------------------------------------------------------------------------------
 
@@ -63,14 +64,12 @@ class Tiling(NamedTuple):
         width: Channels of a tile.
         programs: P, which share the rows of a block of channels.
         tiles: Of the whole matrix.
-        merged: Channels whose partial results a program merges.
     """
 
     height: int
     width: int
     programs: int
     tiles: int
-    merged: int
 
 
 def tiling_of(rows: int, channels: int) -> Tiling:
@@ -79,8 +78,12 @@ def tiling_of(rows: int, channels: int) -> Tiling:
     height, blocks = TILE // width, triton.cdiv(channels, width)
     tiles = triton.cdiv(rows, height)
     programs = max(1, min(PROGRAMS // blocks, tiles))
-    merged = min(64, MERGED // padded(programs))
-    return Tiling(height, width, programs, tiles * blocks, merged)
+    return Tiling(height, width, programs, tiles * blocks)
+
+
+def merged_by(programs: int) -> int:
+    """Return the number of channels whose partial results, `programs` each, a program merges."""
+    return min(64, MERGED // padded(programs))
 
 
 def padded(programs: int) -> int:

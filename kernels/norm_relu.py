@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fastselfie.kernels import reference
 from fastselfie.kernels.host import norm_relu_backward, norm_relu_forward
-from fastselfie.kernels.impl import Impl, check_impl, is_eager, unavailable
+from fastselfie.kernels.impl import Impl, check_impl, is_eager, uses_triton
 
 _HOST_DTYPES = (torch.float32, torch.bfloat16)
 _TRITON_DTYPES = (*_HOST_DTYPES, torch.float16)
@@ -65,22 +65,23 @@ def add_norm_relu(
         ValueError: As in `norm_relu`.
     """
     check_impl(impl)
-    fuses = impl != "reference" and _fuses(norm, x)
+    fuses = impl != "reference" and fuses_norm(norm, x)
     if fuses and _triton_takes(x, shortcut, impl):
         y, total, found = _norm_relu(x, shortcut, norm.weight, norm.bias, norm.eps)
         total = x if shortcut is None else total
-        _update_statistics(norm, found[0], found[1])
+        update_statistics(norm, found[0], found[1])
         return total, y
     total = x if shortcut is None else x.add_(shortcut)
     if not (fuses and x.device.type == "cpu" and x.dtype in _HOST_DTYPES and is_eager(x)):
         return reference.norm_relu(norm, total)
     y, mean, variance = _NormReLU.apply(total, norm.weight, norm.bias, norm.eps)  # type: ignore[no-untyped-call]
     count = x.numel() // x.shape[1]
-    _update_statistics(norm, mean, variance * (count / (count - 1)))
+    update_statistics(norm, mean, variance * (count / (count - 1)))
     return total, y
 
 
-def _fuses(norm: nn.BatchNorm2d, x: Tensor) -> bool:
+def fuses_norm(norm: nn.BatchNorm2d, x: Tensor) -> bool:
+    """Return whether a fused kernel may normalise `x`, (B, C, H, W), by its batch."""
     return (
         type(norm) is nn.BatchNorm2d
         and norm.training
@@ -92,23 +93,19 @@ def _fuses(norm: nn.BatchNorm2d, x: Tensor) -> bool:
 
 
 def _triton_takes(x: Tensor, shortcut: Tensor | None, impl: Impl) -> bool:
-    if not (x.is_cuda or impl == "triton"):
-        return False
-    reason = unavailable(x.device)
-    if impl == "triton" and reason:
-        raise ValueError(reason)
     fits = shortcut is None or (
         shortcut.shape == x.shape
         and shortcut.dtype == x.dtype
         and shortcut.is_contiguous(memory_format=torch.channels_last)
     )
-    return fits and reason is None and x.dtype in _TRITON_DTYPES
+    return uses_triton(x.device, impl) and fits and x.dtype in _TRITON_DTYPES
 
 
 # --- running statistics ---------------------------------------------------------------------------
 
 
-def _update_statistics(norm: nn.BatchNorm2d, mean: Tensor, unbiased_variance: Tensor) -> None:
+def update_statistics(norm: nn.BatchNorm2d, mean: Tensor, unbiased_variance: Tensor) -> None:
+    """Update the running statistics of a norm, if it tracks them, by those (C,) of its batch."""
     if not norm.track_running_stats:
         return
     assert norm.running_mean is not None

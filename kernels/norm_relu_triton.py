@@ -7,6 +7,7 @@ The kernels take a channels-last tensor as a matrix of R pixels by C channels. M
 their cost, so what counts is how often they read or write such a matrix:
 
     forward     moments          reads x             (with a shortcut: reads both, writes the sum)
+                                 not launched if pointwise_triton.py has written x and its moments
                 statistics       merges the partial moments; (C,) only
                 activate         reads x, writes y
     backward    gradient_sums    reads x and dy
@@ -33,8 +34,10 @@ import triton.language as tl
 from torch import Tensor
 
 from fastselfie.kernels.matrix_tiles_triton import (
+    PRODUCT_ROWS,
     WARPS,
     channels_of,
+    merged_by,
     padded,
     rows_read,
     tile_at,
@@ -186,7 +189,12 @@ def gradient_rows(
 
 
 def forward(
-    x: Tensor, shortcut: Tensor | None, weight: Tensor, bias: Tensor, epsilon: float
+    x: Tensor,
+    shortcut: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    epsilon: float,
+    partial: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Launch the forward pass.
 
@@ -194,6 +202,8 @@ def forward(
         x: (B, C, H, W), dense and channels-last; shortcut: the same, or None.
         weight: (C,) float32, and bias: the same; both dense.
         epsilon: Added to the variance.
+        partial: (P, 2, C) float32, the moments of x if pointwise_triton.py took them, else None.
+            There is no shortcut with them.
 
     Returns:
         y as x; the sum, as x, or an empty tensor without a shortcut; and found (4, C) float32: the
@@ -204,13 +214,19 @@ def forward(
     r = x.numel() // c
     tiling = tiling_of(r, c)
     y, total = torch.empty_like(x), x.new_empty(0) if shortcut is None else torch.empty_like(x)
-    partial, found = weight.new_empty(tiling.programs, 2, c), weight.new_empty(4, c)
+    found = weight.new_empty(4, c)
     tile = {"BR": tiling.height, "BC": tiling.width, "num_warps": WARPS}
-    grid = (tiling.programs * triton.cdiv(c, tiling.width),)
-    moments[grid](x, shortcut, total, partial, r, c, tiling.programs, **tile)
-    statistics[(triton.cdiv(c, tiling.merged),)](
-        partial, weight, found, r, c, tiling.programs, epsilon, BR=tiling.height,
-        PP=padded(tiling.programs), BC=tiling.merged, num_warps=WARPS,
+    if partial is None:
+        rows, programs = tiling.height, tiling.programs
+        partial = weight.new_empty(programs, 2, c)
+        grid = (programs * triton.cdiv(c, tiling.width),)
+        moments[grid](x, shortcut, total, partial, r, c, programs, **tile)
+    else:
+        rows, programs = PRODUCT_ROWS, len(partial)
+    merged = merged_by(programs)
+    statistics[(triton.cdiv(c, merged),)](
+        partial, weight, found, r, c, programs, epsilon, BR=rows, PP=padded(programs),
+        BC=merged, num_warps=WARPS,
     )  # fmt: skip
     activate[(tiling.tiles,)](x if shortcut is None else total, found, bias, y, r, c, **tile)
     return y, total, found
@@ -238,9 +254,10 @@ def backward(
     tile = {"BR": tiling.height, "BC": tiling.width, "num_warps": WARPS}
     grid = (tiling.programs * triton.cdiv(c, tiling.width),)
     gradient_sums[grid](x, grad_y, found, bias, partial, r, c, tiling.programs, **tile)
-    gradient_line[(triton.cdiv(c, tiling.merged),)](
+    merged = merged_by(tiling.programs)
+    gradient_line[(triton.cdiv(c, merged),)](
         partial, found, line, grad_weight, grad_bias, r, c, tiling.programs,
-        PP=padded(tiling.programs), BC=tiling.merged, num_warps=WARPS,
+        PP=padded(tiling.programs), BC=merged, num_warps=WARPS,
     )  # fmt: skip
     gradient_rows[(tiling.tiles,)](
         x, grad_y, grad_total, found, bias, line, grad_x, r, c, **tile

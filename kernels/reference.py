@@ -138,6 +138,21 @@ def max_pool(x: Tensor) -> Tensor:
     return F.max_pool2d(x, 3, 2, 1)
 
 
+def pointwise(x: Tensor, weight: Tensor, shortcut: Tensor | None = None) -> Tensor:
+    """Convolve with a 1x1 kernel, and add a shortcut to the result as it is rounded.
+
+    Args:
+        x: (B, K, H, W).
+        weight: (N, K, 1, 1).
+        shortcut: (B, N, H, W), or None.
+
+    Returns:
+        (B, N, H, W). Its moments, which the next norm needs, are those of the rounded sum.
+    """
+    product = F.conv2d(x, weight)
+    return product if shortcut is None else product + shortcut
+
+
 def distractor_scores(
     u: Tensor, h: Tensor, positions: Tensor, locations: Tensor, scale: float
 ) -> Tensor:

@@ -77,9 +77,7 @@ class CompiledTraffic:
         direction = "backward" if settings.get("is_backward") else "forward"
         for node in unchanged.graph.nodes:
             if node.op == "call_function" and _is_ours(node.target):
-                name = str(node.target)
-                group = SCORE if "score" in name else POOL if "max_pool" in name else NORMS
-                self.bytes[direction][group] += launched_bytes(node)
+                self.bytes[direction] += launched_bytes(node)
 
         def run(arguments: list[Any]) -> Any:
             given = list(arguments)
@@ -135,11 +133,17 @@ def _is_ours(target: Any) -> bool:
     return getattr(target, "namespace", None) == "fastselfie"
 
 
-def launched_bytes(node: fx.Node) -> int:
-    """Count what one of our operators moves: its programs, and torch's operations around them."""
+def launched_bytes(node: fx.Node) -> Counter[str]:
+    """Count what one of our operators moves: its programs, and torch's operations around them.
+
+    The product of `pointwise_norm_relu` is a convolution, which also reads the shortcut.
+    """
     arguments = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
     fake = next(v for v in tree_leaves(arguments) if isinstance(v, FakeTensor))
     definition = OPDEFS[node.target._schema.name]  # type: ignore[union-attr]
     with _disable_current_modes(), fake.fake_mode, EagerTraffic() as traffic:
         definition._init_fn(*arguments[0], **arguments[1])
-    return traffic.total
+    name = str(node.target)
+    group = SCORE if "score" in name else POOL if "max_pool" in name else NORMS
+    products = traffic.programs["multiply"]
+    return Counter({group: traffic.total - products, CONVOLUTIONS: products})

@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -52,7 +53,7 @@ class Program(NamedTuple):
     types: dict[str, str]
     constants: dict[str, Any]
     aligned: tuple[str, ...]
-    options: dict[str, int]
+    options: Mapping[str, int | None]
     tile: dict[str, int]
 
 
@@ -124,7 +125,7 @@ def norms(dtype: str, channels: int, summed: bool) -> list[Program]:
         summed: Whether a shortcut is added.
     """
     from fastselfie.kernels import norm_relu_triton as program
-    from fastselfie.kernels.matrix_tiles_triton import WARPS, padded, tiling_of
+    from fastselfie.kernels.matrix_tiles_triton import WARPS, merged_by, padded, tiling_of
 
     tiling = tiling_of(50_176, channels)
     activations = ("x", "shortcut", "total", "y", "gradient", "grad_total", "grad_x")
@@ -132,7 +133,7 @@ def norms(dtype: str, channels: int, summed: bool) -> list[Program]:
     types = {**dict.fromkeys(activations, dtype), **dict.fromkeys(vectors, "*fp32")}
     aligned = {*types, "C"} if channels % 16 == 0 else set(types)
     tile: dict[str, Any] = {"BR": tiling.height, "BC": tiling.width}
-    merged: dict[str, Any] = {"PP": padded(tiling.programs), "BC": tiling.merged}
+    merged: dict[str, Any] = {"PP": padded(tiling.programs), "BC": merged_by(tiling.programs)}
     if not summed:
         tile |= dict.fromkeys(("shortcut", "grad_total"))
     made = []
@@ -165,6 +166,29 @@ def pools(dtype: str, channels: int) -> list[Program]:
                 {"num_warps": program.WARPS}, tile)
         for kernel in (program.window_maximum, program.square_gradient)
     ]  # fmt: skip
+
+
+def pointwise(dtype: str, inputs: int, outputs: int, summed: bool) -> Program:
+    """Return the kernel of `pointwise_norm_relu` that multiplies.
+
+    Args:
+        dtype: Of x, the weight and the result.
+        inputs: K.
+        outputs: N.
+        summed: Whether a shortcut is added.
+    """
+    from fastselfie.kernels import pointwise_triton as program
+    from fastselfie.kernels.matrix_tiles_triton import WARPS
+
+    tile = program.tile_of(inputs, outputs)
+    types = {**dict.fromkeys(("x", "weight", "shortcut", "out"), dtype), "partial": "*fp32"}
+    constants: dict[str, Any] = tile if summed else {**tile, "shortcut": None}
+    sizes = {"K": inputs, "N": outputs}
+    aligned = {*types, *(name for name, size in sizes.items() if size % 16 == 0)}
+    names = tuple(n for n in program.multiply.arg_names if n in aligned and n not in constants)
+    shape = f"K {inputs}, N {outputs}, {dtype[1:]}{', summed' if summed else ''}"
+    options = {"num_warps": WARPS, "num_stages": program.STAGES, "maxnreg": program.REGISTERS}
+    return Program("pointwise", shape, program.multiply, types, constants, names, options, tile)
 
 
 def compiled(program: Program, target: int) -> dict[str, Any]:
@@ -207,5 +231,6 @@ if __name__ == "__main__":
     programs = [*losses, scaling(), patches("*bf16", "bfloat16"),
                 patches("*fp32", "float32"),
                 patches("*bf16", "bfloat16, changed", changed=True),
-                *norms("*bf16", 1024, summed=True), *pools("*bf16", 64)]  # fmt: skip
+                *norms("*bf16", 1024, summed=True), *pools("*bf16", 64),
+                pointwise("*bf16", 256, 1024, summed=True)]  # fmt: skip
     json.dump([compiled(each, target) for target in TARGETS for each in programs], sys.stdout)

@@ -49,6 +49,7 @@ _PROGRAMS = [
             "patchify",
             "norm_relu",
             "max_pool",
+            "pointwise",
             "distractor_score",
             "query_score",
             "fused_loss",
@@ -69,6 +70,7 @@ class EagerTraffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
         bytes: By direction and group.
         direction: What the next operations belong to.
         group: The same; None: found from the operation and the phase of the step.
+        programs: Bytes of each of our Triton programs, by name.
         live: Bytes of the tensors that were made and not freed, and `peak`, their maximum.
     """
 
@@ -76,6 +78,7 @@ class EagerTraffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.shapes = shapes
         self.bytes: dict[str, Counter[str]] = {}
+        self.programs: Counter[str] = Counter()
         self.direction = "forward"
         self.group: str | None = None
         self.live = self.peak = 0
@@ -88,7 +91,7 @@ class EagerTraffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> EagerTraffic:
         for module, name in _PROGRAMS:
-            self._patches.enter_context(mock.patch.object(module, name, _Program(self)))
+            self._patches.enter_context(mock.patch.object(module, name, _Program(self, name)))
         phases = mock.patch("fastselfie.models.selfie.trace_range", self.phase)
         self._patches.enter_context(phases)
         super().__enter__()  # type: ignore[no-untyped-call]
@@ -187,11 +190,12 @@ def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
 class _Program:
     """A Triton program that computes nothing and is counted."""
 
-    def __init__(self, traffic: EagerTraffic) -> None:
-        self.traffic = traffic
+    def __init__(self, traffic: EagerTraffic, name: str) -> None:
+        self.traffic, self.name = traffic, name
 
     def __getitem__(self, grid: object) -> Callable[..., None]:
         return self._launch
 
     def _launch(self, *arguments: Any, **_: Any) -> None:
         self.traffic.add(OPTIMIZER, *arguments)
+        self.traffic.programs[self.name] += sum(map(size_of, arguments))

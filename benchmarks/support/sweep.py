@@ -23,6 +23,7 @@ from support.resources import (
     compiled,
     norms,
     patches,
+    pointwise,
     pools,
     query,
     scaling,
@@ -38,6 +39,8 @@ _MIXES = (
 )  # fmt: skip
 _MASKED = [2**n for n in range(MAX_MASKED.bit_length())]
 _GRIDS = (4, 5, 8)  # learned positions: tables of 16, 25 and 64 rows
+# K and N of 1x1 convolutions: the smallest tile; tiles that are not full; those of in224.
+_PRODUCTS = ((16, 16), (48, 80), (64, 64), (256, 128), (256, 1024))
 _CHANNELS = (33, 64, 1024)  # not aligned; a tile wide; the widest tile of partial results
 
 
@@ -56,6 +59,8 @@ def accepted() -> Iterator[Program]:
             yield from norms(dtype, channels, summed)
         for channels in _CHANNELS:
             yield from pools(dtype, channels)
+    for dtype, (inputs, outputs), summed in product(_DTYPES[1:], _PRODUCTS, (False, True)):
+        yield pointwise(dtype, inputs, outputs, summed)
 
 
 if __name__ == "__main__":

@@ -44,9 +44,9 @@ class RuntimeConfig(Section):
     start, evaluation or checkpoint"""
     kernels: Literal["auto", "reference", "triton"] = "auto"
     """auto: fused kernels: on a GPU Triton, if installed, for the distractor score, patchify, batch
-    norm with ReLU and the max pool; on a CPU C++ for patchify and batch norm with ReLU, and weight
-    gradients without barriers between threads. reference: plain torch. triton: an error if Triton
-    cannot run"""
+    norm with ReLU, the max pool and 1x1 convolutions that memory binds; on a CPU C++ for patchify
+    and batch norm with ReLU, and weight gradients without barriers between threads. reference:
+    plain torch. triton: an error if Triton cannot run"""
 
     @model_validator(mode="after")
     def _check(self) -> RuntimeConfig:

@@ -17,7 +17,8 @@ from torch.utils.checkpoint import checkpoint
 from fastselfie.kernels.convolution import convolution
 from fastselfie.kernels.impl import Impl
 from fastselfie.kernels.max_pool import max_pool
-from fastselfie.kernels.norm_relu import add_norm_relu, norm_relu
+from fastselfie.kernels.norm_relu import add_norm_relu
+from fastselfie.kernels.pointwise import fuses_pointwise, pointwise_norm_relu
 
 Stem = Literal["imagenet", "cifar"]
 
@@ -27,7 +28,7 @@ class ExecutionOptions(NamedTuple):
 
     Attributes:
         checkpointed: keep only the blocks' inputs for the backward pass.
-        kernels: see `norm_relu`, `convolution` and `max_pool`.
+        kernels: see `norm_relu`, `fuses_pointwise`, `convolution` and `max_pool`.
     """
 
     checkpointed: bool = False
@@ -39,15 +40,25 @@ class Terms(NamedTuple):
 
     Attributes:
         x: (B, C, H, W).
-        shortcut: (B, C, H, W), or None: the map is `x`.
+        shortcut: (B, C, H, W), or None: the map is the first term.
+        weight: (C, K, 1, 1), of a convolution of `x` (B, K, H, W), which the next norm also
+            computes; or None: the first term is `x`.
     """
 
     x: Tensor
     shortcut: Tensor | None = None
+    weight: Tensor | None = None
 
     def added(self) -> Tensor:
-        """Return the sum. It overwrites `x`, which a convolution does not keep."""
-        return self.x if self.shortcut is None else self.x.add_(self.shortcut)
+        """Return the sum. It overwrites the result of a convolution, which does not keep it."""
+        x = self.x if self.weight is None else convolution(self.x, self.weight)
+        return x if self.shortcut is None else x.add_(self.shortcut)
+
+    def normalised(self, norm: nn.BatchNorm2d, kernels: Impl) -> tuple[Tensor, Tensor]:
+        """Return the sum, and relu(norm(sum)): see `add_norm_relu`."""
+        if self.weight is None:
+            return add_norm_relu(norm, self.x, self.shortcut, kernels)
+        return pointwise_norm_relu(norm, self.x, self.weight, self.shortcut, kernels)
 
 
 _EXPANSION = 4  # a bottleneck's output width divided by its inner width
@@ -62,6 +73,16 @@ class _Convolution(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return convolution(x, self.weight, self.stride[0], int(self.padding[0]), self.kernels)
+
+
+class _Pointwise(_Convolution):
+    """A 1x1 convolution in front of a norm, which computes it if that is faster."""
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Terms:  # type: ignore[override]
+        """(B, C, H, W) -> the map that has the convolution of x and `shortcut` as terms."""
+        if self.training and fuses_pointwise(x, self.weight, shortcut, self.kernels):
+            return Terms(x, shortcut, self.weight)
+        return Terms(super().forward(x), shortcut)
 
 
 class _MaxPool(nn.MaxPool2d):
@@ -107,23 +128,23 @@ class Bottleneck(nn.Module):
         self.kernels = kernels
         inner = outputs // _EXPANSION
         self.norm1 = nn.BatchNorm2d(inputs)
-        self.conv1 = _Convolution(inputs, inner, 1, 1, kernels)
+        self.conv1 = _Pointwise(inputs, inner, 1, 1, kernels)
         self.norm2 = nn.BatchNorm2d(inner)
         self.conv2 = _Convolution(inner, inner, 3, stride, kernels)
         self.norm3 = nn.BatchNorm2d(inner)
-        self.conv3 = _Convolution(inner, outputs, 1, 1, kernels)
+        self.conv3 = _Pointwise(inner, outputs, 1, 1, kernels)
         self.downsample = None
         if stride != 1 or inputs != outputs:
             self.downsample = _named(conv=_Convolution(inputs, outputs, 1, stride, kernels))
 
     def forward(self, terms: Terms) -> Terms:
         """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
-        x, y = add_norm_relu(self.norm1, *terms, self.kernels)
+        x, y = terms.normalised(self.norm1, self.kernels)
         shortcut = x if self.downsample is None else self.downsample(y)
-        y = self.conv1(y)
-        y = self.conv2(norm_relu(self.norm2, y, self.kernels))
-        y = self.conv3(norm_relu(self.norm3, y, self.kernels))
-        return Terms(y, shortcut)
+        y = self.conv1(y).normalised(self.norm2, self.kernels)[1]
+        y = Terms(self.conv2(y)).normalised(self.norm3, self.kernels)[1]
+        out: Terms = self.conv3(y, shortcut)
+        return out
 
 
 @contextmanager
@@ -238,7 +259,7 @@ class ResNetV2(nn.Module):
         terms: Terms = self.stages(Terms(self.stem(x)))
         if self.norm is None:
             return terms.added().mean(dim=(2, 3))
-        return add_norm_relu(self.norm, *terms, self.kernels)[1].mean(dim=(2, 3))
+        return terms.normalised(self.norm, self.kernels)[1].mean(dim=(2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, classes), or (B, D) without classes."""

@@ -18,7 +18,7 @@ import pytest
 import torch
 import triton.testing
 from conftest import REPOSITORY
-from support import checks, gpu_programs, norm_check, pool_check
+from support import checks, gpu_programs, norm_check, pointwise_check, pool_check
 
 
 @pytest.mark.parametrize("ratio", [1.01, math.inf, math.nan])
@@ -65,17 +65,21 @@ def test_the_score_is_checked_in_the_dtypes_that_training_has():
     assert (pooled_loss.dtype, dv.dtype, pooled_dh.dtype) == (torch.float32, torch.float32, h)
 
 
-def test_the_norms_of_triton_are_as_close_as_torchs(monkeypatch):
+@pytest.mark.parametrize(
+    ("module", "parity"),
+    [(norm_check, gpu_check.norm_parity), (pointwise_check, gpu_check.product_parity)],
+)
+def test_the_norms_of_triton_are_as_close_as_torchs(module, parity, monkeypatch):
     """Interpreted, on the smallest shape; and a wrong result is found."""
-    monkeypatch.setattr(norm_check, "_SHAPES", norm_check._SHAPES[1:2])
+    monkeypatch.setattr(module, "_SHAPES", module._SHAPES[1:2])
     with monkeypatch_cuda():
-        assert gpu_check.norm_parity()["error of what is allowed"]
-        outcomes = norm_check._outcomes
-        monkeypatch.setattr(norm_check, "_outcomes", lambda *a: [*outcomes(*a)[:2], [
+        assert parity()["error of what is allowed"]
+        outcomes = module._outcomes
+        monkeypatch.setattr(module, "_outcomes", lambda *a: [*outcomes(*a)[:2], [
             t * 1.02 for t in outcomes(*a)[2]
         ]])  # fmt: skip
         with pytest.raises(checks.CheckError, match="running variance"):
-            gpu_check.norm_parity()
+            parity()
 
 
 def test_the_max_pool_of_triton_is_checked(monkeypatch):

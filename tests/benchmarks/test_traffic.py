@@ -10,11 +10,16 @@ from conftest import REPOSITORY
 from helpers.benchmarks import run_benchmark
 from support.compiled_traffic import CompiledTraffic
 from support.step_traffic import EagerTraffic
+from support.traffic import triton_traffic
 from support.traffic_groups import CONVOLUTIONS, FORMS, INPUT, NORMS, POOL, READ_AGAIN
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastselfie.kernels import norm_relu_triton
+from fastselfie.kernels import norm_relu_triton, pointwise_triton
+
+
+def last(tensor):
+    return tensor.contiguous(memory_format=torch.channels_last)
 
 
 def test_eager_operations_count_what_they_read_and_write():
@@ -48,8 +53,7 @@ def test_our_programs_make_the_passes_that_were_counted_in_the_interpreter(summe
     passes = next(n["passes"] for n in kernels["norms"] if n["norm"]["summed"] == summed)
     with FakeTensorMode():
         x, dy, other = (
-            torch.empty(64 * 49, 256, 8, 8, dtype=torch.bfloat16)
-            .contiguous(memory_format=torch.channels_last) for _ in range(3)
+            last(torch.empty(64 * 49, 256, 8, 8, dtype=torch.bfloat16)) for _ in range(3)
         )  # fmt: skip
         other, bias = other if summed else None, torch.empty(256)
         with EagerTraffic() as forward:
@@ -58,6 +62,18 @@ def test_our_programs_make_the_passes_that_were_counted_in_the_interpreter(summe
             norm_relu_triton.backward(x, dy, other, bias, found)
     assert forward.total / x.nbytes == pytest.approx(passes["forward"], abs=0.1)
     assert backward.total / x.nbytes == pytest.approx(passes["backward"], abs=0.1)
+
+
+def test_a_product_counts_every_address_once():
+    """In the interpreter, which sees each load and store, and by the arguments of its launch."""
+    x, shortcut = (last(torch.randn(3, c, 5, 5)).bfloat16() for c in (144, 176))
+    weight = torch.randn(176, 144).bfloat16()
+    with triton_traffic() as loads:
+        made = pointwise_triton.product(x, weight, shortcut)
+    size = sum(t.nbytes for t in (x, weight, shortcut, *made))
+    with FakeTensorMode(allow_non_fake_inputs=True), EagerTraffic() as traffic:
+        pointwise_triton.product(x, weight, shortcut)
+    assert loads.distinct == traffic.programs["multiply"] == traffic.total == size
 
 
 @pytest.mark.slow
@@ -82,7 +98,9 @@ def test_a_step_is_counted_in_every_form(tmp_path):
     assert [eager["form"], compiled["form"], ours["form"]] == list(FORMS)
     for direction in ("forward", "backward"):
         rows = [row["bytes"][direction] for row in (eager, compiled, ours)]
-        assert rows[0][CONVOLUTIONS] >= rows[1][CONVOLUTIONS] == rows[2][CONVOLUTIONS] > 0
+        assert rows[0][CONVOLUTIONS] >= rows[1][CONVOLUTIONS] > 0
+        shortcuts = rows[2][CONVOLUTIONS] - rows[1][CONVOLUTIONS]  # which 1x1 convolutions add
+        assert (shortcuts > 0) == (direction == "forward")
         assert rows[0][NORMS] > rows[1][NORMS] > rows[2][NORMS] > 0
         assert rows[1][POOL] >= rows[2][POOL] > 0
     # A patch's 8x8 maps of 8 channels are read in bfloat16; 4x4 are written, with places of a byte.

@@ -58,7 +58,7 @@ def test_it_compiles_for_every_target_without_spills(committed):
     rows = output_of("resources", "0")
     assert {row["target"] for row in rows} == {f"sm_{n}" for n in (80, 86, 89, 90, 100, 120)}
     assert {row["program"] for row in rows} == {
-        "score", "query_score", "scaling", "patchify", "norm_relu", "max_pool",
+        "score", "query_score", "scaling", "patchify", "norm_relu", "max_pool", "pointwise",
     }  # fmt: skip
     found = {(row["program"], row["tile"].get("places"), row["tile"].get("rows")) for row in rows}
     assert {("score", 16, 16), ("score", 4, 16), ("score", 32, 32)} <= found

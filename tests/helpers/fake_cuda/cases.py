@@ -20,6 +20,7 @@ from fastselfie.config import Config
 from fastselfie.config.load import load_config
 from fastselfie.data.dataset import Source, open_dataset
 from fastselfie.data.loaders import Batch, build_loader
+from fastselfie.kernels.pointwise import gains
 from fastselfie.models.selfie import build_selfie
 from fastselfie.system.accelerator import choose_accelerator
 from fastselfie.training.checkpoint import Checkpoint
@@ -54,12 +55,17 @@ def finetunes(config: str, *sets: str, waits: Waits, from_p: bool = True) -> Non
 
 
 def fuses_norms(waits: Waits) -> None:
-    """Pretrain with every norm of P in Triton, and the sums in front of those that follow one."""
+    """Pretrain with every norm of P in Triton, and the 1x1 convolutions that gain by it."""
     step = pretrains("cifar10", _BF16, waits=waits)
     norms = sum(isinstance(module, nn.BatchNorm2d) for module in step.model.modules())
-    for name in ("norm_relu", "norm_relu_backward"):
-        assert waits.operations[name] == norms * _STEPS
+    for names in (("norm_relu", "pointwise_norm_relu"), ("norm_relu_backward",)):
+        assert sum(waits.operations[name] for name in names) == norms * _STEPS
     assert not waits.operations["relu"]
+    products = [module for module in step.model.modules() if type(module).__name__ == "_Pointwise"]
+    fused = sum(gains(m.in_channels, m.out_channels, m.out_channels > m.in_channels)
+                for m in products)  # fmt: skip
+    assert waits.operations["pointwise_norm_relu"] == fused * _STEPS
+    assert 0 < fused < len(products)
 
 
 def fuses_the_max_pool(waits: Waits) -> None:
