@@ -140,6 +140,8 @@ def test_a_trial_that_was_lost_after_its_end_is_not_trained_again(setting, monke
     protocol, dataset = make_protocol(settings, "50", 2, 1.0), open_dataset(settings.data, 0)
     results = Scheduler(protocol, out).results
     monkeypatch.setattr(TrainStep, "__call__", None)  # a step would fail
+    for name in ("LOCAL_WORLD_SIZE", "FASTSELFIE_PROCESSES_PER_GPU"):
+        monkeypatch.setenv(name, "")  # a trial sets them for its process: restored after the test
     takes = Resources(1.0)
     (out / "again").touch()
     job = ray_tasks.Job("again", protocol, out, dataset.fingerprint(), ray_tasks.torch_version())

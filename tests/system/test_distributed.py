@@ -325,9 +325,9 @@ def test_who_is_who_is_read_from_the_environment(monkeypatch):
 
 
 def test_processes_share_cores_and_memory(monkeypatch):
-    cores, memory = usable_cores(), total_memory(torch.device("cpu"))
     monkeypatch.setenv("FASTSELFIE_PROCESSES_PER_GPU", "0")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # restores it after the test
+    cores, memory = usable_cores(), total_memory(torch.device("cpu"))
     share_machine(2)
     assert usable_cores() == max(1, cores // 2)
     assert total_memory(torch.device("cpu")) == memory // 2
