@@ -46,32 +46,15 @@ def switches(result: dict[str, Any]) -> str:
             _percent(mean(row["features"]["pretext_accuracy"])),
             _percent(row["features"]["pretext_chance"][0]),
             percents(finetuned),
-            "" if name == beside else gain(
-                paired_difference(finetuned, _only(found[beside]["top1"]["finetuned"]))
-            ),
+            "" if name == beside else _difference(finetuned, found[beside]),
         ])  # fmt: skip
     head = ["pretraining", "n", "pretext accuracy", "chance", "finetuned", "difference (95%)"]
     return "\n".join([*table(head, rows), "", _note(result, {})])
 
 
-def pretext_by_images(result: dict[str, Any]) -> str:
-    """Pretext accuracy on held-out images, by the images that pretraining has seen."""
-    rows = result["rows"]
-    lines = [
-        [f"{row['name']} (chance {_percent(row['features']['pretext_chance'][0])})",
-         *(_percent(mean(each)) for each in zip(*_accuracies(row), strict=True))]
-        for row in rows
-    ]  # fmt: skip
-    head = ["images seen", *(f"{images:,}" for images, _ in rows[0]["pretext_by_images"][0])]
-    columns = table(head, lines)
-    for share in rows[0]["top1"]["finetuned"]:
-        ends = [[row["name"], percents(row["top1"]["finetuned"][share])] for row in rows]
-        columns += ["", *table(["pretraining", f"finetuned, {share}% of the labels"], ends)]
-    return "\n".join([*columns, "", _note(result, {})])
-
-
-def _accuracies(row: dict[str, Any]) -> list[list[float]]:
-    return [[accuracy for _, accuracy in points] for points in row["pretext_by_images"]]
+def _difference(finetuned: list[float], beside: dict[str, Any]) -> str:
+    difference = paired_difference(finetuned, _only(beside["top1"]["finetuned"]))
+    return gain(difference) if len(finetuned) > 1 else f"{100 * difference['mean']:+.1f}"
 
 
 def _only(by_share: dict[str, list[float]]) -> list[float]:
