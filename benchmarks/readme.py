@@ -27,7 +27,7 @@ from support import (
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-_REPRODUCED = ("cifar10-slim",)
+_REPRODUCED = ("cifar10-slim", "tiny-imagenet-slim")
 _THROUGHPUT = ("q90-224", "q90-160", "q90-128", "q90-eval", "orig-224", "resident")
 
 
