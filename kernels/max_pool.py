@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastselfie.kernels import reference
-from fastselfie.kernels.impl import Impl, check_impl, unavailable
+from fastselfie.kernels.impl import Impl, check_impl, uses_triton
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -47,12 +47,7 @@ def max_pool(x: Tensor, impl: Impl = "auto") -> Tensor:
 
 def _triton_takes(x: Tensor, impl: Impl) -> bool:
     fits = x.dtype in _DTYPES and x.is_contiguous(memory_format=torch.channels_last)
-    if not (fits and x.numel() > 0 and (x.is_cuda or impl == "triton")):
-        return False
-    reason = unavailable(x.device)
-    if impl == "triton" and reason:
-        raise ValueError(reason)
-    return reason is None
+    return fits and x.numel() > 0 and uses_triton(x.device, impl)
 
 
 # --- custom operators -----------------------------------------------------------------------------

@@ -65,7 +65,7 @@ def fuses_pointwise(
 
     It takes channels-last half precision, also under autocast, with multiples of 16 channels, if
     memory so far binds the product that it gains time at half of the arithmetic peak: see `gains`.
-    Its speed has not been measured on a GPU.
+    It has not run on a GPU yet.
 
     Args:
         x: (B, K, H, W).

@@ -48,7 +48,7 @@ def switches(result: dict[str, Any]) -> str:
             percents(finetuned),
             "" if name == beside else _difference(finetuned, found[beside]),
         ])  # fmt: skip
-    head = ["pretraining", "n", "pretext accuracy", "chance", "finetuned", "difference (95%)"]
+    head = ["pretraining", "n", "pretext accuracy", "chance", "finetuned", "difference"]
     return "\n".join([*table(head, rows), "", _note(result, {})])
 
 

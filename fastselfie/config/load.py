@@ -148,15 +148,15 @@ def recorded_config(text: str) -> Config:
 # (section, key): the value without an effect, and why the key was removed.
 _REMOVED = {
     ("finetune", "recalibrate"): (0, "it changed no weight"),
-    ("model", "encoder_positions"): (True, "nothing shows that it helps"),
+    ("model", "encoder_positions"): (True, "nobody measured a network without positions"),
 }
 
 
 def _drop_removed(values: dict[str, Any]) -> None:
-    """Drop a removed key where it is off: a run of an older version wrote all keys of its time."""
-    for (name, key), (off, reason) in _REMOVED.items():
+    """Drop a removed key without an effect: older versions wrote all keys of their time."""
+    for (name, key), (neutral, reason) in _REMOVED.items():
         section = values.get(name)
-        if isinstance(section, dict) and section.pop(key, off) != off:
+        if isinstance(section, dict) and section.pop(key, neutral) != neutral:
             raise UserError(f"{name}.{key} was removed, because {reason}: remove this key")
 
 
