@@ -4,7 +4,7 @@
 keeps one byte for each maximum: its place in the window. The backward pass is one Triton kernel
 that writes the gradient in its own dtype (max_pool_triton.py, imported on first use). The inductor
 of torch 2.13 fills a float32 tensor, adds to it with atomics and converts it. Our kernels move
-fewer bytes; their speed on a GPU has not been measured.
+fewer bytes. They have not run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -39,15 +39,11 @@ def max_pool(x: Tensor, impl: Impl = "auto") -> Tensor:
         ValueError: `impl` is unknown, or is triton where Triton cannot run.
     """
     check_impl(impl)
-    if impl == "reference" or not _triton_takes(x, impl):
+    fits = x.dtype in _DTYPES and x.is_contiguous(memory_format=torch.channels_last)
+    if not (fits and x.numel() > 0 and uses_triton(x.device, impl)):
         return reference.max_pool(x)
     y: Tensor = _max_pool(x)[0]
     return y
-
-
-def _triton_takes(x: Tensor, impl: Impl) -> bool:
-    fits = x.dtype in _DTYPES and x.is_contiguous(memory_format=torch.channels_last)
-    return fits and x.numel() > 0 and uses_triton(x.device, impl)
 
 
 # --- custom operators -----------------------------------------------------------------------------
@@ -72,9 +68,8 @@ def _outputs(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _empty(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.empty(
-        shape, dtype=dtype, device=like.device, memory_format=torch.channels_last
-    )  # fmt: skip
+    layout = torch.channels_last
+    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=layout)
 
 
 @torch.library.custom_op("fastselfie::max_pool_backward", mutates_args=())
