@@ -88,6 +88,14 @@ def tiny() -> Callable[..., Config]:
 
 
 @pytest.fixture
+def one_torch_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def accelerator() -> Accelerator:
     return choose_accelerator(tiny_config().runtime)
 

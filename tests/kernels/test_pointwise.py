@@ -325,18 +325,10 @@ def test_activation_checkpointing_gives_the_same():
     assert_near(trained(network, network), trained(other, other))
 
 
-@pytest.fixture
-def one_thread():
-    """A compiled network's weight gradients are torch's: of several threads, other sums."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("one_thread")
+@pytest.mark.usefixtures("one_torch_thread")
 @pytest.mark.parametrize("kind", ["torch.compile", "DDP"])
 def test_a_network_trains_under(kind, tmp_path):
+    """A compiled network's weight gradients are torch's: of several threads, other sums."""
     network, other = net("triton"), net("triton")
     expected = trained(other, other)
     if kind == "torch.compile":

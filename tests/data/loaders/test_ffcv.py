@@ -53,22 +53,13 @@ def colours(tmp_path_factory):
     return write_beton(path, images, [i % 4 for i in range(40)])
 
 
-@pytest.fixture
-def one_torch_thread():
-    """Not what FFCV would leave: it gives torch its own number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def check_colours(ours, batch):
     numbers = ours.source.indices[batch.index.samples]
     for image, number in zip(batch.images.numpy(), numbers, strict=True):
         assert np.abs(image.astype(int) - colour(number)).max() < 10
 
 
-@pytest.mark.usefixtures("one_torch_thread")
+@pytest.mark.usefixtures("one_torch_thread")  # FFCV gives torch its own number of threads
 def test_order_labels_flips_and_masks_are_ours_over_three_epochs(colours):
     ours, folder = loader(colours, "ffcv", workers=2), loader(colours, "folder")
     batches = -(-3 * 36 // 7)
