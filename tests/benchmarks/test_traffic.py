@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import REPOSITORY
 from helpers.benchmarks import run_benchmark
+from helpers.tensors import channels_last
 from support.compiled_traffic import CompiledTraffic
 from support.step_traffic import EagerTraffic
 from support.traffic import triton_traffic
@@ -16,10 +17,6 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastselfie.kernels import norm_relu_triton, pointwise_triton
-
-
-def last(tensor):
-    return tensor.contiguous(memory_format=torch.channels_last)
 
 
 def test_eager_operations_count_what_they_read_and_write():
@@ -53,7 +50,7 @@ def test_our_programs_make_the_passes_that_were_counted_in_the_interpreter(summe
     passes = next(n["passes"] for n in kernels["norms"] if n["norm"]["summed"] == summed)
     with FakeTensorMode():
         x, dy, other = (
-            last(torch.empty(64 * 49, 256, 8, 8, dtype=torch.bfloat16)) for _ in range(3)
+            channels_last(torch.empty(64 * 49, 256, 8, 8, dtype=torch.bfloat16)) for _ in range(3)
         )  # fmt: skip
         other, bias = other if summed else None, torch.empty(256)
         with EagerTraffic() as forward:
@@ -66,7 +63,7 @@ def test_our_programs_make_the_passes_that_were_counted_in_the_interpreter(summe
 
 def test_a_product_counts_every_address_once():
     """In the interpreter, which sees each load and store, and by the arguments of its launch."""
-    x, shortcut = (last(torch.randn(3, c, 5, 5)).bfloat16() for c in (144, 176))
+    x, shortcut = (channels_last(torch.randn(3, c, 5, 5)).bfloat16() for c in (144, 176))
     weight = torch.randn(176, 144).bfloat16()
     with triton_traffic() as loads:
         made = pointwise_triton.product(x, weight, shortcut)

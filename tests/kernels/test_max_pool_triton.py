@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.tensors import channels_last
 from support.traffic import triton_traffic
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -22,10 +23,6 @@ dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "bf16", "fp16"])
 SHAPES = [(1, 1, 1, 1), (1, 5, 7, 4), (5, 33, 7, 6), (2, 130, 6, 5)]
 
 
-def last(tensor):
-    return tensor.contiguous(memory_format=torch.channels_last)
-
-
 def outcome(x, gradient, impl):
     """The result, and the gradient of x."""
     x = x.detach().requires_grad_()
@@ -36,8 +33,8 @@ def outcome(x, gradient, impl):
 
 def case(shape, dtype):
     """x, and the gradient of the result."""
-    x = last(torch.randn(shape)).to(dtype)
-    return x, last(torch.randn_like(max_pool(x, "reference")))
+    x = channels_last(torch.randn(shape)).to(dtype)
+    return x, channels_last(torch.randn_like(max_pool(x, "reference")))
 
 
 @dtypes
@@ -62,7 +59,7 @@ def test_the_maximum_has_the_same_bits_and_the_gradient_is_rounded_once(shape, d
 @pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 1), (2, 2), (3, 4), (4, 3), (5, 5), (6, 6)])
 def test_of_equal_values_the_first_gets_the_gradient(size, dtype):
     """As in torch. Sums of whole numbers are exact in every dtype, so all bits are the same."""
-    x = last(torch.randint(0, 3, (2, 3, *size))).to(dtype)
+    x = channels_last(torch.randint(0, 3, (2, 3, *size))).to(dtype)
     gradient = torch.randint(-8, 9, max_pool(x, "reference").shape)
     for ours, torchs in zip(
         *(outcome(x, gradient, impl) for impl in ("triton", "reference")), strict=True
@@ -75,7 +72,7 @@ def test_of_equal_values_the_first_gets_the_gradient(size, dtype):
 def test_what_is_not_finite_is_as_in_torch(dtype):
     """NaN passes through, also beside infinity; -inf alone is a maximum."""
     values = torch.tensor([float("nan"), float("inf"), float("-inf"), 1.0])
-    x = last(values[torch.randint(0, 4, (4, 8, 6, 7))]).to(dtype)
+    x = channels_last(values[torch.randint(0, 4, (4, 8, 6, 7))]).to(dtype)
     x[0] = float("-inf")
     gradient = torch.randint(-8, 9, (4, 8, 3, 4))
     (ours, dx), (torchs, theirs) = (outcome(x, gradient, i) for i in ("triton", "reference"))
@@ -151,7 +148,7 @@ def test_the_stem_uses_it_in_training_only(monkeypatch):
     network = ResNetV2((1, 1, 1), width=4, options=ExecutionOptions(kernels="triton"))
     stem = network.stem.to(memory_format=torch.channels_last)
     assert list(stem.state_dict()) == ["conv.weight"]
-    x = last(torch.randn(2, 3, 16, 16))
+    x = channels_last(torch.randn(2, 3, 16, 16))
     with triton_traffic() as traffic:
         trained = stem(x)
     assert traffic.total
@@ -167,7 +164,7 @@ def test_opcheck(dtype):
     x, gradient = case((3, 8, 5, 6), dtype)
     operators = torch.ops.fastselfie
     torch.library.opcheck(operators.max_pool.default, (x.requires_grad_(),))
-    places = last(torch.randint(0, 9, gradient.shape)).to(torch.uint8)
+    places = channels_last(torch.randint(0, 9, gradient.shape)).to(torch.uint8)
     torch.library.opcheck(operators.max_pool_backward.default, (gradient, places, 5, 6))
 
 
@@ -185,7 +182,7 @@ class Net(nn.Module):
 @pytest.mark.parametrize("kind", ["torch.compile", "checkpointing"])
 def test_it_trains_under(kind):
     """The same bits as without."""
-    net, x = Net().to(memory_format=torch.channels_last), last(torch.randn(2, 3, 9, 8))
+    net, x = Net().to(memory_format=torch.channels_last), channels_last(torch.randn(2, 3, 9, 8))
     run = {
         "torch.compile": torch.compile(net, fullgraph=True, backend="aot_eager"),
         "checkpointing": lambda x: checkpoint(net, x, use_reentrant=False),

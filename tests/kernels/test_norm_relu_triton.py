@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.tensors import channels_last
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
@@ -25,17 +26,13 @@ summed = pytest.mark.parametrize("summed", [False, True], ids=["alone", "summed"
 SHAPES = [(3, 1, 1, 1), (3, 5, 1, 7), (50, 1, 15, 17), (65, 33, 3, 3), (9, 130, 3, 5)]
 
 
-def last(tensor):
-    return tensor.contiguous(memory_format=torch.channels_last)
-
-
 def case(shape, dtype=torch.float32, mean=0.5):
     """A norm, x, a shortcut, and the gradients of both results."""
     norm = nn.BatchNorm2d(shape[1])
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
     x = torch.randn(shape) * 2 + mean
-    return norm, *(last(t).to(dtype) for t in (x, *torch.randn(3, *shape)))
+    return norm, *(channels_last(t).to(dtype) for t in (x, *torch.randn(3, *shape)))
 
 
 def outcome(norm, x, shortcut, grad_y, grad_total, impl):
@@ -287,7 +284,7 @@ def alone(tmp_path):
 @pytest.mark.parametrize("kind", ["torch.compile", "checkpointing", "DDP"])
 def test_it_trains_under(kind, alone):
     """The same bits as without, but for the statistics, which checkpointing counts twice."""
-    x = last(torch.randn(6, 8, 3, 3)).requires_grad_()
+    x = channels_last(torch.randn(6, 8, 3, 3)).requires_grad_()
     block = Block("triton").to(memory_format=torch.channels_last)
     other, plain = copy.deepcopy(block), copy.deepcopy(block)
     plain.impl = "reference"

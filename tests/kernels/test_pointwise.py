@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from helpers.tensors import channels_last
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -25,16 +26,12 @@ SHAPES = [(1, 16, 16, 1, 1), (9, 144, 176, 3, 5), (8, 64, 128, 4, 4)]
 ODD = [(13, 33, 40, 3, 3), (5, 1, 1, 4, 7), (3, 130, 150, 5, 5)]
 
 
-def last(tensor):
-    return tensor.contiguous(memory_format=torch.channels_last)
-
-
 def case(shape, dtype=torch.bfloat16, summed=True, mean=0.5):
     """x, a weight that keeps the scale, and a shortcut or None."""
     b, k, n, h, w = shape
-    x = last(torch.randn(b, k, h, w) + 0.5).to(dtype)
+    x = channels_last(torch.randn(b, k, h, w) + 0.5).to(dtype)
     weight = (torch.randn(n, k, 1, 1) / k**0.5).to(dtype)
-    return x, weight, last(torch.randn(b, n, h, w) + mean).to(dtype) if summed else None
+    return x, weight, channels_last(torch.randn(b, n, h, w) + mean).to(dtype) if summed else None
 
 
 def pixels(x):
@@ -88,7 +85,7 @@ def test_programs_that_compute_several_tiles(summed, monkeypatch):
     monkeypatch.setattr(program, "PROGRAMS", 4)
     x, weight, shortcut = case((9, 16, 144, 8, 8), summed=summed)
     x, shortcut = (t if t is None else t[:, :, 1:] for t in (x, shortcut))
-    x, shortcut = (t if t is None else last(t) for t in (x, shortcut))
+    x, shortcut = (t if t is None else channels_last(t) for t in (x, shortcut))
     out, partial = program.product(x, weight.flatten(1), shortcut)
     assert len(partial) == 2
     assert_right(out, partial, x, weight, shortcut)
@@ -293,7 +290,7 @@ def net(kernels, checkpointed=False):
 def trained(run, network):
     """Features, gradients and statistics of a pass in bfloat16."""
     torch.manual_seed(3)
-    x = last(torch.randn(6, 3, 4, 4))
+    x = channels_last(torch.randn(6, 3, 4, 4))
     with torch.autocast("cpu", torch.bfloat16):
         y = run(x)
     y.float().square().mean().backward()
@@ -316,7 +313,7 @@ def test_every_norm_behind_a_1x1_convolution_computes_it(monkeypatch):
     assert_near(found, trained(plain, plain))
     network.eval()
     with torch.no_grad():
-        network(last(torch.randn(2, 3, 4, 4)))
+        network(channels_last(torch.randn(2, 3, 4, 4)))
     assert len(seen) == 4
 
 
