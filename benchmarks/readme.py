@@ -50,6 +50,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "padding": lambda: training_tables.padding(_read("padding")),
     "recipes": lambda: recipe_tables.recipes(_read("recipe-cifar10")),
     "switches": lambda: recipe_tables.switches(_read("recipe-switches")),
+    "7x7": lambda: recipe_tables.pretext_by_images(_read("recipe-tiny-imagenet-56")),
     "shortcut": lambda: training_tables.shortcut(_read("shortcut")),
     "speed": lambda: loader_tables.speed(_read("throughput-q90-224")),
     "throughput": lambda: loader_tables.throughput(_read_all("throughput-{}", *_THROUGHPUT)),

@@ -52,6 +52,28 @@ def switches(result: dict[str, Any]) -> str:
     return "\n".join([*table(head, rows), "", _note(result, {})])
 
 
+def pretext_by_images(result: dict[str, Any]) -> str:
+    """Pretext accuracy on held-out images, by the images that pretraining has seen."""
+    rows = result["rows"]
+    head = [
+        "pretraining", "chance", *(f"{images:,} images" for images, _ in rows[0]["pretext_by_images"][0]),
+        "another image's context", "no context",
+    ]  # fmt: skip
+    lines = []
+    for row in rows:
+        points = zip(*row["pretext_by_images"], strict=True)
+        accuracies = [mean(accuracy for _, accuracy in point) for point in points]
+        other = [mean(row["context"][f"pretext_accuracy_{which}_context"])
+                 for which in ("other", "no")]  # fmt: skip
+        chance = row["features"]["pretext_chance"][0]
+        lines.append([row["name"], *map(_percent, (chance, *accuracies, *other))])
+    columns = table(head, lines)
+    for share in rows[0]["top1"]["finetuned"]:
+        ends = [[row["name"], percents(row["top1"]["finetuned"][share])] for row in rows]
+        columns += ["", *table(["pretraining", f"finetuned, {share}% of the labels"], ends)]
+    return "\n".join([*columns, "", _note(result, {})])
+
+
 def _difference(finetuned: list[float], beside: dict[str, Any]) -> str:
     difference = paired_difference(finetuned, _only(beside["top1"]["finetuned"]))
     return gain(difference) if len(finetuned) > 1 else f"{100 * difference['mean']:+.1f}"
