@@ -149,6 +149,7 @@ def recorded_config(text: str) -> Config:
 _REMOVED = {
     ("finetune", "recalibrate"): (0, "it changed no weight"),
     ("model", "encoder_positions"): (True, "nobody measured a network without positions"),
+    ("pretrain", "ema"): (None, "the average of the weights was no better than the last ones"),
 }
 
 

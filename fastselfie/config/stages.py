@@ -86,10 +86,6 @@ class PretrainConfig(StageConfig):
     2016 normalise each patch, so that its mean and deviation do not tell its neighbours)"""
     patch_brightness: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """random number in [-b, b] added to the levels 0..1 of each patch, which are not clipped"""
-    ema: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """decay of an exponential moving average of the weights and batch statistics, over about
-    1 / (1 - decay) steps, which is evaluated, finetuned and exported in place of the weights. A
-    skipped step does not change it. null: no average"""
     eval_images: Free[PositiveInt] = 2_048
     """held-out images for the pretext accuracy"""
     picture_steps: Free[tuple[Annotated[int, Field(ge=0)], ...]] = (0, 2_000, 10_000, 120_000)

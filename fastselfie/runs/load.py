@@ -142,7 +142,7 @@ def load_run(run: Path, stage: str | None = None, allow_unfinished: bool = False
 
 
 def load_pretrained(config: Config, folder: Path, whole: bool = False) -> Selfie:
-    """Load the pretrained network: its moving average if there is one.
+    """Load the pretrained network.
 
     Args:
         config: the run's.
@@ -165,7 +165,7 @@ def load_pretrained(config: Config, folder: Path, whole: bool = False) -> Selfie
 
 
 def pretrained_of(config: Config, found: Checkpoint) -> Selfie:
-    """Load the network of a pretraining checkpoint: its moving average if there is one.
+    """Load the network of a pretraining checkpoint.
 
     Raises:
         UserError: the checkpoint is of another model or of another `model.query`, whose weights
@@ -179,8 +179,7 @@ def pretrained_of(config: Config, found: Checkpoint) -> Selfie:
             f"{config.model.query}: set model.query={query}, or pretrain in another folder"
         )
     network = build_selfie(config)
-    # A checkpoint of an older version has no key "average".
-    load_weights(network, found.state.get("average") or found.state["model"], found.path)
+    load_weights(network, found.state["model"], found.path)
     return network
 
 

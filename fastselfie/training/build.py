@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,12 +30,6 @@ class BuiltStage(Generic[Model]):
     pixels: InputTransform
     step: TrainStep
 
-    @property
-    def result(self) -> Model:
-        """The network to evaluate and hand on: the moving average if the step keeps one."""
-        average = self.step.average
-        return self.model if average is None else cast(Model, average.model)
-
 
 def build_stage(
     config: Config,
@@ -44,7 +38,6 @@ def build_stage(
     estimate: MemoryEstimate,
     build_model: Callable[[], Model],
     objective: Callable[[Callable[..., Any], InputTransform, Batch], tuple[Tensor, Tensor, int]],
-    decay: float | None = None,
 ) -> BuiltStage[Model]:
     """Build a stage on the accelerator's device, its network initialised from `config.seed`.
 
@@ -56,7 +49,6 @@ def build_stage(
         build_model: makes the network; called once, after torch's generator is seeded.
         objective: runs the network as it trains (replicated, compiled) on a micro-batch, and
             returns what `Objective` does.
-        decay: of the moving average of the weights; None: there is none.
     """
     accelerator = accelerator.for_stage(settings)
     if accelerator.why_eager:
@@ -77,5 +69,5 @@ def build_stage(
     replica = accelerator.replica(model, config.model.sync_batch_norm)
     bound = partial(objective, accelerator.compiled(replica), pixels)
     backend = config.optimizer.backend
-    step = TrainStep(replica, bound, settings, accelerator, micro_batch, backend, decay)
+    step = TrainStep(replica, bound, settings, accelerator, micro_batch, backend)
     return BuiltStage(model, pixels, step)

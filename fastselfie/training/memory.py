@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,6 @@ from fastselfie.system.accelerator import Precision
 
 # Weights, gradients and momentum, float32 each.
 _BYTES_A_PARAMETER = 12
-# The moving average, and temporarily its distance to the weights.
-_BYTES_AVERAGED = 8
 # The rest is for fragmentation, the convolutions' workspace and the data.
 _USABLE = 0.6
 
@@ -27,7 +25,7 @@ class MemoryEstimate:
 
     Attributes:
         parameters: of the network.
-        fixed: bytes of weights, gradients, momentum and the moving average.
+        fixed: bytes of weights, gradients and momentum.
         per_image: bytes of activations that an image's forward pass keeps for the backward pass.
     """
 
@@ -83,10 +81,7 @@ def estimate_pretraining(config: Config, precision: Precision) -> MemoryEstimate
         order = torch.zeros(images, config.patches, dtype=torch.int64)
         return patches, order
 
-    found = _estimate(lambda: build_selfie(plain(config)), inputs, precision)
-    if config.pretrain.ema is None:
-        return found
-    return replace(found, fixed=found.fixed + _BYTES_AVERAGED * found.parameters)
+    return _estimate(lambda: build_selfie(plain(config)), inputs, precision)
 
 
 def estimate_finetuning(config: Config, classes: int, precision: Precision) -> MemoryEstimate:

@@ -46,13 +46,7 @@ def build_pretraining(config: Config, accelerator: Accelerator) -> BuiltStage[Se
 
     settings, estimate = config.pretrain, estimate_pretraining(config, accelerator.precision)
     return build_stage(
-        config,
-        settings,
-        accelerator,
-        estimate,
-        lambda: build_selfie(config),
-        objective,
-        settings.ema,
+        config, settings, accelerator, estimate, lambda: build_selfie(config), objective
     )
 
 
@@ -75,14 +69,14 @@ def pretrain(
         on_log_line: see `fit`.
 
     Returns:
-        The network (its moving average if there is one) and the last metrics.
+        The network and the last metrics.
 
     Raises:
         UserError: see `fit` and the loaders.
     """
     settings = config.pretrain
     built = build_pretraining(config, accelerator)
-    model, pixels, step = built.result, built.pixels, built.step
+    model, pixels, step = built.model, built.pixels, built.step
     with accelerator.ranks.raise_together():
         device, seed = accelerator.device, config.seed
         train = build_loader(dataset.train, config.pretraining_data, seed, device)

@@ -78,7 +78,6 @@ def checkpoint_state(
         "precision": step.accelerator.precision.name,
         "config": json.dumps(stage.config.model_dump(mode="json")),
         "model": step.model.state_dict(),
-        "average": None if step.average is None else step.average.model.state_dict(),
         "optimizer": step.optimizer.state_dict(),
         "scaler": step.scaler.state_dict(),
         "random": random_state(step.accelerator.device),
@@ -99,8 +98,6 @@ def restore(step: TrainStep, found: Checkpoint) -> Progress:
     state, ranks = found.state, step.accelerator.ranks
     step.accelerator.check_micro_batch(state["micro_batch"], step.stage.batch_size // ranks.world)
     load_weights(step.model, state["model"], found.path)
-    if step.average is not None:
-        load_weights(step.average.model, state["average"], found.path)
     load_optimizer(step.optimizer, state["optimizer"])
     if state["scaler"] and step.scaler.is_enabled():  # empty unless it was saved in fp16
         step.scaler.load_state_dict(state["scaler"])

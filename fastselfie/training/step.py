@@ -21,7 +21,6 @@ from fastselfie.errors import UserError
 from fastselfie.system.accelerator import Accelerator
 from fastselfie.system.console import say
 from fastselfie.system.trace_ranges import trace_range
-from fastselfie.training.ema import MovingAverage
 from fastselfie.training.memory import smaller_micro_batch
 from fastselfie.training.nonfinite import Guard
 from fastselfie.training.optimizer import begin_momentum, build_optimizer, learning_rate
@@ -64,7 +63,6 @@ class TrainStep:
         accelerator: device, precision and ranks. A batch is this rank's share.
         micro_batch: images in a forward pass.
         backend: whose SGD, see `build_optimizer`.
-        decay: of the moving average of the weights; None: there is none.
 
     Raises:
         UserError: `micro_batch` cannot be used with CUDA graphs, or see `build_optimizer`.
@@ -78,7 +76,6 @@ class TrainStep:
         accelerator: Accelerator,
         micro_batch: int,
         backend: str = "torch",
-        decay: float | None = None,
     ) -> None:
         accelerator.check_micro_batch(micro_batch, stage.batch_size // accelerator.ranks.world)
         # Entered in all micro-batches but the last: DDP then does not exchange gradients.
@@ -95,7 +92,6 @@ class TrainStep:
             accelerator.device.type, enabled=accelerator.precision.scaled
         )
         self.guard = Guard(self.model, stage, accelerator.device)
-        self.average = None if decay is None else MovingAverage(self.model, decay)
         self._clear()
 
     def __call__(self, step: int, batch: Batch) -> None:
@@ -109,14 +105,10 @@ class TrainStep:
         with trace_range("optimiser"):
             # The mean over all ranks, so that all reach the same verdict.
             seen = self.accelerator.ranks.mean_on_device(loss)
-            if self.scaler.is_enabled():
-                applied, moved, norm = self._update_scaled(step, seen)
-            else:
-                applied, moved, norm = self._update(step, seen)
+            update = self._update_scaled if self.scaler.is_enabled() else self._update
+            applied, norm = update(step, seen)
             self.optimizer.zero_grad(set_to_none=True)
             self.guard.undo_statistics(applied)
-            if self.average is not None:
-                self.average.follow(moved)
         totals = self._totals
         totals["loss"] += torch.where(applied, loss, 0.0)
         totals["correct"] += applied * correct
@@ -212,12 +204,12 @@ class TrainStep:
             total += answers
         return torch.stack(losses).sum(), torch.stack(rights).sum(), total
 
-    def _update(self, step: int, loss: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _update(self, step: int, loss: Tensor) -> tuple[Tensor, Tensor]:
         """Apply the gradients if the guard accepts the step.
 
         Returns:
-            On the device, () each: whether the guard accepted the step; whether the weights
-            changed; and the norm of the gradients, NaN if unknown.
+            On the device, () each: whether the guard accepted the step, and the norm of the
+            gradients, NaN if unknown.
         """
         norm = nn.utils.get_total_norm(self._all_gradients())
         if self.stage.clip_grad_norm is not None:
@@ -230,9 +222,9 @@ class TrainStep:
             self.optimizer.step()
         elif applied:  # apex has no such switch: this waits for the device
             self.optimizer.step()
-        return applied, applied, norm
+        return applied, norm
 
-    def _update_scaled(self, step: int, loss: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _update_scaled(self, step: int, loss: Tensor) -> tuple[Tensor, Tensor]:
         """Do as `_update` in fp16, where the scaler looks for infinite gradients itself.
 
         It answers them by lowering its scale and skipping the update, so they are only an error at
@@ -240,8 +232,8 @@ class TrainStep:
         gradient. The norm is NaN, unknown: the gradients are scaled, and only the optimizer's
         kernel unscales them.
         """
-        before = self.scaler.scale(torch.ones_like(loss))
-        norm = torch.where(before < _LEAST_SCALE, math.inf, torch.zeros_like(loss))
+        scale = self.scaler.scale(torch.ones_like(loss))
+        norm = torch.where(scale < _LEAST_SCALE, math.inf, torch.zeros_like(loss))
         applied = self.guard.judge(step, loss, norm)
         self._all_gradients()[0].add_(torch.where(applied, 0.0, math.inf))
         if self.stage.clip_grad_norm is not None:
@@ -249,8 +241,7 @@ class TrainStep:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.stage.clip_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        moved = self.scaler.scale(torch.ones_like(loss)) >= before
-        return applied, moved, torch.full_like(loss, math.nan)
+        return applied, torch.full_like(loss, math.nan)
 
     def _all_gradients(self) -> list[Tensor]:
         return [p.grad for p in self.model.parameters() if p.grad is not None]

@@ -115,7 +115,11 @@ def test_a_mistake_is_one_line_that_names_it(tmp_path, text, overrides, words):
 
 @pytest.mark.parametrize(
     ("section", "key", "off", "effective"),
-    [("finetune", "recalibrate", 0, 9), ("model", "encoder_positions", True, False)],
+    [
+        ("finetune", "recalibrate", 0, 9),
+        ("model", "encoder_positions", True, False),
+        ("pretrain", "ema", None, 0.9),
+    ],
 )
 def test_a_removed_key_is_accepted_where_it_was_off(tmp_path, section, key, off, effective):
     """As in the config that an older version wrote."""

@@ -49,7 +49,7 @@ def one_step(config, accelerator, micro_batch):
         patches = patchify(batch.images, batch.flip, order, 8, mean, std, FLOAT64)
         return *replica(patches, order), len(batch.images) * model.masked
 
-    step = TrainStep(replica, objective, config.pretrain, accelerator, micro_batch, decay=0.5)
+    step = TrainStep(replica, objective, config.pretrain, accelerator, micro_batch)
     gather = torch.distributed.all_gather
 
     def counting(parts, *arguments, **named):
@@ -68,10 +68,9 @@ def one_step(config, accelerator, micro_batch):
     with closing(loader.stream(0, size, accelerator.ranks)) as batches:
         step(0, next(batches))
     weights = torch.cat([p.detach().flatten() for p in model.parameters()])
-    average = torch.cat([p.flatten() for p in step.average.model.parameters()])
     means = tuple(step.read())
     torch.distributed.all_gather = gather
-    return {**seen, "weights": weights, "average": average, "means": means, "sent": len(sent)}
+    return {**seen, "weights": weights, "means": means, "sent": len(sent)}
 
 
 def measures(config, accelerator):

@@ -37,13 +37,6 @@ def test_the_estimate_is_what_a_forward_pass_keeps():
     assert abs(estimate.per_image - (more - few) / 2) < 0.1 * estimate.per_image
 
 
-def test_the_moving_average_takes_memory_of_its_own():
-    plain = estimate_pretraining(tiny_config(), FP32)
-    kept = estimate_pretraining(tiny_config(pretrain={"ema": 0.9}), FP32)
-    assert kept.fixed == plain.fixed + 8 * plain.parameters  # the average and a step to it
-    assert kept.per_image == plain.per_image
-
-
 def test_a_gap_saves_the_memory_of_what_p_does_not_see():
     """Maps of 8, 4 and 2 pixels a side become maps of 4, 2 and 1."""
     whole = estimate_pretraining(tiny_config(), FP32)

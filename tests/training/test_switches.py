@@ -42,7 +42,6 @@ SWITCHES = {
     "pretrain.crop": (["pretrain.crop=resized", "pretrain.area=[0.5, 0.9]"], True),
     "end_norm": (["model.end_norm=false"], True),
     "form": (["finetune.form=attention_pooling"], False),
-    "ema": (["pretrain.ema=0.5"], False),
     "progressive": (["pretrain.progressive=[16]", "finetune.progressive=[16, 24]"], True),
 }
 

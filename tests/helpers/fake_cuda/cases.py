@@ -78,8 +78,8 @@ def fuses_the_max_pool(waits: Waits) -> None:
 
 def resumes(saved_under: str, loaded_under: str, waits: Waits) -> None:
     """Go on from a checkpoint, whose tensors are on the host, under another key of `runtime`."""
-    first = pretrains("cifar10", "pretrain.ema=0.99", saved_under, waits=waits)
-    loaded = _config("cifar10", "pretrain.ema=0.99", loaded_under)
+    first = pretrains("cifar10", saved_under, waits=waits)
+    loaded = _config("cifar10", loaded_under)
     dataset = open_dataset(loaded.data)
     stage, sums = pretraining_stage(loaded, dataset), [first.metric_accumulators()]
     state = checkpoint_state(stage, first, Progress(_STEPS), sums)
@@ -226,8 +226,6 @@ STEPS: dict[str, Callable[..., Any]] = {
     "reference kernels": partial(pretrains, "cifar10", _BF16, "runtime.kernels=reference"),
     "micro-batches and clipping, bf16": partial(pretrains, "cifar10", _BF16, _MICRO, _CLIP),
     "micro-batches and clipping, fp16": partial(pretrains, "cifar10", _FP16, _MICRO, _CLIP),
-    "moving average": partial(pretrains, "cifar10", _BF16, "pretrain.ema=0.999"),
-    "moving average, fp16": partial(pretrains, "cifar10", _FP16, "pretrain.ema=0.999"),
     "nonfinite steps are skipped": partial(pretrains, "cifar10", "pretrain.on_nonfinite=skip"),
     "progressive sizes": partial(
         pretrains, "cifar10", "pretrain.progressive=[16, 24]", "pretrain.steps=4"
