@@ -45,8 +45,6 @@ CANDIDATES: dict[str, list[str]] = {
     # Each with one switch of docs/method-switches.md turned.
     "cosine centred windows": [*_CONTEXT, "pretrain.patch_jitter=false"],
     "cosine no end norm": [*_CONTEXT, "model.end_norm=false"],
-    "cosine growing pretraining": [*_CONTEXT, "pretrain.progressive=[24]"],
-    "cosine growing finetuning": [*_CONTEXT, "finetune.progressive=[24]"],
     "cosine finer grid": [*_CONTEXT, "model.patch_size=4", "pretrain.patch_gap=0"],
     # Another network is finetuned, so its control is another one too.
     "cosine second form": [*_ONE_RATE, *CONTEXT, "finetune.form=attention_pooling"],

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
 from typing import Annotated, Any
 
 import yaml
@@ -81,14 +80,10 @@ class Config(Section):
         """M, the number of masked patches."""
         return self.model.masked(self.patches)
 
-    def patch_window(self, cell: int) -> int:
-        """Return the side of what P sees of a cell of the grid in pretraining, in pixels.
-
-        Args:
-            cell: Side of the cell: model.patch_size, or less in images of pretrain.progressive.
-        """
-        patch = self.model.patch_size
-        return (patch - self.pretrain.patch_gap) * cell // patch
+    @property
+    def patch_window(self) -> int:
+        """The side of what P sees of a cell of the grid in pretraining, in pixels."""
+        return self.model.patch_size - self.pretrain.patch_gap
 
     @model_validator(mode="after")
     def _check(self) -> Config:
@@ -103,9 +98,6 @@ class Config(Section):
             raise ValueError(f"pretrain.area is {list(area)}: must be [least, most] within (0, 1]")
         if self.data.loader == "resident" and self.pretraining_data.crop != "pad":
             raise ValueError("data.loader is resident, which supports only pretrain.crop: pad")
-        self._check_sizes("pretrain", self.pretrain, of_patches=True)
-        of_patches = self.finetune.form == "attention_pooling"
-        self._check_sizes("finetune", self.finetune, of_patches)
         return self
 
     def _check_task(self) -> None:
@@ -116,36 +108,12 @@ class Config(Section):
                 f"{self.patches} patches, but at least 2 are needed: "
                 f"{'increase it' if self.grid > 1 else 'decrease model.patch_size'}"
             )
-        for image in (*self.pretrain.progressive, self.data.image_size):
-            window = self.patch_window(image // self.grid)
-            if self.pretrain.patch_gap and window < self.model.stride:
-                raise ValueError(
-                    f"pretrain.patch_gap is {self.pretrain.patch_gap}: leaves {max(0, window)} "
-                    f"pixels of a patch of {image // self.grid}, but at least {self.model.stride} "
-                    f"are needed, the stride of P with model.stem = {self.model.stem}: decrease it"
-                )
-
-    def _check_sizes(self, name: str, stage: StageConfig, of_patches: bool) -> None:
-        """Check that the image sizes in the stage's `progressive` are possible."""
-        sizes, stride = stage.progressive, self.model.stride
-        # The number of patches is constant, and each needs one position of P's output map. A whole
-        # image must be halved evenly.
-        least, unit = (self.grid * stride, self.grid) if of_patches else (2 * stride, 2 * stride)
-        rising = all(a < b for a, b in pairwise((*sizes, self.data.image_size)))
-        if not rising or any(size % unit or size < least for size in sizes):
+        if self.pretrain.patch_gap and self.patch_window < self.model.stride:
             raise ValueError(
-                f"{name}.progressive is {list(sizes)}: must increase, in multiples of {unit}, from "
-                f"at least {least} to below data.image_size = {self.data.image_size}"
-            )
-        if sizes and self.runtime.cuda_graphs:
-            raise ValueError(
-                f"{name}.progressive is {list(sizes)}, but CUDA graphs take only one size: set "
-                "runtime.cuda_graphs=false"
-            )
-        if sizes and self.runtime.compile not in ("auto", "off"):
-            raise ValueError(
-                f"{name}.progressive is {list(sizes)}, but a compiled step takes only one size: "
-                "set runtime.compile=off"
+                f"pretrain.patch_gap is {self.pretrain.patch_gap}: leaves "
+                f"{max(0, self.patch_window)} pixels of a patch of {self.model.patch_size}, but at "
+                f"least {self.model.stride} are needed, the stride of P with model.stem = "
+                f"{self.model.stem}: decrease it"
             )
 
     def to_yaml(self) -> str:

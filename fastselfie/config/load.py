@@ -146,10 +146,14 @@ def recorded_config(text: str) -> Config:
 
 
 # (section, key): the value without an effect, and why the key was removed.
-_REMOVED = {
+_REMOVED: dict[tuple[str, str], tuple[Any, str]] = {
     ("finetune", "recalibrate"): (0, "it changed no weight"),
     ("model", "encoder_positions"): (True, "nobody measured a network without positions"),
     ("pretrain", "ema"): (None, "the average of the weights was no better than the last ones"),
+    ("pretrain", "progressive"): ([], "it lost more accuracy than fewer steps of the same cost"),
+    ("pretrain", "progressive_until"): (0.5, "progressive was"),
+    ("finetune", "progressive"): ([], "it lost more accuracy than fewer steps of the same cost"),
+    ("finetune", "progressive_until"): (0.5, "progressive was"),
 }
 
 

@@ -28,10 +28,10 @@ class RuntimeConfig(Section):
         "auto"
     )
     """mode of torch.compile for the network; takes minutes at the first start, and seconds later,
-    from its cache. auto: default on a GPU, off on a CPU, with activation checkpointing or
-    progressive sizes, and where torch.compile lacks what it needs"""
+    from its cache. auto: default on a GPU, off on a CPU, with activation checkpointing,
+    and where torch.compile lacks what it needs"""
     cuda_graphs: bool = False
-    """run the compiled network as CUDA graphs; not with micro-batches or progressive sizes"""
+    """run the compiled network as CUDA graphs; not with micro-batches"""
     activation_checkpointing: bool = False
     """store only the input of each block of P, and recompute the block backward"""
     threads: PositiveInt | None = None

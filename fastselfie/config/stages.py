@@ -34,23 +34,12 @@ class StageConfig(Section):
     `fastselfie replay`; skip skips the step"""
     max_skipped_in_a_row: Free[PositiveInt] = 10
     """on_nonfinite: skip stops after this many consecutive steps"""
-    progressive: tuple[PositiveInt, ...] = ()
-    """increasing sides, in pixels, of the smaller images to begin with, each for an equal part of
-    the first progressive_until of the steps; then data.image_size. Patches shrink too, so their
-    number is constant. Images are shrunk on the device: this saves computation, not decoding"""
-    progressive_until: Fraction = 0.5
-    """fraction of the steps; see progressive"""
     log_every: Free[PositiveInt] = 50
     """steps between log lines"""
     eval_every: Free[PositiveInt] = 5_000
     """steps between evaluations"""
     save_every: Free[PositiveInt] = 1_000
     """steps between checkpoints"""
-
-    def image_size_at(self, step: int) -> int | None:
-        """Return the image side in `step` (from 0), or None for data.image_size."""
-        part = int(step * len(self.progressive) / (self.progressive_until * self.steps))
-        return self.progressive[part] if part < len(self.progressive) else None
 
     @model_validator(mode="after")
     def _check_micro(self) -> StageConfig:
@@ -75,7 +64,7 @@ class PretrainConfig(StageConfig):
     patch_gap: Annotated[int, Field(ge=0)] = 0
     """pixels between the patches that P sees: of each cell of the grid it sees a window of
     model.patch_size - patch_gap pixels a side, so borders do not continue in the next patch
-    (Doersch et al. 2015). The windows of progressive are in proportion, rounded down"""
+    (Doersch et al. 2015)"""
     patch_jitter: bool = True
     """patch_gap: the window is at a random place of its cell; false: in the centre"""
     patch_grey: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0

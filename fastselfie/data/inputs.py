@@ -24,7 +24,7 @@ def draw_masks(batch: Batch, seed: int, patches: int) -> Tensor:
     return to_device(torch.from_numpy(order), batch.images.device)
 
 
-def draw_changes(batch: Batch, config: Config, side: int) -> PatchChanges:
+def draw_changes(batch: Batch, config: Config) -> PatchChanges:
     """Draw how pretraining changes the patch at each place of the grid of each image.
 
     The draws belong to (seed, epoch, sample, place), see `patch_corners` and `patch_colours`.
@@ -32,9 +32,9 @@ def draw_changes(batch: Batch, config: Config, side: int) -> PatchChanges:
     Args:
         batch: The samples.
         config: Of the run.
-        side: P in the images of the batch, in pixels.
     """
-    task, window, device = config.pretrain, config.patch_window(side), batch.images.device
+    task, window, device = config.pretrain, config.patch_window, batch.images.device
+    side = config.model.patch_size
     samples = (config.seed, batch.index.epochs, batch.index.samples, config.patches)
     corners, grey, tone = None, None, None
     if window < side and task.patch_jitter:
@@ -71,13 +71,12 @@ class InputTransform:
         """Draw each image's mask and how its patches change, and cut the image into patches.
 
         Returns:
-            (B, N, 3, W, W), visible patches first and masked last, where W is the window of P in
-            proportion to the images; and their places, as `draw_masks` gives them.
+            (B, N, 3, W, W), visible patches first and masked last, where W is the window of P;
+            and their places, as `draw_masks` gives them.
         """
         order = draw_masks(batch, self.config.seed, self.grid**2)
-        side = batch.images.shape[1] // self.grid
-        changes = draw_changes(batch, self.config, side)
-        return self._cut(batch, order, side, self.dtype, changes), order
+        changes = draw_changes(batch, self.config)
+        return self._cut(batch, order, self.patch_size, self.dtype, changes), order
 
     def whole(self, batch: Batch, dtype: torch.dtype | None = None) -> Tensor:
         """(B, 3, H, W), in the accelerator's precision or in `dtype`."""

@@ -208,7 +208,7 @@ def paper_rates(config: Config, classes: int, target: Target) -> tuple[float, fl
 
 def _pretraining_cost(config: Config, gpu: Gpu) -> tuple[float, int]:
     """Return FLOPs of the forward pass, and bytes kept for the backward pass, of one image."""
-    side = config.patch_window(config.model.patch_size)
+    side = config.patch_window
 
     def inputs(dtype: torch.dtype) -> tuple[Tensor, ...]:
         patches = torch.empty(_COUNTED, config.patches, 3, side, side, dtype=dtype)

@@ -61,8 +61,6 @@ def profile_config(config: Config, steps: int, out: Path, target: Target | None)
         UserError: The data cannot be read.
         OSError: `out` cannot be made or written.
     """
-    pretrain = config.pretrain.model_copy(update={"progressive": ()})  # the size of most steps
-    config = config.model_copy(update={"pretrain": pretrain})
     accelerator = choose_accelerator(config.runtime)
     source = open_dataset(config.data, config.seed, labels_needed=False).train
     name, why = choose_loader(config.pretraining_data, source, accelerator.device)

@@ -76,7 +76,7 @@ def estimate_pretraining(config: Config, precision: Precision) -> MemoryEstimate
     """Estimate the memory of Selfie on patches."""
 
     def inputs(images: int) -> tuple[Tensor, ...]:
-        side = config.patch_window(config.model.patch_size)
+        side = config.patch_window
         patches = torch.empty(images, config.patches, 3, side, side, dtype=precision.dtype)
         order = torch.zeros(images, config.patches, dtype=torch.int64)
         return patches, order

@@ -50,14 +50,15 @@ def test_dry_run_names_a_memory_that_is_too_small_for_one_image(cli, monkeypatch
     assert "a pass of one image needs about 0." in lines[0]
 
 
-def test_dry_run_says_whether_a_gpu_compiles_each_stage(monkeypatch):
-    """Progressive sizes are compiled only in the stage that has none."""
-    config = tiny_config(pretrain={"progressive": [16]})
-    gpu = replace(choose_accelerator(config.runtime), compile="default")
+def test_dry_run_says_whether_a_gpu_compiles_the_steps():
+    config = tiny_config()
+    cpu = choose_accelerator(config.runtime)
     table = Table()
-    for name in ("pretrain", "finetune"):
-        estimate = MemoryEstimate(1, 1, 1)
-        dry_run._add_stage(table, name, getattr(config, name), estimate, gpu)
+    for name, gpu in (
+        ("compiled", replace(cpu, compile="default")),
+        ("eager", replace(cpu, why_eager="no compiler")),
+    ):
+        dry_run._add_stage(table, name, config.pretrain, MemoryEstimate(1, 1, 1), gpu)
     texts = dict(zip(*(column._cells for column in table.columns), strict=True))
-    assert texts["pretrain, compile"].startswith("off: the image sizes of `progressive`")
-    assert texts["finetune, compile"] == "default"
+    assert texts["compiled, compile"] == "default"
+    assert texts["eager, compile"] == "off: no compiler"

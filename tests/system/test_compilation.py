@@ -73,16 +73,13 @@ def test_where_something_is_missing_auto_runs_eagerly_and_others_are_refused(
     assert "\n" not in why
 
 
-def test_a_stage_says_once_why_it_is_not_compiled(monkeypatch, capsys):
-    """Progressive sizes turn auto off in the stage that has them."""
-    monkeypatch.setattr(torch, "compile", lambda model, mode: model)
+def test_a_run_says_once_why_it_is_not_compiled(capsys):
     console.say_once.cache_clear()
-    config = tiny_config(pretrain={"progressive": [16]})
-    gpu = replace(accelerators.choose_accelerator(config.runtime), compile="default")
+    config = tiny_config()
+    gpu = replace(accelerators.choose_accelerator(config.runtime), why_eager="no compiler")
     for _ in range(2):
-        step = build_pretraining(config, gpu).step
-    assert step.accelerator.compile is None
+        build_pretraining(config, gpu)
     said = capsys.readouterr().err
-    assert said.count("runtime.compile is auto, and steps are not compiled: the image sizes") == 1
-    assert build_pretraining(tiny_config(), gpu).step.accelerator.compile == "default"
+    assert said.count("runtime.compile is auto, and steps are not compiled: no compiler") == 1
+    build_pretraining(config, replace(gpu, why_eager=None))
     assert not capsys.readouterr().err

@@ -239,8 +239,7 @@ print(told)
 def test_every_switch_of_the_method_goes_with_several_processes(tmp_path, yaml_of):
     path = yaml_of(
         model={"end_norm": False},
-        pretrain={"progressive": [16]},
-        finetune={"form": "attention_pooling", "progressive": [20]},
+        finetune={"form": "attention_pooling"},
     )
     ended = torchrun("whole", "train", path, "--out", tmp_path / "run")
     assert ended.returncode == 0, ended.stderr

@@ -227,9 +227,6 @@ STEPS: dict[str, Callable[..., Any]] = {
     "micro-batches and clipping, bf16": partial(pretrains, "cifar10", _BF16, _MICRO, _CLIP),
     "micro-batches and clipping, fp16": partial(pretrains, "cifar10", _FP16, _MICRO, _CLIP),
     "nonfinite steps are skipped": partial(pretrains, "cifar10", "pretrain.on_nonfinite=skip"),
-    "progressive sizes": partial(
-        pretrains, "cifar10", "pretrain.progressive=[16, 24]", "pretrain.steps=4"
-    ),
     "activation checkpointing": partial(
         pretrains, "cifar10", _BF16, "runtime.activation_checkpointing=true"
     ),
