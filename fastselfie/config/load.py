@@ -149,6 +149,7 @@ def recorded_config(text: str) -> Config:
 _REMOVED: dict[tuple[str, str], tuple[Any, str]] = {
     ("finetune", "recalibrate"): (0, "it changed no weight"),
     ("model", "encoder_positions"): (True, "nobody measured a network without positions"),
+    ("model", "end_norm"): (True, "P without a norm at its end was no better"),
     ("pretrain", "ema"): (None, "the average of the weights was no better than the last ones"),
     ("pretrain", "progressive"): ([], "it lost more accuracy than fewer steps of the same cost"),
     ("pretrain", "progressive_until"): (0.5, "progressive was"),

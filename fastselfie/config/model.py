@@ -19,10 +19,6 @@ class ModelConfig(Section):
     """channels of the stem"""
     blocks: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (3, 4, 6, 3)
     """bottleneck blocks of each stage; P is the first three stages"""
-    end_norm: bool = True
-    """batch norm and ReLU at the end of P, before its pooling; a pre-activation network cut there
-    has neither. false: an ablation, where the fourth stage of a finetuned ResNet begins with a new
-    norm"""
     patch_size: PositiveInt = 32
     """side of a patch, in pixels"""
     mask_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.25

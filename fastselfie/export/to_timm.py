@@ -35,8 +35,6 @@ def timm_bytes(
         raise UserError(
             f"finetune.form is {trained.config.finetune.form}, which timm lacks: {way_out}"
         )
-    if network.norm is None:
-        raise UserError(f"model.end_norm is false, but timm's ResNetV2 always has it: {way_out}")
     if model.stem != "imagenet":
         raise UserError(
             f"model.stem is {model.stem}, a 3x3 convolution without pooling, but timm's ResNetV2 "

@@ -218,7 +218,10 @@ class Head(nn.Module):
 
 
 class ResNetV2(nn.Module):
-    """A pre-activation ResNet of bottlenecks.
+    """A pre-activation ResNet of bottlenecks. A norm and a ReLU precede the average pooling.
+
+    The paper does not say whether P, cut from the network after three stages, has them. Without
+    them it was no better: see docs/results.md.
 
     Args:
         blocks: bottlenecks in each stage: 3 entries for P, 4 for the classifier.
@@ -226,7 +229,6 @@ class ResNetV2(nn.Module):
         stem: imagenet or cifar.
         classes: outputs; None: the pooled features.
         options: see `ExecutionOptions`.
-        end_norm: whether a norm and a ReLU precede the average pooling.
     """
 
     def __init__(
@@ -236,7 +238,6 @@ class ResNetV2(nn.Module):
         stem: Stem = "imagenet",
         classes: int | None = None,
         options: ExecutionOptions = ExecutionOptions(),  # noqa: B008
-        end_norm: bool = True,
     ) -> None:
         super().__init__()
         self.kernels = options.kernels
@@ -247,7 +248,7 @@ class ResNetV2(nn.Module):
             stages.append(_Stage(count, inputs, outputs, 1 if index == 0 else 2, options))
             inputs = outputs
         self.stages = nn.Sequential(*stages)
-        self.norm = nn.BatchNorm2d(inputs) if end_norm else None
+        self.norm = nn.BatchNorm2d(inputs)
         self.width = inputs
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -257,8 +258,6 @@ class ResNetV2(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, D): the input of the classifier."""
         terms: Terms = self.stages(Terms(self.stem(x)))
-        if self.norm is None:
-            return terms.added().mean(dim=(2, 3))
         return terms.normalised(self.norm, self.kernels)[1].mean(dim=(2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -270,11 +269,10 @@ class ResNetV2(nn.Module):
         """Copy P into the stem and the first stages; the rest keeps its initial values.
 
         P's last norm, with its batch statistics, is copied into the first norm of the next stage,
-        which has the same place in the network. If P has none, that norm keeps its initial values.
+        which has the same place in the network.
         """
         self.stem.load_state_dict(patch_network.stem.state_dict())
         depth = len(patch_network.stages)
         self.stages[:depth].load_state_dict(patch_network.stages.state_dict())
-        if patch_network.norm is not None:
-            following = self.stages.get_submodule(f"{depth}.blocks.0.norm1")
-            following.load_state_dict(patch_network.norm.state_dict())
+        following = self.stages.get_submodule(f"{depth}.blocks.0.norm1")
+        following.load_state_dict(patch_network.norm.state_dict())

@@ -260,7 +260,7 @@ def build_classifier(config: Config, classes: int, start: Selfie | None = None) 
 
 def _build_patch_network(model: ModelConfig, options: ExecutionOptions) -> ResNetV2:
     """Build P: the first three stages and average pooling (paper: 'the first three blocks')."""
-    return ResNetV2(model.blocks[:3], model.width, model.stem, None, options, model.end_norm)
+    return ResNetV2(model.blocks[:3], model.width, model.stem, None, options)
 
 
 def _build_pooling(model: ModelConfig) -> AttentionPooling:

@@ -118,6 +118,7 @@ def test_a_mistake_is_one_line_that_names_it(tmp_path, text, overrides, words):
     [
         ("finetune", "recalibrate", 0, 9),
         ("model", "encoder_positions", True, False),
+        ("model", "end_norm", True, False),
         ("pretrain", "ema", None, 0.9),
         ("pretrain", "progressive", [], [24]),
         ("finetune", "progressive_until", 0.5, 0.8),

@@ -63,19 +63,6 @@ def test_finetuning_takes_over_p_and_nothing_else():
     assert torch.equal(seen, p(x))
 
 
-def test_without_an_end_norm_p_pools_the_stages_as_they_are():
-    p = ResNetV2((1, 2, 1), width=4, end_norm=False).eval()
-    x = torch.randn(2, 3, 32, 32)
-    assert torch.equal(p(x), through(p.stages, p.stem(x)).mean(dim=(2, 3)))
-    assert not [name for name in p.state_dict() if name.startswith("norm.")]
-    network = ResNetV2((1, 2, 1, 1), width=4, classes=5)
-    fresh = {k: v.clone() for k, v in network.state_dict().items()}
-    network.start_from(p)
-    for name, value in network.state_dict().items():
-        assert torch.equal(value, p.state_dict().get(name, fresh[name])), name
-    assert network.norm is not None
-
-
 def test_the_classifier_starts_near_uniform():
     logits = ResNetV2((1, 1, 1, 1), width=4, classes=10)(torch.randn(8, 3, 32, 32))
     assert torch.nn.functional.cross_entropy(logits, torch.arange(8)) < 2.303 + 0.3

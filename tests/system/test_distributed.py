@@ -238,7 +238,8 @@ print(told)
 
 def test_every_switch_of_the_method_goes_with_several_processes(tmp_path, yaml_of):
     path = yaml_of(
-        model={"end_norm": False},
+        model={"query": "pooled", "logit_scale": "cosine", "mask_fraction": 0.5},
+        pretrain={"patch_gap": 2, "patch_grey": 0.5, "patch_contrast": 0.4},
         finetune={"form": "attention_pooling"},
     )
     ended = torchrun("whole", "train", path, "--out", tmp_path / "run")

@@ -34,7 +34,6 @@ SWITCHES = {
     "data.pad_mode": (["data.pad_mode=zero"], True),
     "pretrain.pad_mode": (["pretrain.pad_mode=zero"], True),
     "pretrain.crop": (["pretrain.crop=resized", "pretrain.area=[0.5, 0.9]"], True),
-    "end_norm": (["model.end_norm=false"], True),
     "form": (["finetune.form=attention_pooling"], False),
 }
 
@@ -76,7 +75,7 @@ def test_a_switch_changes_the_first_losses_and_runs_through(
     found = losses(out / "pretrain")
     assert all(map(math.isfinite, found))
     assert (found[:2] != paper[:2]) == pretraining
-    if name in ("form", "end_norm"):  # others leave the networks that `evaluate` builds as they are
+    if name == "form":  # others leave the networks that `evaluate` builds as they are
         measured = json.loads(cli("evaluate", out).out.splitlines()[-1])
         figures = json.loads(result.out.splitlines()[-1])
         assert measured["finetuned"]["top1"] == pytest.approx(figures["finetuned_accuracy"])
