@@ -55,10 +55,8 @@ def switches(result: dict[str, Any]) -> str:
 def pretext_by_images(result: dict[str, Any]) -> str:
     """Pretext accuracy on held-out images, by the images that pretraining has seen."""
     rows = result["rows"]
-    head = [
-        "pretraining", "chance", *(f"{images:,} images" for images, _ in rows[0]["pretext_by_images"][0]),
-        "another image's context", "no context",
-    ]  # fmt: skip
+    seen = [f"{images:,} images" for images, _ in rows[0]["pretext_by_images"][0]]
+    head = ["pretraining", "chance", *seen, "another image's context", "no context"]
     lines = []
     for row in rows:
         points = zip(*row["pretext_by_images"], strict=True)
