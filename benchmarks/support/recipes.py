@@ -44,6 +44,7 @@ CANDIDATES: dict[str, list[str]] = {
     "cosine no shift": [*_CONTEXT, "pretrain.pad_mode=none"],
     # Each with one switch of docs/method-switches.md turned.
     "cosine centred windows": [*_CONTEXT, "pretrain.patch_jitter=false"],
+    "cosine growing finetuning": [*_CONTEXT, "finetune.progressive=[24]"],
     "cosine finer grid": [*_CONTEXT, "model.patch_size=4", "pretrain.patch_gap=0"],
     # Another network is finetuned, so its control is another one too.
     "cosine second form": [*_ONE_RATE, *CONTEXT, "finetune.form=attention_pooling"],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Annotated, Any
 
 import yaml
@@ -98,6 +99,7 @@ class Config(Section):
             raise ValueError(f"pretrain.area is {list(area)}: must be [least, most] within (0, 1]")
         if self.data.loader == "resident" and self.pretraining_data.crop != "pad":
             raise ValueError("data.loader is resident, which supports only pretrain.crop: pad")
+        self._check_progressive()
         return self
 
     def _check_task(self) -> None:
@@ -114,6 +116,30 @@ class Config(Section):
                 f"{max(0, self.patch_window)} pixels of a patch of {self.model.patch_size}, but at "
                 f"least {self.model.stride} are needed, the stride of P with model.stem = "
                 f"{self.model.stem}: decrease it"
+            )
+
+    def _check_progressive(self) -> None:
+        """Check that the image sizes of `finetune.progressive` are possible."""
+        sizes, stride = self.finetune.progressive, self.model.stride
+        of_patches = self.finetune.form == "attention_pooling"
+        # The number of patches is constant, and each needs one position of P's output map. A whole
+        # image must be halved evenly.
+        least, unit = (self.grid * stride, self.grid) if of_patches else (2 * stride, 2 * stride)
+        rising = all(a < b for a, b in pairwise((*sizes, self.data.image_size)))
+        if not rising or any(size % unit or size < least for size in sizes):
+            raise ValueError(
+                f"finetune.progressive is {list(sizes)}: must increase, in multiples of {unit}, "
+                f"from at least {least} to below data.image_size = {self.data.image_size}"
+            )
+        if sizes and self.runtime.cuda_graphs:
+            raise ValueError(
+                f"finetune.progressive is {list(sizes)}, but CUDA graphs take only one size: set "
+                "runtime.cuda_graphs=false"
+            )
+        if sizes and self.runtime.compile not in ("auto", "off"):
+            raise ValueError(
+                f"finetune.progressive is {list(sizes)}, but a compiled step takes only one size: "
+                "set runtime.compile=off"
             )
 
     def to_yaml(self) -> str:

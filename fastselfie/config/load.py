@@ -151,10 +151,8 @@ _REMOVED: dict[tuple[str, str], tuple[Any, str]] = {
     ("model", "encoder_positions"): (True, "nobody measured a network without positions"),
     ("model", "end_norm"): (True, "P without a norm at its end was no better"),
     ("pretrain", "ema"): (None, "the average of the weights was no better than the last ones"),
-    ("pretrain", "progressive"): ([], "it lost more accuracy than fewer steps of the same cost"),
-    ("pretrain", "progressive_until"): (0.5, "progressive was"),
-    ("finetune", "progressive"): ([], "it lost more accuracy than fewer steps of the same cost"),
-    ("finetune", "progressive_until"): (0.5, "progressive was"),
+    ("pretrain", "progressive"): ([], "fewer steps of the same cost were better"),
+    ("pretrain", "progressive_until"): (0.5, "pretrain.progressive was"),
 }
 
 

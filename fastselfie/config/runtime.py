@@ -28,10 +28,10 @@ class RuntimeConfig(Section):
         "auto"
     )
     """mode of torch.compile for the network; takes minutes at the first start, and seconds later,
-    from its cache. auto: default on a GPU, off on a CPU, with activation checkpointing,
-    and where torch.compile lacks what it needs"""
+    from its cache. auto: default on a GPU, off on a CPU, with activation checkpointing or
+    finetune.progressive, and where torch.compile lacks what it needs"""
     cuda_graphs: bool = False
-    """run the compiled network as CUDA graphs; not with micro-batches"""
+    """run the compiled network as CUDA graphs; not with micro-batches or finetune.progressive"""
     activation_checkpointing: bool = False
     """store only the input of each block of P, and recompute the block backward"""
     threads: PositiveInt | None = None

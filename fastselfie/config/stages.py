@@ -41,6 +41,10 @@ class StageConfig(Section):
     save_every: Free[PositiveInt] = 1_000
     """steps between checkpoints"""
 
+    def image_size_at(self, step: int) -> int | None:
+        """Return the image side in `step` (from 0), or None for data.image_size."""
+        return None
+
     @model_validator(mode="after")
     def _check_micro(self) -> StageConfig:
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
@@ -97,6 +101,12 @@ class FinetuneConfig(StageConfig):
     """resnet: a ResNet on whole images, its first three stages from P; attention_pooling: P on all
     patches, A with positions, and a classifier on u, all but the classifier from pretraining: the
     paper's ResNet-36 + attention pooling"""
+    progressive: tuple[PositiveInt, ...] = ()
+    """increasing sides, in pixels, of the smaller images to begin with, each for an equal part of
+    the first progressive_until of the steps; then data.image_size. Patches shrink too, so their
+    number is constant. Images are shrunk on the device: this saves computation, not decoding"""
+    progressive_until: Fraction = 0.5
+    """fraction of the steps; see progressive"""
     labels: Fraction = 0.1
     """fraction of the labels, the same for each class"""
     labels_per_class: PositiveInt | None = None
@@ -105,3 +115,7 @@ class FinetuneConfig(StageConfig):
     """also train the same network from scratch, as a control"""
     scratch_lr: PositiveFloat | None = None
     """maximum learning rate of the control; null: lr"""
+
+    def image_size_at(self, step: int) -> int | None:
+        part = int(step * len(self.progressive) / (self.progressive_until * self.steps))
+        return self.progressive[part] if part < len(self.progressive) else None

@@ -113,6 +113,7 @@ def _add_stage(
         f"{stage.steps:,} steps x {stage.batch_size:,} images{passes} = "
         f"{stage.steps * stage.batch_size:,} images, {estimate.parameters / 1e6:.2f} M parameters",
     )
+    accelerator = accelerator.for_stage(stage)
     if accelerator.compile or accelerator.why_eager:
         why = f"off: {accelerator.why_eager}" if accelerator.why_eager else accelerator.compile
         table.add_row(f"{name}, compile", why)

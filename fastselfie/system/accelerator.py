@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from fastselfie.config import RuntimeConfig
+from fastselfie.config import RuntimeConfig, StageConfig
 from fastselfie.errors import UserError
 from fastselfie.kernels.impl import unavailable
 from fastselfie.system.compilation import CUDA_GRAPH_MODES, choose_compile
@@ -122,6 +122,17 @@ class Accelerator:
     def compiled(self, model: nn.Module) -> Callable[..., Any]:
         """Return `model`, or a compiled module that shares its weights, as configured."""
         return model if self.compile is None else torch.compile(model, mode=self.compile)
+
+    def for_stage(self, stage: StageConfig) -> Accelerator:
+        """Return how it computes in `stage`: eagerly if the images of the stage change their size.
+
+        A config with `finetune.progressive` has runtime.compile: auto or off, so no choice is
+        overruled.
+        """
+        if self.compile is None or stage.image_size_at(0) is None:
+            return self
+        why = "each image size of finetune.progressive would be compiled"
+        return replace(self, compile=None, why_eager=why)
 
     def autocast(self) -> torch.autocast:
         """Return the autocast context of this device and precision."""

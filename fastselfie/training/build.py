@@ -50,6 +50,7 @@ def build_stage(
         objective: runs the network as it trains (replicated, compiled) on a micro-batch, and
             returns what `Objective` does.
     """
+    accelerator = accelerator.for_stage(settings)
     if accelerator.why_eager:
         say_once(f"runtime.compile is auto, and steps are not compiled: {accelerator.why_eager}")
     if accelerator.device.type == "cuda":

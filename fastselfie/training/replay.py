@@ -99,7 +99,8 @@ def replay_step(path: Path) -> Replay:
     data = config.pretraining_data if pretrains else config.data
     loader = build_loader(source, data, config.seed, accelerator.device)
     index = Index(record["samples"].numpy(), record["epochs"].numpy())
-    batch = loader.again(index)
+    side = step.stage.image_size_at(record["step"])
+    batch = loader.again(index).shrunk(side)
     set_random_state(record["random"], accelerator.device)
     found = Replay(record["step"] + 1)
     found.samples = [(int(s), int(e), source.name(int(s))) for s, e in zip(*index, strict=True)]

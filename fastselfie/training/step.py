@@ -100,6 +100,7 @@ class TrainStep:
             group["lr"] = rate
         begin_momentum(self.optimizer)
         self.guard.begin(step, batch.index)
+        batch = batch.shrunk(self.stage.image_size_at(step))
         loss, correct, answers = self._gradients_in_memory(step, batch)
         with trace_range("optimiser"):
             # The mean over all ranks, so that all reach the same verdict.

@@ -121,7 +121,6 @@ def test_a_mistake_is_one_line_that_names_it(tmp_path, text, overrides, words):
         ("model", "end_norm", True, False),
         ("pretrain", "ema", None, 0.9),
         ("pretrain", "progressive", [], [24]),
-        ("finetune", "progressive_until", 0.5, 0.8),
     ],
 )
 def test_a_removed_key_is_accepted_where_it_was_off(tmp_path, section, key, off, effective):

@@ -50,15 +50,14 @@ def test_dry_run_names_a_memory_that_is_too_small_for_one_image(cli, monkeypatch
     assert "a pass of one image needs about 0." in lines[0]
 
 
-def test_dry_run_says_whether_a_gpu_compiles_the_steps():
-    config = tiny_config()
-    cpu = choose_accelerator(config.runtime)
+def test_dry_run_says_whether_a_gpu_compiles_each_stage():
+    """A stage with progressive sizes is not compiled."""
+    config = tiny_config(finetune={"progressive": [16]})
+    gpu = replace(choose_accelerator(config.runtime), compile="default")
     table = Table()
-    for name, gpu in (
-        ("compiled", replace(cpu, compile="default")),
-        ("eager", replace(cpu, why_eager="no compiler")),
-    ):
-        dry_run._add_stage(table, name, config.pretrain, MemoryEstimate(1, 1, 1), gpu)
+    for name in ("pretrain", "finetune"):
+        estimate = MemoryEstimate(1, 1, 1)
+        dry_run._add_stage(table, name, getattr(config, name), estimate, gpu)
     texts = dict(zip(*(column._cells for column in table.columns), strict=True))
-    assert texts["compiled, compile"] == "default"
-    assert texts["eager, compile"] == "off: no compiler"
+    assert texts["pretrain, compile"] == "default"
+    assert texts["finetune, compile"].startswith("off: each image size of finetune.progressive")

@@ -83,3 +83,12 @@ def test_a_run_says_once_why_it_is_not_compiled(capsys):
     assert said.count("runtime.compile is auto, and steps are not compiled: no compiler") == 1
     build_pretraining(config, replace(gpu, why_eager=None))
     assert not capsys.readouterr().err
+
+
+def test_a_stage_with_progressive_sizes_is_not_compiled():
+    config = tiny_config(finetune={"progressive": [16]})
+    gpu = replace(accelerators.choose_accelerator(config.runtime), compile="default")
+    eager = gpu.for_stage(config.finetune)
+    assert eager.compile is None
+    assert eager.why_eager.startswith("each image size of finetune.progressive")
+    assert gpu.for_stage(config.pretrain) == gpu

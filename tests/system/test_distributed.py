@@ -240,7 +240,7 @@ def test_every_switch_of_the_method_goes_with_several_processes(tmp_path, yaml_o
     path = yaml_of(
         model={"query": "pooled", "logit_scale": "cosine", "mask_fraction": 0.5},
         pretrain={"patch_gap": 2, "patch_grey": 0.5, "patch_contrast": 0.4},
-        finetune={"form": "attention_pooling"},
+        finetune={"form": "attention_pooling", "progressive": [20]},
     )
     ended = torchrun("whole", "train", path, "--out", tmp_path / "run")
     assert ended.returncode == 0, ended.stderr

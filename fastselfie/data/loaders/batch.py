@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastselfie.data.draws import IntArray
 from fastselfie.data.loaders.failures import Failures
+from fastselfie.system.trace_ranges import trace_range
 
 
 class Index(NamedTuple):
@@ -64,6 +67,18 @@ class Batch:
         """Which images of the first view are to be mirrored, (B,) bool."""
         return self.flips[0]
 
+    def shrunk(self, side: int | None) -> Batch:
+        """The same samples, `side` pixels wide and high; None: as they are.
+
+        The antialiased bilinear filter is the loaders' own. In parts: floats take four times the
+        memory.
+        """
+        if side is None:
+            return self
+        with trace_range("patchify"):
+            parts = [_shrink(images, side) for images in torch.split(self.images, 64)]
+            return replace(self, views=(torch.cat(parts).contiguous(),))
+
     def split(self, size: int) -> Iterator[Batch]:
         """Micro-batches of `size` images, views of this one."""
         for start in range(0, len(self.images), size):
@@ -74,3 +89,9 @@ class Batch:
                 tuple(flip[part] for flip in self.flips),
                 Index(self.index.samples[part], self.index.epochs[part]),
             )
+
+
+def _shrink(images: Tensor, side: int) -> Tensor:
+    pixels = images.permute(0, 3, 1, 2).float()
+    small = F.interpolate(pixels, size=(side, side), mode="bilinear", antialias=True)
+    return small.round().to(torch.uint8).permute(0, 2, 3, 1)

@@ -237,6 +237,9 @@ STEPS: dict[str, Callable[..., Any]] = {
     "finetuning with attention pooling": partial(
         finetunes, "cifar10", _BF16, "finetune.form=attention_pooling"
     ),
+    "finetuning with progressive sizes": partial(
+        finetunes, "cifar10", "finetune.progressive=[16, 24]", "finetune.steps=4"
+    ),
     "finetuning on in224": partial(finetunes, "in224", _BF16),
     "resumed with channels last": partial(resumes, "runtime.channels_last=false", _BF16),
     "resumed without channels last": partial(resumes, _BF16, "runtime.channels_last=false"),
