@@ -40,15 +40,14 @@ def switches(result: dict[str, Any]) -> str:
     rows = []
     for name, row in found.items():
         beside = PAPER_NAME if name.startswith(PAPER_NAME) else CONTEXT_NAME
-        finetuned = _only(row["top1"]["finetuned"])
         rows.append([
             name, str(len(row["seeds"])),
             _percent(mean(row["features"]["pretext_accuracy"])),
             _percent(row["features"]["pretext_chance"][0]),
-            percents(finetuned),
-            "" if name == beside else _difference(finetuned, found[beside]),
+            percents(_only(row["top1"]["finetuned"])),
+            "" if name == beside else _difference(row, found[beside]),
         ])  # fmt: skip
-    head = ["pretraining", "n", "pretext accuracy", "chance", "finetuned", "difference"]
+    head = ["pretraining", "n", "pretext accuracy", "chance", "finetuned", "difference (95%)"]
     return "\n".join([*table(head, rows), "", _note(result, {})])
 
 
@@ -72,9 +71,14 @@ def pretext_by_images(result: dict[str, Any]) -> str:
     return "\n".join([*columns, "", _note(result, {})])
 
 
-def _difference(finetuned: list[float], beside: dict[str, Any]) -> str:
-    difference = paired_difference(finetuned, _only(beside["top1"]["finetuned"]))
-    return gain(difference) if len(finetuned) > 1 else f"{100 * difference['mean']:+.1f}"
+def _difference(row: dict[str, Any], beside: dict[str, Any]) -> str:
+    """Return the difference between runs of the same seed; its interval if there are several."""
+    top1, other = (
+        dict(zip(each["seeds"], _only(each["top1"]["finetuned"]), strict=True))
+        for each in (row, beside)
+    )
+    difference = paired_difference(list(top1.values()), [other[seed] for seed in top1])
+    return gain(difference) if len(top1) > 1 else f"{100 * difference['mean']:+.1f}"
 
 
 def _only(by_share: dict[str, list[float]]) -> list[float]:
