@@ -62,7 +62,7 @@ def result_of(folders: Sequence[Path], command: str) -> dict[str, Any]:
     """
     tables = [_table(folder) for folder in folders]
     main = tables[0]
-    config = recorded_config(json.dumps(main["config"]))
+    config = recorded_config(json.dumps(main["config"]), folders[0] / JSON)
     rows = main["rows"]
     several = f"{len(main['seeds'])} seeds" if len(main["seeds"]) > 1 else "one seed"
     shares = ", ".join(f"{row['labels']:g}%" for row in rows)

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, model_validator
 from fastselfie.config.base import FREE_TO_CHANGE, Free, Section
 from fastselfie.config.data import DataConfig
 from fastselfie.config.model import ModelConfig
+from fastselfie.config.removed import effective_removed
 from fastselfie.config.reproduce import ReproduceConfig
 from fastselfie.config.runtime import CheckpointConfig, LogConfig, OptimizerConfig, RuntimeConfig
 from fastselfie.config.stages import FinetuneConfig, PretrainConfig, StageConfig
@@ -195,4 +196,7 @@ def differing_keys(
         matters = key.split(".")[0] in sections and not free and key not in unused
         if matters and not is_section and before != after:
             differing.append(f"{key} ({json.dumps(before)} -> {json.dumps(after)})")
+    for key, before, _ in effective_removed(old):
+        if key.split(".")[0] in sections and key not in unused:
+            differing.append(f"{key} ({json.dumps(before)} -> removed)")
     return differing

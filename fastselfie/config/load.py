@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import yaml
 from pydantic import ValidationError
 
 from fastselfie.config import Config, leaves
+from fastselfie.config.removed import drop_removed, effective_removed
 from fastselfie.errors import UserError
 
 
@@ -125,7 +126,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if not isinstance(values, dict):
         raise UserError(f"{path}: a config must be a mapping: see `fastselfie configs quickstart`")
     overridden = [_apply(values, override) for override in overrides]
-    _drop_removed(values)
+    for key, _, reason in effective_removed(values):
+        where = f"{key} (command line)" if key in overridden else f"{path}: {key}"
+        raise UserError(
+            f"{where} was removed, because {reason}: remove this key, or use an older version of "
+            "fastselfie"
+        )
+    drop_removed(values)
     try:
         return Config.model_validate_json(json.dumps(values, default=str))
     except TypeError as error:
@@ -134,34 +141,25 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(_one_line(error, path, overridden)) from None
 
 
-def recorded_config(text: str) -> Config:
-    """Read a config that a run recorded as JSON, possibly a run of an older version.
+def recorded_config(text: str, path: Path) -> Config:
+    """Read a config that a run recorded as JSON in `path`, possibly a run of an older version.
 
     Raises:
         UserError: A removed key has an effect in it.
     """
     values = json.loads(text)
-    _drop_removed(values)
+    refuse_removed(values, path)
+    drop_removed(values)
     return Config.model_validate_json(json.dumps(values))
 
 
-# (section, key): the value without an effect, and why the key was removed.
-_REMOVED: dict[tuple[str, str], tuple[Any, str]] = {
-    ("finetune", "recalibrate"): (0, "it changed no weight"),
-    ("model", "encoder_positions"): (True, "nobody measured a network without positions"),
-    ("model", "end_norm"): (True, "P without a norm at its end was no better"),
-    ("pretrain", "ema"): (None, "the average of the weights was no better than the last ones"),
-    ("pretrain", "progressive"): ([], "fewer steps of the same cost were better"),
-    ("pretrain", "progressive_until"): (0.5, "pretrain.progressive was"),
-}
-
-
-def _drop_removed(values: dict[str, Any]) -> None:
-    """Drop a removed key without an effect: older versions wrote all keys of their time."""
-    for (name, key), (neutral, reason) in _REMOVED.items():
-        section = values.get(name)
-        if isinstance(section, dict) and section.pop(key, neutral) != neutral:
-            raise UserError(f"{name}.{key} was removed, because {reason}: remove this key")
+def refuse_removed(values: Mapping[str, Any], path: Path) -> None:
+    """Raise UserError if a removed key has an effect in what a run recorded in `path`."""
+    for key, found, reason in effective_removed(values):
+        raise UserError(
+            f"{path}: was made with {key}={json.dumps(found)}, which was removed, because "
+            f"{reason}: use the version of fastselfie that made it"
+        )
 
 
 _TEXTS = frozenset({"name", "data.train", "data.test"})

@@ -42,7 +42,10 @@ class StageConfig(Section):
     """steps between checkpoints"""
 
     def image_size_at(self, step: int) -> int | None:
-        """Return the image side in `step` (from 0), or None for data.image_size."""
+        """Return the image side in `step` (from 0), or None for data.image_size.
+
+        `FinetuneConfig` has progressive sizes.
+        """
         return None
 
     @model_validator(mode="after")
@@ -103,8 +106,9 @@ class FinetuneConfig(StageConfig):
     paper's ResNet-36 + attention pooling"""
     progressive: tuple[PositiveInt, ...] = ()
     """increasing sides, in pixels, of the smaller images to begin with, each for an equal part of
-    the first progressive_until of the steps; then data.image_size. Patches shrink too, so their
-    number is constant. Images are shrunk on the device: this saves computation, not decoding"""
+    the first progressive_until of the steps; then data.image_size. With form: attention_pooling,
+    patches shrink too, so their number is constant. Images are shrunk on the device: this saves
+    computation, not decoding"""
     progressive_until: Fraction = 0.5
     """fraction of the steps; see progressive"""
     labels: Fraction = 0.1

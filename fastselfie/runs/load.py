@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastselfie.config import Config
-from fastselfie.config.load import load_config
+from fastselfie.config.load import load_config, refuse_removed
 from fastselfie.errors import UserError
 from fastselfie.models.selfie import Classifier, Selfie, build_classifier, build_selfie
 from fastselfie.runs.folder import CLASSES, CONFIG
@@ -169,10 +169,11 @@ def pretrained_of(config: Config, found: Checkpoint) -> Selfie:
 
     Raises:
         UserError: the checkpoint is of another model or of another `model.query`, whose weights
-            have the same shapes.
+            have the same shapes; or it was made with a key that was removed.
     """
-    # A checkpoint of an older version has no key "query".
-    query = json.loads(found.state["config"])["model"].get("query", "summed")
+    recorded = json.loads(found.state["config"])
+    refuse_removed({name: recorded[name] for name in ("model", PRETRAIN)}, found.path)
+    query = recorded["model"].get("query", "summed")  # a checkpoint of an older version lacks it
     if query != config.model.query:
         raise UserError(
             f"{found.path}: was pretrained with model.query={query}, but the config has "

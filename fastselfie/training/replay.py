@@ -80,7 +80,7 @@ def replay_step(path: Path) -> Replay:
     record = load_checkpoint(path)
     if record.get("kind") != NONFINITE or "samples" not in record:
         raise UserError(f"{path}: holds no step to run again: pass a nonfinite-STEP.pt")
-    config = recorded_config(record["config"])
+    config = recorded_config(record["config"], path)
     runtime = config.runtime.model_copy(update={"compile": "off", "cuda_graphs": False})
     config = config.model_copy(update={"runtime": runtime})
     accelerator = choose_accelerator(config.runtime)

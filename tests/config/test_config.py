@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
@@ -127,16 +128,28 @@ def test_a_removed_key_is_accepted_where_it_was_off(tmp_path, section, key, off,
     """As in the config that an older version wrote."""
     written = f"name: a\n{section}: {{{key}: {json.dumps(off)}}}"
     assert load(tmp_path, written) == load(tmp_path, "name: a")
-    with pytest.raises(UserError, match=rf"^{section}\.{key} was removed[^\n]*$"):
+    with pytest.raises(UserError, match=rf"^{section}\.{key} \(command line\) was removed[^\n]*$"):
         load(tmp_path, "name: a", f"{section}.{key}={json.dumps(effective)}")
+    with pytest.raises(UserError, match=rf"c\.yaml: {section}\.{key} was removed[^\n]*$"):
+        load(tmp_path, f"name: a\n{section}: {{{key}: {json.dumps(effective)}}}")
     # A file for `fastselfie replay` holds a config too.
     config = load(tmp_path, "name: a")
     recorded = config.model_dump(mode="json")
     recorded[section][key] = off
-    assert recorded_config(json.dumps(recorded)) == config
+    assert recorded_config(json.dumps(recorded), Path("a.pt")) == config
+    assert differing_keys(recorded, dump(config), [section]) == []
     recorded[section][key] = effective
-    with pytest.raises(UserError, match="was removed"):
-        recorded_config(json.dumps(recorded))
+    with pytest.raises(UserError, match=rf"^a\.pt: was made with {section}\.{key}=[^\n]*$"):
+        recorded_config(json.dumps(recorded), Path("a.pt"))
+    # A run that had an effect of it is not resumed.
+    differing = differing_keys(recorded, dump(config), [section])
+    assert differing == [f"{section}.{key} ({json.dumps(effective)} -> removed)"]
+
+
+def test_a_removed_key_that_depends_on_another_is_accepted(tmp_path):
+    """Without `progressive`, which is refused, `progressive_until` had no effect."""
+    written = "name: a\npretrain: {progressive: [], progressive_until: 0.8}"
+    assert load(tmp_path, written) == load(tmp_path, "name: a")
 
 
 def test_a_missing_file_is_named(tmp_path):

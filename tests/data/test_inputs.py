@@ -13,8 +13,8 @@ from fastselfie.kernels.patchify import patchify
 HARDER = {"patch_gap": 2, "patch_grey": 0.5, "patch_contrast": 0.5, "patch_brightness": 0.3}
 
 
-def batch_of(samples, epochs=None, side=32):
-    images = torch.stack([torch.from_numpy(np.array(picture(i, side, side))) for i in samples])
+def batch_of(samples, epochs=None):
+    images = torch.stack([torch.from_numpy(np.array(picture(i, 32, 32))) for i in samples])
     samples = np.array(samples, dtype=np.int64)
     epochs = np.zeros_like(samples) if epochs is None else np.array(epochs, dtype=np.int64)
     flip = torch.from_numpy(samples % 2 == 1)

@@ -245,6 +245,30 @@ def test_too_many_images_in_a_row_that_cannot_be_read_stop(image_folder, acceler
         list(loader.in_order(4))
 
 
+def zeros(images):
+    index = Index(np.arange(images), np.zeros(images, dtype=np.int64))
+    flat = torch.zeros(images)
+    return Batch((torch.zeros(images, 2, 2, 3, dtype=torch.uint8),), flat, (flat,), index)
+
+
+def test_one_overflow_in_fp16_halves_the_scale_and_changes_nothing_else(accelerator):
+    half = replace(accelerator, precision=Precision("fp16", "test"))
+    model = torch.nn.Linear(2, 2)
+
+    def objective(_):
+        # Its gradient is the slope x the scale, 2^16: 8 x that is above fp16's 65,504.
+        loss = slope * model(torch.ones(1, 2)).float().sum()
+        return loss, torch.zeros((), dtype=torch.int64), 1
+
+    training = TrainStep(model, objective, tiny_config().pretrain, half, 8)
+    for number, slope in enumerate((0.25, 8.0, 0.25)):
+        before = model.weight.clone()
+        training(number, zeros(8))
+        assert torch.equal(model.weight, before) == (slope == 8.0)
+    assert training.read().skipped == 0
+    assert float(training.scaler.get_scale()) == 2.0**15
+
+
 @pytest.mark.parametrize(("on_nonfinite", "step"), [("raise", 31), ("skip", 33)])
 def test_a_gradient_that_is_never_finite_stops_fp16_too(accelerator, on_nonfinite, step):
     """Its scale falls from 2^16 to 2^-14 in 30 steps; the next finds it spent."""
@@ -259,12 +283,9 @@ def test_a_gradient_that_is_never_finite_stops_fp16_too(accelerator, on_nonfinit
         return zero, torch.zeros((), dtype=torch.int64), 1
 
     training = TrainStep(model, objective, stage, half, 8)
-    index = Index(np.arange(8), np.zeros(8, dtype=np.int64))
-    flat = torch.zeros(8)
-    batch = Batch((torch.zeros(8, 2, 2, 3, dtype=torch.uint8),), flat, (flat,), index)
     before = [p.clone() for p in model.parameters()]
     for number in range(40):
-        training(number, batch)
+        training(number, zeros(8))
     found = training.guard.nonfinite_step()
     assert (found.step, found.loss, found.norm) == (step, 0.0, math.inf)
     assert all(map(torch.equal, before, model.parameters()))

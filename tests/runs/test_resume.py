@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import pytest
 import torch
+from conftest import tiny_config
 
-from fastselfie.training.checkpoint import load_checkpoint, save_checkpoint
+from fastselfie.errors import UserError
+from fastselfie.runs.load import pretrained_of
+from fastselfie.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 
 def only_latest(stage):
@@ -143,3 +148,12 @@ def test_the_control_can_be_trained_later(cli, tiny_yaml, image_folder, tmp_path
     second = json.loads(cli(*command).out)
     assert second["finetuned_accuracy"] == first["finetuned_accuracy"]
     assert "supervised_accuracy" in second
+
+
+def test_a_network_that_was_pretrained_with_a_removed_key_is_refused():
+    config = tiny_config()
+    recorded = config.model_dump(mode="json")
+    recorded["pretrain"]["ema"] = 0.9
+    found = Checkpoint(Path("latest.pt"), {"config": json.dumps(recorded)})
+    with pytest.raises(UserError, match=r"^latest\.pt: was made with pretrain\.ema=0\.9"):
+        pretrained_of(config, found)

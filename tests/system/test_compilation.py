@@ -11,6 +11,7 @@ from conftest import tiny_config
 from fastselfie.errors import UserError
 from fastselfie.system import accelerator as accelerators
 from fastselfie.system import compilation, console
+from fastselfie.training.finetune import build_finetuning, finetuning_stage
 from fastselfie.training.pretrain import build_pretraining
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -85,10 +86,14 @@ def test_a_run_says_once_why_it_is_not_compiled(capsys):
     assert not capsys.readouterr().err
 
 
-def test_a_stage_with_progressive_sizes_is_not_compiled():
+def test_a_stage_with_progressive_sizes_is_not_compiled(monkeypatch, capsys):
+    monkeypatch.setattr(torch, "compile", lambda model, mode: model)
+    console.say_once.cache_clear()
     config = tiny_config(finetune={"progressive": [16]})
     gpu = replace(accelerators.choose_accelerator(config.runtime), compile="default")
-    eager = gpu.for_stage(config.finetune)
-    assert eager.compile is None
-    assert eager.why_eager.startswith("each image size of finetune.progressive")
-    assert gpu.for_stage(config.pretrain) == gpu
+    stage = finetuning_stage(config, "images", from_p=False)
+    step = build_finetuning(config, stage, 2, gpu, None).step
+    assert step.accelerator.compile is None
+    assert "not compiled: each image size of finetune.progressive" in capsys.readouterr().err
+    assert build_pretraining(config, gpu).step.accelerator.compile == "default"
+    assert not capsys.readouterr().err

@@ -236,7 +236,7 @@ print(told)
     assert ended.stdout == "[1]\n", ended.stderr
 
 
-def test_every_switch_of_the_method_goes_with_several_processes(tmp_path, yaml_of):
+def test_the_recipe_and_the_second_form_go_with_several_processes(tmp_path, yaml_of):
     path = yaml_of(
         model={"query": "pooled", "logit_scale": "cosine", "mask_fraction": 0.5},
         pretrain={"patch_gap": 2, "patch_grey": 0.5, "patch_contrast": 0.4},

@@ -72,7 +72,7 @@ def paper(folder, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", SWITCHES)
-def test_a_switch_changes_the_first_losses_and_runs_through(
+def test_a_switch_runs_through_and_those_of_pretraining_change_its_first_losses(
     name, folder, paper, tmp_path, cli, tiny_yaml
 ):
     keys, pretraining = SWITCHES[name]
