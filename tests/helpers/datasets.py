@@ -82,3 +82,8 @@ def write_parquet(path: Path, labels: Sequence[int], classes: Sequence[str]) -> 
     note = {"info": {"features": {"label": {"_type": "ClassLabel", "names": classes}}}}
     pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(note)}), path)
     return path
+
+
+def names_beside(out: Path) -> list[str]:
+    """What a conversion to `out` left in its folder: the names that begin with that of `out`."""
+    return sorted(path.name for path in out.parent.glob(f"{out.stem}*"))

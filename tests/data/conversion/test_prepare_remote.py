@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import REPOSITORY, refused
+from helpers.datasets import names_beside
 from support.file_server import serving
 
 from fastselfie.data.beton.reader import BetonReader
@@ -33,10 +34,6 @@ def environment():
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])}
 
 
-def left(out):
-    return sorted(path.name for path in out.parent.glob(f"{out.stem}*"))
-
-
 @pytest.mark.parametrize("name", ["shards", "tables"])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_url_makes_the_bytes_of_local_files_while_connections_break(
@@ -48,7 +45,7 @@ def test_a_url_makes_the_bytes_of_local_files_while_connections_break(
     assert result.status == 0, result.err
     assert server.broken > 0
     assert out.read_bytes() == (originals / f"{name}.beton").read_bytes()
-    assert left(out) == ["out.beton"]
+    assert names_beside(out) == ["out.beton"]
 
 
 def test_many_requests_of_which_one_in_twenty_breaks(originals, tmp_path, cli):
@@ -184,14 +181,14 @@ def test_a_killed_command_goes_on_without_looking_for_the_images_again(originals
             time.sleep(0.01)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    assert "out.beton.index" in left(out)
+    assert "out.beton.index" in names_beside(out)
     server.paths.clear()
     assert subprocess.run(command, env=environment(), check=False).returncode == 0
     # The files are read from their begin once, for the images.
     begins = [1 for method, _, span in server.paths if method == "GET" and span and "=0-" in span]
     assert len(begins) == 0
     assert out.read_bytes() == (originals / "shards.beton").read_bytes()
-    assert left(out) == ["out.beton"]
+    assert names_beside(out) == ["out.beton"]
 
 
 def test_an_index_that_was_cut_by_a_kill_is_read_up_to_there(originals, server, tmp_path, cli):

@@ -6,14 +6,11 @@ import sys
 
 import pytest
 from conftest import refused
+from helpers.datasets import names_beside
 
 from fastselfie.data.sources import remote_files
 
 pytestmark = pytest.mark.slow
-
-
-def left(out):
-    return sorted(path.name for path in out.parent.glob(f"{out.stem}*"))
 
 
 def refused_last_line(result, words):
@@ -46,7 +43,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(own_server, tmp_path, c
     own_server.status = lambda _: 200
     result = cli("prepare", f"{own_server.url}/shards", *options)
     refused_last_line(result, "was begun with another source or other options")
-    for name in left(out):
+    for name in names_beside(out):
         (tmp_path / name).unlink()
     assert cli("prepare", f"{own_server.url}/shards", *options).status == 0
 
@@ -90,7 +87,7 @@ def test_a_server_that_stays_broken_is_given_up(server, tmp_path, cli, monkeypat
     told, error = result.err.splitlines()
     assert told.endswith("trying again")
     assert "cannot be read in 10 attempts (Service Unavailable)" in error
-    assert left(tmp_path / "a.beton") == []
+    assert names_beside(tmp_path / "a.beton") == []
 
 
 def test_a_refusal_at_the_start_writes_nothing(server, originals, tmp_path, cli):
