@@ -68,6 +68,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "kernels": lambda: step_tables.kernels(_read("kernels")),
     "norms": lambda: step_tables.norms(_read("kernels")),
     "traffic": lambda: traffic_tables.traffic(_read("traffic")),
+    "sweep": lambda: step_tables.sweep(_read("triton-sweep")),
     "table cost": lambda: training_tables.table_cost(_read("table-cost")),
     "reliability": lambda: reliability_tables.reliability(_read("reliability")),
     "scaling": lambda: reliability_tables.scaling(_read("reliability")["parts"]["paper"]),

@@ -12,7 +12,9 @@ from torch import Tensor
 from fastselfie.kernels.products_triton import rounded
 
 WARPS = 8
-SCALED_BLOCK = 8192  # values that a program scales
+SCALED_BLOCK = 4096  # values that a program scales
+# Older Tritons take more registers for the same tile.
+OLDER = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 7)
 
 
 @triton.jit

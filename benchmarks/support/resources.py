@@ -192,7 +192,10 @@ def pointwise(dtype: str, inputs: int, outputs: int, summed: bool) -> Program:
 
 
 def compiled(program: Program, target: int) -> dict[str, Any]:
-    """Compile a program for sm_TARGET and read its resources. Spilled registers are on a stack."""
+    """Compile a program for sm_TARGET and read its resources.
+
+    Spilled registers are on a stack. A stack that no instruction reads or writes is not counted.
+    """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -209,19 +212,30 @@ def compiled(program: Program, target: int) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
         file.flush()
-        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-        command = [str(tool), "--dump-resource-usage", file.name]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    usage = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+        text = _dumped("--dump-resource-usage", file.name)
+        usage = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+        spilled = usage["STACK"] + usage["LOCAL"]
+        if spilled and not re.search(r"\b(STL|LDL)\b", _dumped("-sass", file.name)):
+            spilled = 0
     return {
         "program": program.name,
         "shape": program.shape,
         "target": f"sm_{target}",
         "tile": program.tile,
         "registers": usage["REG"],
-        "spilled_bytes": usage["STACK"] + usage["LOCAL"],
+        "spilled_bytes": spilled,
         "shared_bytes": int(binary.metadata.shared),
     }
+
+
+def _dumped(what: str, cubin: str) -> str:
+    """Return what cuobjdump prints of a compiled program."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return subprocess.run(
+        [str(tool), what, cubin], capture_output=True, text=True, check=True
+    ).stdout
 
 
 if __name__ == "__main__":

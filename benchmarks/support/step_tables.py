@@ -101,3 +101,17 @@ def norms(result: dict[str, Any]) -> str:
     head = ["norm of in224", "C x H x W", "passes, forward + backward",
             "vectors and partial sums besides", "plain torch, each input read once"]  # fmt: skip
     return "\n".join(table(head, rows))
+
+
+def sweep(result: dict[str, Any]) -> str:
+    """What the tiles that `auto` chooses compile to, with each version of Triton."""
+    rows = []
+    for version, programs in sorted(result["versions"].items()):
+        compiled = [numbers for row in programs.values() for numbers in row["targets"].items()]
+        registers, spilled, shared = zip(*(numbers for _, numbers in compiled), strict=True)
+        targets = dict(compiled)
+        rows.append([version, ", ".join(targets), str(len(programs)), str(max(registers)),
+                     str(sum(spilled)), f"{max(shared) / 1024:.0f} KiB"])  # fmt: skip
+    head = ["Triton", "GPUs", "programs and shapes", "most registers of a thread",
+            "spilled bytes", "most shared memory"]  # fmt: skip
+    return "\n".join(table(head, rows))

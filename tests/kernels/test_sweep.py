@@ -1,9 +1,55 @@
-"""What triton_sweep.py calls a failure."""
+"""The tiles that `auto` chooses spill nothing, for every GPU and Triton; see triton_sweep.py."""
 
 from __future__ import annotations
 
+import json
+import re
+
+import pytest
 import triton_sweep
+from conftest import REPOSITORY
 from helpers.benchmarks import run_benchmark
+from support import sweep
+from support.resources import TARGETS
+
+
+@pytest.fixture(scope="module")
+def committed():
+    path = REPOSITORY / "benchmarks" / "results" / "triton-sweep.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_nothing_spills_and_shared_memory_suffices(committed):
+    assert triton_sweep.failures(committed) == []
+
+
+def test_the_oldest_and_the_pinned_triton_were_swept_and_a_newer_one(committed):
+    pinned = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8")
+    swept = list(committed["versions"])
+    assert f"triton=={swept[0]}\n" in pinned
+    oldest = re.search(r'"triton>=([^;]+);', (REPOSITORY / "pyproject.toml").read_text("utf-8"))
+    assert f"{oldest[1]}.0" in swept
+    assert max(map(_numbers, swept)) > _numbers(swept[0])
+
+
+def _numbers(version):
+    return tuple(map(int, version.split(".")))
+
+
+def test_every_tile_of_today_was_swept(committed):
+    """With another tile, or another shape that auto accepts, run the script again."""
+    today = {f"{p.name}: {p.shape}": list(p.tile.values()) for p in sweep.accepted()}
+    assert {name.split(":")[0] for name in today} == {
+        "score", "query_score", "scaling", "patchify", "norm_relu", "max_pool", "pointwise",
+    }  # fmt: skip
+    pinned = next(iter(committed["versions"].values()))
+    assert {name: row["tile"] for name, row in pinned.items()} == today
+    for version, rows in committed["versions"].items():  # older ones may have other tiles
+        assert set(rows) == set(today)
+        # There `auto` takes plain torch, see impl.lacks_products.
+        lacking = {"sm_120"} if version == "3.3.0" else set()
+        for row in rows.values():
+            assert set(row["targets"]) == {f"sm_{target}" for target in TARGETS} - lacking
 
 
 def test_a_spill_and_too_much_shared_memory_are_found():
