@@ -31,7 +31,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastselfie.kernels.fused_loss_triton import OLDER, WARPS, cross_entropy
+from fastselfie.kernels.fused_loss_triton import BEFORE_3_7, WARPS, cross_entropy
 from fastselfie.kernels.products_triton import add_product, add_product_for, rounded
 
 # Limit of a thread with 8 warps. Without one, the compiler spills some bytes to reach 128.
@@ -226,7 +226,7 @@ def tile_of(images: int, masked: int, table_rows: int, width: int, item_bytes: i
     rows = max(16, triton.next_power_of_2(table_rows))  # 16: the minimum for tensor cores
     entries = 8192 if item_bytes == 2 else 4096
     # X and h together would be more shared memory than consumer GPUs have, 99 KiB.
-    if rows > 16 or OLDER:
+    if rows > 16 or BEFORE_3_7:
         entries //= 2
     candidates = max(places, 16, min(entries // 32, entries // max(rows, places)))
     # Not more images than the batch has, or than u has registers for.
@@ -234,7 +234,7 @@ def tile_of(images: int, masked: int, table_rows: int, width: int, item_bytes: i
     candidates = min(candidates, max(16, places * images))
     small = rows < 64  # above, shared memory is the limit again
     # A wide chunk would spill.
-    narrow = candidates == 256 or (rows == 32 and (OLDER or item_bytes == 4))
+    narrow = candidates == 256 or (rows == 32 and (BEFORE_3_7 or item_bytes == 4))
     chunk = 32 if small and not narrow and width > 16 else 16
     # A third chunk would spill in the largest tile, with float32 u and half-precision h.
     stages = 3 if small and (candidates, places) != (256, 32) else 2

@@ -14,7 +14,7 @@ from fastselfie.kernels.products_triton import rounded
 WARPS = 8
 SCALED_BLOCK = 4096  # values that a program scales
 # Older Tritons take more registers for the same tile.
-OLDER = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 7)
+BEFORE_3_7 = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 7)
 
 
 @triton.jit

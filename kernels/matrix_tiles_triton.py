@@ -17,7 +17,7 @@ import triton.language as tl
 
 WARPS = 8
 TILE = 4096  # entries that a program loads at a time: 16 a thread
-UNALIGNED_TILE = 2048  # with channels that have no wide loads, whose addresses take registers
+UNALIGNED_TILE = 2048  # if C is no multiple of 16: narrow loads take registers for addresses
 PROGRAMS = 512  # that share a tensor: about 4 for each multiprocessor of a large GPU
 MERGED = 8192  # partial results that a program merges: 32 a thread
 PRODUCT_ROWS = 64  # of a tile of a matrix that pointwise_triton.py computes
@@ -74,7 +74,10 @@ class Tiling(NamedTuple):
 
 
 def tiling_of(rows: int, channels: int) -> Tiling:
-    """Choose tiles whose rows are at most 64 channels: 128 bytes in half precision."""
+    """Choose tiles whose rows are at most 64 channels: 128 bytes in half precision.
+
+    They are half as high if `channels` is no multiple of 16.
+    """
     width = min(triton.next_power_of_2(channels), 64)
     entries = TILE if channels % 16 == 0 else UNALIGNED_TILE
     height, blocks = entries // width, triton.cdiv(channels, width)

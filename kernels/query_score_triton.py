@@ -27,7 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastselfie.kernels.fused_loss_triton import OLDER, cross_entropy
+from fastselfie.kernels.fused_loss_triton import BEFORE_3_7, cross_entropy
 from fastselfie.kernels.products_triton import add_plain_product, add_product, rounded
 
 # --- the tile -------------------------------------------------------------------------------------
@@ -130,7 +130,8 @@ def tile_of(masked: int, width: int, item_bytes: int) -> Tile:
     chunk = max(16, min(entries // rows, triton.next_power_of_2(width)))
     if rows == 64:  # with a fourth chunk it would want more shared memory than 99 KiB
         return Tile(1, places, chunk, warps=8, stages=3, registers=255)
-    registers = 160 if OLDER and rows == 32 and item_bytes == 4 else 128
+    # With 128, older Tritons spill.
+    registers = 160 if BEFORE_3_7 and rows == 32 and item_bytes == 4 else 128
     return Tile(rows // places, places, chunk, warps=4, stages=4, registers=registers)
 
 

@@ -215,8 +215,11 @@ def compiled(program: Program, target: int) -> dict[str, Any]:
         text = _dumped("--dump-resource-usage", file.name)
         usage = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
         spilled = usage["STACK"] + usage["LOCAL"]
-        if spilled and not re.search(r"\b(STL|LDL)\b", _dumped("-sass", file.name)):
-            spilled = 0
+        if spilled:
+            code = _dumped("-sass", file.name)
+            assert "EXIT" in code, "cuobjdump prints no code"
+            if not re.search(r"\b(STL|LDL)\b", code):
+                spilled = 0
     return {
         "program": program.name,
         "shape": program.shape,

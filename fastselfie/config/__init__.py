@@ -196,7 +196,12 @@ def differing_keys(
         matters = key.split(".")[0] in sections and not free and key not in unused
         if matters and not is_section and before != after:
             differing.append(f"{key} ({json.dumps(before)} -> {json.dumps(after)})")
-    for key, before, _ in effective_removed(old):
-        if key.split(".")[0] in sections and key not in unused:
-            differing.append(f"{key} ({json.dumps(before)} -> removed)")
+    removed_old, removed_new = (
+        {key: json.dumps(value) for key, value, _ in effective_removed(values)}
+        for values in (old, new)
+    )
+    for key in removed_old | removed_new:
+        before, after = (found.get(key, "removed") for found in (removed_old, removed_new))
+        if key.split(".")[0] in sections and key not in unused and before != after:
+            differing.append(f"{key} ({before} -> {after})")
     return differing

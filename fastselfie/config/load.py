@@ -127,7 +127,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"{path}: a config must be a mapping: see `fastselfie configs quickstart`")
     overridden = [_apply(values, override) for override in overrides]
     for key, _, reason in effective_removed(values):
-        where = f"{key} (command line)" if key in overridden else f"{path}: {key}"
+        where = f"{key} (command line)" if _is_within(key, overridden) else f"{path}: {key}"
         raise UserError(
             f"{where} was removed, because {reason}: remove this key, or use an older version of "
             "fastselfie"
@@ -190,8 +190,7 @@ def _one_line(error: ValidationError, path: Path, overridden: Sequence[str]) -> 
     # Prefer a misspelt key: it may be the cause of the other faults.
     fault = min(faults, key=lambda f: f["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in fault["loc"])
-    from_line = any(key == o or key.startswith(o + ".") for o in overridden)
-    origin = "command line" if from_line else str(path)
+    origin = "command line" if _is_within(key, overridden) else str(path)
     if fault["type"] == "extra_forbidden":
         nearest = _nearest(key)
         text = f"unknown key '{key}' ({origin}): did you mean '{nearest}'?"
@@ -204,6 +203,11 @@ def _one_line(error: ValidationError, path: Path, overridden: Sequence[str]) -> 
         why = fault["msg"][:1].lower() + fault["msg"][1:]
         text = f"{key} is {json.dumps(fault['input'])} ({origin}): {why}"
     return text if len(faults) == 1 else f"{text} (and {len(faults) - 1} more)"
+
+
+def _is_within(key: str, overridden: Sequence[str]) -> bool:
+    """Return whether an override set `key` or a section that it is in."""
+    return any(key == other or key.startswith(other + ".") for other in overridden)
 
 
 def _nearest(key: str) -> str:

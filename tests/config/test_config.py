@@ -144,6 +144,9 @@ def test_a_removed_key_is_accepted_where_it_was_off(tmp_path, section, key, off,
     # A run that had an effect of it is not resumed.
     differing = differing_keys(recorded, dump(config), [section])
     assert differing == [f"{section}.{key} ({json.dumps(effective)} -> removed)"]
+    differing = differing_keys(dump(config), recorded, [section])
+    assert differing == [f"{section}.{key} (removed -> {json.dumps(effective)})"]
+    assert differing_keys(recorded, recorded, [section]) == []
 
 
 def test_a_removed_key_that_depends_on_another_is_accepted(tmp_path):
