@@ -236,7 +236,7 @@ def tile_of(images: int, masked: int, table_rows: int, width: int, item_bytes: i
     # A wide chunk would spill.
     narrow = candidates == 256 or (rows == 32 and (BEFORE_3_7 or item_bytes == 4))
     chunk = 32 if small and not narrow and width > 16 else 16
-    # A third chunk would spill in the largest tile, with float32 u and half-precision h.
+    # With 32 places, float32 u and half-precision h, a third chunk would spill in such a tile.
     stages = 3 if small and (candidates, places) != (256, 32) else 2
     return Tile(candidates // places, places, rows, chunk, stages)
 

@@ -45,7 +45,7 @@ CANDIDATES: dict[str, list[str]] = {
     # Each with one switch of docs/method-switches.md turned.
     "cosine centred windows": [*_CONTEXT, "pretrain.patch_jitter=false"],
     "cosine growing finetuning": [*_CONTEXT, "finetune.progressive=[24]"],
-    # As long as growing: 400 steps of which 200 have 24 of 32 pixels cost as much, in FLOPs.
+    # They cost as much, in FLOPs, as 400 steps of which 200 have 24 of 32 pixels.
     "cosine shorter pretraining": [*_CONTEXT, "pretrain.steps=312"],
     "cosine shorter finetuning": [*_CONTEXT, "finetune.steps=312", "finetune.eval_every=312"],
     "cosine finer grid": [*_CONTEXT, "model.patch_size=4", "pretrain.patch_gap=0"],

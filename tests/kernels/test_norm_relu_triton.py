@@ -20,10 +20,11 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=["fp32", "bf16", "fp16"])
 summed = pytest.mark.parametrize("summed", [False, True], ids=["alone", "summed"])
 
-# A tile has 4,096 entries, of up to 64 channels. Three values (of two, the terms of dx cancel); a
-# tile that is not full; several tiles of one channel; 33 channels, which are no power of two; more
-# channels than a tile.
-SHAPES = [(3, 1, 1, 1), (3, 5, 1, 7), (50, 1, 15, 17), (65, 33, 3, 3), (9, 130, 3, 5)]
+# A tile has up to 64 channels; 4,096 entries, or 2,048 if the channels are no multiple of 16. Three
+# values (of two, the terms of dx cancel); a tile that is not full; several tiles of one channel; 33
+# channels, which are no power of two; more channels than a tile; several tiles of aligned channels.
+SHAPES = [(3, 1, 1, 1), (3, 5, 1, 7), (50, 1, 15, 17), (65, 33, 3, 3), (9, 130, 3, 5),
+          (70, 16, 3, 5)]  # fmt: skip
 
 
 def case(shape, dtype=torch.float32, mean=0.5):
